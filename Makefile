@@ -1,0 +1,51 @@
+# Every target makes the virtual environment it needs. `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-teacher test test-slow lint types check bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make the virtual environment (.venv) with the pinned versions
+
+demo: $(STAMP) ## cache a teacher, train students from the cache, print the table (in demo-out/)
+	$(BIN)/pipeline demo --out demo-out
+
+demo-teacher: $(STAMP) ## train the demo's teacher anew (hours; PARQUET=DIR adds a corpus)
+	$(BIN)/python -m pipeline.demo.make_teacher --out pipeline/demo/teacher \
+		$(if $(PARQUET),--parquet "$(PARQUET)")
+
+test: $(STAMP) ## run the tests (offline, CPU, minutes)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(STAMP) ## run the tests that are too slow for `make test`
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(STAMP) ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## check types
+	$(BIN)/mypy
+
+check: lint types test ## everything that must hold before a merge
+
+bench: $(STAMP) ## measure what the speed claims rest on
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## remove the virtual environment and the tools' caches; results stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -not -path './demo-out/*' -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'Python 3.11 or newer is needed; "$(PYTHON)" is' \
+			"$$($(PYTHON) --version 2>&1 || true)." \
+			'Name another one: make $(MAKECMDGOALS) PYTHON=python3.12' >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@

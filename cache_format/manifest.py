@@ -1,0 +1,118 @@
+"""The manifest: what is in a cache, as a pure fold over its spec and its receipts.
+
+It is the same bytes whatever the order in which the receipts came, and the root of trust in all
+it names. It and ``spec.json``, which says what a cache that has no manifest yet is to become, are
+sealed JSON files (see ``plain.py``).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from cache_format import layout, plain
+from cache_format.errors import CorruptFileError, UnsupportedFormatError
+from cache_format.plain import FORMAT_VERSION
+from cache_format.receipt import ShardEntry, TeacherReceipt, header, parse
+from cache_format.spec import CacheSpec
+
+__all__ = ["Manifest", "ShardEntry", "fold", "read_manifest", "read_spec", "spec_bytes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A cache's table of contents, and the root of trust in all it names."""
+
+    spec: CacheSpec
+    shards: tuple[ShardEntry, ...]
+    """In rising order of unit."""
+    teacher_receipt_sha256: str | None
+    """Hash of the receipt of ``teacher/``; None while there is none."""
+    num_tokens_requested: int
+    """Budget of the last run that published."""
+    complete: bool
+    """Whether that run had reached its budget."""
+
+    @property
+    def format_version(self) -> str:
+        """Version of the format."""
+        return FORMAT_VERSION
+
+    @property
+    def cache_id(self) -> str:
+        """Identity of the cache."""
+        return self.spec.cache_id
+
+    def to_bytes(self) -> bytes:
+        """The bytes of ``manifest.json``."""
+        return plain.seal(header(self.spec) | plain.to_plain(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: Path) -> "Manifest":
+        """The manifest in the file ``path``, its seal and spec checked."""
+        step = f"Delete it and {layout.RUN_AGAIN}: it is made again from the receipts."
+        fields = plain.unseal(data, path, step)
+        spec = _spec_of(fields, path)
+        manifest: Manifest = parse(cls, fields, path, step)
+        units = [entry.unit for entry in manifest.shards]
+        if any(low >= high for low, high in pairwise(units)):
+            raise CorruptFileError(f"{path}: shards: units do not rise. {step}")
+        for entry in manifest.shards:
+            if entry.split != spec.split_of(entry.unit):
+                raise CorruptFileError(f"{path}: unit {entry.unit}: wrong split. {step}")
+        return manifest
+
+
+def fold(
+    spec: CacheSpec,
+    entries: Iterable[ShardEntry],
+    teacher: TeacherReceipt | None,
+    *,
+    num_tokens_requested: int,
+    complete: bool,
+) -> Manifest:
+    """The manifest of a cache with these receipts, in whatever order they come."""
+    return Manifest(
+        spec=spec,
+        shards=tuple(sorted(entries, key=lambda entry: entry.unit)),
+        teacher_receipt_sha256=None if teacher is None else teacher.receipt_sha256,
+        num_tokens_requested=num_tokens_requested,
+        complete=complete,
+    )
+
+
+def read_manifest(root: Path) -> Manifest:
+    """The manifest of the cache at ``root``, its seal and spec checked."""
+    path = root / layout.MANIFEST
+    return Manifest.from_bytes(layout.read_file(path, f"To make it, {layout.RUN_AGAIN}."), path)
+
+
+def spec_bytes(spec: CacheSpec) -> bytes:
+    """The bytes of ``spec.json``."""
+    return plain.seal(header(spec) | {"spec": spec.to_json()})
+
+
+def read_spec(path: Path) -> CacheSpec:
+    """The spec in ``spec.json``."""
+    step = (
+        f"If there is a {layout.MANIFEST} beside it, delete this file and {layout.RUN_AGAIN}; "
+        "otherwise start again in another directory."
+    )
+    return _spec_of(plain.unseal(layout.read_file(path, step), path, step), path)
+
+
+def _spec_of(fields: dict[str, Any], path: Path) -> CacheSpec:
+    try:
+        spec = CacheSpec.from_json(fields.get("spec"))
+    except ValueError as error:
+        raise UnsupportedFormatError(
+            f"{path}: its spec is not one that this program knows: {error}. Use the version of "
+            "xlstm-distill that wrote it, or a newer one."
+        ) from error
+    if fields.get("cache_id") != spec.cache_id:
+        raise CorruptFileError(
+            f"{path}: cache_id is {fields.get('cache_id')}, but its spec has {spec.cache_id}. "
+            "Put the file back from a copy of the cache."
+        )
+    return spec

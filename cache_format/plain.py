@@ -1,0 +1,143 @@
+"""Frozen dataclasses to JSON values and back, strictly; and JSON files that carry their own seal.
+
+A sealed file is a JSON object whose last key, ``seal``, is the SHA-256 of all bytes before it:
+one flipped bit anywhere in the file is noticed, without anyone having to agree on how to print a
+number. Used by spec, receipts and manifest.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from cache_format.errors import CorruptFileError, UnsupportedFormatError
+
+FORMAT_VERSION = "1.0"
+
+_SEAL = re.compile(rb',\n "seal": "([0-9a-f]{64})"\n}\n')
+_SEAL_BYTES = len(b',\n "seal": ""\n}\n') + 64
+
+
+def canonical_json(value: object) -> bytes:
+    """``value`` as JSON in the one way that is hashed: sorted keys, no blanks, ASCII."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode("ascii")
+
+
+def seal(fields: Mapping[str, object]) -> bytes:
+    """The bytes of a sealed file that holds ``fields``, one line each item."""
+    body = json.dumps(fields, sort_keys=True, indent=1, allow_nan=False).encode("ascii")
+    prefix = body.removesuffix(b"\n}")
+    digest = hashlib.sha256(prefix).hexdigest().encode()
+    return prefix + b',\n "seal": "' + digest + b'"\n}\n'
+
+
+def unseal(data: bytes, path: Path, next_step: str) -> dict[str, Any]:
+    """The fields of the sealed file ``path`` that holds ``data``.
+
+    Raises CorruptFileError if the seal is broken and UnsupportedFormatError if its format's
+    major version is not ours; both name ``path`` and ``next_step``.
+    """
+    prefix, suffix = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+    match = _SEAL.fullmatch(suffix)
+    if match is None or hashlib.sha256(prefix).hexdigest().encode() != match[1]:
+        _refuse_foreign_version(_object(data), path)
+        raise CorruptFileError(
+            f"{path}: damaged: its seal does not fit its {len(data)} bytes. {next_step}"
+        )
+    fields = _object(prefix + b"}")
+    _refuse_foreign_version(fields, path)
+    if "format_version" not in fields:
+        raise CorruptFileError(f"{path}: holds no format_version. {next_step}")
+    return fields
+
+
+def to_plain(value: Any) -> Any:
+    """``value`` (dataclass, tuple, mapping, scalar) as JSON types; whole floats stay floats."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = get_type_hints(type(value))
+        return {name: _to_plain_as(hint, getattr(value, name)) for name, hint in hints.items()}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def from_plain(hint: Any, value: object, where: str = "", *, ignore_unknown: bool = False) -> Any:
+    """A value of the type ``hint`` (dataclass, tuple, dict, scalar) from JSON types, strictly.
+
+    Raises ValueError naming the dotted field that is missing or of another type. Fields that a
+    dataclass does not have are an error too, unless they are to be ignored.
+    """
+    if dataclasses.is_dataclass(hint):
+        return _from_plain_dataclass(hint, value, where, ignore_unknown)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal and value in arguments:
+        return value
+    if origin in (Union, types.UnionType):
+        inner = next(argument for argument in arguments if argument is not types.NoneType)
+        return None if value is None else from_plain(inner, value, where)
+    if origin is tuple and isinstance(value, list):
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) == len(value):
+            return tuple(
+                from_plain(kind, item, f"{where}[{index}]", ignore_unknown=ignore_unknown)
+                for index, (kind, item) in enumerate(zip(kinds, value, strict=True))
+            )
+    if origin is dict and isinstance(value, dict):
+        return {
+            key: from_plain(arguments[1], item, f"{where}.{key}") for key, item in value.items()
+        }
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is hint:
+        return value
+    raise ValueError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {value!r}")
+
+
+def _to_plain_as(hint: Any, value: Any) -> Any:
+    if hint is float:
+        return float(value)
+    if get_origin(hint) is tuple and get_args(hint)[-1] is Ellipsis:
+        return [_to_plain_as(get_args(hint)[0], item) for item in value]
+    return to_plain(value)
+
+
+def _from_plain_dataclass(cls: Any, value: object, where: str, ignore_unknown: bool) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected an object, found {value!r}")
+    dot = f"{where}." if where else ""
+    hints = get_type_hints(cls)
+    unknown = set() if ignore_unknown else value.keys() - hints.keys()
+    for name in sorted((hints.keys() - value.keys()) | unknown):
+        raise ValueError(f"{dot}{name}: {'missing' if name in hints else 'not a known field'}")
+    return cls(
+        **{
+            name: from_plain(hint, value[name], dot + name, ignore_unknown=ignore_unknown)
+            for name, hint in hints.items()
+        }
+    )
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _refuse_foreign_version(fields: dict[str, Any], path: Path) -> None:
+    version = fields.get("format_version")
+    if isinstance(version, str) and re.fullmatch(r"[0-9]+\.[0-9]+", version):
+        known = FORMAT_VERSION.partition(".")[0]
+        if version.partition(".")[0] != known:
+            raise UnsupportedFormatError(
+                f"{path}: format version {version}, but this program reads {known}.x. Use the "
+                "version of xlstm-distill that wrote it, or a newer one."
+            )

@@ -1,0 +1,176 @@
+"""Receipts: one for each finished shard, one for the teacher's files.
+
+A receipt is written once, when what it tells of is whole. It is a sealed JSON file (see
+``plain.py``). Here are the types and their way to bytes and back; the writer decides when they
+are written, the reader what to make of them.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cache_format import layout, plain
+from cache_format.errors import CorruptFileError
+from cache_format.plain import FORMAT_VERSION
+from cache_format.spec import CacheSpec, Split
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Block(NamedTuple):
+    """One message of a shard, body included."""
+
+    offset: int
+    length: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardStatistics:
+    """Sums over a shard, taken when it was encoded."""
+
+    column_bytes: dict[str, int]
+    """Compressed bytes of each column, without the framing."""
+    num_scored: int
+    """Positions whose next token belongs to the same document."""
+    sum_num_kept: int
+    """Kept ids of all positions."""
+    sum_next_logprob: float
+    """Σ over scored positions of the teacher's log-probability of the next token."""
+    sum_kept_mass: float
+    """Σ over scored positions of the kept ids' share of the mass at T = 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """One finished shard, as the manifest lists it."""
+
+    unit: int
+    file: str
+    """Path relative to the cache."""
+    split: Split
+    num_rows: int
+    num_tokens: int
+    """Positions, scored or not."""
+    num_documents: int
+    num_skipped_documents: int
+    num_dropped_tokens: int
+    """Tokens at the unit's end that did not fill a row."""
+    corpus_position: str
+    """Where in the corpus the unit lies, for people to read."""
+    num_bytes: int
+    sha256: str
+    receipt_sha256: str
+    """Hash of the receipt's file."""
+    statistics: ShardStatistics
+
+    def __post_init__(self) -> None:
+        for name in ("sha256", "receipt_sha256"):
+            _require_sha256(name, getattr(self, name))
+        expected = layout.shard_file(self.unit, self.sha256)
+        if self.file != expected:
+            raise ValueError(f"file: expected {expected!r}, found {self.file!r}")
+        for name in ("unit", "num_rows", "num_tokens", "num_bytes", "num_documents"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: must not be negative, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """One finished shard and where its blocks lie: the schema, then each record batch."""
+
+    entry: ShardEntry
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherReceipt:
+    """The files in ``teacher/``."""
+
+    files: dict[str, tuple[int, str]]
+    """Size and SHA-256 by name."""
+    receipt_sha256: str
+
+    def __post_init__(self) -> None:
+        for name, (size, sha256) in self.files.items():
+            layout.require_attachment_name(name)
+            if size < 0:
+                raise ValueError(f"files.{name}: size must not be negative, found {size}")
+            _require_sha256(f"files.{name}", sha256)
+
+
+def receipt_bytes(receipt: Receipt, spec: CacheSpec) -> bytes:
+    """The bytes of a shard's receipt; its entry's own ``receipt_sha256`` is not part of them."""
+    fields: dict[str, Any] = plain.to_plain(receipt.entry)
+    del fields["receipt_sha256"]
+    return plain.seal(header(spec) | fields | {"blocks": plain.to_plain(receipt.blocks)})
+
+
+def read_receipt(root: Path, unit: int, spec: CacheSpec, expected_sha256: str | None) -> Receipt:
+    """The receipt of ``unit``, which must have the hash ``expected_sha256`` if one is given."""
+    path = root / layout.receipt_file(unit)
+    step = f"Delete it and {layout.RUN_AGAIN}: only unit {unit} is made again."
+    fields, sha256 = _read_sealed(path, step, spec, expected_sha256)
+    entry: ShardEntry = parse(ShardEntry, fields | {"receipt_sha256": sha256}, path, step)
+    blocks = parse(tuple[tuple[int, int, str], ...], fields.get("blocks"), path, step)
+    if entry.unit != unit or entry.split != spec.split_of(unit):
+        raise CorruptFileError(
+            f"{path}: is of unit {entry.unit} ({entry.split}), expected unit {unit}. {step}"
+        )
+    return Receipt(entry=entry, blocks=tuple(Block(*block) for block in blocks))
+
+
+def teacher_receipt_bytes(files: dict[str, tuple[int, str]], spec: CacheSpec) -> bytes:
+    """The bytes of the receipt of ``teacher/``."""
+    return plain.seal(header(spec) | {"files": plain.to_plain(files)})
+
+
+def read_teacher_receipt(
+    root: Path, spec: CacheSpec, expected_sha256: str | None
+) -> TeacherReceipt:
+    """The receipt of ``teacher/``, which must have the hash ``expected_sha256`` if one is given."""
+    path = root / layout.TEACHER_RECEIPT
+    step = layout.TEACHER_STEP
+    fields, sha256 = _read_sealed(path, step, spec, expected_sha256)
+    fields |= {"receipt_sha256": sha256}
+    receipt: TeacherReceipt = parse(TeacherReceipt, fields, path, step)
+    return receipt
+
+
+def header(spec: CacheSpec) -> dict[str, Any]:
+    """What every sealed file of a cache begins with."""
+    return {"format_version": FORMAT_VERSION, "cache_id": spec.cache_id}
+
+
+def parse(hint: Any, value: object, path: Path, step: str) -> Any:
+    """A value of type ``hint``; fields that only a later minor version knows are passed over."""
+    try:
+        return plain.from_plain(hint, value, ignore_unknown=True)
+    except ValueError as error:
+        raise CorruptFileError(f"{path}: {error}. {step}") from error
+
+
+def _read_sealed(
+    path: Path, step: str, spec: CacheSpec, expected_sha256: str | None
+) -> tuple[dict[str, Any], str]:
+    data = layout.read_file(path, step)
+    sha256 = hashlib.sha256(data).hexdigest()
+    fields = plain.unseal(data, path, step)
+    if expected_sha256 not in (None, sha256):
+        raise CorruptFileError(
+            f"{path}: not the file that the manifest names: expected SHA-256 {expected_sha256}, "
+            f"found {sha256}. {step}"
+        )
+    if fields.get("cache_id") != spec.cache_id:
+        raise CorruptFileError(
+            f"{path}: belongs to another cache: expected cache_id {spec.cache_id}, "
+            f"found {fields.get('cache_id')}. {step}"
+        )
+    return fields, sha256
+
+
+def _require_sha256(name: str, value: str) -> None:
+    if _SHA256.fullmatch(value) is None:
+        raise ValueError(f"{name}: expected 64 hex digits, found {value!r}")

@@ -1,0 +1,255 @@
+"""What determines a cache: every field here changes its bytes, and nothing else does.
+
+``CacheSpec.cache_id`` is the cache's identity. Imports nothing heavy: the command line builds a
+spec's parts before anything else is loaded.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal
+
+from cache_format import plain
+from cache_format.plain import FORMAT_VERSION
+
+__all__ = [
+    "FORMAT_VERSION",
+    "CacheSpec",
+    "CorpusSpec",
+    "SketchSpec",
+    "Split",
+    "TargetSpec",
+    "TeacherSpec",
+    "differences",
+]
+
+Split = Literal["train", "validation"]
+
+_MAX_IDS = 2**24  # ids are stored in three bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSpec:
+    """The model whose predictions the cache holds."""
+
+    source: str
+    """Hub id, or name of the directory it was read from."""
+    revision: str
+    """Commit on the Hub; empty for a directory, which its hashes pin."""
+    weights_sha256: str
+    """Hash over the weight files."""
+    tokenizer_sha256: str
+    """Hash over the tokenizer's files."""
+    dtype: str
+    """Precision of the body, such as ``bfloat16``."""
+    attention: str
+    """Attention implementation."""
+    hidden_size: int
+    """Width of a hidden state."""
+    num_layers: int
+    """Layers of the body."""
+    vocab_size: int
+    """Ids that take part in the softmax: 0 to vocab_size − 1."""
+    head_rows: int
+    """Rows of the head, padding included."""
+    eos_token_id: int
+    """Id that ends a document."""
+
+    def __post_init__(self) -> None:
+        _require(self.hidden_size >= 1, "hidden_size", self.hidden_size, "1 or more")
+        _require(self.num_layers >= 1, "num_layers", self.num_layers, "1 or more")
+        _require(
+            1 <= self.head_rows <= _MAX_IDS, "head_rows", self.head_rows, f"from 1 to {_MAX_IDS}"
+        )
+        _require(
+            1 <= self.vocab_size <= self.head_rows,
+            "vocab_size",
+            self.vocab_size,
+            f"from 1 to head_rows ({self.head_rows}): a tokenizer larger than the head cannot work",
+        )
+        _require(
+            0 <= self.eos_token_id < self.vocab_size,
+            "eos_token_id",
+            self.eos_token_id,
+            f"below vocab_size ({self.vocab_size})",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSpec:
+    """The documents, their order, and how they are cut into units."""
+
+    source: str
+    """Hub dataset id, or a name for local files."""
+    config: str
+    """Configuration of the Hub dataset."""
+    split: str
+    """Split of the Hub dataset."""
+    revision: str
+    """Commit on the Hub; empty for local files."""
+    files: tuple[tuple[str, str], ...]
+    """Name and SHA-256 of every file in reading order; no hash where the revision pins it."""
+    text_column: str
+    """Column that holds a document's text."""
+    on_bad_document: str
+    """What a document that is not text does."""
+    documents_per_unit: int
+    """Documents in one unit, hence in one shard."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.documents_per_unit >= 1, "documents_per_unit", self.documents_per_unit, "1 or more"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSpec:
+    """What is kept of the teacher's distribution at a position."""
+
+    top_k: int
+    """The most ids kept of a position."""
+    keep_mass: float
+    """Ids are kept until they hold this share of the mass; 1 keeps top_k of them."""
+    inverse_temperatures: tuple[float, ...]
+    """Nodes s = 1/T at which the log-mass of the tail is stored: rising, the last is 1."""
+    logit_step: float = 1 / 16
+    """Quantisation step of the gaps, nats at T = 1; a power of two."""
+    tail_step: float = 1 / 256
+    """Quantisation step of the tail's log-mass, nats; a power of two."""
+
+    def __post_init__(self) -> None:
+        nodes = self.inverse_temperatures
+        _require(1 <= self.top_k <= 65_535, "top_k", self.top_k, "from 1 to 65535")
+        _require(0.0 < self.keep_mass <= 1.0, "keep_mass", self.keep_mass, "above 0, at most 1")
+        _require(
+            1 <= len(nodes) <= 8
+            and nodes[-1] == 1.0
+            and nodes[0] > 0.0
+            and all(low < high for low, high in pairwise(nodes)),
+            "inverse_temperatures",
+            nodes,
+            "1 to 8 rising numbers above 0, the last of them 1.0",
+        )
+        for name in ("logit_step", "tail_step"):
+            step = getattr(self, name)
+            _require(
+                2**-10 <= step <= 1.0 and math.frexp(step)[0] == 0.5,
+                name,
+                step,
+                "a power of two from 1/1024 to 1",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SketchSpec:
+    """How a position's hidden state is projected."""
+
+    kind: Literal["rademacher", "none"]
+    """Random signs drawn anew for every unit, or no hidden states at all."""
+    hidden_states: str = "mean_over_layers"
+    """Which hidden state of the teacher is projected."""
+    dim: int
+    """Numbers per position; 0 when there is no sketch."""
+    dtype: Literal["int8"] = "int8"
+    """How they are stored."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "none":
+            _require(self.dim == 0, "dim", self.dim, "0 when kind is 'none'")
+        else:
+            _require(self.kind == "rademacher", "kind", self.kind, "'rademacher' or 'none'")
+            _require(1 <= self.dim <= 65_535, "dim", self.dim, "from 1 to 65535")
+        _require(self.dtype == "int8", "dtype", self.dtype, "'int8'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """Everything that determines a cache's content."""
+
+    teacher: TeacherSpec
+    corpus: CorpusSpec
+    targets: TargetSpec
+    sketch: SketchSpec
+    sequence_length: int
+    """T: positions of a row."""
+    validation_every: int
+    """Units 0, n, 2n, … are validation."""
+    rows_per_batch: int = 4
+    """Rows of a record batch, the least that a random read decodes."""
+    seed: int
+    """Seed of the sketch's signs."""
+
+    def __post_init__(self) -> None:
+        _require(
+            2 <= self.sequence_length <= 65_535,
+            "sequence_length",
+            self.sequence_length,
+            "from 2 to 65535",
+        )
+        _require(self.validation_every >= 2, "validation_every", self.validation_every, "2 or more")
+        _require(
+            1 <= self.rows_per_batch <= 65_535,
+            "rows_per_batch",
+            self.rows_per_batch,
+            "from 1 to 65535",
+        )
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2^63 − 1")
+        _require(
+            self.targets.top_k <= self.teacher.vocab_size,
+            "targets.top_k",
+            self.targets.top_k,
+            f"at most teacher.vocab_size ({self.teacher.vocab_size}): there are no more ids",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The spec as JSON values."""
+        value: dict[str, Any] = plain.to_plain(self)
+        return value
+
+    @classmethod
+    def from_json(cls, value: object) -> "CacheSpec":
+        """The spec that ``to_json`` gave; raises ValueError naming a field that is not as it was.
+
+        An unknown field is refused: it would change what the rest means.
+        """
+        spec: CacheSpec = plain.from_plain(cls, value)
+        return spec
+
+    def canonical_json(self) -> bytes:
+        """The bytes that are hashed to the cache's identity."""
+        return plain.canonical_json(self.to_json())
+
+    @cached_property
+    def cache_id(self) -> str:
+        """SHA-256 of the canonical spec, in hex."""
+        return hashlib.sha256(self.canonical_json()).hexdigest()
+
+    def split_of(self, unit: int) -> Split:
+        """The split that ``unit`` belongs to."""
+        return "validation" if unit % self.validation_every == 0 else "train"
+
+
+def differences(expected: CacheSpec, found: CacheSpec) -> list[str]:
+    """Every field in which two specs differ, as ``teacher.dtype: expected 'a', found 'b'``."""
+    ours, theirs = (dict(_leaves(spec.to_json())) for spec in (expected, found))
+    return [
+        f"{name}: expected {ours[name]!r}, found {theirs[name]!r}"
+        for name in ours
+        if ours[name] != theirs[name]
+    ]
+
+
+def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from _leaves(item, f"{prefix}{key}.")
+        else:
+            yield prefix + key, item
+
+
+def _require(holds: bool, name: str, found: object, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}: must be {allowed}, found {found!r}")

@@ -1,0 +1,1 @@
+"""The command line: read a recipe, check it, call a stage, show its progress."""

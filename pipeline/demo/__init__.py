@@ -1,0 +1,1 @@
+"""The embedded default: a small teacher, a corpus on every machine, and the ordinary commands."""

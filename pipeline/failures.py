@@ -1,0 +1,69 @@
+"""What the person at the terminal is told when a command fails.
+
+In: the exception that ended the command, the command's name and its recipe. Out: a message that
+ends with the next step. Called by ``session.py``.
+"""
+
+import errno
+
+from pipeline.recipe import Recipe
+
+_INTERRUPTED = {
+    "cache-teacher": "Finished shards are kept: the same command goes on after them.",
+    "train-student": "The same command with --resume goes on from the newest checkpoint.",
+    "demo": "What is finished is kept: the same command goes on after it.",
+}
+_OUT_OF_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
+
+
+def interrupted(command: str) -> str:
+    """What Ctrl-C left behind, and how to go on."""
+    return f"Interrupted. {_INTERRUPTED.get(command, '')}".strip()
+
+
+def explain(error: Exception, command: str, recipe: Recipe | None) -> str:
+    """The message for ``error``."""
+    if is_out_of_memory(error):
+        return f"out of memory: {_first_line(error)}\n{_smaller(command, recipe or Recipe())}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error}\nMake room and run the same command again; nothing finished is lost."
+    if isinstance(error, ValueError | OSError) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on a GPU or beside it; needs no torch to tell."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(mark in text for mark in _OUT_OF_MEMORY)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _smaller(command: str, recipe: Recipe) -> str:
+    """The settings to lower, with their values now."""
+    one, two = recipe.cache_teacher, recipe.train_student
+    if command == "cache-teacher":
+        return (
+            f"Lower cache_teacher.rows_per_forward (now {one.rows_per_forward}) or "
+            f"cache_teacher.head_chunk (now {one.head_chunk}), such as\n"
+            f"  --set cache_teacher.rows_per_forward={max(1, one.rows_per_forward // 2)} "
+            f"--set cache_teacher.head_chunk={max(1, one.head_chunk // 2)}\n"
+            "and run the command again; finished shards are kept."
+        )
+    if command in ("train-student", "demo"):
+        return (
+            f"Lower train_student.batch_size (now {two.batch_size}) and raise "
+            f"train_student.accumulation (now {two.accumulation}) by as much, or lower "
+            f"train_student.loss_chunk (now {two.loss_chunk}), such as\n"
+            f"  --set train_student.batch_size={max(1, two.batch_size // 2)} "
+            f"--set train_student.accumulation={two.accumulation * 2} "
+            f"--set train_student.loss_chunk={max(1, two.loss_chunk // 2)}\n"
+            "and run the command again with another --out: a run that has begun keeps its "
+            "batch_size."
+        )
+    return "Use a device with more memory."

@@ -1,0 +1,209 @@
+"""What is in a cache, and what one of its rows says, as data and as text.
+
+In: a cache's directory. Out: plain dictionaries, fit for JSON, and their text. Called by
+``pipeline inspect``.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import cache_format
+from cache_format.codec import Row
+from cache_format.manifest import ShardEntry
+from cache_format.reader import Cache
+
+_TOP = 5
+
+
+def summarise(path: Path) -> dict[str, Any]:
+    """What the cache at ``path`` holds, from its manifest alone. Raises CacheError."""
+    cache = cache_format.open(path, allow_incomplete=True)
+    shards = cache.manifest.shards
+    return {
+        "path": str(path),
+        "cache_id": cache.cache_id,
+        "format_version": cache.manifest.format_version,
+        "complete": cache.manifest.complete,
+        "num_shards": len(shards),
+        "num_bytes": sum(shard.num_bytes for shard in shards),
+        "num_tokens": {
+            "train": sum(shard.num_tokens for shard in cache.shards("train")),
+            "validation": sum(shard.num_tokens for shard in cache.shards("validation")),
+        },
+        "num_documents": sum(shard.num_documents for shard in shards),
+        "num_skipped_documents": sum(shard.num_skipped_documents for shard in shards),
+        "num_dropped_tokens": sum(shard.num_dropped_tokens for shard in shards),
+        "bytes_per_token": _bytes_per_token(shards),
+        "teacher": _teacher_figures(shards),
+        "spec": cache.spec.to_json(),
+    }
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """``summarise``'s result for people."""
+    spec, figures = summary["spec"], summary["teacher"]
+    state = "complete" if summary["complete"] else "NOT COMPLETE: still being written, or cut short"
+    tokens = summary["num_tokens"]
+    lines = [
+        f"{summary['path']}: {state}",
+        f"  cache id    {summary['cache_id']} (format {summary['format_version']})",
+        f"  teacher     {_source(spec['teacher'])}, {spec['teacher']['dtype']}",
+        f"  corpus      {_source(spec['corpus'])}",
+        f"  tokens      {tokens['train']:,} train, {tokens['validation']:,} validation, "
+        f"in rows of {spec['sequence_length']}",
+        f"  documents   {summary['num_documents']:,}, {summary['num_skipped_documents']:,} "
+        f"skipped; {summary['num_dropped_tokens']:,} tokens filled no row",
+        f"  shards      {summary['num_shards']:,}, {summary['num_bytes'] / 1e6:,.1f} MB",
+    ]
+    if figures is not None:
+        lines += [
+            f"  teacher     perplexity {figures['perplexity']:.2f} "
+            f"(loss {figures['loss']:.4f} nats) on {figures['num_scored']:,} scored positions",
+            f"  kept        {figures['mean_num_kept']:.1f} ids a position, "
+            f"{figures['mean_kept_mass']:.2%} of the mass",
+            "  bytes/token",
+            *(f"    {name:18} {size:8.2f}" for name, size in summary["bytes_per_token"].items()),
+        ]
+    return "\n".join([*lines, "  spec", *_settings(spec)])
+
+
+def decode_row(path: Path, split: Literal["train", "validation"], index: int) -> dict[str, Any]:
+    """What row ``index`` of ``split`` holds at each position.
+
+    Raises ValueError if there is no such row, CacheError if it cannot be read.
+    """
+    cache = cache_format.open(path, allow_incomplete=True)
+    num_rows = cache.num_rows(split)
+    if index >= num_rows:
+        raise ValueError(f"{path}: no row {index}: {split} has {num_rows:,} rows, from 0 on")
+    unit, row = cache.read_row(split, index, with_sketch=False)
+    return {
+        "split": split,
+        "row": index,
+        "unit": unit,
+        "document_starts": [0, *row.document_starts.tolist()],
+        "positions": _positions(row, _piece_of(cache)),
+    }
+
+
+def row_text(decoded: dict[str, Any]) -> str:
+    """``decode_row``'s result as a table."""
+    lines = [
+        f"{decoded['split']} row {decoded['row']}, unit {decoded['unit']}: documents start at "
+        f"{', '.join(map(str, decoded['document_starts']))}",
+        f"{'':>5}  {'token':18}{'next token':18}{'p(next)':>8}  {'tail':>7}  likeliest",
+    ]
+    for position in decoded["positions"]:
+        line = f"{position['position']:5}  {_cell(position['token'])}{_cell(position['next'])}"
+        if position["is_scored"]:
+            kept = "  ".join(f"{entry['text']!r} {entry['p']:.3f}" for entry in position["kept"])
+            line += f"{position['p_next']:8.4f}  {position['tail_mass']:7.4f}  {kept}"
+        else:
+            line += "       –        –  the next token begins another document"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _positions(row: Row, piece: Callable[[int], str]) -> list[dict[str, Any]]:
+    ends = np.cumsum(row.num_kept, dtype=np.int64)
+    scored = row.scored()
+    positions = []
+    for t, end in enumerate(ends.tolist()):
+        token, following = int(row.token_ids[t]), int(row.token_ids[t + 1])
+        position: dict[str, Any] = {
+            "position": t,
+            "token": {"id": token, "text": piece(token)},
+            "next": {"id": following, "text": piece(following)},
+            "is_scored": bool(scored[t]),
+        }
+        if scored[t]:
+            kept = slice(end - int(row.num_kept[t]), end)
+            probabilities, tail_mass = _distribution(row.gaps[kept], row.tail_log_mass[t, -1])
+            top = zip(row.kept_ids[kept].tolist(), probabilities.tolist(), strict=True)
+            position |= {
+                "p_next": math.exp(row.next_logprob[t]),
+                "num_kept": int(row.num_kept[t]),
+                "tail_mass": tail_mass,
+                "kept": [{"id": i, "text": piece(i), "p": p} for i, p in list(top)[:_TOP]],
+            }
+        positions.append(position)
+    return positions
+
+
+def _distribution(gaps: np.ndarray, tail_log_mass: float) -> tuple[np.ndarray, float]:
+    """Probabilities of the kept ids and of everything else, at T = 1 (the last node)."""
+    weights = np.exp(-gaps.astype(np.float64))
+    tail = math.exp(tail_log_mass)
+    total = weights.sum() + tail
+    return weights / total, float(tail / total)
+
+
+def _piece_of(cache: Cache) -> Callable[[int], str]:
+    """Text of a token by the teacher's tokenizer; the bare id where its kind is another one."""
+    if "tokenizer.json" not in cache.attachments():
+        return lambda token_id: f"#{token_id}"
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(cache.attachment("tokenizer.json")))
+    return lambda token_id: str(tokenizer.decode([token_id], skip_special_tokens=False))
+
+
+def _bytes_per_token(shards: tuple[ShardEntry, ...]) -> dict[str, float]:
+    """Bytes a position of each column, of what Arrow adds around them, and in all."""
+    num_tokens = sum(shard.num_tokens for shard in shards)
+    if not num_tokens:
+        return {}
+    num_bytes: dict[str, int] = {}
+    for shard in shards:
+        for name, size in shard.statistics.column_bytes.items():
+            num_bytes[name] = num_bytes.get(name, 0) + size
+    total = sum(shard.num_bytes for shard in shards)
+    num_bytes |= {"(framing)": total - sum(num_bytes.values()), "(all)": total}
+    return {name: size / num_tokens for name, size in num_bytes.items()}
+
+
+def _teacher_figures(shards: tuple[ShardEntry, ...]) -> dict[str, float] | None:
+    """What the teacher made of the corpus; None while nothing is scored."""
+    statistics = [shard.statistics for shard in shards]
+    num_scored = sum(one.num_scored for one in statistics)
+    if not num_scored:
+        return None
+    loss = -sum(one.sum_next_logprob for one in statistics) / num_scored
+    return {
+        "num_scored": num_scored,
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "mean_kept_mass": sum(one.sum_kept_mass for one in statistics) / num_scored,
+        "mean_num_kept": sum(one.sum_num_kept for one in statistics) / num_scored,
+    }
+
+
+def _source(part: dict[str, Any]) -> str:
+    names = [part["source"], part.get("config"), part.get("split")]
+    if part["revision"]:
+        names.append(f"at {part['revision'][:12]}")
+    elif "weights_sha256" in part:
+        names.append(f"(weights {part['weights_sha256'][:12]})")
+    return " ".join(name for name in names if name)
+
+
+def _settings(spec: dict[str, Any], prefix: str = "") -> list[str]:
+    """``targets.top_k  64`` and so on; lists of files are counted, not printed."""
+    lines = []
+    for key, value in spec.items():
+        if isinstance(value, dict):
+            lines += _settings(value, f"{prefix}{key}.")
+        elif key == "files":
+            lines.append(f"    {prefix + key:28} {len(value):,} files (--json lists them)")
+        else:
+            lines.append(f"    {prefix + key:28} {value}")
+    return lines
+
+
+def _cell(token: dict[str, Any]) -> str:
+    text = repr(token["text"])
+    return f"{text if len(text) <= 16 else text[:15] + '…':18}"

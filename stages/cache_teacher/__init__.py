@@ -1,0 +1,1 @@
+"""Stage one: a teacher reads a corpus once and writes its targets into a cache."""

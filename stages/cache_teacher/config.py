@@ -1,0 +1,93 @@
+"""What stage one is told: the ``[cache_teacher]`` table of a recipe.
+
+Imports nothing heavy, so that a wrong recipe is refused at once.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheTeacherConfig:
+    """Settings of stage one. The defaults are the paper's (arXiv 2503.18565)."""
+
+    teacher: str = "Qwen/Qwen2.5-1.5B"
+    """Hub id or directory of a causal language model with safetensors weights."""
+    teacher_revision: str = "main"
+    """Branch, tag or commit of the teacher on the Hub; resolved to a commit before use."""
+    teacher_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Precision of the teacher's body. The head always accumulates in float32."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Attention implementation; ``auto`` is ``sdpa``."""
+    device: str = "auto"
+    """``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
+
+    corpus: str = "HuggingFaceFW/fineweb"
+    """Hub dataset id, or a local Parquet/JSONL/text file or a directory of them."""
+    corpus_config: str = "sample-10BT"
+    """Configuration of the Hub dataset; unused for local files."""
+    corpus_split: str = "train"
+    """Split of the Hub dataset; unused for local files."""
+    corpus_revision: str = "main"
+    """Branch, tag or commit of the Hub dataset; resolved to a commit before use."""
+    text_column: str = "text"
+    """Column (Parquet) or key (JSONL) that holds a document's text."""
+    on_bad_document: Literal["error", "skip"] = "error"
+    """What a document that is not text does: stop the run, or be skipped and counted."""
+
+    num_tokens: int = 512_000_000
+    """Budget in positions; at most one unit more is cached. Not part of the cache's identity."""
+    sequence_length: int = 512
+    """T: positions of a packed sequence."""
+    documents_per_unit: int = 512
+    """Documents in one unit of work, hence in one shard."""
+    validation_every: int = 50
+    """Every n-th unit, from unit 0 on, is validation."""
+
+    top_k: int = 64
+    """K: the most kept ids of a position."""
+    keep_mass: float = 1.0
+    """Stop keeping ids of a position once they hold this share of the mass; 1 keeps all K."""
+    inverse_temperatures: tuple[float, ...] = (0.5, 0.625, 0.75, 0.875, 1.0)
+    """Nodes 1/T at which the log-mass of the tail is stored: rising eighths that end at 1."""
+    sketch: Literal["rademacher", "none"] = "rademacher"
+    """How the mean hidden state is projected; ``none`` stores no hidden states."""
+    sketch_dim: int = 64
+    """d: width of the sketch."""
+    seed: int = 0
+    """Seed of the sketch's signs."""
+
+    rows_per_forward: int = 16
+    """Sequences in one forward pass of the teacher; lower it when memory runs out."""
+    head_chunk: int = 1024
+    """Positions whose full logits exist at once; lower it when memory runs out."""
+
+    def __post_init__(self) -> None:
+        _require(2 <= self.sequence_length <= 65_535, "sequence_length", "from 2 to 65,535")
+        _require(1 <= self.num_tokens, "num_tokens", "1 or more")
+        _require(1 <= self.documents_per_unit, "documents_per_unit", "1 or more")
+        _require(2 <= self.validation_every, "validation_every", "2 or more")
+        _require(1 <= self.top_k <= 65_535, "top_k", "from 1 to 65,535")
+        _require(0.0 < self.keep_mass <= 1.0, "keep_mass", "above 0 and at most 1")
+        _require(1 <= self.rows_per_forward, "rows_per_forward", "1 or more")
+        _require(1 <= self.head_chunk, "head_chunk", "1 or more")
+        _require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 − 1")
+        _require(
+            8 <= self.sketch_dim <= 4096 and self.sketch_dim % 8 == 0,
+            "sketch_dim",
+            "a multiple of 8 from 8 to 4,096",
+        )
+        nodes = self.inverse_temperatures
+        _require(
+            1 <= len(nodes) <= 8
+            and nodes[-1] == 1.0
+            and list(nodes) == sorted(set(nodes))
+            and all(0 < 8 * node <= 8 and float(8 * node).is_integer() for node in nodes),
+            "inverse_temperatures",
+            "1 to 8 rising multiples of 1/8 that end at 1.0, such as [0.5, 0.75, 1.0]",
+        )
+
+
+def _require(holds: bool, key: str, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{key}: must be {allowed}")

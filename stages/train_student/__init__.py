@@ -1,0 +1,1 @@
+"""Stage two: an xLSTM student is trained from a cache alone."""

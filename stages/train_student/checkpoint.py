@@ -1,0 +1,120 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+``step-0000500/tensors.safetensors`` holds the trainable weights, AdamW's moments and the generators'
+states; ``state.json`` the step, the gradient scaler, the settings, the cache's identity and the
+SHA-256 of the tensors. A checkpoint is published by rename: it is whole or absent. The loader needs
+no state of its own, since its order is a function of the step.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cache_format.atomic import publish_directory
+
+_NAME = re.compile(r"step-(\d{7,})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A loaded checkpoint. ``step`` counts finished optimizer steps."""
+
+    path: Path
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save(
+    directory: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int
+) -> Path:
+    """Publish a checkpoint of ``step`` and delete all but the newest ``keep``."""
+    target = directory / f"step-{step:07d}"
+    if target.exists():
+        return target
+    directory.mkdir(parents=True, exist_ok=True)
+    with publish_directory(target) as temporary:
+        save_file(tensors, temporary / "tensors.safetensors")
+        state = state | {"step": step, "tensors_sha256": _sha256(temporary / "tensors.safetensors")}
+        (temporary / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True) + "\n")
+    for path in _newest_first(directory)[keep:]:
+        shutil.rmtree(path)
+    return target
+
+
+def load_newest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint, and what was wrong with each newer one."""
+    problems: list[str] = []
+    for path in _newest_first(directory):
+        try:
+            return _load(path), problems
+        except (OSError, ValueError, KeyError) as error:
+            problems.append(f"{path}: {error}; an older checkpoint is used instead")
+    return None, problems
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """AdamW's moments and step counts by parameter name."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"optimizer.{names[id(parameter)]}.{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]
+) -> None:
+    """The inverse of ``optimizer_tensors``."""
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            name, _, field = key.removeprefix("optimizer.").rpartition(".")
+            parameter = parameters[name]
+            # AdamW keeps its step counts on the CPU and its moments beside the parameter.
+            device = value.device if field == "step" else parameter.device
+            optimizer.state[parameter][field] = value.to(device)
+
+
+def generator_tensors() -> dict[str, Tensor]:
+    """The states of PyTorch's generators, as tensors."""
+    states = {"generator.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["generator.cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_generators(tensors: dict[str, Tensor]) -> None:
+    """The inverse of ``generator_tensors``."""
+    torch.set_rng_state(tensors["generator.cpu"])
+    if torch.cuda.is_available() and "generator.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["generator.cuda"])
+
+
+def _load(path: Path) -> Checkpoint:
+    state = json.loads((path / "state.json").read_text())
+    file = path / "tensors.safetensors"
+    if (found := _sha256(file)) != state["tensors_sha256"]:
+        raise ValueError(f"{file.name} is corrupt (SHA-256 {found[:12]}…)")
+    return Checkpoint(path=path, step=state["step"], tensors=load_file(file), state=state)
+
+
+def _newest_first(directory: Path) -> list[Path]:
+    if not directory.is_dir():
+        return []
+    found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,123 @@
+"""What stage two is told: the ``[train_student]`` table of a recipe.
+
+Imports nothing heavy, so that a wrong recipe is refused at once. What the cache already holds
+(teacher, vocabulary, sequence length, sketch) is never asked for again.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStudentConfig:
+    """Settings of stage two. The defaults are the paper's (arXiv 2503.18565)."""
+
+    num_blocks: int = 6
+    """xLSTM blocks in the stack."""
+    slstm_at: tuple[int, ...] = (0, 2, 4)
+    """Indices of the sLSTM blocks; the others are mLSTM."""
+    num_heads: int = 16
+    """Heads of either cell."""
+    conv_kernel: int = 4
+    """Width of the causal convolution before either cell, in positions."""
+    qkv_block_size: int = 32
+    """Width of a block of the mLSTM's block-diagonal query, key and value projections."""
+    feedforward_factor: float = 1.7
+    """Width of the gated GELU feed-forward after an sLSTM, as a multiple of the model's width."""
+    mlstm_factor: float = 2.0
+    """Inner width of an mLSTM block, as a multiple of the model's width."""
+    dropout: float = 0.0
+    """Dropout inside the blocks."""
+
+    alpha_start: float = 0.8
+    """Weight α of the KL term at step 0. With both α and β at 0, labels alone are used."""
+    alpha_end: float = 0.5
+    """What α is annealed to."""
+    temperature_start: float = 2.0
+    """Temperature T of the KL term at step 0."""
+    temperature_end: float = 1.0
+    """What T is annealed to."""
+    beta_start: float = 0.1
+    """Weight β of the Frobenius term at step 0."""
+    beta_end: float = 0.1
+    """What β is annealed to."""
+    epoch_rule: Literal["subtract", "scale_restart"] = "subtract"
+    """After an epoch: lower the start values by ``epoch_delta`` (the paper), or scale them by
+    1 − ``epoch_delta`` and restart the annealing (the authors' code)."""
+    epoch_delta: float = 0.05
+    """Δ of the epoch rule, for α and T alike."""
+
+    learning_rate: float = 2e-4
+    """Peak learning rate of AdamW."""
+    warmup_fraction: float = 0.1
+    """Share of all steps over which the learning rate rises; a cosine to 0 follows."""
+    adam_beta1: float = 0.9
+    """Decay of AdamW's first moment."""
+    adam_beta2: float = 0.999
+    """Decay of AdamW's second moment."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay, on matrices only."""
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+    batch_size: int = 8
+    """Sequences in one forward pass; lower it (and raise ``accumulation``) when memory runs out."""
+    accumulation: int = 4
+    """Forward passes in one optimizer step."""
+    num_epochs: int = 10
+    """Passes over the cache's training rows."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps, and fit the schedules to them; absent: all epochs."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp16"
+    """Autocast precision; fp16 comes with a gradient scaler. Gates and sums stay in fp32."""
+    loss_chunk: int = 256
+    """Positions whose full logits exist at once; lower it when memory runs out."""
+    device: str = "auto"
+    """``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
+    seed: int = 0
+    """Seed of the weights, the dropout and the order of the rows."""
+    reader_threads: int = 2
+    """Threads that read the cache ahead of the training."""
+
+    log_every: int = 10
+    """Optimizer steps between two lines of ``metrics.jsonl``."""
+    validate_every: int = 500
+    """Optimizer steps between two validations; the last step is always validated."""
+    validation_rows: int = 256
+    """The most rows of the validation split that a validation reads."""
+    checkpoint_every: int = 500
+    """Optimizer steps between two checkpoints; the last step always gets one."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+
+    def __post_init__(self) -> None:
+        for key in (
+            *("num_blocks", "num_heads", "conv_kernel", "qkv_block_size", "batch_size"),
+            *("accumulation", "num_epochs", "loss_chunk", "reader_threads", "log_every"),
+            *("validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints"),
+        ):
+            _require(getattr(self, key) >= 1, key, "1 or more")
+        _require(self.max_steps is None or self.max_steps >= 1, "max_steps", "1 or more")
+        _require(
+            list(self.slstm_at) == sorted(set(self.slstm_at))
+            and all(0 <= index < self.num_blocks for index in self.slstm_at),
+            "slstm_at",
+            f"rising block indices below num_blocks = {self.num_blocks}",
+        )
+        for key in ("alpha_start", "alpha_end", "beta_start", "beta_end", "epoch_delta"):
+            _require(0.0 <= getattr(self, key) <= 1.0, key, "from 0 to 1")
+        for name in ("start", "end"):
+            total = getattr(self, f"alpha_{name}") + getattr(self, f"beta_{name}")
+            _require(total <= 1.0 + 1e-9, f"alpha_{name}", f"at most 1 − beta_{name}")
+        for key in ("temperature_start", "temperature_end"):
+            _require(1.0 <= getattr(self, key) <= 8.0, key, "from 1 to 8")
+        for key in ("feedforward_factor", "mlstm_factor", "learning_rate", "clip_norm"):
+            _require(getattr(self, key) > 0.0, key, "above 0")
+        for key in ("dropout", "warmup_fraction", "adam_beta1", "adam_beta2"):
+            _require(0.0 <= getattr(self, key) < 1.0, key, "at least 0 and below 1")
+        _require(self.weight_decay >= 0.0, "weight_decay", "0 or more")
+        _require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 − 1")
+
+
+def _require(holds: bool, key: str, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{key}: must be {allowed}")

@@ -1,0 +1,321 @@
+"""Stage two, from top to bottom in the order the data flows.
+
+cache → loader → student → loss → optimizer → checkpoint → Hugging Face model directory. The teacher
+is never loaded: what a student needs of it (embedding, head, tokenizer) lies inside the cache.
+
+``out/`` receives ``recipe.toml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and, at the
+end, ``model/``.
+"""
+
+import dataclasses
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+
+import cache_format
+from cache_format.atomic import publish_directory
+from cache_format.reader import Cache
+from stages.train_student import checkpoint, evaluate, run_directory
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.loader import Batch, Loader, steps_per_epoch
+from stages.train_student.metrics import MetricsLog
+from stages.train_student.objective import Objective
+from stages.train_student.run_directory import RunRows
+from stages.train_student.schedule import learning_rate, loss_weights
+from stages.train_student.student import DistilXLSTMForCausalLM, build_student
+
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainProgress:
+    """One report: what happened, where the run stands, and the newest figures."""
+
+    event: Literal["step", "validation", "checkpoint", "message"]
+    step: int
+    num_steps: int
+    tokens_done: int
+    tokens_total: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    message: str = ""
+
+
+Report = Callable[[TrainProgress], None]
+
+
+class NonFiniteLossError(ValueError):
+    """The loss or its gradient is NaN or infinite."""
+
+
+def train_student(
+    config: TrainStudentConfig,
+    cache_path: Path,
+    out: Path,
+    *,
+    resume: bool,
+    recipe_toml: str,
+    report: Report,
+) -> dict[str, float]:
+    """Train a student from the cache at ``cache_path``; returns its last validation's metrics.
+
+    Raises ValueError where recipe, cache and ``out`` do not fit together, CacheError for a cache
+    that is corrupt or still being written, and NonFiniteLossError when the loss diverges.
+    """
+    cache = cache_format.open(cache_path)
+    _check_targets(config, cache)
+    rows = run_directory.prepare(out, cache, config, resume=resume, recipe_toml=recipe_toml)
+    return _Run(config, cache, rows, out, report).train()
+
+
+class _Run:
+    """The state of one training run: model, optimizer, scaler and step."""
+
+    def __init__(
+        self, config: TrainStudentConfig, cache: Cache, rows: RunRows, out: Path, report: Report
+    ) -> None:
+        self.config, self.cache, self.rows, self.out = config, cache, rows, out
+        self._report = report
+        self.rows_per_step = config.batch_size * config.accumulation
+        self.steps_per_epoch = steps_per_epoch(self.rows_per_step, rows.train)
+        self.num_steps = config.max_steps or self.steps_per_epoch * config.num_epochs
+        self.uses_sketch = max(config.beta_start, config.beta_end) > 0
+        self.device = _device(config.device)
+        torch.manual_seed(config.seed)
+        self.model = load_student(config, cache).to(self.device)
+        dtype = _PRECISIONS[config.precision]
+        self.objective = Objective(
+            head_VD=self.model.lm_head.weight[: cache.spec.teacher.vocab_size].to(dtype),
+            inverse_temperatures=cache.spec.targets.inverse_temperatures,
+            chunk=config.loss_chunk,
+            dtype=dtype,
+        )
+        self.optimizer = _adamw(config, self.model)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.step = 0
+        self.validation: dict[str, float] = {}
+
+    def train(self) -> dict[str, float]:
+        """Resume if there is a checkpoint, train to the last step, publish the model."""
+        self._restore()
+        self.model.train()
+        with (
+            MetricsLog(self.out, from_step=self.step) as log,
+            Loader(
+                self.cache,
+                num_rows=self.rows.train,
+                seed=self.config.seed,
+                rows_per_step=self.rows_per_step,
+                num_threads=self.config.reader_threads,
+                with_sketch=self.uses_sketch,
+            ) as loader,
+        ):
+            if self.step == 0:
+                self._validate(log)
+            for batch in loader.steps(self.step, self.num_steps):
+                metrics = self._optimize(batch)
+                self._after_step(metrics, log)
+        _publish_model(self.model, self.cache, self.out / "model")
+        return self.validation
+
+    def _optimize(self, batch: Batch) -> dict[str, float]:
+        """One optimizer step; returns its metrics."""
+        begin = time.monotonic()
+        weights = loss_weights(self.config, self.step, self.steps_per_epoch)
+        rate = learning_rate(self.config, self.step, self.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        num_scored = batch.num_scored
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        for part in batch.split(self.config.batch_size):
+            loss_tensor, terms = self.objective.terms(
+                self.model, part.to(self.device), weights, num_scored, batch.num_rows
+            )
+            self.scaler.scale(loss_tensor).backward()  # type: ignore[no-untyped-call]
+            sums += terms
+        loss, cross_entropy, kl, frobenius = sums.tolist()
+        self._require_finite(loss, "loss")
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(
+            [p for p in self.model.parameters() if p.requires_grad], self.config.clip_norm
+        ).item()
+        if not self.scaler.is_enabled():  # the scaler itself skips a step that overflowed
+            self._require_finite(norm, "gradient norm")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {
+            "train/loss": loss,
+            "train/cross_entropy": cross_entropy,
+            "train/kl": kl,
+            "train/frobenius": frobenius,
+            "train/gradient_norm": norm,
+            "schedule/alpha": weights.alpha,
+            "schedule/beta": weights.beta,
+            "schedule/temperature": weights.temperature,
+            "schedule/learning_rate": rate,
+            "speed/tokens_per_second": batch.input_ids.numel() / (time.monotonic() - begin),
+        }
+
+    def _after_step(self, metrics: dict[str, float], log: MetricsLog) -> None:
+        self.step += 1
+        is_last = self.step == self.num_steps
+        if is_last or self.step % self.config.log_every == 0:
+            log.write(self.step, metrics)
+        self._tell("step", metrics)
+        if is_last or self.step % self.config.validate_every == 0:
+            self._validate(log)
+        if is_last or self.step % self.config.checkpoint_every == 0:
+            self._save()
+
+    def _validate(self, log: MetricsLog) -> None:
+        self.validation = evaluate.validate(
+            self.model,
+            self.objective,
+            self.cache,
+            num_rows=self.rows.validation,
+            max_rows=self.config.validation_rows,
+            batch_size=self.config.batch_size,
+        )
+        log.write(self.step, self.validation)
+        self._tell("validation", self.validation)
+
+    def _save(self) -> None:
+        trainable = {
+            f"model.{name}": parameter.detach()
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+        tensors = trainable | checkpoint.optimizer_tensors(self.optimizer, self.model)
+        path = checkpoint.save(
+            self.out / "checkpoints",
+            self.step,
+            {name: tensor.contiguous() for name, tensor in tensors.items()}
+            | checkpoint.generator_tensors(),
+            {
+                "cache_id": self.cache.cache_id,
+                "config": dataclasses.asdict(self.config),
+                "scaler": self.scaler.state_dict(),
+                "validation": self.validation,
+            },
+            self.config.keep_checkpoints,
+        )
+        self._tell("checkpoint", message=f"checkpoint {path}")
+
+    def _restore(self) -> None:
+        found, problems = checkpoint.load_newest(self.out / "checkpoints")
+        for problem in problems:
+            self._tell("message", message=problem)
+        if found is None:
+            return
+        parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in found.tensors.items():
+                if name.startswith("model."):
+                    parameters[name.removeprefix("model.")].copy_(tensor)
+        checkpoint.restore_optimizer(self.optimizer, self.model, found.tensors)
+        checkpoint.restore_generators(found.tensors)
+        self.scaler.load_state_dict(found.state["scaler"])
+        self.step, self.validation = found.step, found.state["validation"]
+        self._tell("message", message=f"resuming from {found.path}")
+
+    def _require_finite(self, value: float, name: str) -> None:
+        if not math.isfinite(value):
+            found, _ = checkpoint.load_newest(self.out / "checkpoints")
+            last = f"The last good checkpoint is {found.path}." if found else "There is none yet."
+            raise NonFiniteLossError(
+                f"the {name} of step {self.step} is {value}. {last} Lower "
+                "train_student.learning_rate, or use precision bf16 or fp32, and run again with "
+                "another --out."
+            )
+
+    def _tell(
+        self,
+        event: Literal["step", "validation", "checkpoint", "message"],
+        metrics: dict[str, float] | None = None,
+        message: str = "",
+    ) -> None:
+        tokens_per_step = self.rows_per_step * self.cache.spec.sequence_length
+        self._report(
+            TrainProgress(
+                event=event,
+                step=self.step,
+                num_steps=self.num_steps,
+                tokens_done=self.step * tokens_per_step,
+                tokens_total=self.num_steps * tokens_per_step,
+                metrics=metrics or {},
+                message=message,
+            )
+        )
+
+
+def load_student(config: TrainStudentConfig, cache: Cache) -> DistilXLSTMForCausalLM:
+    """A new student around the teacher's embedding and head, which lie in the cache."""
+    frozen = load_file(cache.attachment("embedding.safetensors"))
+    teacher = cache.spec.teacher
+    return build_student(
+        config,
+        hidden_size=teacher.hidden_size,
+        vocab_size=teacher.vocab_size,
+        head_rows=teacher.head_rows,
+        eos_token_id=teacher.eos_token_id,
+        embedding=frozen["embedding"],
+        head=frozen.get("head"),
+        seed=config.seed,
+    )
+
+
+def _check_targets(config: TrainStudentConfig, cache: Cache) -> None:
+    """Refuse what the cache cannot answer before anything is loaded."""
+    if cache.num_rows("validation") == 0:
+        raise ValueError(f"{cache.path}: no validation rows. Cache more tokens.")
+    nodes = cache.spec.targets.inverse_temperatures
+    hottest = max(config.temperature_start, config.temperature_end)
+    if config.alpha_start and 1 / hottest < nodes[0] - 1e-9:
+        raise ValueError(
+            f"train_student.temperature_start: the cache holds temperatures up to "
+            f"{1 / nodes[0]:g}, the recipe asks for {hottest:g}. Lower it, or make a cache with "
+            "more cache_teacher.inverse_temperatures."
+        )
+    if max(config.beta_start, config.beta_end) > 0 and cache.spec.sketch.kind == "none":
+        raise ValueError(
+            "train_student.beta_start: the cache holds no hidden states (cache_teacher.sketch is "
+            "'none'). Set beta_start and beta_end to 0, or make a cache with sketches."
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _adamw(config: TrainStudentConfig, model: DistilXLSTMForCausalLM) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        fused=True,
+    )
+
+
+def _publish_model(model: DistilXLSTMForCausalLM, cache: Cache, target: Path) -> None:
+    """``save_pretrained`` with the teacher's tokenizer beside it, published by rename."""
+    if target.exists():
+        return
+    with publish_directory(target) as temporary:
+        model.save_pretrained(temporary)
+        for name in cache.attachments():
+            if name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")):
+                shutil.copyfile(cache.attachment(name), temporary / name)

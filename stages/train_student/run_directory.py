@@ -1,0 +1,96 @@
+"""The output directory of a run: is it free, and if it holds a run, is it this one?
+
+``run.json`` states what must be the same for a run to be gone on with: the cache, its shards and
+every setting that shapes the result. A cache that has been extended since is still the same cache:
+the run keeps to the rows it began with.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache_format.atomic import atomic_file
+from cache_format.reader import Cache
+from stages.train_student.config import TrainStudentConfig
+
+_MAY_CHANGE_ON_RESUME = {
+    *("device", "reader_threads", "log_every", "validate_every", "validation_rows"),
+    *("checkpoint_every", "keep_checkpoints", "loss_chunk"),
+}
+
+
+@dataclass(frozen=True)
+class RunRows:
+    """How many rows of each split the run uses: the first ones, in the order of units."""
+
+    train: int
+    validation: int
+
+
+def prepare(
+    out: Path, cache: Cache, config: TrainStudentConfig, *, resume: bool, recipe_toml: str
+) -> RunRows:
+    """Make ``out``, or make sure that it holds this very run. Raises ValueError if it does not."""
+    identity_file = out / "run.json"
+    if identity_file.exists():
+        before = json.loads(identity_file.read_text())
+        return _check_same(out, before, cache, config, resume)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} holds something that is no run. Choose another --out.")
+    identity = _identity(config, cache, len(cache.shards("train")), len(cache.shards("validation")))
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in (("recipe.toml", recipe_toml), ("run.json", json.dumps(identity, indent=1))):
+        with atomic_file(out / name) as file:
+            file.write(text.encode())
+    return _rows(identity)
+
+
+def _check_same(
+    out: Path, before: dict[str, Any], cache: Cache, config: TrainStudentConfig, resume: bool
+) -> RunRows:
+    if not resume:
+        raise ValueError(
+            f"{out} holds a run already. Add --resume to go on with it, or choose another --out."
+        )
+    now = _identity(
+        config, cache, before["num_train_shards"], before["num_validation_shards"]
+    )
+    differing = [
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if differing:
+        raise ValueError(
+            f"{out} holds another run: {'; '.join(differing)}. Restore these settings to resume "
+            "it, or choose another --out."
+        )
+    return _rows(before)
+
+
+def _identity(
+    config: TrainStudentConfig, cache: Cache, num_train: int, num_validation: int
+) -> dict[str, Any]:
+    train = cache.shards("train")[:num_train]
+    validation = cache.shards("validation")[:num_validation]
+    hashes = "".join(shard.sha256 for shard in (*train, *validation))
+    identity = {
+        "cache_id": cache.cache_id,
+        "num_train_shards": len(train),
+        "num_validation_shards": len(validation),
+        "num_train_rows": sum(shard.num_rows for shard in train),
+        "num_validation_rows": sum(shard.num_rows for shard in validation),
+        "shards_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
+    }
+    for key, value in dataclasses.asdict(config).items():
+        if key not in _MAY_CHANGE_ON_RESUME:
+            identity[key] = value
+    as_on_disk: dict[str, Any] = json.loads(json.dumps(identity))  # tuples become lists
+    return as_on_disk
+
+
+def _rows(identity: dict[str, Any]) -> RunRows:
+    return RunRows(identity["num_train_rows"], identity["num_validation_rows"])

@@ -1,0 +1,57 @@
+"""The schedules: α, β and temperature (Δ-distillation), and the learning rate.
+
+Pure functions of the step, so that a resumed run needs nothing but its step.
+Source: Distil-xLSTM, arXiv 2503.18565, section 3 (Δ-distillation).
+"""
+
+import math
+from dataclasses import dataclass
+
+from stages.train_student.config import TrainStudentConfig
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """(1−α−β)·CE + α·T²·KL + β·L_F at one step."""
+
+    alpha: float
+    beta: float
+    temperature: float
+
+
+def annealed(start: float, end: float, k: int) -> float:
+    """v_k = v_f + (v_0 − v_f) / (1 + ln(1 + k)): from ``start`` at k = 0 towards ``end``."""
+    return end + (start - end) / (1.0 + math.log1p(k))
+
+
+def loss_weights(config: TrainStudentConfig, step: int, steps_per_epoch: int) -> LossWeights:
+    """The weights of optimizer step ``step`` (from 0), under the recipe's epoch rule."""
+    epoch, step_in_epoch = divmod(step, steps_per_epoch)
+    k = step if config.epoch_rule == "subtract" else step_in_epoch
+    return LossWeights(
+        alpha=annealed(_start(config, config.alpha_start, config.alpha_end, epoch), config.alpha_end, k),
+        beta=annealed(config.beta_start, config.beta_end, step),
+        temperature=annealed(
+            _start(config, config.temperature_start, config.temperature_end, epoch),
+            config.temperature_end,
+            k,
+        ),
+    )
+
+
+def learning_rate(config: TrainStudentConfig, step: int, num_steps: int) -> float:
+    """Linear warm-up over ``warmup_fraction`` of the run, then a cosine to 0 at its end."""
+    warmup = math.ceil(config.warmup_fraction * num_steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _start(config: TrainStudentConfig, start: float, end: float, epoch: int) -> float:
+    """v_0 of ``epoch``: the paper subtracts Δ, the authors' code multiplies by 1 − Δ."""
+    if config.epoch_rule == "subtract":
+        moved = start - math.copysign(config.epoch_delta * epoch, start - end)
+    else:
+        moved = start * (1.0 - config.epoch_delta) ** epoch
+    return max(moved, end) if start >= end else min(moved, end)

@@ -1,0 +1,251 @@
+"""The student: xLSTM blocks between frozen copies of the teacher's embedding and head.
+
+In: token ids and where documents begin. Out: hidden states for the loss, or logits for everyone
+else. A Hugging Face model: importing this module registers it with ``AutoModelForCausalLM``. Made
+by the training run with ``build_student``, loaded by ``from_pretrained``.
+
+Documents packed into one row do not see each other. Generation carries a state of constant size.
+Parameters are named as in ``xlstm.xLSTMLMModel``, and move to and from it by ``load_state_dict``.
+
+Shapes: B batch, T positions, V vocabulary, R rows of the head (padding included), D width.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.document_layout import lay_out_documents
+from stages.train_student.isolated_stack import StackState, empty_stack_state, stack_forward
+from stages.train_student.package_stack import make_stack
+from stages.train_student.student_config import DistilXLSTMConfig
+
+_HEAD_CHUNK_ROWS = 8192  # rows of a half-precision head that are held in float32 at once
+
+
+@dataclass
+class DistilXLSTMOutput(ModelOutput):  # type: ignore[misc]
+    """Mean cross-entropy (where labels were given), logits [B, T, V], and the recurrent state."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    state: StackState | None = None
+
+
+class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """The student as a causal language model."""
+
+    config_class = DistilXLSTMConfig
+    config: DistilXLSTMConfig
+    base_model_prefix = "xlstm_block_stack"
+    _is_stateful = True  # generation cannot go back a token
+    _tied_weights_keys = {"lm_head.weight": "token_embedding.weight"}  # noqa: RUF012 (their class attribute)
+
+    def __init__(
+        self, config: DistilXLSTMConfig, embedding: Tensor | None = None, head: Tensor | None = None
+    ) -> None:
+        super().__init__(config)
+        # The stack comes first: the model's dtype is that of its first parameter, and its random
+        # weights shall not depend on the size of the vocabulary.
+        self.xlstm_block_stack = make_stack(config.stack_settings())
+        rows, width = config.head_rows, config.hidden_size
+        dtype = getattr(torch, config.embedding_dtype)
+        if embedding is None:
+            embedding = nn.Embedding(rows, width, dtype=dtype).weight.detach()
+        self.token_embedding = nn.Embedding.from_pretrained(embedding, freeze=True)
+        if head is None:
+            head = embedding if config.tie_word_embeddings else torch.randn_like(embedding)
+        self.lm_head = nn.Linear(width, rows, bias=False, device="meta")
+        self.lm_head.weight = nn.Parameter(head, requires_grad=False)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in Hugging Face, but refuses a directory that lacks weights."""
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if info["missing_keys"]:
+            raise ValueError(
+                f"{args[0] if args else 'model'}: {len(info['missing_keys'])} weights are missing, "
+                f"{min(info['missing_keys'])!r} among them. Copy the whole directory again, or "
+                "export the student anew from a checkpoint."
+            )
+        model._freeze()
+        return (model, info) if with_info else model
+
+    def hidden_states(self, input_ids: Tensor, is_document_start: Tensor | None = None) -> Tensor:
+        """The stack's output after its final norm, [B, T, D]; what the loss works on.
+
+        ``is_document_start`` is bool [B, T], True where a document begins; index 0 always does.
+        """
+        hidden, _ = self._run_stack(input_ids, is_document_start, None)
+        return hidden
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        is_document_start: Tensor | None = None,
+        labels: Tensor | None = None,
+        state: StackState | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> Any:
+        """Logits over the ids that take part in the softmax, in float32.
+
+        ``labels`` are shifted here, as in Hugging Face: pass the input ids. Labels of −100 and
+        labels at which a document begins are not scored. ``state`` (returned with ``use_cache``)
+        goes on where an earlier call ended; a document start at index 0 then has to be marked.
+        ``attention_mask`` may hold padding; a document begins after it. 0 for ``logits_to_keep``
+        means all positions.
+        """
+        return_dict = kwargs.pop("return_dict", True)
+        if attention_mask is not None:
+            if use_cache and not bool(attention_mask[:, -1].all()):
+                raise ValueError(
+                    "attention_mask: the last position of a row is padding, which would end up in "
+                    "the recurrent state. Pad on the left (tokenizer.padding_side = 'left')."
+                )
+            after_padding = _starts_after_padding(attention_mask)
+            is_document_start = (
+                after_padding if is_document_start is None else after_padding | is_document_start
+            )
+        if use_cache and state is None:
+            state = empty_stack_state(self.xlstm_block_stack, len(input_ids))
+        hidden, state = self._run_stack(input_ids, is_document_start, state)
+        logits = self._logits(hidden[:, -logits_to_keep:])
+        loss = None if labels is None else _next_token_loss(logits, labels, is_document_start)
+        output = DistilXLSTMOutput(loss=loss, logits=logits, state=state)
+        return output if return_dict else output.to_tuple()
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, state: StackState | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Padding and document starts belong to the prompt alone."""
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            input_ids, state=state, **kwargs
+        )
+        if state is not None:
+            inputs["attention_mask"] = inputs["is_document_start"] = None
+        return inputs
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.token_embedding
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def _run_stack(
+        self, input_ids: Tensor, is_document_start: Tensor | None, state: StackState | None
+    ) -> tuple[Tensor, StackState | None]:
+        dtype = self.xlstm_block_stack.get_submodule("post_blocks_norm").weight.dtype
+        x = self.token_embedding(input_ids).to(dtype)
+        layout = lay_out_documents(
+            is_document_start, x, self.config.conv_kernel, has_state=state is not None
+        )
+        return stack_forward(self.xlstm_block_stack, x, layout, state)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """The head in float32, as bfloat16 would round logits near 19 by up to 0.06."""
+        head = self.lm_head.weight[: self.config.vocab_size]
+        dtype = torch.promote_types(torch.promote_types(hidden.dtype, head.dtype), torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            if head.dtype == dtype:
+                return nn.functional.linear(hidden.to(dtype), head)
+            hidden = hidden.to(dtype)
+            chunks = head.split(_HEAD_CHUNK_ROWS)
+            return torch.cat([nn.functional.linear(hidden, c.to(dtype)) for c in chunks], dim=-1)
+
+    def _freeze(self) -> None:
+        self.token_embedding.requires_grad_(False)
+        self.lm_head.requires_grad_(False)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: every module has initialised itself when it was made."""
+
+    def _reorder_cache(self, state: StackState, beam_indices: Tensor) -> StackState:
+        """Beam search: each beam goes on from the state of the one it came from."""
+        return tuple(layer.rows(beam_indices) for layer in state)
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # the state is made in `forward`
+
+
+def build_student(
+    config: TrainStudentConfig,
+    *,
+    hidden_size: int,
+    vocab_size: int,
+    head_rows: int,
+    eos_token_id: int | None,
+    embedding: Tensor | None,
+    head: Tensor | None,
+    seed: int,
+) -> DistilXLSTMForCausalLM:
+    """A student with the package's initialisation, a function of ``seed`` alone.
+
+    ``embedding`` and ``head`` [R, D] are the teacher's, kept as they are; no head means that it is
+    tied to the embedding; no embedding leaves a random one. The global random state is untouched.
+    Blocks are float32 and, unless under another ``torch.device``, on the CPU. Raises ValueError
+    where settings or shapes do not fit.
+    """
+    shape = (head_rows, hidden_size)
+    for name, tensor in (("embedding", embedding), ("head", head)):
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"teacher's {name}: expected head_rows × hidden_size = {shape}, "
+                f"found {tuple(tensor.shape)}. Make the cache again from an intact teacher."
+            )
+    if vocab_size > head_rows:
+        raise ValueError(f"vocab_size = {vocab_size} is more than the {head_rows} rows of the head")
+    frozen_dtype = torch.float32 if embedding is None else embedding.dtype
+    student_config = DistilXLSTMConfig(
+        vocab_size=vocab_size,
+        head_rows=head_rows,
+        hidden_size=hidden_size,
+        embedding_dtype=str(frozen_dtype).removeprefix("torch."),
+        num_blocks=config.num_blocks,
+        slstm_at=list(config.slstm_at),
+        num_heads=config.num_heads,
+        conv_kernel=config.conv_kernel,
+        qkv_block_size=config.qkv_block_size,
+        feedforward_factor=config.feedforward_factor,
+        mlstm_factor=config.mlstm_factor,
+        dropout=config.dropout,
+        tie_word_embeddings=head is None,
+        eos_token_id=eos_token_id,
+        pad_token_id=eos_token_id,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return DistilXLSTMForCausalLM(student_config, embedding, head)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters, a tied one once."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)
+
+
+def _starts_after_padding(attention_mask: Tensor) -> Tensor:
+    is_token = attention_mask.bool()
+    before = torch.cat([torch.ones_like(is_token[:, :1]), is_token[:, :-1]], dim=1)
+    return is_token & ~before
+
+
+def _next_token_loss(logits: Tensor, labels: Tensor, is_document_start: Tensor | None) -> Tensor:
+    labels = labels[:, 1:]
+    if is_document_start is not None:
+        labels = labels.masked_fill(is_document_start[:, 1:].bool(), -100)
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten())
+
+
+AutoConfig.register(DistilXLSTMConfig.model_type, DistilXLSTMConfig)
+AutoModelForCausalLM.register(DistilXLSTMConfig, DistilXLSTMForCausalLM)

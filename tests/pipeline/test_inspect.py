@@ -1,0 +1,139 @@
+"""``pipeline inspect`` against what the reader gives, computed here in another way."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cache_format
+from pipeline.inspect import decode_row, row_text, summarise, summary_text
+
+
+def test_summary_agrees_with_the_rows(tiny_cache: Path) -> None:
+    summary = summarise(tiny_cache)
+    cache = cache_format.open(tiny_cache)
+    logprobs, num_kept, kept_mass = [], [], []
+    num_tokens = {"train": 0, "validation": 0}
+    for split in ("train", "validation"):
+        for _, row in cache.iter_rows(split):
+            scored = row.scored()
+            num_tokens[split] += len(scored)
+            logprobs.append(row.next_logprob[scored])
+            num_kept.append(row.num_kept[scored])
+            positions = np.repeat(np.arange(len(scored)), row.num_kept)
+            kept = np.zeros(len(scored))
+            np.add.at(kept, positions, np.exp(-row.gaps.astype(float)))
+            tail = np.exp(row.tail_log_mass[:, -1].astype(float))
+            kept_mass.append((kept / (kept + tail))[scored])
+    figures = summary["teacher"]
+    assert summary["num_tokens"] == num_tokens
+    assert figures["num_scored"] == len(np.concatenate(logprobs))
+    # Stored figures are rounded (float16, 1/16 nat); the sums were taken before rounding.
+    mean = np.concatenate(logprobs).mean(dtype=float)
+    assert figures["loss"] == pytest.approx(-mean, abs=2e-3)
+    assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
+    assert figures["mean_num_kept"] == pytest.approx(np.concatenate(num_kept).mean())
+    assert figures["mean_kept_mass"] == pytest.approx(np.concatenate(kept_mass).mean(), abs=5e-3)
+
+
+def test_summary_counts_every_byte(tiny_cache: Path) -> None:
+    summary = summarise(tiny_cache)
+    sizes = dict(summary["bytes_per_token"])
+    total = sizes.pop("(all)")
+    on_disk = sum(path.stat().st_size for path in (tiny_cache / "shards").iterdir())
+    assert summary["num_bytes"] == on_disk
+    assert sum(sizes.values()) == pytest.approx(total)
+    assert total * sum(summary["num_tokens"].values()) == pytest.approx(on_disk)
+    assert {"kept_ids", "gaps", "tail_log_mass", "next_logprob"} <= sizes.keys()
+
+
+def test_summary_text_names_what_matters(tiny_cache: Path) -> None:
+    summary = summarise(tiny_cache)
+    text = summary_text(summary)
+    assert ": complete" in text
+    assert summary["cache_id"] in text
+    assert f"perplexity {summary['teacher']['perplexity']:.2f}" in text
+    assert "targets.top_k                12" in text
+    json.dumps(summary)
+
+
+def test_an_unfinished_cache_can_be_looked_at(tmp_path: Path, tiny_cache: Path) -> None:
+    unfinished = copy_without(tiny_cache, tmp_path / "cache", "manifest.json")
+    assert summary_text(summarise(unfinished)).startswith(f"{unfinished}: NOT COMPLETE")
+
+
+def test_a_cache_without_a_shard_yet(tmp_path: Path, tiny_cache: Path) -> None:
+    names = [
+        f"{directory}/{p.name}"
+        for directory in ("shards", "receipts")
+        for p in (tiny_cache / directory).iterdir()
+    ]
+    empty = copy_without(tiny_cache, tmp_path / "cache", "manifest.json", *names)
+    summary = summarise(empty)
+    assert summary["teacher"] is None
+    assert "perplexity" not in summary_text(summary)
+
+
+def copy_without(cache: Path, target: Path, *names: str) -> Path:
+    import shutil
+
+    shutil.copytree(cache, target)
+    for name in names:
+        (target / name).unlink()
+    return target
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_row(tiny_cache: Path, split: str) -> None:
+    cache = cache_format.open(tiny_cache)
+    num_unscored = 0
+    for index in range(cache.num_rows(split)):  # type: ignore[arg-type]
+        decoded = decode_row(tiny_cache, split, index)  # type: ignore[arg-type]
+        unit, row = cache.read_row(split, index)  # type: ignore[arg-type]
+        assert decoded["unit"] == unit
+        assert decoded["document_starts"] == [0, *row.document_starts]
+        ids = [position["token"]["id"] for position in decoded["positions"]]
+        assert [*ids, decoded["positions"][-1]["next"]["id"]] == row.token_ids.tolist()
+        for position, is_scored in zip(decoded["positions"], row.scored(), strict=True):
+            assert position["is_scored"] == is_scored
+            num_unscored += not is_scored
+            if is_scored:
+                check_distribution(position)
+    assert num_unscored > 0
+
+
+def check_distribution(position: dict[str, object]) -> None:
+    """Probabilities fall, stay below one with the tail, and meet that of the next token."""
+    kept: list[dict[str, float]] = position["kept"]  # type: ignore[assignment]
+    following: dict[str, int] = position["next"]  # type: ignore[assignment]
+    p = [entry["p"] for entry in kept]
+    assert len(p) == 5
+    assert p == sorted(p, reverse=True)
+    assert sum(p) + position["tail_mass"] <= 1 + 1e-9  # type: ignore[operator]
+    for entry in kept:
+        if entry["id"] == following["id"]:
+            assert entry["p"] == pytest.approx(position["p_next"], rel=0.07)  # 1/16 nat
+
+
+def test_row_text(tiny_cache: Path) -> None:
+    decoded = decode_row(tiny_cache, "train", 0)
+    lines = row_text(decoded).splitlines()
+    assert len(lines) == 2 + len(decoded["positions"])
+    first = decoded["positions"][0]
+    assert repr(first["token"]["text"]) in lines[2]
+    assert f"{first['kept'][0]['p']:.3f}" in lines[2]
+    json.dumps(decoded)
+
+
+def test_text_is_the_tokenizers(tiny_cache: Path) -> None:
+    decoded = decode_row(tiny_cache, "train", 0)
+    text = "".join(position["token"]["text"] for position in decoded["positions"])
+    assert " the" in text or " a" in text  # words of the corpus, blanks in front
+
+
+def test_a_row_that_is_not_there(tiny_cache: Path) -> None:
+    num_rows = cache_format.open(tiny_cache).num_rows("train")
+    with pytest.raises(ValueError, match=f"no row {num_rows}: train has {num_rows} rows"):
+        decode_row(tiny_cache, "train", num_rows)
