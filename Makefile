@@ -42,9 +42,9 @@ clean: ## remove the virtual environment and the tools' caches; results stay
 	find . -name __pycache__ -type d -prune -not -path './demo-out/*' -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo 'Python 3.11 or newer is needed; "$(PYTHON)" is' \
-			"$$($(PYTHON) --version 2>&1 || true)." \
+			"$$($(PYTHON) --version 2>/dev/null || echo missing)." \
 			'Name another one: make $(MAKECMDGOALS) PYTHON=python3.12' >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt

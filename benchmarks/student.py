@@ -32,9 +32,12 @@ def student(width: int, positions: int, batch: int, repeats: int, as_json: bool)
         "ours_tokens_per_s": round(batch * positions / median["ours"]),
         "vanilla_tokens_per_s": round(batch * positions / median["vanilla"]),
     }
-    click.echo(json.dumps(figures) if as_json else "\n".join(f"{k:32}{v}" for k, v in figures.items()))
+    lines = [f"{name:32}{value}" for name, value in figures.items()]
+    click.echo(json.dumps(figures) if as_json else "\n".join(lines))
 
 
-def _contenders(width: int, positions: int, batch: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def _contenders(
+    width: int, positions: int, batch: int
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """Forward and backward of one sLSTM layer, ours and the package's."""
     raise SystemExit("filled in below")

@@ -277,7 +277,8 @@ def demo(session: Session, out: Path, seed: int) -> None:
     from pipeline.demo.run import run_demo
 
     def command(arguments: Sequence[str]) -> None:
-        main.main(args=list(arguments), standalone_mode=False, obj=session)
+        with main.make_context("pipeline", list(arguments), obj=session) as context:
+            main.invoke(context)
 
     run_demo(out, command, seed=seed)
 

@@ -38,8 +38,8 @@ def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
-    model: Any = AutoModelForCausalLM.from_pretrained(model_path).eval()
-    model.to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(model_path)
+    model.to(device).eval()
     inputs = tokenizer(prompt, return_tensors="pt").to(device)
     if inputs["input_ids"].numel() == 0:
         raise ValueError("the prompt is empty: a student goes on from at least one token")

@@ -25,6 +25,13 @@ _PHASES = {
     "loading teacher": "loading the teacher",
     "corpus ended": "the corpus ended before the budget was reached",
 }
+_VALIDATION = {
+    "validation/loss": "loss",
+    "validation/perplexity": "perplexity",
+    "validation/kl": "KL to teacher",
+    "validation/agreement": "agreement",
+    "validation/teacher_loss": "teacher's loss",
+}
 _FIGURES = {
     "train/loss": "loss {:.3f}",
     "schedule/alpha": "α {:.2f}",
@@ -169,10 +176,11 @@ def train_figures(progress: "TrainProgress") -> str:
 
 def validation_figures(metrics: dict[str, float]) -> str:
     """A validation on one line."""
-    return ", ".join(
-        f"{name.removeprefix('validation/').replace('_', ' ')} {value:.3f}"
-        for name, value in metrics.items()
-    )
+    parts = []
+    for name, label in _VALIDATION.items():
+        if name in metrics:
+            parts.append(f"{label} {metrics[name]:.4f}")
+    return "validation: " + ", ".join(parts)
 
 
 def short(number: float) -> str:

@@ -101,7 +101,7 @@ def write_fineweb_parquet(
     return path
 
 
-def tiny_config(teacher: Path, corpus: Path, **changes: Any) -> CacheTeacherConfig:
+def tiny_config(teacher: Path | str, corpus: Path | str, **changes: Any) -> CacheTeacherConfig:
     """Settings of stage one that fit the tiny teacher; ``changes`` replace some."""
     settings: dict[str, Any] = {
         "teacher": str(teacher),

@@ -109,9 +109,9 @@ def _candidates() -> list[tuple[str, Path]]:
     for root in sorted(roots):
         for path in root.rglob("*"):
             relative = path.relative_to(root)
-            if path.suffix in {".py", *_DOC_SUFFIXES} or path.name == "METADATA":
-                if _is_wanted(relative):
-                    found.setdefault(relative.as_posix(), path)
+            is_document = path.suffix in {".py", *_DOC_SUFFIXES} or path.name == "METADATA"
+            if is_document and _is_wanted(relative):
+                found.setdefault(relative.as_posix(), path)
     return sorted(found.items(), key=lambda item: hashlib.sha256(item[0].encode()).digest())
 
 

@@ -1,12 +1,12 @@
-"""Train the demo's teacher: a small Qwen2 with its own byte-pair tokenizer (``make demo-teacher``).
+"""Train the demo's teacher: a small Qwen2 and its byte-pair tokenizer (``make demo-teacher``).
 
-In: the ``teacher`` side of the documentation corpus (``corpus.py``) and any Parquet files given with
-``--parquet``. Out: ``Qwen2ForCausalLM`` and tokenizer as ``save_pretrained`` writes them, and the
+In: the ``teacher`` side of the documentation corpus (``corpus.py``) and any Parquet files given
+with ``--parquet``. Out: ``Qwen2ForCausalLM`` and tokenizer as ``save_pretrained`` writes them, and the
 model card. Not part of the pipeline: it made the files beside this one, once.
 
-The budget is wall time, because it is what a reader has: the learning rate follows the elapsed share
-of ``--minutes`` (warm-up 2 %, constant, linear to zero over the last 40 %), and the card states the
-tokens that came of it.
+The budget is wall time, because it is what a reader has: the learning rate follows the elapsed
+share of ``--minutes`` (warm-up 2 %, constant, linear to zero over the last 40 %), and the card
+states the tokens that came of it.
 """
 
 import json
@@ -94,7 +94,8 @@ def _train_tokenizer(texts: list[str], vocab_size: int) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_EOS, pad_token=_EOS)
+    fast: Any = PreTrainedTokenizerFast
+    return fast(tokenizer_object=tokenizer, eos_token=_EOS, pad_token=_EOS)
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> Any:
@@ -138,7 +139,7 @@ def _train(
         # A new offset each epoch, so that rows cut the text elsewhere.
         generator = torch.Generator().manual_seed(epoch)
         offset = int(torch.randint(_CONTEXT, (), generator=generator))
-        order = starts[torch.randperm(len(starts) - 1, generator=generator)] + offset
+        order: Any = starts[torch.randperm(len(starts) - 1, generator=generator)] + offset
         for rows in order[: len(order) // _BATCH * _BATCH].split(_BATCH):
             done = (time.monotonic() - begin) / 60 / minutes
             if done >= 1:
@@ -155,9 +156,10 @@ def _train(
             if step % 500 == 0:
                 model.save_pretrained(out)
                 held_out = _loss(model, held_out_ids[: 200 * _CONTEXT], eos)
+                speed = step * _BATCH * _CONTEXT / (time.monotonic() - begin)
                 click.echo(
                     f"step {step} epoch {epoch} done {done:.1%} loss {loss.item():.3f} "
-                    f"held-out {held_out:.3f} {step * _BATCH * _CONTEXT / (time.monotonic() - begin):,.0f} tok/s"
+                    f"held-out {held_out:.3f} {speed:,.0f} tokens/s"
                 )
         epoch += 1
 

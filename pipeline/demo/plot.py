@@ -26,7 +26,9 @@ def plot(target: Path, students: "list[Student]") -> None:
     teacher_loss = students[0].last["validation/teacher_loss"]
     left.axhline(teacher_loss, color="0.4", linestyle="--", label=f"teacher {teacher_loss:.3f}")
     left.set(title="Validation loss", xlabel="optimizer step", ylabel="nats per token")
-    middle.set(title="KL(teacher ‖ student), T = 1", xlabel="optimizer step", ylabel="nats per token")
+    middle.set(
+        title="KL(teacher ‖ student), T = 1", xlabel="optimizer step", ylabel="nats per token"
+    )
     left.set_ylim(top=_second_highest(students, "validation/loss") * 1.02)
     middle.set_ylim(0, _second_highest(students, "validation/kl") * 1.05)
     left.legend()

@@ -133,7 +133,7 @@ def _report(out: Path, cache: Path, students: list[Student], seconds: dict[str, 
     for line in (
         f"pipeline inspect {cache} --row 0",
         f"pipeline generate {out / 'distilled'} --prompt 'Return the number of'",
-        "pipeline cache-teacher --recipe distil-xlstm --out fineweb-cache  # Qwen2.5, FineWeb, a GPU",
+        "pipeline cache-teacher --recipe distil-xlstm --out fineweb-cache  # on a GPU",
     ):
         click.echo(f"  {line}")
 

@@ -64,13 +64,13 @@ class CacheTeacherConfig:
 
     def __post_init__(self) -> None:
         _require(2 <= self.sequence_length <= 65_535, "sequence_length", "from 2 to 65,535")
-        _require(1 <= self.num_tokens, "num_tokens", "1 or more")
-        _require(1 <= self.documents_per_unit, "documents_per_unit", "1 or more")
-        _require(2 <= self.validation_every, "validation_every", "2 or more")
+        _require(self.num_tokens >= 1, "num_tokens", "1 or more")
+        _require(self.documents_per_unit >= 1, "documents_per_unit", "1 or more")
+        _require(self.validation_every >= 2, "validation_every", "2 or more")
         _require(1 <= self.top_k <= 65_535, "top_k", "from 1 to 65,535")
         _require(0.0 < self.keep_mass <= 1.0, "keep_mass", "above 0 and at most 1")
-        _require(1 <= self.rows_per_forward, "rows_per_forward", "1 or more")
-        _require(1 <= self.head_chunk, "head_chunk", "1 or more")
+        _require(self.rows_per_forward >= 1, "rows_per_forward", "1 or more")
+        _require(self.head_chunk >= 1, "head_chunk", "1 or more")
         _require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 − 1")
         _require(
             8 <= self.sketch_dim <= 4096 and self.sketch_dim % 8 == 0,

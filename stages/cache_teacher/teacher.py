@@ -90,8 +90,10 @@ class Teacher:
         from safetensors.torch import save_file
 
         source = self.source
-        for name in ("config.json", *source.tokenizer_files):
-            shutil.copyfile(source.directory / name, directory / name)
+        shutil.copyfile(source.directory / "config.json", directory / "config.json")
+        # Not copied: transformers may read the teacher's files as a tokenizer class of its own
+        # choice; what is saved is what made the ids, whoever reads it.
+        source.tokenizer.save_pretrained(directory)
         tied = self.head_weight.data_ptr() == self.embedding.data_ptr()
         tensors = (
             {"embedding": self.embedding}

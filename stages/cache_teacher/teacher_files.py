@@ -43,9 +43,7 @@ class TeacherSource:
 
     directory: Path
     spec: TeacherSpec
-    model_config: Any
     tokenizer: Any
-    tokenizer_files: tuple[str, ...]
 
 
 def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
@@ -90,9 +88,7 @@ def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
     return TeacherSource(
         directory=directory,
         spec=spec,
-        model_config=model_config,
         tokenizer=tokenizer,
-        tokenizer_files=tokenizer_files,
     )
 
 

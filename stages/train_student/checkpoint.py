@@ -1,9 +1,9 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
-``step-0000500/tensors.safetensors`` holds the trainable weights, AdamW's moments and the generators'
-states; ``state.json`` the step, the gradient scaler, the settings, the cache's identity and the
-SHA-256 of the tensors. A checkpoint is published by rename: it is whole or absent. The loader needs
-no state of its own, since its order is a function of the step.
+``step-0000500/tensors.safetensors`` holds the trainable weights, AdamW's moments and the states of
+the generators; ``state.json`` the step, the gradient scaler, the settings, the cache's identity and
+the SHA-256 of the tensors. A checkpoint is published by rename: it is whole or absent. The loader
+needs no state of its own, since its order is a function of the step.
 """
 
 import hashlib

@@ -20,7 +20,7 @@ from stages.train_student.student import DistilXLSTMForCausalLM
 def validation_batches(
     cache: Cache, num_rows: int, max_rows: int, batch_size: int
 ) -> Iterator[Batch]:
-    """At most ``max_rows`` spread evenly over the first ``num_rows`` validation rows, in batches."""
+    """At most ``max_rows``, spread evenly over the first ``num_rows`` of the split, in batches."""
     indices = np.unique(np.linspace(0, num_rows - 1, min(max_rows, num_rows)).round().astype(int))
     for start in range(0, len(indices), batch_size):
         chosen = indices[start : start + batch_size].tolist()
@@ -39,7 +39,7 @@ def validate(
 ) -> dict[str, float]:
     """Metrics of ``model`` on the validation split; the names are the keys of the result."""
     was_training = model.training
-    model.eval()
+    model.train(False)
     head_VD = objective.head_VD
     totals = torch.zeros(4, dtype=torch.float64)
     num_scored = 0

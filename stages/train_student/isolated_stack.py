@@ -85,7 +85,7 @@ def slstm_layer_forward(
             [
                 torch.einsum(
                     "btnh,gnkh->tnbgk",
-                    source.unflatten(-1, (layer.config.num_heads, -1)),
+                    source.view(*source.shape[:2], layer.config.num_heads, -1),
                     torch.stack([projection.weight for projection in pair]).to(dtype),
                 )
                 for pair, source in projections
@@ -123,7 +123,7 @@ def mlstm_layer_forward(
         before = None if state is None else CellState(*state.cell)
         weights = decay(input_gate, forget_gate, layout, before)
     heads = cell.config.num_heads
-    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+    q, k, v = (part.view(*part.shape[:2], heads, -1).transpose(1, 2) for part in (q, k, v))
     h_BNTH = mlstm_parallel((q, k, v), weights, layout, before)
     h_BTD = cell.outnorm(h_BNTH.to(cell.outnorm.weight.dtype)).transpose(1, 2).flatten(2)
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,7 @@ from torch import Tensor
 from cache_format.codec import Row
 from cache_format.reader import Cache
 from cache_format.sketch import sketch_signs
+from cache_format.spec import Split
 
 _STEPS_AHEAD = 3
 _UNLABELLED = -100
@@ -62,14 +65,14 @@ class Batch:
     def split(self, num_rows: int) -> "Iterator[Batch]":
         """Micro-batches of ``num_rows`` rows, in order."""
         for start in range(0, self.num_rows, num_rows):
-            yield self._mapped(lambda tensor, start=start: tensor[start : start + num_rows])
+            yield self._mapped(itemgetter(slice(start, start + num_rows)))
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on ``device``."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         return Batch(**{name: v if v is None else function(v) for name, v in values.items()})
 
 
@@ -86,7 +89,7 @@ def epoch_order(seed: int, epoch: int, num_rows: int) -> npt.NDArray[np.int64]:
 
 
 def step_rows(seed: int, step: int, rows_per_step: int, num_rows: int) -> npt.NDArray[np.int64]:
-    """Row indices of optimizer step ``step``. Rows that fill no step of an epoch are left out of it."""
+    """Row indices of one optimizer step. Rows that fill no step of an epoch are left out of it."""
     epoch, step_in_epoch = divmod(step, steps_per_epoch(rows_per_step, num_rows))
     start = step_in_epoch * rows_per_step
     return epoch_order(seed, epoch, num_rows)[start : start + rows_per_step]
@@ -129,7 +132,7 @@ class Loader:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def steps(self, first: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps ``first`` to ``stop``, in order. A reader's failure is raised here."""
+        """The batches of steps ``first`` to ``stop``. A reader's failure is raised here."""
         waiting: deque[Future[Batch]] = deque()
         for step in range(first, stop):
             waiting.append(self._pool.submit(self._read_step, step))
@@ -143,7 +146,7 @@ class Loader:
         return read_batch(self._cache, "train", indices.tolist(), with_sketch=self._with_sketch)
 
 
-def read_batch(cache: Cache, split: str, indices: Sequence[int], *, with_sketch: bool) -> Batch:
+def read_batch(cache: Cache, split: Split, indices: Sequence[int], *, with_sketch: bool) -> Batch:
     """The rows ``indices`` of ``split`` as one batch."""
     read = [cache.read_row(split, index, with_sketch=with_sketch) for index in indices]
     rows = [row for _, row in read]

@@ -108,7 +108,9 @@ def sparse_distillation_loss(
     multiplied in its own dtype with float32 results. ``targets`` may be absent when c_kl is 0.
     The T² of Hinton et al. (arXiv 1503.02531) is the caller's, as part of c_kl.
     """
-    sums = _ChunkedLoss.apply(hidden_ND, head_VD, labels_N, targets, weighting, chunk)
+    sums = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, head_VD, labels_N, targets, weighting, chunk
+    )
     return LossSums(*sums)
 
 
@@ -127,7 +129,9 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         with torch.autocast(hidden_ND.device.type, enabled=False):
             needs_gradient = hidden_ND.requires_grad
-            gradient_ND = torch.empty_like(hidden_ND, dtype=torch.float32) if needs_gradient else None
+            gradient_ND = (
+                torch.empty_like(hidden_ND, dtype=torch.float32) if needs_gradient else None
+            )
             sums = torch.zeros(4, dtype=torch.float64, device=hidden_ND.device)
             for start in range(0, len(labels_N), chunk):
                 rows = slice(start, start + chunk)
@@ -146,7 +150,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return weighted.float(), cross_entropy, kl, agreeing
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, by_weighted: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (gradient_ND,) = ctx.saved_tensors
         return (gradient_ND * by_weighted).to(ctx.dtype), None, None, None, None, None
@@ -186,9 +190,7 @@ def _chunk(
     return by_hidden_nD, sums
 
 
-def _kl(
-    logits_nV: Tensor, targets: SparseTargets, temperature: float
-) -> tuple[Tensor, Tensor]:
+def _kl(logits_nV: Tensor, targets: SparseTargets, temperature: float) -> tuple[Tensor, Tensor]:
     """ΣKL(p_T ‖ q_T) over K+1 outcomes and its gradient by the logits. Consumes ``logits_nV``."""
     log_p_nK, log_p_tail_n = targets.logprobs(temperature)
     is_repeated_nK = targets.gaps_NK == math.inf

@@ -20,21 +20,21 @@ class MetricsLog:
         _keep_until(path, from_step)
         self._file = path.open("a", encoding="utf-8")
         # Events after the step that a run resumes from are hidden by TensorBoard itself.
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=from_step or None)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=from_step or None)
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One line ``{"step": …, name: value, …}``; flushed, so that ``tail -f`` shows it."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._board.add_scalar(name, value, step)
 
 
 def _keep_until(path: Path, step: int) -> None:
@@ -44,7 +44,7 @@ def _keep_until(path: Path, step: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if 0 < step and json.loads(line)["step"] <= step:
+            if step > 0 and json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
         except json.JSONDecodeError:
             continue

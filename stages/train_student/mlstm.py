@@ -8,8 +8,8 @@ The package's parallel form (Beck et al., arXiv 2405.04517, eq. 19-27 and append
 stabiliser factored: with F the cumulative sum of log σ(f̃) within the document and g = ĩ − F, key s
 weighs exp(F_t + g_s) at position t. Relative to the largest weight of its row that is
 exp(g_s − M_t), M_t = max g_s over the visible s: F_t has cancelled, and remains only in the floor
-of the normaliser, exp(−F_t − M_t). As M is a common factor of numerator, normaliser and floor, it
-is held constant in the gradient.
+of the normaliser, exp(−F_t − M_t). M is a common factor of numerator, normaliser and floor, and
+would cancel but for the package's ε beside the normaliser; so it is differentiated like the rest.
 
 Gates, sums and weights are float32 (or float64). Under bfloat16 autocast the products of queries,
 keys and values are bfloat16; under float16 they stay float32, because sums that are yet to be
@@ -70,17 +70,18 @@ def decay(
     log_forget = logsigmoid(forget_gate_BNT).double()
     total = log_forget.cumsum(-1)
     if layout.documents is not None:
-        # Differences of F alone matter, so what is subtracted gets no gradient.
+        # Only differences of F within a document matter, so what is subtracted gets no gradient.
         before = (total - log_forget).detach()
         before = before.gather(-1, layout.documents.first_BT[:, None].expand_as(before))
         total = total - before.masked_fill(layout.documents.continues_BT[:, None], 0.0)
     forgotten = total.to(forget_gate_BNT.dtype)
     inputs = input_gate_BNT - forgotten
 
-    largest = inputs.detach().double()
+    largest = inputs.double()
     if layout.documents is not None:
         # Documents in rising bands that do not overlap: the running maximum restarts with each.
-        band = layout.documents.index_BT[:, None] * (largest.max() - largest.min() + 1.0)
+        height = (largest.max() - largest.min()).detach() + 1.0
+        band = layout.documents.index_BT[:, None] * height
         largest = (largest + band).cummax(-1).values - band
     else:
         largest = largest.cummax(-1).values
@@ -101,7 +102,7 @@ def mlstm_parallel(
     wide = weights.input_BNT.dtype
     dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else wide
     with torch.autocast(q.device.type, enabled=False):
-        values, normaliser = _WeightedSums.apply(
+        values, normaliser = _WeightedSums.apply(  # type: ignore[no-untyped-call]
             q.to(dtype),
             _scaled(k).to(dtype),
             v.to(dtype),
@@ -141,8 +142,9 @@ def mlstm_final_state(
 class _WeightedSums(torch.autograd.Function):
     """Σ_s D_ts (q_t·k_s) v_s and Σ_s D_ts (q_t·k_s), where D_ts = exp(g_s − M_t) if visible.
 
-    Backward needs D and C = D ∘ q kᵀ alone. The gradient by g_s is Σ_t C_ts (du_t·v_s + dn_t), so
-    it falls out of the gradient by v: v_s·dv_s + Σ_t C_ts dn_t.
+    Backward keeps no [T, T] but D and C = D ∘ q kᵀ. The gradient by log D_ts is C_ts (du_t·v_s +
+    dn_t); summed over t it is that by g_s, v_s·dv_s + Σ_t C_ts dn_t, and summed over s minus that
+    by M_t, du_t·u_t + dn_t·n_t.
     """
 
     @staticmethod
@@ -155,13 +157,13 @@ class _WeightedSums(torch.autograd.Function):
         normaliser = products.sum(-1)
         products = products.to(q.dtype)
         values = torch.matmul(products, v).to(g.dtype)
-        ctx.save_for_backward(q, k, v, weights.to(q.dtype), products)
+        ctx.save_for_backward(q, k, v, weights.to(q.dtype), products, values, normaliser)
         return values, normaliser
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_values: Tensor, grad_normaliser: Tensor) -> tuple[Any, ...]:
-        q, k, v, weights, products = ctx.saved_tensors
+        q, k, v, weights, products, values, normaliser = ctx.saved_tensors
         with torch.autocast(q.device.type, enabled=False):
             grad = grad_values.to(q.dtype)
             products_t = products.transpose(-1, -2)
@@ -173,7 +175,8 @@ class _WeightedSums(torch.autograd.Function):
             grad_products.add_(grad_column).mul_(weights)
             grad_q = torch.matmul(grad_products, k)
             grad_k = torch.matmul(grad_products.transpose(-1, -2), q)
-        return grad_q, grad_k, grad_v, grad_g, None, None
+            grad_largest = -(grad_values * values).sum(-1) - grad_normaliser * normaliser
+        return grad_q, grad_k, grad_v, grad_g, grad_largest, None
 
 
 def _scaled(k: Tensor) -> Tensor:

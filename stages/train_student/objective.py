@@ -51,7 +51,11 @@ class Objective:
             self.head_VD,
             batch.labels[is_scored],
             scored_targets(batch, self.inverse_temperatures) if weights.alpha else None,
-            ((1 - weights.alpha - weights.beta) / num_scored, weights.alpha * T * T / num_scored, T),
+            (
+                (1 - weights.alpha - weights.beta) / num_scored,
+                weights.alpha * T * T / num_scored,
+                T,
+            ),
             self.chunk,
         )
         loss, frobenius = sums.weighted, torch.zeros_like(sums.weighted)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file
@@ -88,7 +88,7 @@ class _Run:
         self.uses_sketch = max(config.beta_start, config.beta_end) > 0
         self.device = _device(config.device)
         torch.manual_seed(config.seed)
-        self.model = load_student(config, cache).to(self.device)
+        self.model = load_student(config, cache).to(self.device)  # type: ignore[arg-type]
         dtype = _PRECISIONS[config.precision]
         self.objective = Objective(
             head_VD=self.model.lm_head.weight[: cache.spec.teacher.vocab_size].to(dtype),

@@ -55,9 +55,7 @@ def _check_same(
         raise ValueError(
             f"{out} holds a run already. Add --resume to go on with it, or choose another --out."
         )
-    now = _identity(
-        config, cache, before["num_train_shards"], before["num_validation_shards"]
-    )
+    now = _identity(config, cache, before["num_train_shards"], before["num_validation_shards"])
     differing = [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())

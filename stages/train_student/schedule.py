@@ -29,7 +29,9 @@ def loss_weights(config: TrainStudentConfig, step: int, steps_per_epoch: int) ->
     epoch, step_in_epoch = divmod(step, steps_per_epoch)
     k = step if config.epoch_rule == "subtract" else step_in_epoch
     return LossWeights(
-        alpha=annealed(_start(config, config.alpha_start, config.alpha_end, epoch), config.alpha_end, k),
+        alpha=annealed(
+            _start(config, config.alpha_start, config.alpha_end, epoch), config.alpha_end, k
+        ),
         beta=annealed(config.beta_start, config.beta_end, step),
         temperature=annealed(
             _start(config, config.temperature_start, config.temperature_end, epoch),

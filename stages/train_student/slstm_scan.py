@@ -7,7 +7,8 @@ student. Pure PyTorch, any device, float32 and float64, O(T) memory.
 The package's cell (Beck et al., arXiv 2405.04517, eq. 8-17) keeps c, n and a stabiliser m:
     c' = f·c + i·z,   n' = f·n + i,   y = o·c'/n',   i and f scaled by exp(−m'),
 which is a weighted mean. With h = c/n and l = m + log n, the log of the unscaled normaliser,
-    l' = logaddexp(l + log σ(f̃), ĩ),   a = exp(l + log σ(f̃) − l'),   h' = a·h + (1 − a)·z,   y = o·h'
+    l' = logaddexp(l + log σ(f̃), ĩ),   a = exp(l + log σ(f̃) − l'),
+    h' = a·h + (1 − a)·z,   y = o·h'
 says the same in two states and without a stabiliser: y does not depend on m, so neither do its
 gradients. The empty state is l = −∞, which makes a = 0, and so no gradient passes into a state that
 a document start has wiped; only the recurrent y needs a mask of its own.
@@ -59,7 +60,9 @@ def slstm_scan(
     """
     state = state or empty_state(gates_TNBGH[0, :, :, 0])
     with torch.autocast(gates_TNBGH.device.type, enabled=False):
-        y, h, log_n = _Scan.apply(gates_TNBGH, recurrent_NHGH, state, resets)
+        y, h, log_n = _Scan.apply(  # type: ignore[no-untyped-call]
+            gates_TNBGH, recurrent_NHGH, state, resets
+        )
     return y, ScanState(y[-1].detach(), h, log_n)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.document_layout import lay_out_documents
@@ -28,7 +28,7 @@ _HEAD_CHUNK_ROWS = 8192  # rows of a half-precision head that are held in float3
 
 
 @dataclass
-class DistilXLSTMOutput(ModelOutput):  # type: ignore[misc]
+class DistilXLSTMOutput(ModelOutput):
     """Mean cross-entropy (where labels were given), logits [B, T, V], and the recurrent state."""
 
     loss: Tensor | None = None
@@ -36,11 +36,13 @@ class DistilXLSTMOutput(ModelOutput):  # type: ignore[misc]
     state: StackState | None = None
 
 
-class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
     """The student as a causal language model."""
 
     config_class = DistilXLSTMConfig
     config: DistilXLSTMConfig
+    token_embedding: nn.Embedding
+    lm_head: nn.Linear
     base_model_prefix = "xlstm_block_stack"
     _is_stateful = True  # generation cannot go back a token
     _tied_weights_keys = {"lm_head.weight": "token_embedding.weight"}  # noqa: RUF012 (their class attribute)
@@ -56,18 +58,20 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
         dtype = getattr(torch, config.embedding_dtype)
         if embedding is None:
             embedding = nn.Embedding(rows, width, dtype=dtype).weight.detach()
-        self.token_embedding = nn.Embedding.from_pretrained(embedding, freeze=True)
+        self.token_embedding = nn.Embedding(rows, width, device="meta")
+        self.token_embedding.weight = nn.Parameter(embedding, requires_grad=False)
         if head is None:
             head = embedding if config.tie_word_embeddings else torch.randn_like(embedding)
         self.lm_head = nn.Linear(width, rows, bias=False, device="meta")
         self.lm_head.weight = nn.Parameter(head, requires_grad=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As in Hugging Face, but refuses a directory that lacks weights."""
         with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
         if info["missing_keys"]:
             raise ValueError(
                 f"{args[0] if args else 'model'}: {len(info['missing_keys'])} weights are missing, "
@@ -123,26 +127,27 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
         output = DistilXLSTMOutput(loss=loss, logits=logits, state=state)
         return output if return_dict else output.to_tuple()
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, state: StackState | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Padding and document starts belong to the prompt alone."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            input_ids, state=state, **kwargs
-        )
-        if state is not None:
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        if inputs.get("state") is not None:
             inputs["attention_mask"] = inputs["is_document_start"] = None
         return inputs
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.token_embedding
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
 
     def _run_stack(
         self, input_ids: Tensor, is_document_start: Tensor | None, state: StackState | None
     ) -> tuple[Tensor, StackState | None]:
+        if is_document_start is not None and is_document_start.shape != input_ids.shape:
+            raise ValueError(
+                f"is_document_start: expected the shape of input_ids, {tuple(input_ids.shape)}, "
+                f"found {tuple(is_document_start.shape)}"
+            )
         dtype = self.xlstm_block_stack.get_submodule("post_blocks_norm").weight.dtype
         x = self.token_embedding(input_ids).to(dtype)
         layout = lay_out_documents(
@@ -229,9 +234,12 @@ def build_student(
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters, a tied one once."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)
+    """(trainable, all) parameters. As in the paper, a tied embedding and head count as two."""
+    sizes = [
+        (parameter.numel(), parameter.requires_grad)
+        for _, parameter in model.named_parameters(remove_duplicate=False)
+    ]
+    return sum(n for n, is_trainable in sizes if is_trainable), sum(n for n, _ in sizes)
 
 
 def _starts_after_padding(attention_mask: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from transformers import PretrainedConfig
 from stages.train_student.package_stack import StackSettings
 
 
-class DistilXLSTMConfig(PretrainedConfig):  # type: ignore[misc]
+class DistilXLSTMConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     """Block settings (see ``TrainStudentConfig``) and the teacher's sizes.
 
     ``vocab_size`` ids take part in the softmax; embedding and head have ``head_rows`` rows, the

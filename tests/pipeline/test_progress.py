@@ -139,9 +139,9 @@ class TestTrainReport:
             num_steps=10,
             tokens_done=700,
             tokens_total=1000,
-            metrics={"validation/loss": 3.0, "validation/teacher_loss": 2.5},
+            metrics={"validation/teacher_loss": 2.5, "validation/loss": 3.0, "other": 1.0},
         )
-        assert self.report(progress) == "step 7: loss 3.000, teacher loss 2.500\n"
+        assert self.report(progress) == "step 7: validation: loss 3.0000, teacher's loss 2.5000\n"
 
     @pytest.mark.parametrize("event", ["checkpoint", "message"])
     def test_messages(self, event: str) -> None:

@@ -39,9 +39,7 @@ def naive_rows(documents: Sequence[IntArray], length: int) -> list[tuple[list[in
     ]
 
 
-@given(
-    lengths=st.lists(st.integers(0, 12), max_size=12), sequence_length=st.integers(2, 9)
-)
+@given(lengths=st.lists(st.integers(0, 12), max_size=12), sequence_length=st.integers(2, 9))
 def test_packing_equals_the_naive_loop(lengths: list[int], sequence_length: int) -> None:
     documents = documents_of(lengths)
     packed = pack(documents, EOS, sequence_length)
@@ -52,9 +50,7 @@ def test_packing_equals_the_naive_loop(lengths: list[int], sequence_length: int)
     assert packed.token_ids_RT.shape == (len(expected), sequence_length + 1)
 
 
-@given(
-    lengths=st.lists(st.integers(0, 12), max_size=12), sequence_length=st.integers(2, 9)
-)
+@given(lengths=st.lists(st.integers(0, 12), max_size=12), sequence_length=st.integers(2, 9))
 def test_no_token_is_lost_or_doubled(lengths: list[int], sequence_length: int) -> None:
     documents = documents_of(lengths)
     packed = pack(documents, EOS, sequence_length)

@@ -106,9 +106,7 @@ def test_the_chunk_changes_nothing(chunk: int) -> None:
 
 
 @given(
-    levels=st.lists(
-        st.lists(st.integers(0, 4), min_size=12, max_size=12), min_size=1, max_size=5
-    ),
+    levels=st.lists(st.lists(st.integers(0, 4), min_size=12, max_size=12), min_size=1, max_size=5),
     top_k=st.integers(1, 12),
 )
 def test_the_lowest_id_wins_every_tie(levels: list[list[int]], top_k: int) -> None:

@@ -69,8 +69,6 @@ def dense(
     return cross_entropy, kl
 
 
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
@@ -95,7 +93,9 @@ def test_values_and_gradients_equal_the_dense_formula(
         st.lists(st.integers(1, top_k), min_size=num_positions, max_size=num_positions)
     )
     hidden, head, labels, teacher = make_problem(seed, num_positions, vocab, top_k)
-    assert_equals_dense(hidden, head, labels, teacher, num_kept, top_k, temperature, weighting, chunk)
+    assert_equals_dense(
+        hidden, head, labels, teacher, num_kept, top_k, temperature, weighting, chunk
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.37, 2.0])
@@ -138,7 +138,7 @@ def test_interpolating_the_tail_costs_less_than_two_thousandths_of_a_nat() -> No
 
 
 def test_a_temperature_outside_of_the_nodes_is_refused() -> None:
-    with pytest.raises(ValueError, match="temperature 2.5 lies outside"):
+    with pytest.raises(ValueError, match=r"temperature 2\.5 lies outside"):
         lagrange_weights(NODES, 1 / 2.5)
 
 
@@ -159,14 +159,14 @@ def test_half_precision_heads_stay_within_their_rounding() -> None:
         rounded = head.to(dtype)
         leaf = hidden.clone().requires_grad_()
         sums = sparse_distillation_loss(leaf, rounded, labels, targets, (0.5, 0.5, 2.0), 5)
-        sums.weighted.backward()
+        (gradient,) = torch.autograd.grad(sums.weighted, leaf)
         reference = hidden.clone().requires_grad_()
         expected = sparse_distillation_loss(
             reference, rounded.float(), labels, targets, (0.5, 0.5, 2.0), 5
         )
-        expected.weighted.backward()
+        (exact,) = torch.autograd.grad(expected.weighted, reference)
         assert sums.weighted.item() == pytest.approx(expected.weighted.item(), rel=bound)
-        error = (leaf.grad - reference.grad).norm() / reference.grad.norm()
+        error = (gradient - exact).norm() / exact.norm()
         assert error < bound
 
 
@@ -190,10 +190,9 @@ def test_frobenius_of_a_perfect_student_is_zero_and_has_a_gradient() -> None:
     signs = torch.ones(2, 16, 8)
     sketch = student.detach() @ signs / math.sqrt(8)
     loss = sketched_frobenius(student, sketch, signs, torch.ones(2, 3, dtype=torch.bool))
-    loss.backward()
+    (gradient,) = torch.autograd.grad(loss, student)
     assert loss < 1e-6
-    assert student.grad is not None
-    assert student.grad.isfinite().all()
+    assert gradient.isfinite().all()
 
 
 def assert_equals_dense(
@@ -227,12 +226,14 @@ def assert_sums_equal_dense(
     leaf = hidden.clone().requires_grad_()
     exact = hidden.double().requires_grad_()
     cross_entropy, kl = dense(exact, head, labels, teacher, num_kept, temperature)
-    (weighting[0] * cross_entropy + weighting[1] * kl).backward()
+    (by_exact,) = torch.autograd.grad(weighting[0] * cross_entropy + weighting[1] * kl, exact)
     sums = sparse_distillation_loss(leaf, head, labels, targets, (*weighting, temperature), chunk)
-    sums.weighted.backward()
+    (by_leaf,) = torch.autograd.grad(sums.weighted, leaf)
     count = len(labels)
-    assert sums.cross_entropy.item() / count == pytest.approx(cross_entropy.item() / count, abs=1e-5)
+    assert sums.cross_entropy.item() / count == pytest.approx(
+        cross_entropy.item() / count, abs=1e-5
+    )
     if weighting[1]:
         assert sums.kl.item() / count == pytest.approx(kl.item() / count, abs=1e-5)
         assert sums.kl.item() >= -1e-6
-    torch.testing.assert_close(leaf.grad, exact.grad.float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(by_leaf, by_exact.float(), atol=1e-5, rtol=1e-5)

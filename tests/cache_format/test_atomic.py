@@ -1,0 +1,247 @@
+"""Whole or absent: success, exceptions, full disks, leftovers of the dead, locks of the living."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cache_format import atomic
+from cache_format.errors import NoSpaceError
+
+
+def _names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def _write_file(path: Path) -> None:
+    with atomic.atomic_file(path) as sink:
+        sink.write(b"new")
+
+
+def _write_exclusive(path: Path) -> None:
+    atomic.publish_exclusive(path, b"new")
+
+
+def _write_directory(path: Path) -> None:
+    with atomic.publish_directory(path) as directory:
+        (directory / "inner").mkdir()
+        (directory / "inner" / "file").write_bytes(b"new")
+
+
+WRITERS = [_write_file, _write_exclusive, _write_directory]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_only_the_target_is_left(write: Callable[[Path], None], tmp_path: Path) -> None:
+    write(tmp_path / "target")
+    assert _names(tmp_path) == ["target"]
+
+
+def test_a_file_replaces_what_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+    with atomic.atomic_file(target) as sink:
+        sink.write(b"new")
+        sink.flush()
+        assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"new"
+    atomic.publish_bytes(target, b"newer")
+    assert target.read_bytes() == b"newer"
+    umask = os.umask(0)
+    os.umask(umask)
+    assert target.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_sink_closed_early_is_published(tmp_path: Path) -> None:
+    with atomic.atomic_file(tmp_path / "target") as sink:
+        sink.write(b"new")
+        sink.close()
+    assert (tmp_path / "target").read_bytes() == b"new"
+
+
+def test_an_exception_publishes_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+
+    def fail_in_file() -> None:
+        with atomic.atomic_file(target) as sink:
+            sink.write(b"new")
+            raise KeyError
+
+    def fail_in_directory() -> None:
+        with atomic.publish_directory(tmp_path / "other") as directory:
+            (directory / "file").write_bytes(b"new")
+            raise KeyError
+
+    for fail in (fail_in_file, fail_in_directory):
+        with pytest.raises(KeyError):
+            fail()
+    assert _names(tmp_path) == ["target"]
+    assert target.read_bytes() == b"old"
+
+
+def test_exclusive_the_first_wins(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    assert atomic.publish_exclusive(target, b"first")
+    assert not atomic.publish_exclusive(target, b"second")
+    assert target.read_bytes() == b"first"
+    assert _names(tmp_path) == ["target"]
+
+
+def test_exclusive_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", _raising(errno.EPERM))
+    test_exclusive_the_first_wins(tmp_path)
+
+
+def test_a_directory_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    _write_directory(target)
+    with pytest.raises(FileExistsError, match="target"):
+        _write_directory(target)
+    assert _names(tmp_path) == ["target"]
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(FileExistsError, match="file"):
+        _write_directory(tmp_path / "file")
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("call", ["fsync", "replace", "link", "rename"])
+def test_a_full_disk_is_named_and_leaves_nothing(
+    write: Callable[[Path], None],
+    number: int,
+    call: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used = {"fsync": WRITERS, "replace": [_write_file], "link": [_write_exclusive]}
+    if write not in used.get(call, [_write_directory]):
+        return
+    target = tmp_path / "target"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, _raising(number))
+        with pytest.raises(NoSpaceError, match="target: no space left"):
+            write(target)
+    assert _names(tmp_path) == []
+    write(target)
+    assert target.exists()
+
+
+def test_a_write_that_meets_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_open = os.open
+
+    def full(path: Any, flags: int, mode: int = 0o777) -> int:
+        descriptor = real_open(path, flags, mode)
+        if ".tmp-" in str(path):
+            device = real_open("/dev/full", os.O_RDWR)
+            os.dup2(device, descriptor)
+            os.close(device)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", full)
+    for write in (_write_file, _write_exclusive):
+        with pytest.raises(NoSpaceError, match="target: no space left"):
+            write(tmp_path / "target")
+    assert _names(tmp_path) == []
+
+
+def test_other_failures_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", _raising(errno.EIO))
+    for write in WRITERS:
+        with pytest.raises(OSError, match="Input/output error"):
+            write(tmp_path / "target")
+    assert _names(tmp_path) == []
+
+
+def test_what_is_synced_before_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("fsync", "replace", "link", "rename"):
+        monkeypatch.setattr(os, name, _recording(calls, name))
+    for write, expected in (
+        (_write_file, ["fsync file", "replace", "fsync directory"]),
+        (_write_exclusive, ["fsync file", "link", "fsync directory"]),
+        (
+            _write_directory,
+            ["fsync directory", "fsync file", "fsync directory", "rename", "fsync directory"],
+        ),
+    ):
+        calls.clear()
+        write(tmp_path / write.__name__)
+        assert calls == expected
+
+
+def test_leftovers_of_the_dead_are_removed_and_the_living_keep_theirs(tmp_path: Path) -> None:
+    (tmp_path / "keep").write_bytes(b"")
+    script = (
+        "import os, sys, pathlib, cache_format.atomic as atomic\n"
+        "root = pathlib.Path(sys.argv[1])\n"
+        "with atomic.atomic_file(root / 'a') as sink, atomic.publish_directory(root / 'b') as d:\n"
+        "    (d / 'file').write_bytes(b'x')\n"
+        "    print('ready', flush=True)\n"
+        "    sys.stdin.read()\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        process.stdout.readline()
+        atomic.remove_leftovers(tmp_path)
+        assert len(_names(tmp_path)) == 3
+        assert sum(atomic.is_temporary(path) for path in tmp_path.iterdir()) == 2
+        process.stdin.close()
+        assert process.wait() == -9
+    assert len(_names(tmp_path)) == 3
+    atomic.remove_leftovers(tmp_path)
+    assert _names(tmp_path) == ["keep"]
+
+
+def test_a_temporary_taken_for_dead_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_flock = fcntl.flock
+    meddling = [True, True]
+
+    def remove_first(descriptor: int, operation: int) -> None:
+        if meddling and meddling.pop():
+            for path in tmp_path.glob(".tmp-*"):
+                path.rmdir() if path.is_dir() else path.unlink()
+        real_flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    _write_file(tmp_path / "a")
+    meddling[:] = [True, True]
+    _write_directory(tmp_path / "b")
+    assert _names(tmp_path) == ["a", "b"]
+
+
+def _raising(number: int) -> Callable[..., None]:
+    def call(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+def _recording(calls: list[str], name: str) -> Callable[..., None]:
+    real = getattr(os, name)
+
+    def call(*arguments: Any) -> None:
+        kind = ""
+        if name == "fsync":
+            is_directory = os.path.isdir(os.readlink(f"/proc/self/fd/{arguments[0]}"))
+            kind = " directory" if is_directory else " file"
+        calls.append(name + kind)
+        real(*arguments)
+
+    return call

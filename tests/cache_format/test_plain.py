@@ -1,0 +1,84 @@
+"""Sealed files: what they hold comes back, and no bit of them can change unnoticed."""
+
+from pathlib import Path
+
+import pytest
+
+from cache_format import plain
+from cache_format.errors import CorruptFileError, UnsupportedFormatError
+
+FIELDS = {"format_version": "1.0", "b": [1, 2.5, None], "a": {"text": "naïve"}}
+PATH = Path("some/file.json")
+
+
+def test_seal_and_unseal() -> None:
+    data = plain.seal(FIELDS)
+    assert data.isascii()
+    assert data.endswith(b'"\n}\n')
+    assert plain.unseal(data, PATH, "") == FIELDS
+
+
+def test_every_flipped_bit_is_noticed() -> None:
+    data = plain.seal(FIELDS)
+    for position in range(len(data)):
+        for bit in range(8):
+            flipped = bytearray(data)
+            flipped[position] ^= 1 << bit
+            with pytest.raises(
+                (CorruptFileError, UnsupportedFormatError), match=r"some/file\.json"
+            ):
+                plain.unseal(bytes(flipped), PATH, "Do this.")
+
+
+def test_every_truncation_is_noticed() -> None:
+    data = plain.seal(FIELDS)
+    for length in range(len(data)):
+        with pytest.raises(CorruptFileError, match=r"file\.json: damaged.* Do this\."):
+            plain.unseal(data[:length], PATH, "Do this.")
+
+
+@pytest.mark.parametrize("version", ["0.9", "2.0", "10.0"])
+def test_other_major_versions_are_named(version: str) -> None:
+    for data in (
+        plain.seal(FIELDS | {"format_version": version}),
+        b'{"format_version": "' + version.encode() + b'", "sealed": "in another way"}',
+    ):
+        with pytest.raises(UnsupportedFormatError, match=f"format version {version}, .* 1.x"):
+            plain.unseal(data, PATH, "")
+
+
+def test_a_later_minor_version_is_read() -> None:
+    later = FIELDS | {"format_version": "1.7"}
+    assert plain.unseal(plain.seal(later), PATH, "") == later
+
+
+def test_a_sealed_file_of_no_format_is_refused() -> None:
+    with pytest.raises(CorruptFileError, match="holds no format_version"):
+        plain.unseal(plain.seal({"a": 1}), PATH, "")
+
+
+def test_canonical_json() -> None:
+    assert plain.canonical_json({"b": [1.0, "é"], "a": None}) == b'{"a":null,"b":[1.0,"\\u00e9"]}'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        plain.canonical_json(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "message"),
+    [
+        (tuple[int, str], [1], r"x: expected tuple"),
+        (tuple[int, ...], [1, "2"], r"x\[1\]: expected int, found '2'"),
+        (dict[str, int], {"k": None}, r"x.k: expected int, found None"),
+        (str | None, 1, "x: expected str, found 1"),
+        (float, "1", "x: expected float"),
+    ],
+)
+def test_from_plain_names_the_place(hint: object, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plain.from_plain(hint, value, "x")
+
+
+def test_from_plain() -> None:
+    assert plain.from_plain(str | None, None) is None
+    assert plain.from_plain(tuple[float, ...], [1, 2.5]) == (1.0, 2.5)
+    assert plain.from_plain(dict[str, tuple[int, str]], {"k": [1, "a"]}) == {"k": (1, "a")}

@@ -1,0 +1,137 @@
+"""What a spec allows, its identity, and how two of them are told apart."""
+
+import hashlib
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cache_format.spec import CacheSpec, SketchSpec, TargetSpec, differences
+from tests.cache_format.sample_cache import sample_spec
+
+SPEC = sample_spec()
+
+
+def test_json_and_back() -> None:
+    text = json.dumps(SPEC.to_json())
+    assert CacheSpec.from_json(json.loads(text)) == SPEC
+
+
+def test_cache_id_is_the_hash_of_the_canonical_spec() -> None:
+    assert SPEC.cache_id == "bc3a5b46923d8a8c25fbdaf03a7371ff1fcf38da7c59ae0ccf6e208c55704f0d"
+    assert SPEC.cache_id == hashlib.sha256(SPEC.canonical_json()).hexdigest()
+    assert b" " not in SPEC.canonical_json()
+    assert json.loads(SPEC.canonical_json()) == SPEC.to_json()
+
+
+def test_cache_id_does_not_depend_on_how_a_number_was_written() -> None:
+    targets = TargetSpec(top_k=5, keep_mass=1, inverse_temperatures=(1,), tail_step=1)
+    same = TargetSpec(top_k=5, keep_mass=1.0, inverse_temperatures=(1.0,), tail_step=1.0)
+    assert sample_spec(targets=targets).cache_id == sample_spec(targets=same).cache_id
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(SPEC, seed=8),
+        replace(SPEC, rows_per_batch=3),
+        replace(SPEC, teacher=replace(SPEC.teacher, revision="r2")),
+        replace(SPEC, corpus=replace(SPEC.corpus, files=())),
+        replace(SPEC, targets=replace(SPEC.targets, logit_step=1 / 8)),
+        replace(SPEC, sketch=replace(SPEC.sketch, hidden_states="last")),
+    ],
+)
+def test_every_field_counts(changed: CacheSpec) -> None:
+    assert changed.cache_id != SPEC.cache_id
+    assert len(differences(SPEC, changed)) == 1
+
+
+def test_differences_name_dotted_fields_and_both_values() -> None:
+    other = replace(
+        SPEC,
+        seed=8,
+        teacher=replace(SPEC.teacher, revision="r2"),
+        sketch=SketchSpec(kind="none", dim=0),
+    )
+    assert differences(SPEC, other) == [
+        "teacher.revision: expected 'r1', found 'r2'",
+        "sketch.kind: expected 'rademacher', found 'none'",
+        "sketch.dim: expected 8, found 0",
+        "seed: expected 7, found 8",
+    ]
+    assert differences(SPEC, SPEC) == []
+
+
+def test_split() -> None:
+    splits = [SPEC.split_of(unit) for unit in range(5)]
+    assert splits == ["validation", "train", "train", "validation", "train"]
+
+
+BOUNDS: list[tuple[str, str, list[Any], list[Any]]] = [
+    ("", "sequence_length", [2, 65_535], [1, 65_536]),
+    ("", "validation_every", [2], [1]),
+    ("", "rows_per_batch", [1, 65_535], [0, 65_536]),
+    ("", "seed", [0, 2**63 - 1], [-1, 2**63]),
+    ("teacher", "hidden_size", [1], [0]),
+    ("teacher", "num_layers", [1], [0]),
+    ("teacher", "vocab_size", [5, 48], [49]),
+    ("teacher", "head_rows", [40, 2**24], [39, 2**24 + 1]),
+    ("teacher", "eos_token_id", [0, 39], [-1, 40]),
+    ("corpus", "documents_per_unit", [1], [0]),
+    ("targets", "top_k", [1, 40], [0, 65_536]),
+    ("targets", "keep_mass", [0.01, 1.0], [0.0, 1.01]),
+    (
+        "targets",
+        "inverse_temperatures",
+        [(1.0,), tuple(n / 8 for n in range(1, 9))],
+        [(), (0.5,), (0.0, 1.0), (0.5, 0.5, 1.0), (1.0, 0.5), tuple(n / 9 for n in range(1, 10))],
+    ),
+    ("targets", "logit_step", [2**-10, 1.0], [2**-11, 2.0, 0.3, 0.0]),
+    ("targets", "tail_step", [2**-10, 1.0], [2**-11, 2.0, 0.3, -0.5]),
+    ("sketch", "dim", [1, 65_535], [0, 65_536]),
+    ("sketch", "kind", ["rademacher"], ["gauss", "none"]),
+    ("sketch", "dtype", ["int8"], ["float16"]),
+]
+
+
+@pytest.mark.parametrize(("part", "name", "good", "bad"), BOUNDS)
+def test_bounds(part: str, name: str, good: list[Any], bad: list[Any]) -> None:
+    def with_value(value: Any) -> CacheSpec:
+        if part == "":
+            return replace(SPEC, **{name: value})
+        return replace(SPEC, **{part: replace(getattr(SPEC, part), **{name: value})})
+
+    for value in good:
+        with_value(value)
+    for value in bad:
+        with pytest.raises(ValueError, match="must be"):
+            with_value(value)
+
+
+def test_top_k_beyond_the_vocabulary_is_refused() -> None:
+    targets = replace(SPEC.targets, top_k=41)
+    with pytest.raises(ValueError, match=r"targets.top_k: must be at most .*vocab_size \(40\)"):
+        replace(SPEC, targets=targets)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "7"}, "seed: expected int, found '7'"),
+        ({"seed": True}, "seed: expected int, found True"),
+        ({"seed": 1.0}, "seed: expected int"),
+        ({"extra": 1}, "extra: not a known field"),
+        ({"teacher": []}, r"teacher: expected an object, found \[\]"),
+        ({"teacher": {}}, "teacher.attention: missing"),
+        ({"sketch": {"kind": "x", "hidden_states": "", "dim": 1, "dtype": "int8"}}, "sketch.kind"),
+    ],
+)
+def test_from_json_names_the_field(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CacheSpec.from_json(SPEC.to_json() | change)
+
+
+def test_from_json_needs_an_object() -> None:
+    with pytest.raises(ValueError, match="expected an object, found None"):
+        CacheSpec.from_json(None)

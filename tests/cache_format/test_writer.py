@@ -1,0 +1,402 @@
+"""Creating, opening, filling and extending a cache; everything that must not be lost or doubled."""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import cache_format
+from cache_format.codec import Row
+from cache_format.errors import (
+    CorruptFileError,
+    ForeignDirectoryError,
+    NoSpaceError,
+    SpecMismatchError,
+    UnsupportedFormatError,
+)
+from cache_format.manifest import fold
+from cache_format.spec import CacheSpec
+from cache_format.writer import CacheWriter
+from tests.cache_format.sample_cache import (
+    ROWS_OF_UNIT,
+    build_teacher,
+    fill,
+    sample_row,
+    sample_spec,
+    unit_rows,
+    write_sample_cache,
+)
+
+SPEC = sample_spec()
+
+
+def contents(root: Path) -> dict[str, str]:
+    """The hash of every file of a cache."""
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """A complete cache."""
+    write_sample_cache(tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def _no_rows() -> Iterator[Row]:
+    raise AssertionError("a finished unit was made again")
+    yield
+
+
+def test_what_a_cache_consists_of(written: Path) -> None:
+    shards = [entry.file for entry in cache_format.open(written).manifest.shards]
+    assert sorted(contents(written)) == sorted(
+        [
+            "manifest.json",
+            "spec.json",
+            "teacher/config.json",
+            "teacher/templates/chat.jinja",
+            "receipts/teacher.json",
+            *(f"receipts/0000{unit}.json" for unit in ROWS_OF_UNIT),
+            *shards,
+        ]
+    )
+    for file in shards:
+        unit, prefix = Path(file).stem.split("-")
+        assert unit in {f"0000{unit}" for unit in ROWS_OF_UNIT}
+        assert hashlib.sha256((written / file).read_bytes()).hexdigest().startswith(prefix)
+
+
+def test_the_same_spec_gives_the_same_bytes_in_whatever_order(
+    written: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    for units in ([3, 1], [2, 0]):
+        writer = CacheWriter.create_or_open(other, SPEC)
+        fill(writer, units)
+        writer.write_attachments(build_teacher)
+    writer.publish_manifest(num_tokens_requested=120, complete=True)
+    assert contents(other) == contents(written)
+
+
+def test_the_manifest_does_not_depend_on_the_order_of_receipts(written: Path) -> None:
+    entries = cache_format.open(written).manifest.shards
+    manifests = [
+        fold(SPEC, order, None, num_tokens_requested=1, complete=True).to_bytes()
+        for order in (entries, entries[::-1])
+    ]
+    assert manifests[0] == manifests[1]
+
+
+def test_finished_units_are_left_alone(written: Path) -> None:
+    before = contents(written)
+    writer = CacheWriter.create_or_open(written, SPEC)
+    assert sorted(writer.finished_units()) == sorted(ROWS_OF_UNIT)
+    for unit in ROWS_OF_UNIT:
+        entry = writer.write_unit(unit, _no_rows(), num_documents=0)
+        assert entry == writer.finished_units()[unit]
+    writer.write_attachments(lambda directory: pytest.fail("made again"))
+    writer.publish_manifest(num_tokens_requested=120, complete=True)
+    assert contents(written) == before
+
+
+def test_what_an_entry_says(written: Path) -> None:
+    entry = CacheWriter.create_or_open(written, SPEC).finished_units()[1]
+    rows = unit_rows(1, SPEC)
+    scored = [row.scored() for row in rows]
+    assert (entry.unit, entry.split) == (1, "train")
+    assert (entry.num_rows, entry.num_tokens) == (5, 60)
+    assert (entry.num_documents, entry.num_skipped_documents) == (4, 1)
+    assert (entry.num_dropped_tokens, entry.corpus_position) == (5, "a.parquet, documents 4 to 7")
+    assert entry.num_bytes == (written / entry.file).stat().st_size
+    statistics = entry.statistics
+    assert statistics.num_scored == sum(int(mask.sum()) for mask in scored)
+    assert statistics.sum_num_kept == sum(len(row.kept_ids) for row in rows)
+    logprobs = sum(float(r.next_logprob[m].sum()) for r, m in zip(rows, scored, strict=True))
+    assert statistics.sum_next_logprob == pytest.approx(logprobs, rel=1e-5)
+    assert statistics.sum_kept_mass == pytest.approx(sum(map(_kept_mass, rows)), rel=1e-6)
+    assert set(statistics.column_bytes) == {
+        *("token_ids", "document_starts", "num_kept", "kept_ids", "gaps"),
+        *("tail_log_mass", "next_logprob", "sketch", "sketch_scale"),
+    }
+    assert all(num_bytes > 0 for num_bytes in statistics.column_bytes.values())
+    assert sum(statistics.column_bytes.values()) < entry.num_bytes
+
+
+def _kept_mass(row: Row) -> float:
+    import math
+
+    total, start = 0.0, 0
+    for position, count in enumerate(row.num_kept.tolist()):
+        if count:
+            kept = sum(math.exp(-gap) for gap in row.gaps[start : start + count].tolist())
+            total += kept / (kept + math.exp(row.tail_log_mass[position, -1]))
+            start += count
+    return total
+
+
+def test_column_bytes_are_what_the_columns_take() -> None:
+    from cache_format.shard import encode_shard
+
+    shard = encode_shard([sample_row(i, SPEC) for i in range(40)], SPEC, 0)
+    batches = sum(block.length for block in shard.blocks[1:])
+    framing = 20 * 900  # what Arrow writes about each of the 20 batches
+    assert 0 < batches - sum(shard.statistics.column_bytes.values()) < framing
+
+
+def test_rows_are_taken_as_they_come(tmp_path: Path) -> None:
+    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC)
+    entry = writer.write_unit(0, iter(unit_rows(0, SPEC)), num_documents=1)
+    assert entry.num_rows == ROWS_OF_UNIT[0]
+
+
+def test_a_row_that_breaks_a_rule_is_named_and_nothing_is_written(tmp_path: Path) -> None:
+    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC)
+    before = contents(tmp_path)
+    rows = unit_rows(0, SPEC)
+    rows[2] = replace(rows[2], gaps=-rows[2].gaps)
+    with pytest.raises(ValueError, match="row 2: gaps: position .*expected a finite gap"):
+        writer.write_unit(0, rows, num_documents=1)
+    assert contents(tmp_path) == before
+
+
+def test_a_longer_budget_extends(written: Path) -> None:
+    before = contents(written)
+    writer = CacheWriter.create_or_open(written, SPEC)
+    writer.write_unit(4, [sample_row(9, SPEC)], num_documents=1)
+    manifest = writer.publish_manifest(num_tokens_requested=1000, complete=True)
+    assert [entry.unit for entry in manifest.shards] == [0, 1, 2, 3, 4]
+    after = contents(written)
+    assert {name: after[name] for name in before if name != "manifest.json"} == {
+        name: digest for name, digest in before.items() if name != "manifest.json"
+    }
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "receipt cut", "receipt gone", "discarded"])
+def test_a_unit_that_is_not_whole_is_made_again_and_no_other(written: Path, damage: str) -> None:
+    before = contents(written)
+    writer = CacheWriter.create_or_open(written, SPEC)
+    entry = writer.finished_units()[1]
+    shard, receipt = written / entry.file, written / "receipts/00001.json"
+    if damage == "missing":
+        shard.unlink()
+    elif damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    elif damage == "receipt cut":
+        receipt.write_bytes(receipt.read_bytes()[:-1])
+    elif damage == "receipt gone":
+        receipt.unlink()
+    else:
+        writer.discard_unit(1)
+        assert not shard.exists()
+        assert not receipt.exists()
+    assert sorted(writer.finished_units()) == [0, 2, 3]
+    for unit in (0, 2, 3):
+        writer.write_unit(unit, _no_rows(), num_documents=0)
+    fill(writer, [1])
+    assert contents(written) == before
+
+
+def test_what_a_killed_process_left_of_a_unit_goes_when_the_unit_is_made(written: Path) -> None:
+    before = contents(written)
+    writer = CacheWriter.create_or_open(written, SPEC)
+    writer.discard_unit(1)
+    (written / "shards/00001-0123456789abcdef.arrow").write_bytes(b"made by a killed process")
+    fill(writer, [1])
+    assert contents(written) == before
+
+
+def test_the_slower_of_two_processes_gives_way(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, rival = (CacheWriter.create_or_open(written, SPEC) for _ in range(2))
+    others = [sample_row(77, SPEC)]
+
+    def rows() -> Iterator[Row]:
+        rival.write_unit(5, others, num_documents=9)
+        yield sample_row(78, SPEC)
+
+    entry = writer.write_unit(5, rows(), num_documents=8)
+    assert entry.num_documents == 9
+    assert entry == rival.finished_units()[5]
+    assert [path.name for path in (written / "shards").glob("00005-*")] == [Path(entry.file).name]
+
+
+def test_two_processes_may_write_the_teacher(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    writer, rival = (CacheWriter.create_or_open(path, SPEC) for _ in range(2))
+
+    def build(directory: Path) -> None:
+        rival.write_attachments(build_teacher)
+        build_teacher(directory)
+
+    writer.write_attachments(build)
+    writer.publish_manifest(0, complete=True)
+    assert cache_format.open(path).verify() == []
+
+
+@pytest.mark.parametrize("damage", ["receipt", "file", "directory", "both"])
+def test_a_teacher_that_is_not_whole_is_written_again(written: Path, damage: str) -> None:
+    before = contents(written)
+    if damage in {"receipt", "both"}:
+        (written / "receipts/teacher.json").unlink()
+    if damage in {"file", "both"}:
+        (written / "teacher/config.json").write_text("{}")
+    if damage == "directory":
+        shutil.rmtree(written / "teacher")
+    writer = CacheWriter.create_or_open(written, SPEC)
+    writer.write_attachments(build_teacher)
+    writer.publish_manifest(num_tokens_requested=120, complete=True)
+    assert contents(written) == before
+
+
+@pytest.mark.parametrize("name", [".hidden", "with space", "tëst"])
+def test_names_that_a_cache_cannot_hold(tmp_path: Path, name: str) -> None:
+    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="cannot be a file of a cache"):
+        writer.write_attachments(lambda directory: _touch(directory / name))
+    with pytest.raises(ValueError, match="no symbolic links"):
+        writer.write_attachments(lambda directory: (directory / "a").symlink_to("/etc/passwd"))
+    assert contents(tmp_path) == before
+
+
+def _touch(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def test_a_failure_of_the_builder_passes_through(tmp_path: Path) -> None:
+    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC)
+
+    def build(directory: Path) -> None:
+        raise FileExistsError("from the builder")
+
+    with pytest.raises(FileExistsError, match="from the builder"):
+        writer.write_attachments(build)
+
+
+def test_another_spec_is_refused_naming_every_field(written: Path) -> None:
+    before = contents(written)
+    other = replace(SPEC, seed=8, teacher=replace(SPEC.teacher, revision="r2"))
+    for remove_spec in (False, True):
+        if remove_spec:
+            (written / "spec.json").unlink()
+        with pytest.raises(SpecMismatchError) as caught:
+            CacheWriter.create_or_open(written, other)
+        message = str(caught.value)
+        assert str(written) in message
+        assert "teacher.revision: expected 'r2', found 'r1'" in message
+        assert "seed: expected 8, found 7" in message
+        assert "another --out" in message
+    before.pop("spec.json")
+    assert contents(written) == before
+
+
+def test_the_spec_is_put_back_from_the_manifest(written: Path) -> None:
+    before = contents(written)
+    (written / "spec.json").unlink()
+    CacheWriter.create_or_open(written, SPEC)
+    assert contents(written) == before
+
+
+def test_a_foreign_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ForeignDirectoryError, match=r"thesis\.tex.*another --out"):
+        CacheWriter.create_or_open(tmp_path, SPEC)
+    with pytest.raises(ForeignDirectoryError, match="it is a file"):
+        CacheWriter.create_or_open(tmp_path / "thesis.tex", SPEC)
+    assert list(contents(tmp_path)) == ["thesis.tex"]
+
+
+def test_an_empty_directory_and_a_new_one_will_do(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/.tmp-of-a-killed-process").write_bytes(b"")
+    for path in (tmp_path / "empty", tmp_path / "deep" / "new", str(tmp_path / "text")):
+        writer = CacheWriter.create_or_open(path, SPEC)
+        assert writer.finished_units() == {}
+        assert sorted(p.name for p in Path(path).iterdir()) == ["receipts", "shards", "spec.json"]
+
+
+def test_a_damaged_spec_is_named(written: Path) -> None:
+    (written / "spec.json").write_text("{}")
+    with pytest.raises(CorruptFileError, match=r"spec\.json: damaged.*delete this file"):
+        CacheWriter.create_or_open(written, SPEC)
+
+
+def test_a_cache_of_another_major_version_is_refused(written: Path) -> None:
+    from cache_format import plain
+
+    path = written / "spec.json"
+    fields = plain.unseal(path.read_bytes(), path, "")
+    path.write_bytes(plain.seal(fields | {"format_version": "2.0"}))
+    with pytest.raises(UnsupportedFormatError, match=r"spec\.json: format version 2\.0"):
+        CacheWriter.create_or_open(written, SPEC)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "link", "rename"])
+def test_a_full_disk_at_any_moment_half_publishes_nothing(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, path = tmp_path / "whole", tmp_path / "cache"
+    write_sample_cache(whole)
+    full, moment = True, 0
+    while full:
+        moment += 1
+        shutil.rmtree(path, ignore_errors=True)
+        with monkeypatch.context() as patch:
+            _fail_at(patch, call, moment)
+            try:
+                write_sample_cache(path)
+                full = False
+            except NoSpaceError as error:
+                assert str(path) in str(error)
+        write_sample_cache(path)
+        assert contents(path) == contents(whole)
+    assert moment > {"fsync": 20, "replace": 5, "link": 5, "rename": 1}[call]
+
+
+def _fail_at(patch: pytest.MonkeyPatch, call: str, moment: int) -> None:
+    real, count = getattr(os, call), 0
+
+    def counted(*arguments: object) -> None:
+        nonlocal count
+        count += 1
+        if count == moment:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(*arguments)
+
+    patch.setattr(os, call, counted)
+
+
+def test_the_manifest_takes_in_what_others_finished_meanwhile(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cache_format import writer as module
+
+    real, rivals = module.publish_bytes, [6, 7]
+    writer = CacheWriter.create_or_open(written, SPEC)
+
+    def publish(path: Path, data: bytes) -> None:
+        if rivals:
+            writer.write_unit(rivals.pop(), [], num_documents=0)
+        real(path, data)
+
+    monkeypatch.setattr(module, "publish_bytes", publish)
+    writer.publish_manifest(1, complete=True)
+    units = [entry.unit for entry in cache_format.open(written).manifest.shards]
+    assert units == [0, 1, 2, 3, 6, 7]
+
+
+def test_without_sketch(tmp_path: Path) -> None:
+    spec: CacheSpec = write_sample_cache(tmp_path / "cache", sample_spec(with_sketch=False))
+    cache = cache_format.open(tmp_path / "cache")
+    assert cache.spec == spec
+    assert "sketch" not in cache.manifest.shards[0].statistics.column_bytes

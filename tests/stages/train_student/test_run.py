@@ -1,0 +1,272 @@
+"""Stage two as a whole: trains from the cache alone, resumes bitwise, fails with a next step."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.run import NonFiniteLossError, TrainProgress, train_student
+
+
+def tiny_config(**changes: Any) -> TrainStudentConfig:
+    settings: dict[str, Any] = {
+        "num_blocks": 2,
+        "slstm_at": (0,),
+        "num_heads": 2,
+        "qkv_block_size": 4,
+        "learning_rate": 3e-3,
+        "batch_size": 2,
+        "accumulation": 2,
+        "num_epochs": 4,
+        "max_steps": 9,
+        "dropout": 0.1,  # so that the generator's state matters
+        "precision": "fp32",
+        "loss_chunk": 40,
+        "log_every": 1,
+        "validate_every": 4,
+        "validation_rows": 6,
+        "checkpoint_every": 3,
+    }
+    return TrainStudentConfig(**(settings | changes))
+
+
+def run(
+    config: TrainStudentConfig,
+    cache: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    report: Callable[[TrainProgress], None] = lambda _: None,
+) -> dict[str, float]:
+    return train_student(config, cache, out, resume=resume, recipe_toml="# tiny\n", report=report)
+
+
+class Stopped(Exception):
+    """Raised by a report to end a run as a kill would."""
+
+
+def stop_after(step: int) -> Callable[[TrainProgress], None]:
+    def report(progress: TrainProgress) -> None:
+        if progress.event == "step" and progress.step == step:
+            raise Stopped
+
+    return report
+
+
+def run_killed(config: TrainStudentConfig, cache: Path, out: Path, step: int) -> None:
+    """Train in a child that kills itself with SIGKILL right after ``step``."""
+
+    def report(progress: TrainProgress) -> None:
+        if progress.event == "step" and progress.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:  # never returns into pytest
+        try:
+            run(config, cache, out, resume=True, report=report)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model" / "model.safetensors")
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    """Lines of metrics.jsonl without what depends on the clock."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run(tiny_config(), tiny_cache, out)
+    return out
+
+
+def test_training_lowers_the_loss_and_leaves_a_whole_run(whole: Path) -> None:
+    validations = [row for row in metrics(whole) if "validation/loss" in row]
+    assert [row["step"] for row in validations] == [0, 4, 8, 9]
+    assert validations[-1]["validation/loss"] < validations[0]["validation/loss"]
+    assert validations[-1]["validation/kl"] < validations[0]["validation/kl"]
+    assert {path.name for path in whole.iterdir()} == {
+        *("run.json", "recipe.toml", "metrics.jsonl", "tensorboard", "checkpoints", "model"),
+    }
+    checkpoints = sorted(path.name for path in (whole / "checkpoints").iterdir())
+    assert checkpoints == ["step-0000006", "step-0000009"]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("stops", [(1,), (4,), (7,), (2, 5, 8)])
+def test_a_killed_run_continues_bitwise(
+    whole: Path, tiny_cache: Path, tmp_path: Path, stops: tuple[int, ...]
+) -> None:
+    out = tmp_path / "run"
+    for step in stops:
+        run_killed(tiny_config(), tiny_cache, out, step)
+    run(tiny_config(), tiny_cache, out, resume=True)
+    expected = weights(whole)
+    for name, tensor in weights(out).items():
+        assert torch.equal(tensor, expected[name]), name
+    assert metrics(out) == metrics(whole)
+
+
+def test_fp16_resumes_bitwise_with_its_gradient_scaler(tiny_cache: Path, tmp_path: Path) -> None:
+    config = tiny_config(precision="fp16", max_steps=4, checkpoint_every=2, validate_every=9)
+    run(config, tiny_cache, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(config, tiny_cache, tmp_path / "run", report=stop_after(3))
+    run(config, tiny_cache, tmp_path / "run", resume=True)
+    expected = weights(tmp_path / "whole")
+    for name, tensor in weights(tmp_path / "run").items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_the_teacher_is_never_loaded(
+    tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher's directory is gone, and no other causal LM may be built or loaded."""
+    from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2ForCausalLM
+
+    alone = tmp_path / "elsewhere" / "cache"
+    shutil.copytree(tiny_cache, alone)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a teacher was loaded")
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+    monkeypatch.setattr(Qwen2ForCausalLM, "__init__", refuse)
+    run(tiny_config(max_steps=1), alone, tmp_path / "run")
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+def test_the_result_is_an_ordinary_hugging_face_model(whole: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(whole / "model")
+    model = AutoModelForCausalLM.from_pretrained(whole / "model")
+    inputs = tokenizer("the teacher and the student", return_tensors="pt")
+    outputs: Any = model.generate(inputs["input_ids"], max_new_tokens=5, do_sample=False)  # type: ignore[misc]
+    assert outputs.shape[1] == inputs["input_ids"].shape[1] + 5
+
+
+def test_labels_alone_need_no_sketch(tiny_cache: Path, tmp_path: Path) -> None:
+    alone = {"alpha_start": 0.0, "alpha_end": 0.0, "beta_start": 0.0, "beta_end": 0.0}
+    run(tiny_config(max_steps=2, **alone), tiny_cache, tmp_path / "run")
+    step = next(row for row in metrics(tmp_path / "run") if "train/loss" in row)
+    assert step["train/loss"] == pytest.approx(step["train/cross_entropy"])
+    assert step["train/kl"] == step["train/frobenius"] == 0.0
+
+
+def test_accumulation_equals_one_large_batch(tiny_cache: Path, tmp_path: Path) -> None:
+    losses = []
+    for name, sizes in (("a", (4, 1)), ("b", (1, 4))):
+        config = tiny_config(
+            max_steps=2,
+            dropout=0.0,
+            beta_start=0.0,  # L_F is a root over a micro-batch, so it alone depends on the split
+            beta_end=0.0,
+            batch_size=sizes[0],
+            accumulation=sizes[1],
+        )
+        run(config, tiny_cache, tmp_path / name)
+        losses.append(
+            [row["train/loss"] for row in metrics(tmp_path / name) if "train/loss" in row]
+        )
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_non_finite_loss_names_step_and_checkpoint(tiny_cache: Path, tmp_path: Path) -> None:
+    def poison(progress: TrainProgress) -> None:
+        if progress.event == "checkpoint":
+            path = next((tmp_path / "run" / "checkpoints").iterdir())
+            spoil(path)
+            raise Stopped
+
+    def spoil(path: Path) -> None:
+        import hashlib
+
+        from safetensors.torch import save_file
+
+        tensors = load_file(path / "tensors.safetensors")
+        name = next(name for name in tensors if name.startswith("model."))
+        tensors[name] = torch.full_like(tensors[name], float("nan"))
+        save_file(tensors, path / "tensors.safetensors")
+        state = json.loads((path / "state.json").read_text())
+        digest = hashlib.sha256((path / "tensors.safetensors").read_bytes()).hexdigest()
+        (path / "state.json").write_text(json.dumps(state | {"tensors_sha256": digest}))
+
+    with pytest.raises(Stopped):
+        run(tiny_config(), tiny_cache, tmp_path / "run", report=poison)
+    with pytest.raises(NonFiniteLossError, match=r"loss of step 3 is nan.*step-0000003"):
+        run(tiny_config(), tiny_cache, tmp_path / "run", resume=True)
+
+
+def test_a_corrupt_checkpoint_is_named_and_the_one_before_is_used(
+    whole: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        run(tiny_config(), tiny_cache, out, report=stop_after(8))
+    newest = out / "checkpoints" / "step-0000006" / "tensors.safetensors"
+    damaged = bytearray(newest.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    newest.write_bytes(damaged)
+    messages: list[str] = []
+    run(tiny_config(), tiny_cache, out, resume=True, report=lambda p: messages.append(p.message))
+    assert any("step-0000006" in message and "corrupt" in message for message in messages)
+    assert any("resuming from" in message and "step-0000003" in message for message in messages)
+    expected = weights(whole)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(out).items())
+
+
+def test_a_directory_with_a_run_needs_resume_and_the_same_settings(
+    whole: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="Add --resume"):
+        run(tiny_config(), tiny_cache, whole)
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.003 and is 0\.1"):
+        run(tiny_config(learning_rate=0.1), tiny_cache, whole, resume=True)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="holds something that is no run"):
+        run(tiny_config(), tiny_cache, tmp_path)
+
+
+def test_a_run_keeps_to_its_rows_when_the_cache_is_extended(tmp_path: Path) -> None:
+    from stages.cache_teacher.run import cache_teacher
+    from tests import tiny
+
+    cache = tiny.tiny_cache(tmp_path, num_tokens=700)
+    config = tiny_config(batch_size=1, accumulation=1)
+    run(config, cache, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(config, cache, tmp_path / "run", report=stop_after(4))
+    longer = tiny.tiny_config(tmp_path / "teacher", tmp_path / "corpus.parquet", num_tokens=1400)
+    cache_teacher(longer, cache, recipe_toml="# tiny\n", report=lambda _: None)
+    run(config, cache, tmp_path / "run", resume=True)
+    expected = weights(tmp_path / "whole")
+    assert all(
+        torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "run").items()
+    )
+
+
+def test_what_the_cache_cannot_answer_is_refused_at_once(tiny_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds temperatures up to 2, the recipe asks for 3"):
+        run(tiny_config(temperature_start=3.0), tiny_cache, tmp_path / "run")
+    with pytest.raises(ValueError, match="fewer than one step's 800"):
+        run(tiny_config(batch_size=200, accumulation=4), tiny_cache, tmp_path / "run2")
+    assert not (tmp_path / "run").exists()

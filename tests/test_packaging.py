@@ -1,0 +1,56 @@
+"""What is installed: pins that fit the ranges, and files that ship with the packages."""
+
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+_ROOT = Path(__file__).parents[1]
+
+
+def project() -> dict[str, Any]:
+    document: dict[str, Any] = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+    return document
+
+
+def pins() -> dict[str, str]:
+    """Version by name; anything but ``name==version`` and comments is refused."""
+    found: dict[str, str] = {}
+    for line in (_ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups()  # type: ignore[union-attr]
+            found[canonicalize_name(name)] = version
+    return found
+
+
+def test_every_dependency_is_pinned_within_its_range() -> None:
+    requirements = [*project()["dependencies"], *project()["optional-dependencies"]["dev"]]
+    pinned: dict[str, str] = {str(name): version for name, version in pins().items()}
+    for requirement in map(Requirement, requirements):
+        version = pinned[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement} is pinned to {version}"
+        assert len(requirement.specifier) > 0, f"{requirement} has no lower bound"
+
+
+def test_every_import_is_declared() -> None:
+    """No module relies on what another package happens to bring along."""
+    import sys
+
+    from tests.test_imports import imports
+
+    declared = {Requirement(text).name.replace("-", "_") for text in project()["dependencies"]}
+    ours = {"pipeline", "stages", "cache_format"}
+    for found in imports():
+        top = found.imported.partition(".")[0]
+        assert top in declared | ours | sys.stdlib_module_names, found
+
+
+def test_files_that_ship() -> None:
+    package = resources.files("pipeline")
+    assert (package / "recipes" / "distil-xlstm.toml").is_file()
+    assert (package / "recipes" / "demo.toml").is_file()
+    assert (resources.files("cache_format") / "README.md").is_file()
