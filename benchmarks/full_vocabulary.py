@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -101,7 +102,8 @@ def make_random_teacher(target: Path, tokenizer: Path, width: int, layers: int) 
         num_key_value_heads=max(1, width // 128),
         tie_word_embeddings=True,
     )
-    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(target)
+    model: Any = Qwen2ForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(target)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(target)
 
 

@@ -40,4 +40,35 @@ def _contenders(
     width: int, positions: int, batch: int
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """Forward and backward of one sLSTM layer, ours and the package's."""
-    raise SystemExit("filled in below")
+    import torch
+
+    from stages.train_student.document_layout import lay_out_documents
+    from stages.train_student.isolated_stack import slstm_layer_forward
+    from stages.train_student.package_stack import StackSettings, make_stack
+
+    stack: Any = make_stack(
+        StackSettings(
+            hidden_size=width,
+            num_blocks=1,
+            slstm_at=(0,),
+            num_heads=4,
+            conv_kernel=4,
+            qkv_block_size=4,
+            feedforward_factor=1.7,
+            mlstm_factor=2.0,
+            dropout=0.0,
+        )
+    )
+    layer = stack.blocks[0].xlstm
+    parameters = list(layer.parameters())
+    x_BTD = torch.randn(batch, positions, width)
+    layout = lay_out_documents(None, x_BTD, conv_kernel=4, has_state=False)
+
+    def ours() -> None:
+        y_BTD, _ = slstm_layer_forward(layer, x_BTD, layout, None)
+        torch.autograd.grad(y_BTD.square().sum(), parameters)
+
+    def vanilla() -> None:
+        torch.autograd.grad(layer(x_BTD).square().sum(), parameters)
+
+    return ours, vanilla

@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 
 from stages.cache_teacher.config import CacheTeacherConfig
 
-_WORDS = (
-    "the of and a to in is was he for it with as his on be at by this had not are but from or have "
-    "an they which one you were her all she there would their we him been has when who will more "
-    "teacher student cache row token unit shard naïve café Straße 東京 42 1999"
-).split()
+_VOCABULARY = """
+the of and a to in is was he for it with as his on be at by this had not are but from or have an
+they which one you were her all she there would their we him been has when who will more teacher
+student cache row token unit shard naïve café Straße 東京 42 1999
+"""
+_WORDS = _VOCABULARY.split()
 
 
 def tiny_texts(num_documents: int, seed: int = 0, max_words: int = 40) -> list[str]:
@@ -46,7 +47,8 @@ def save_tiny_tokenizer(directory: Path, vocab_size: int = 320) -> int:
         show_progress=False,
     )
     tokenizer.train_from_iterator(tiny_texts(200, seed=99), trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(
+    tokenizer_class: Any = PreTrainedTokenizerFast
+    tokenizer_class(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(
         directory
     )
     return tokenizer.get_vocab_size()
@@ -55,7 +57,7 @@ def save_tiny_tokenizer(directory: Path, vocab_size: int = 320) -> int:
 def save_tiny_teacher(
     directory: Path, *, tie: bool = True, padding_rows: int = 8, seed: int = 0, **changes: Any
 ) -> Path:
-    """Save a Qwen2 of two layers and width 32 with its tokenizer; ``changes`` go into its config."""
+    """Save a Qwen2 of width 32 with its tokenizer; ``changes`` go into its config."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

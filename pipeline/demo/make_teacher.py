@@ -1,7 +1,7 @@
 """Train the demo's teacher: a small Qwen2 and its byte-pair tokenizer (``make demo-teacher``).
 
 In: the ``teacher`` side of the documentation corpus (``corpus.py``) and any Parquet files given
-with ``--parquet``. Out: ``Qwen2ForCausalLM`` and tokenizer as ``save_pretrained`` writes them, and the
+with ``--parquet``. Out: model and tokenizer as ``save_pretrained`` writes them, and figures for the
 model card. Not part of the pipeline: it made the files beside this one, once.
 
 The budget is wall time, because it is what a reader has: the learning rate follows the elapsed

@@ -12,7 +12,7 @@ from stages.cache_teacher.config import CacheTeacherConfig
 
 # Not there, no access, not allowed offline; and connections that fail, whose base class comes from
 # the HTTP library that this version of huggingface_hub happens to use.
-_HUB_ERRORS = (OSError, ValueError, *HfHubHTTPError.__bases__)
+_HUB_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, *HfHubHTTPError.__bases__)
 
 
 def split_files(config: CacheTeacherConfig) -> tuple[str, list[str]]:

@@ -189,13 +189,14 @@ def _no_progress_bar() -> Iterator[None]:
     """Only the command line prints; transformers would show a bar of its own while loading."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    library: Any = logging
+    shown = library.is_progress_bar_enabled()
+    library.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            library.enable_progress_bar()
 
 
 def _starts_of(document_starts: Sequence[IntArray], shape: torch.Size) -> torch.Tensor:

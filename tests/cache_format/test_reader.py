@@ -1,5 +1,6 @@
 """Reading rows by split and index, attachments, incomplete caches, verification."""
 
+import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -180,7 +181,7 @@ def test_a_cache_that_is_still_being_written(tmp_path: Path) -> None:
     for manifest in (False, True):
         if manifest:
             writer.publish_manifest(100, complete=False)
-        with pytest.raises(IncompleteCacheError, match="2 shards are finished.*command again"):
+        with pytest.raises(IncompleteCacheError, match=r"2 shards are finished.*command again"):
             cache_format.open(tmp_path)
         cache = cache_format.open(tmp_path, allow_incomplete=True)
         assert not cache.manifest.complete
@@ -257,7 +258,9 @@ def test_a_manifest_that_breaks_a_rule(
 def test_a_missing_shard(root: Path) -> None:
     path = _entry_path(root, 1)
     path.unlink()
-    with pytest.raises(MissingShardError, match="missing. Delete .*only unit 1 is made again") as e:
+    with pytest.raises(
+        MissingShardError, match=r"missing\. Delete .*only unit 1 is made again"
+    ) as e:
         cache_format.open(root).read_row("train", 0)
     assert str(path) in str(e.value)
     assert [problem.path for problem in cache_format.open(root).verify()] == [path]
@@ -327,14 +330,12 @@ def test_a_receipt_that_the_manifest_does_not_name(root: Path) -> None:
 def test_a_missing_receipt(root: Path) -> None:
     path = root / "receipts/00001.json"
     path.unlink()
-    with pytest.raises(MissingFileError, match="missing.*only unit 1 is made again"):
+    with pytest.raises(MissingFileError, match=r"missing.*only unit 1 is made again"):
         cache_format.open(root).read_row("train", 0)
     assert [problem.path for problem in cache_format.open(root).verify()] == [path]
 
 
 def _adopt_receipts(root: Path) -> None:
-    import hashlib
-
     def adopt(fields: dict[str, Any]) -> None:
         for shard in fields["shards"]:
             data = (root / f"receipts/{shard['unit']:05d}.json").read_bytes()
@@ -360,20 +361,18 @@ def test_damaged_attachments(root: Path) -> None:
     path = root / "teacher/config.json"
     path.write_text('{"model_type": "Sample"}')
     step = "Delete receipts/teacher.json and run"
-    with pytest.raises(CorruptFileError, match=f"config.json: damaged.*{step}"):
+    with pytest.raises(CorruptFileError, match=rf"config\.json: damaged.*{step}"):
         cache_format.open(root).attachment("config.json")
-    with pytest.raises(CorruptFileError, match="config.json: damaged"):
+    with pytest.raises(CorruptFileError, match=r"config\.json: damaged"):
         cache_format.open(root).teacher_directory()
     assert [problem.path for problem in cache_format.open(root).verify()] == [path]
     path.unlink()
-    with pytest.raises(MissingFileError, match=f"config.json: missing.*{step}"):
+    with pytest.raises(MissingFileError, match=rf"config\.json: missing.*{step}"):
         cache_format.open(root).attachment("config.json")
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../x", ".x", "a//b", ""])
 def test_a_teacher_receipt_that_names_paths_outside(root: Path, name: str) -> None:
-    import hashlib
-
     path = root / "receipts/teacher.json"
     _reseal(path, lambda fields: fields["files"].update({name: [0, "0" * 64]}))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import cache_format
+from cache_format import plain
+from cache_format.atomic import publish_bytes
 from cache_format.codec import Row
 from cache_format.errors import (
     CorruptFileError,
@@ -20,6 +23,7 @@ from cache_format.errors import (
     UnsupportedFormatError,
 )
 from cache_format.manifest import fold
+from cache_format.shard import encode_shard
 from cache_format.spec import CacheSpec
 from cache_format.writer import CacheWriter
 from tests.cache_format.sample_cache import (
@@ -132,8 +136,6 @@ def test_what_an_entry_says(written: Path) -> None:
 
 
 def _kept_mass(row: Row) -> float:
-    import math
-
     total, start = 0.0, 0
     for position, count in enumerate(row.num_kept.tolist()):
         if count:
@@ -144,8 +146,6 @@ def _kept_mass(row: Row) -> float:
 
 
 def test_column_bytes_are_what_the_columns_take() -> None:
-    from cache_format.shard import encode_shard
-
     shard = encode_shard([sample_row(i, SPEC) for i in range(40)], SPEC, 0)
     batches = sum(block.length for block in shard.blocks[1:])
     framing = 20 * 900  # what Arrow writes about each of the 20 batches
@@ -163,7 +163,7 @@ def test_a_row_that_breaks_a_rule_is_named_and_nothing_is_written(tmp_path: Path
     before = contents(tmp_path)
     rows = unit_rows(0, SPEC)
     rows[2] = replace(rows[2], gaps=-rows[2].gaps)
-    with pytest.raises(ValueError, match="row 2: gaps: position .*expected a finite gap"):
+    with pytest.raises(ValueError, match=r"row 2: gaps: position .*expected a finite gap"):
         writer.write_unit(0, rows, num_documents=1)
     assert contents(tmp_path) == before
 
@@ -332,8 +332,6 @@ def test_a_damaged_spec_is_named(written: Path) -> None:
 
 
 def test_a_cache_of_another_major_version_is_refused(written: Path) -> None:
-    from cache_format import plain
-
     path = written / "spec.json"
     fields = plain.unseal(path.read_bytes(), path, "")
     path.write_bytes(plain.seal(fields | {"format_version": "2.0"}))
@@ -348,6 +346,7 @@ def test_a_full_disk_at_any_moment_half_publishes_nothing(
     whole, path = tmp_path / "whole", tmp_path / "cache"
     write_sample_cache(whole)
     full, moment = True, 0
+    messages: list[str] = []
     while full:
         moment += 1
         shutil.rmtree(path, ignore_errors=True)
@@ -357,9 +356,11 @@ def test_a_full_disk_at_any_moment_half_publishes_nothing(
                 write_sample_cache(path)
                 full = False
             except NoSpaceError as error:
-                assert str(path) in str(error)
+                messages.append(str(error))
         write_sample_cache(path)
         assert contents(path) == contents(whole)
+    assert all(str(path) in message for message in messages)
+    assert len(messages) == moment - 1
     assert moment > {"fsync": 20, "replace": 5, "link": 5, "rename": 1}[call]
 
 
@@ -379,9 +380,7 @@ def _fail_at(patch: pytest.MonkeyPatch, call: str, moment: int) -> None:
 def test_the_manifest_takes_in_what_others_finished_meanwhile(
     written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cache_format import writer as module
-
-    real, rivals = module.publish_bytes, [6, 7]
+    real, rivals = publish_bytes, [6, 7]
     writer = CacheWriter.create_or_open(written, SPEC)
 
     def publish(path: Path, data: bytes) -> None:
@@ -389,7 +388,7 @@ def test_the_manifest_takes_in_what_others_finished_meanwhile(
             writer.write_unit(rivals.pop(), [], num_documents=0)
         real(path, data)
 
-    monkeypatch.setattr(module, "publish_bytes", publish)
+    monkeypatch.setattr("cache_format.writer.publish_bytes", publish)
     writer.publish_manifest(1, complete=True)
     units = [entry.unit for entry in cache_format.open(written).manifest.shards]
     assert units == [0, 1, 2, 3, 6, 7]

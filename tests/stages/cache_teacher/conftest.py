@@ -1,9 +1,10 @@
-"""The tiny teachers that stage one's tests share; saved once a session, never written to."""
+"""The tiny teachers and benches that stage one's tests share; teachers are saved once a session."""
 
 from pathlib import Path
 
 import pytest
 
+from tests.stages.cache_teacher.bench import Bench, Watch
 from tests.tiny import save_tiny_teacher
 
 
@@ -17,3 +18,15 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def untied_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Head of its own, no padding rows."""
     return save_tiny_teacher(tmp_path_factory.mktemp("untied"), tie=False, padding_rows=0)
+
+
+@pytest.fixture
+def bench(tiny_teacher: Path, tmp_path: Path) -> Bench:
+    """Runs of stage one over 80 documents in units of 10."""
+    return Bench(tiny_teacher, tmp_path)
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    """Counts what the runs of a test tokenise and load."""
+    return Watch(monkeypatch)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +20,8 @@ TEXTS = tiny_texts(45)
 
 
 def settings(corpus: Path | str, **changes: Any) -> CacheTeacherConfig:
-    return CacheTeacherConfig(**({"corpus": str(corpus), "documents_per_unit": 10} | changes))
+    base: dict[str, Any] = {"corpus": str(corpus), "documents_per_unit": 10}
+    return CacheTeacherConfig(**(base | changes))
 
 
 def write(path: Path, texts: list[str]) -> Path:
@@ -287,9 +288,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_hub_dataset_is_pinned_by_its_commit(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     open_binary = corpus_files.open_binary
-    monkeypatch.setattr(
-        corpus_files, "open_binary", lambda url: opened.append(url) or open_binary(url)
-    )
+
+    def recording(url: str) -> IO[bytes]:
+        opened.append(url)
+        return open_binary(url)
+
+    monkeypatch.setattr(corpus_files, "open_binary", recording)
     corpus = resolve_corpus(settings("org/web", corpus_revision="v1"))
     assert corpus.spec.source == "org/web"
     assert (corpus.spec.revision, corpus.spec.config, corpus.spec.split) == (

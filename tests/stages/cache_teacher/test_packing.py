@@ -1,6 +1,7 @@
 """Every token of a unit lands in one place, and every label's document is known."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +19,7 @@ EOS = 0
 def documents_of(lengths: Sequence[int]) -> list[IntArray]:
     """Documents whose ids count up from 1, so that every id of the stream is different."""
     ends = np.cumsum([0, *lengths])
-    return [
-        np.arange(first + 1, last + 1, dtype=np.int32)
-        for first, last in zip(ends, ends[1:], strict=False)
-    ]
+    return [np.arange(first + 1, last + 1, dtype=np.int32) for first, last in pairwise(ends)]
 
 
 def naive_rows(documents: Sequence[IntArray], length: int) -> list[tuple[list[int], list[int]]]:

@@ -26,7 +26,7 @@ V = 97
 
 
 def spec_of(top_k: int, **changes: Any) -> TargetSpec:
-    settings = {"top_k": top_k, "keep_mass": 1.0, "inverse_temperatures": NODES}
+    settings: dict[str, Any] = {"top_k": top_k, "keep_mass": 1.0, "inverse_temperatures": NODES}
     return TargetSpec(**(settings | changes))
 
 

@@ -5,6 +5,7 @@ B rows, T positions, D width, V vocabulary.
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.cache_teacher import teacher as module
 from stages.cache_teacher.teacher import Teacher, choose_device
 from stages.cache_teacher.teacher_files import resolve_teacher
 from tests.tiny import tiny_config
@@ -46,7 +46,7 @@ def test_packed_documents_equal_documents_alone(tiny_teacher: Path, attention: s
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher, dtype=torch.float32)
     for row, starts in enumerate(STARTS):
         bounds = [0, *(start for start in starts if start < 32), 32]
-        for low, high in zip(bounds, bounds[1:], strict=False):
+        for low, high in pairwise(bounds):
             alone_T = torch.from_numpy(ids_BT[row, low:high]).long()[None]
             with torch.no_grad():  # transformers' own forward pass, no mask, no positions
                 output = model(alone_T, output_hidden_states=True)
@@ -211,8 +211,8 @@ def test_devices() -> None:
 
 
 def test_a_gpu_is_chosen_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(module.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("auto") == torch.device("cuda")
     assert choose_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(ValueError, match="'cuda:2' is not there"):

@@ -69,18 +69,17 @@ def test_one_document_is_the_package_s_own_forward(dtype: torch.dtype, tolerance
         torch.testing.assert_close(mine, other, rtol=0, atol=bound)
 
 
-def test_dropout_is_drawn_as_in_the_package() -> None:
-    stack = make_noisy_stack(dropout=0.5)
-    x, _ = make_inputs(1)  # one position, so that the order of the draws is the same
+def test_dropout_acts_in_training_and_in_every_layer() -> None:
+    stack = make_noisy_stack(dropout=0.5).eval()
+    x, _ = make_inputs(5)
+    assert torch.equal(run(stack, x), run(make_noisy_stack(), x))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        found = run(stack, x)
-        torch.manual_seed(3)
-        expected = stack(x)
-        torch.manual_seed(4)
-        other = run(stack, x)
-    torch.testing.assert_close(found, expected)
-    assert not torch.allclose(found, other)
+        layers = [layer for block in stack.blocks for layer in (block.xlstm, block.ffn) if layer]
+        for layer in layers:
+            layer.train()
+            assert (run(stack, x) - run(stack, x)).abs().max() > 0.01
+            layer.eval()
 
 
 PACKED = [(0, 0, 7), (0, 7, 8), (0, 8, 10), (0, 10, 24), (1, 0, 23), (1, 23, 24), (2, 0, 24)]
@@ -106,7 +105,8 @@ def test_a_packed_document_is_what_it_is_alone(row: int, first: int, stop: int) 
     from_packed = torch.autograd.grad((packed * part).sum(), wanted)
     from_alone = torch.autograd.grad((alone * part).sum(), wanted)
     for mine, other in zip(from_packed, from_alone, strict=True):
-        torch.testing.assert_close(mine, other, rtol=0, atol=1e-5 * float(other.abs().max()))
+        bound = 1e-5 * float(other.abs().max()) + 1e-7
+        torch.testing.assert_close(mine, other, rtol=0, atol=bound)
     outside = from_packed[0].clone()
     outside[row, first:stop] = 0.0
     assert outside.abs().max() < 1e-6 * from_packed[0].abs().max()

@@ -1,0 +1,88 @@
+"""Program of ``test_crash``: write a cache many times, killed at one point each time.
+
+``python -m tests.cache_format.killed_writers DIRECTORY`` writes DIRECTORY/whole undisturbed. Then,
+for n = 0, 1, 2, … it writes DIRECTORY/n in a forked process that kills itself (SIGKILL) just before
+or just after its n-th system call that makes something durable or visible, and again undisturbed,
+until a run survives. Prints the number of runs that were killed. It is a program of its own because
+only a process without threads may fork.
+"""
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow  # noqa: F401  (imported before the forks, which are many)
+
+from tests.cache_format.sample_cache import write_sample_cache
+
+_CALLS = ("fsync", "replace", "link", "rename", "unlink", "mkdir")
+
+
+def _kill_at(moment: int) -> None:
+    """Arrange for SIGKILL around the call number ``moment // 2``: before it if even, else after."""
+    count = 0
+
+    def killing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if 2 * count - 2 == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                return real(*arguments, **options)
+            finally:
+                if 2 * count - 1 == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        return call
+
+    for name in _CALLS:
+        setattr(os, name, killing(getattr(os, name)))
+
+
+def _run(action: Callable[[], object]) -> bool:
+    """Run ``action`` in a forked process; whether it lived. Any end but SIGKILL is a failure."""
+    process = os.fork()
+    if process == 0:
+        action()
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    if status not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"a writer ended with {status}")
+    return status == 0
+
+
+def _killed_then_finished(path: Path, moment: int) -> bool:
+    def killed() -> None:
+        _kill_at(moment)
+        write_sample_cache(path)
+
+    lived = _run(killed)
+    write_sample_cache(path)
+    return lived
+
+
+def main(directory: Path) -> None:
+    """See the top of the file."""
+    write_sample_cache(directory / "whole")
+    wanted = _contents(directory / "whole")
+    moment = 0
+    while not _killed_then_finished(directory / str(moment), moment):
+        found = _contents(directory / str(moment))
+        if found != wanted:
+            raise RuntimeError(f"killed at {moment}: {sorted(found)} instead of {sorted(wanted)}")
+        shutil.rmtree(directory / str(moment))
+        moment += 1
+    print(moment)
+
+
+def _contents(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,91 @@
+"""SIGKILL at every publish point, and two processes at once: the cache is the same, bit for bit."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cache_format
+from tests.cache_format.sample_cache import assert_decoded, unit_rows, write_sample_cache
+
+_ROOT = Path(__file__).parents[2]
+
+
+def test_killed_at_every_publish_point(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cache_format.killed_writers", str(tmp_path)],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100
+    cache = cache_format.open(tmp_path / "whole")
+    assert cache.verify() == []
+    for index, row in enumerate(unit_rows(1, cache.spec)):
+        assert_decoded(cache.read_row("train", index)[1], row, cache.spec)
+
+
+_WRITE = """
+import sys
+from pathlib import Path
+from tests.cache_format.sample_cache import write_sample_cache
+print("ready", flush=True)
+for name in sys.stdin.readline().split():
+    write_sample_cache(Path(sys.argv[1]) / name)
+"""
+
+
+def test_processes_that_write_the_same_caches_at_once(tmp_path: Path) -> None:
+    write_sample_cache(tmp_path / "whole")
+    names = [str(number) for number in range(20)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WRITE, str(tmp_path)],
+            cwd=_ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(" ".join(names) + "\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    wanted = _contents(tmp_path / "whole")
+    for name in names:
+        assert _contents(tmp_path / name) == wanted
+        assert cache_format.open(tmp_path / name).verify() == []
+
+
+def _contents(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("module", "foreign"),
+    [
+        ("cache_format", {"numpy", "pyarrow"}),
+        ("cache_format.errors", {"numpy", "pyarrow"}),
+        ("cache_format.spec", {"numpy", "pyarrow"}),
+        ("cache_format.atomic", {"numpy", "pyarrow"}),
+        ("cache_format.reader", {"pyarrow"}),
+        ("cache_format.writer", {"torch", "click"}),
+    ],
+)
+def test_what_importing_does_not_load(module: str, foreign: set[str]) -> None:
+    script = f"import sys, {module}; print(*({foreign} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=_ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []

@@ -1,0 +1,125 @@
+"""What a second run does: goes on, extends, or nothing; and what is told while a run goes on."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import cache_format
+from cache_format.manifest import Manifest
+from cache_format.writer import CacheWriter
+from stages.cache_teacher import run
+from stages.cache_teacher.teacher import Teacher
+from tests.stages.cache_teacher.bench import Bench, Watch, shard_bytes
+
+
+def test_a_budget_overshoots_by_less_than_a_unit_and_can_grow_and_shrink(
+    bench: Bench, watch: Watch
+) -> None:
+    whole = bench.run("whole")
+    sizes = [entry.num_tokens for entry in whole.shards]
+    assert watch.since() == (80, 1)
+
+    budget = sum(sizes[:2]) + 1
+    first = bench.run(num_tokens=budget)
+    assert first.complete
+    assert (len(first.shards), first.num_tokens_requested) == (3, budget)
+    assert watch.since() == (30, 1)
+
+    extended = bench.run(num_tokens=sum(sizes[:5]))
+    assert len(extended.shards) == 5
+    assert watch.since() == (20, 1)  # only what was missing
+
+    again = bench.run(num_tokens=sum(sizes[:5]))
+    assert again == extended
+    assert watch.since() == (0, 0)
+
+    shorter = bench.run(num_tokens=1)
+    assert shorter.complete
+    assert shorter.shards == extended.shards
+    assert watch.since() == (0, 0)
+
+    bench.run()
+    assert watch.since() == (30, 1)
+    assert shard_bytes(bench.root / "cache") == shard_bytes(bench.root / "whole")
+
+    bench.run()  # the corpus has ended: nothing is left to do
+    assert watch.since() == (0, 0)
+    assert bench.reports[-1].phase == "corpus ended"
+    assert bench.open().verify(lambda *_: None) == []
+
+
+def test_only_missing_units_are_made_again(bench: Bench, watch: Watch) -> None:
+    manifest = bench.run()
+    before = shard_bytes(bench.root / "cache")
+    watch.since()
+    (bench.root / "cache" / manifest.shards[3].file).unlink()
+    assert bench.run() == manifest
+    assert watch.since() == (10, 1)
+    assert shard_bytes(bench.root / "cache") == before
+
+
+def test_a_run_cut_short_is_gone_on_with(
+    bench: Bench, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.run("whole")
+    watch.since()
+    forward = Teacher.forward
+    num_calls = 0
+
+    def failing(self: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 15:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "forward", failing)
+        with pytest.raises(torch.OutOfMemoryError):  # as it is: the command line explains it
+            bench.run()
+    documents, _ = watch.since()
+    cut_short = cache_format.open(bench.root / "cache", allow_incomplete=True).manifest
+    assert 0 < len(cut_short.shards) < 8
+    assert documents == 10 * len(cut_short.shards) + 10
+    bench.run()
+    assert watch.since() == (80 - 10 * len(cut_short.shards), 1)
+    assert shard_bytes(bench.root / "cache") == shard_bytes(bench.root / "whole")
+
+
+def test_progress_counts_what_the_cache_holds(bench: Bench) -> None:
+    manifest = bench.run(num_tokens=1000)
+    phases = [report.phase for report in bench.reports]
+    assert list(dict.fromkeys(phases)) == ["resolving", "loading teacher", "caching", "done"]
+    done = [report.tokens_done for report in bench.reports]
+    assert done == sorted(done)
+    last = bench.reports[-1]
+    assert last.tokens_total == 1000
+    assert last.tokens_done == last.tokens_cached_this_run
+    assert last.tokens_done == sum(entry.num_tokens for entry in manifest.shards)
+    assert last.bytes_written == sum(entry.num_bytes for entry in manifest.shards)
+    assert last.documents == sum(entry.num_documents for entry in manifest.shards)
+    assert last.corpus_position == manifest.shards[-1].corpus_position
+    assert {report.unit for report in bench.reports} == {entry.unit for entry in manifest.shards}
+    assert len(done) > sum(entry.num_rows for entry in manifest.shards)
+
+    bench.run(num_tokens=2000)
+    assert bench.reports[-1].tokens_cached_this_run < bench.reports[-1].tokens_done
+
+
+def test_the_manifest_is_published_while_the_run_goes_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published: list[int] = []
+    publish = CacheWriter.publish_manifest
+
+    def recording(self: Any, num_tokens: int, complete: bool) -> Manifest:
+        manifest = publish(self, num_tokens, complete)
+        published.append(len(manifest.shards))
+        assert manifest.complete == (len(published) == 9)
+        return manifest
+
+    monkeypatch.setattr(CacheWriter, "publish_manifest", recording)
+    monkeypatch.setattr(run, "_MANIFEST_SECONDS", 0.0)
+    bench.run()
+    assert published == [1, 2, 3, 4, 5, 6, 7, 8, 8]

@@ -1,0 +1,136 @@
+"""What stage one refuses: other caches, foreign directories, bad documents, a teacher gone NaN."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import cache_format
+from cache_format.errors import ForeignDirectoryError, SpecMismatchError
+from tests.stages.cache_teacher.bench import TEXTS, Bench, Watch, rows_by_unit, shard_bytes
+from tests.tiny import write_fineweb_parquet
+
+OTHER_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "top_k": ({"top_k": 13}, "targets.top_k"),
+    "seed": ({"seed": 1}, "seed"),
+    "dtype": ({"teacher_dtype": "bfloat16"}, "teacher.dtype"),
+    "sketch": ({"sketch": "none"}, "sketch.kind"),
+    "units": ({"documents_per_unit": 9}, "corpus.documents_per_unit"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_SETTINGS)
+def test_a_cache_of_another_recipe_is_refused(bench: Bench, watch: Watch, name: str) -> None:
+    bench.run(num_tokens=1)
+    before = shard_bytes(bench.root / "cache")
+    watch.since()
+    changes, field = OTHER_SETTINGS[name]
+    with pytest.raises(SpecMismatchError, match=field):
+        bench.run(**changes)
+    assert watch.since() == (0, 0)  # before any weights are loaded
+    assert shard_bytes(bench.root / "cache") == before
+
+
+def test_a_corpus_that_has_changed_is_refused(bench: Bench) -> None:
+    bench.run(num_tokens=1)
+    write_fineweb_parquet(bench.corpus, TEXTS[1:])
+    with pytest.raises(SpecMismatchError, match=r"corpus\.files"):
+        bench.run()
+
+
+def test_a_directory_that_holds_something_else_is_left_alone(bench: Bench, watch: Watch) -> None:
+    foreign = bench.root / "cache" / "thesis.tex"
+    foreign.parent.mkdir()
+    foreign.write_text("precious")
+    with pytest.raises(ForeignDirectoryError, match=r"thesis\.tex"):
+        bench.run()
+    assert [path.name for path in foreign.parent.iterdir()] == ["thesis.tex"]
+    assert watch.since() == (0, 0)
+
+
+def spoil(teacher: Path, tmp_path: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    copy = Path(shutil.copytree(teacher, tmp_path / "spoilt"))
+    weights = load_file(copy / "model.safetensors")
+    edit(weights)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+@pytest.mark.parametrize("sketch", ["rademacher", "none"])
+def test_a_teacher_that_makes_nan_is_named_by_place(bench: Bench, sketch: str) -> None:
+    """One token's embedding is NaN, and attention spreads that over its whole row."""
+    bench.run("whole", sketch="none")
+    rows = rows_by_unit(bench.open("whole"))
+    ids_of_unit = [
+        np.stack([row.token_ids for unit, row in rows if unit == wanted]) for wanted in range(8)
+    ]
+    first = int(np.setdiff1d(ids_of_unit[1][:, :-1], ids_of_unit[0])[0])
+    row = np.argwhere(ids_of_unit[1][:, :-1] == first)[0][0]
+
+    def edit(weights: dict[str, torch.Tensor]) -> None:
+        # A head of its own stays clean, so that only what the token touches is not finite.
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        weights["model.embed_tokens.weight"][first] = torch.nan
+
+    teacher = spoil(bench.teacher, bench.root, edit)
+    config = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    place = f"unit 1, row {row}, position 0: the teacher produced NaN .*teacher_dtype"
+    with pytest.raises(ValueError, match=place):
+        bench.run(teacher=teacher, sketch=sketch)
+    finished = cache_format.open(bench.root / "cache", allow_incomplete=True).manifest.shards
+    assert [entry.unit for entry in finished] == [0]  # what was finished is not lost
+
+
+def test_a_corpus_without_documents(bench: Bench) -> None:
+    bench.corpus = write_fineweb_parquet(bench.root / "empty.parquet", [])
+    with pytest.raises(ValueError, match="holds no documents"):
+        bench.run()
+    assert not (bench.root / "cache").exists()
+
+
+def test_a_corpus_too_short_for_a_row(bench: Bench) -> None:
+    bench.corpus = write_fineweb_parquet(bench.root / "short.parquet", ["a", "b"])
+    with pytest.raises(ValueError, match="no unit fills a row of 32 tokens"):
+        bench.run()
+
+
+def test_a_document_that_is_not_text(bench: Bench) -> None:
+    bench.corpus = bench.root / "corpus.jsonl"
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    lines[25] = '{"text": ["a", "list"]}'
+    bench.corpus.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"corpus\.jsonl, line 26: 'text' is a JSON list"):
+        bench.run()
+    manifest = bench.run("other", on_bad_document="skip")
+    assert [entry.num_skipped_documents for entry in manifest.shards] == [0, 0, 1, 0, 0, 0, 0, 0]
+
+
+def test_a_missing_column_is_refused_before_anything_is_made(bench: Bench, watch: Watch) -> None:
+    with pytest.raises(ValueError, match="no column 'body'"):
+        bench.run(text_column="body")
+    assert not (bench.root / "cache").exists()
+    assert watch.since() == (0, 0)
+
+
+def test_a_tokenizer_that_makes_ids_beyond_the_vocabulary(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    call = PreTrainedTokenizerFast.__call__
+
+    def beyond(self: Any, *arguments: Any, **options: Any) -> Any:
+        batch = call(self, *arguments, **options)
+        batch["input_ids"][-1][-1] = 320
+        return batch
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", beyond)
+    with pytest.raises(ValueError, match="token id 320, but the vocabulary ends at 319"):
+        bench.run()
