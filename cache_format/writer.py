@@ -9,6 +9,7 @@ that make the same unit end with one.
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -123,10 +124,9 @@ class CacheWriter:
         A finished unit is left as it is and ``rows`` is not touched. A unit may have no rows.
         Raises ValueError naming row, column and position if a row breaks a rule.
         """
-        existing = self._whole_receipt(unit)
+        existing = self._whole_or_discarded(unit)
         if existing is not None:
-            return existing.entry
-        (self.path / layout.receipt_file(unit)).unlink(missing_ok=True)
+            return existing
         shard = encode_shard(rows, self.spec, unit)
         sha256 = shard.sha256
         entry = ShardEntry(
@@ -155,7 +155,7 @@ class CacheWriter:
     def publish_manifest(self, num_tokens_requested: int, complete: bool) -> Manifest:
         """Publish the table of contents of all finished units."""
         while True:
-            receipts = layout.receipt_units(self.path)
+            receipts = self._receipt_names()
             manifest = fold(
                 self.spec,
                 self.finished_units().values(),
@@ -165,18 +165,31 @@ class CacheWriter:
             )
             publish_bytes(self.path / layout.MANIFEST, manifest.to_bytes())
             # Another process may have finished a unit, and published, while this one was folding.
-            if layout.receipt_units(self.path) == receipts:
+            if self._receipt_names() == receipts:
                 return manifest
 
     def _publish(self, entry: ShardEntry, shard: EncodedShard) -> ShardEntry:
-        with atomic_file(self.path / entry.file) as sink:
-            sink.write(memoryview(shard.data))
-        receipt = Receipt(entry=entry, blocks=shard.blocks)
-        data = receipt_bytes(receipt, self.spec)
-        publish_exclusive(self.path / layout.receipt_file(entry.unit), data)
-        winner = read_receipt(self.path, entry.unit, self.spec, None).entry
+        data = receipt_bytes(Receipt(entry=entry, blocks=shard.blocks), self.spec)
+        winner: ShardEntry | None = None
+        while winner is None:
+            with atomic_file(self.path / entry.file) as sink:
+                sink.write(memoryview(shard.data))
+            if publish_exclusive(self.path / layout.receipt_file(entry.unit), data):
+                winner = replace(entry, receipt_sha256=hashlib.sha256(data).hexdigest())
+            else:  # another process was faster
+                winner = self._whole_or_discarded(entry.unit)
         self._remove_shards(entry.unit, keep=winner.file)
         return winner
+
+    def _whole_or_discarded(self, unit: int) -> ShardEntry | None:
+        """The entry of a finished unit. A receipt that nothing whole is behind is removed."""
+        receipt = self._whole_receipt(unit)
+        if receipt is not None:
+            return receipt.entry
+        path = self.path / layout.receipt_file(unit)
+        if path.exists() and self._whole_receipt(unit) is None:
+            path.unlink(missing_ok=True)
+        return None
 
     def _whole_receipt(self, unit: int) -> Receipt | None:
         try:
@@ -185,6 +198,9 @@ class CacheWriter:
         except (CorruptFileError, MissingFileError, FileNotFoundError):
             return None
         return receipt if found == receipt.entry.num_bytes else None
+
+    def _receipt_names(self) -> set[str]:
+        return {path.name for path in (self.path / layout.RECEIPTS).glob("*.json")}
 
     def _teacher_receipt(self) -> TeacherReceipt | None:
         """The receipt of ``teacher/`` if it and all its files are there in their full size."""

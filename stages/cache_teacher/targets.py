@@ -124,15 +124,18 @@ def _chunk_targets(
 def exact_top_k(logits_CV: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest logits and their ids, falling; the lowest id wins every tie.
 
-    ``torch.topk`` promises nothing about ties. Only rows with more equals of the k-th value than
-    places left for them can have the wrong ids; those are chosen anew. Raises NonFiniteError.
+    ``torch.topk`` promises nothing about ties. Only rows whose next logit equals their k-th can
+    have the wrong ids; those are chosen anew. Raises NonFiniteError.
     """
-    values_CK, ids_CK = torch.topk(logits_CV, top_k, dim=1)
+    num_asked = min(top_k + 1, logits_CV.shape[1])
+    values_CK, ids_CK = torch.topk(logits_CV, num_asked, dim=1)
+    next_C, values_CK, ids_CK = values_CK[:, -1], values_CK[:, :top_k], ids_CK[:, :top_k]
     refuse_non_finite(values_CK)  # not a number counts as largest, so none escapes
-    kth_C1 = values_CK[:, -1:]
-    ambiguous = ((logits_CV >= kth_C1).sum(1) > top_k).nonzero()[:, 0]
-    if len(ambiguous):
-        ids_CK[ambiguous] = _lowest_ids(logits_CV[ambiguous], kth_C1[ambiguous], top_k)
+    if num_asked > top_k:
+        ambiguous = (next_C == values_CK[:, -1]).nonzero()[:, 0]
+        if len(ambiguous):
+            kth_C1 = values_CK[ambiguous, -1:]
+            ids_CK[ambiguous] = _lowest_ids(logits_CV[ambiguous], kth_C1, top_k)
     ids_CK = ids_CK.sort(1).values  # then a stable sort by value leaves equals in order of id
     values_CK, order_CK = logits_CV.gather(1, ids_CK).sort(stable=True, dim=1, descending=True)
     return values_CK, ids_CK.gather(1, order_CK)

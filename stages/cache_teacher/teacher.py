@@ -41,8 +41,12 @@ class Teacher:
     def __init__(self, source: TeacherSource, device: torch.device) -> None:
         """Raises ValueError if weights are missing, or documents or logits would come out wrong."""
         self.source, self.device = source, device
-        if source.spec.attention == "flash_attention_2" and device.type != "cuda":
-            raise ValueError("attention: flash_attention_2 needs a GPU; use sdpa")
+        if source.spec.attention == "flash_attention_2" and (
+            device.type != "cuda" or source.spec.dtype == "float32"
+        ):
+            raise ValueError(
+                "attention: flash_attention_2 needs a GPU and half precision; use sdpa"
+            )
         model = _load_model(source).to(device)
         self._model = model
         self.embedding = model.get_input_embeddings().weight

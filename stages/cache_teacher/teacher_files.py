@@ -51,7 +51,7 @@ def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
 
     Raises ValueError where there is no such model, or it cannot be cached faithfully.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     name = f"teacher {config.teacher!r}"
     directory, revision = _directory_of(config)
@@ -61,7 +61,7 @@ def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
         raise ValueError(f"{name}: {directory} holds no tokenizer")
     try:
         model_config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        tokenizer = load_tokenizer(directory)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"{name}: its configuration or tokenizer is unreadable: {error}"
@@ -90,6 +90,20 @@ def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
         spec=spec,
         tokenizer=tokenizer,
     )
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer exactly as its ``tokenizer.json`` has it.
+
+    ``AutoTokenizer`` goes by the model's type: beside a Qwen2 model it would split the text by
+    Qwen2's rules whatever that file says, and the teacher would read ids it was not trained on.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if (directory / "tokenizer.json").is_file():
+        fast: Any = PreTrainedTokenizerFast
+        return fast.from_pretrained(directory)
+    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 
 
 def _directory_of(config: CacheTeacherConfig) -> tuple[Path, str]:

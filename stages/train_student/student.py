@@ -163,7 +163,7 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
             if head.dtype == dtype:
                 return nn.functional.linear(hidden.to(dtype), head)
             hidden = hidden.to(dtype)
-            chunks = head.split(_HEAD_CHUNK_ROWS)
+            chunks = torch.split(head, _HEAD_CHUNK_ROWS)
             return torch.cat([nn.functional.linear(hidden, c.to(dtype)) for c in chunks], dim=-1)
 
     def _freeze(self) -> None:
@@ -210,6 +210,8 @@ def build_student(
     if vocab_size > head_rows:
         raise ValueError(f"vocab_size = {vocab_size} is more than the {head_rows} rows of the head")
     frozen_dtype = torch.float32 if embedding is None else embedding.dtype
+    if head is not None and head.dtype != frozen_dtype:
+        raise ValueError(f"teacher's head is {head.dtype}, its embedding {frozen_dtype}")
     student_config = DistilXLSTMConfig(
         vocab_size=vocab_size,
         head_rows=head_rows,

@@ -73,7 +73,7 @@ def test_a_flipped_bit_in_a_shard_that_was_read_before(root: Path) -> None:
 
 def test_a_flipped_bit_in_a_receipt(root: Path) -> None:
     path = root / "receipts/00001.json"
-    for _ in _flipped(path, list(range(path.stat().st_size)), seed=2):
+    for _ in _flipped(path, list(range(0, path.stat().st_size, 3)), seed=2):
         cache = cache_format.open(root)
         assert [problem.path for problem in cache.verify()] == [path]
         with pytest.raises(CacheError, match=r"receipts/00001\.json: "):

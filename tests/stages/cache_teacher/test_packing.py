@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.cache_teacher.packing import IntArray, pack, tokenize
+from stages.cache_teacher.teacher_files import load_tokenizer
 
 EOS = 0
 
@@ -113,9 +114,7 @@ def test_no_texts_make_no_tokens() -> None:
 
 
 def test_a_real_tokenizer_adds_nothing(tiny_teacher: Path) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_teacher)
+    tokenizer = load_tokenizer(tiny_teacher)
     texts = ["the teacher and the student", "東京 42"]
     ids = tokenize(tokenizer, texts, 320)
     assert [tokenizer.decode(document) for document in ids] == texts

@@ -18,10 +18,10 @@ from tests.tiny import write_fineweb_parquet
 
 
 def independent_stream(teacher: Path, texts: list[str]) -> list[int]:
-    from transformers import AutoTokenizer
+    from tokenizers import Tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(teacher)
-    return [i for text in texts for i in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
+    tokenizer = Tokenizer.from_file(str(teacher / "tokenizer.json"))
+    return [i for text in texts for i in [*tokenizer.encode(text).ids, 0]]
 
 
 def test_no_row_is_lost_or_doubled(bench: Bench) -> None:
@@ -115,6 +115,20 @@ def test_a_teacher_of_its_own_head_and_fewer_kept(untied_teacher: Path, tmp_path
     rows = rows_by_unit(bench.open())
     assert len({int(n) for _, row in rows for n in row.num_kept}) > 5
     assert all(row.sketch is None and row.tail_log_mass.shape == (32, 2) for _, row in rows)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_half_precision_is_close(bench: Bench, dtype: str, attention: str) -> None:
+    bench.run("full", num_tokens=1)
+    bench.run("half", num_tokens=1, teacher_dtype=dtype, attention=attention)
+    full, half = (rows_by_unit(bench.open(out)) for out in ("full", "half"))
+    errors = [
+        np.abs(row.next_logprob - other.next_logprob).mean()
+        for (_, row), (_, other) in zip(full, half, strict=True)
+    ]
+    assert np.mean(errors) < 0.3
+    assert bench.open("half").spec.teacher.dtype == dtype
 
 
 def test_the_recipe_is_kept_beside_the_cache(bench: Bench) -> None:

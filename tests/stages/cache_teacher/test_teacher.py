@@ -106,7 +106,7 @@ def test_flash_attention_gets_one_row_whose_positions_restart(
 
 
 def test_flash_attention_needs_a_gpu(tiny_teacher: Path) -> None:
-    with pytest.raises(ValueError, match="flash_attention_2 needs a GPU"):
+    with pytest.raises(ValueError, match="flash_attention_2 needs a GPU and half precision"):
         load(tiny_teacher, attention="flash_attention_2")
 
 
@@ -165,20 +165,23 @@ def test_an_untied_teacher_exports_its_head_too(untied_teacher: Path, tmp_path: 
     assert json.loads((tmp_path / "teacher.json").read_text())["tie_word_embeddings"] is False
 
 
-def test_the_exported_tokenizer_makes_the_same_ids_whoever_reads_it(
+def test_the_tokenizer_is_that_of_tokenizer_json_and_so_is_the_exported_one(
     tiny_teacher: Path, tmp_path: Path
 ) -> None:
+    from tokenizers import Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     teacher = load(tiny_teacher)
     teacher.export(tmp_path)
-    text = "the students' 1234 rows\n\n at 東京"
-    expected = teacher.source.tokenizer(text)["input_ids"]
-    for tokenizer_class in (AutoTokenizer, PreTrainedTokenizerFast):
-        tokenizer = tokenizer_class.from_pretrained(tmp_path)
-        assert tokenizer(text)["input_ids"] == expected
-        assert tokenizer.decode(expected) == text
-        assert tokenizer.eos_token_id == 0
+    text = "the students' 1999 rows\n\n at 東京"
+    expected = Tokenizer.from_file(str(tiny_teacher / "tokenizer.json")).encode(text).ids
+    assert teacher.source.tokenizer(text)["input_ids"] == expected
+    exported = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert exported(text)["input_ids"] == expected
+    assert exported.decode(expected) == text
+    assert exported.eos_token_id == 0
+    # Why it is not left to AutoTokenizer: beside a Qwen2 it splits by Qwen2's rules.
+    assert AutoTokenizer.from_pretrained(tiny_teacher)(text)["input_ids"] != expected
 
 
 def test_the_exported_configuration_is_the_teacher_s(tiny_teacher: Path, tmp_path: Path) -> None:

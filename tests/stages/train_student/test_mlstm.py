@@ -112,6 +112,15 @@ def test_a_document_is_what_it_is_alone_and_gets_no_gradient_from_others() -> No
             torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
 
 
+def test_what_earlier_documents_forgot_costs_no_precision() -> None:
+    """The cumulative sum over the row reaches −40,000 here, where float32 has steps of 0.004."""
+    problem = make_problem(220, dtype=torch.float32)
+    problem[4][:, :, :200] = -200.0
+    packed = run(problem, layout_of(220, (0, 200), (1, 200)))[:, :, 200:]
+    alone = run(cut(problem, 200, 220), layout_of(20))
+    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("splits", [(0, 20), (0, 1, 2, 20), (0, 5, 13, 20), tuple(range(21))])
 def test_going_on_from_states_equals_one_pass(splits: tuple[int, ...]) -> None:
     problem = make_problem(20, gate_scale=3.0)

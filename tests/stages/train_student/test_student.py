@@ -13,11 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.student import (
-    DistilXLSTMConfig,
     DistilXLSTMForCausalLM,
     build_student,
     count_parameters,
 )
+from stages.train_student.student_config import DistilXLSTMConfig
 
 WIDTH, VOCAB, ROWS, EOS = 32, 90, 100, 3
 CONFIG = TrainStudentConfig(num_blocks=4, slstm_at=(0, 2), num_heads=4, qkv_block_size=8)
@@ -25,7 +25,7 @@ CONFIG = TrainStudentConfig(num_blocks=4, slstm_at=(0, 2), num_heads=4, qkv_bloc
 
 def make_student(
     seed: int = 0, *, embedding: Tensor | None = None, head: Tensor | None = None
-) -> DistilXLSTMForCausalLM:
+) -> Any:
     return build_student(
         CONFIG,
         hidden_size=WIDTH,
@@ -38,7 +38,7 @@ def make_student(
     )
 
 
-def make_noisy_student(dtype: torch.dtype = torch.bfloat16) -> DistilXLSTMForCausalLM:
+def make_noisy_student(dtype: torch.dtype = torch.bfloat16) -> Any:
     """No weight is zero, and the head is not the embedding: the start values hide too much."""
     generator = torch.Generator().manual_seed(5)
     embedding, head = torch.randn(2, ROWS, WIDTH, generator=generator).to(dtype)
@@ -46,7 +46,7 @@ def make_noisy_student(dtype: torch.dtype = torch.bfloat16) -> DistilXLSTMForCau
     with torch.no_grad():
         for parameter in student.parameters():
             if parameter.requires_grad:
-                parameter += torch.randn(parameter.shape, generator=generator) * 0.1
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return student.eval()
 
 
@@ -136,10 +136,11 @@ def test_weights_move_to_and_from_the_package_s_model() -> None:
     [
         ({"embedding": torch.zeros(ROWS, 8)}, r"embedding: expected .*\(100, 32\), found \(100, 8"),
         ({"head": torch.zeros(8, WIDTH)}, r"head: expected .*\(100, 32\), found \(8, 32\)"),
+        ({"head": torch.zeros(ROWS, WIDTH).half()}, r"head is torch.float16, its embedding .*32"),
     ],
 )
-def test_a_teacher_s_tensor_of_another_shape_is_refused(
-    changes: dict[str, Tensor], message: str
+def test_a_teacher_s_tensor_that_does_not_fit_is_refused(
+    changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make_student(**changes)
@@ -147,7 +148,7 @@ def test_a_teacher_s_tensor_of_another_shape_is_refused(
 
 def test_only_the_blocks_are_trained() -> None:
     embedding = torch.randn(ROWS, WIDTH).bfloat16()
-    student = make_student(embedding=embedding, head=torch.randn(ROWS, WIDTH))
+    student = make_student(embedding=embedding, head=torch.randn(ROWS, WIDTH).bfloat16())
     assert student.token_embedding.weight.data_ptr() == embedding.data_ptr()
     output = student(make_ids(2, 9), labels=make_ids(2, 9))
     output.loss.backward()
@@ -207,7 +208,7 @@ def test_document_starts_of_another_shape_are_refused() -> None:
 def test_round_trip_is_bitwise(tmp_path: Path) -> None:
     student = make_noisy_student()  # bfloat16 embedding and head, float32 blocks
     student.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert isinstance(loaded, DistilXLSTMForCausalLM)
     expected = dict(student.named_parameters())
     found = dict(loaded.named_parameters())
@@ -228,7 +229,8 @@ def test_a_tied_head_is_stored_once(tmp_path: Path) -> None:
     student.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     assert sum(tensor.shape == (ROWS, WIDTH) for tensor in stored.values()) == 1
-    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    result: Any = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = result
     assert not info["missing_keys"]
     assert loaded.lm_head.weight is loaded.token_embedding.weight
     assert loaded.lm_head.weight.dtype == torch.bfloat16
@@ -238,7 +240,7 @@ def test_a_tied_head_is_stored_once(tmp_path: Path) -> None:
 
 def test_loading_in_another_precision_leaves_the_frozen_copies(tmp_path: Path) -> None:
     make_noisy_student(torch.float16).save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert loaded.xlstm_block_stack.blocks[0].ffn.proj_up.weight.dtype == torch.bfloat16
     assert loaded.token_embedding.weight.dtype == torch.float16
     assert loaded(make_ids(1, 5)).logits.isfinite().all()
@@ -277,7 +279,7 @@ def test_going_on_from_a_state_equals_one_forward(splits: tuple[int, ...]) -> No
     assert len(sizes) == 1  # the state does not grow
 
 
-def greedy_without_state(student: DistilXLSTMForCausalLM, ids: Tensor, num_new: int) -> Tensor:
+def greedy_without_state(student: Any, ids: Tensor, num_new: int) -> Tensor:
     for _ in range(num_new):
         ids = torch.cat([ids, student(ids).logits[:, -1:].argmax(-1)], dim=1)
     return ids
@@ -288,7 +290,7 @@ def test_greedy_generation_equals_rereading_everything() -> None:
     student = make_noisy_student()
     ids = make_ids(3, 6)
     expected = greedy_without_state(student, ids, 12)
-    assert len(expected[:, 6:].unique()) > 4  # not one token over and over
+    assert len(set(expected[:, 6:].flatten().tolist())) > 4  # not one token over and over
     found = student.generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -326,9 +328,11 @@ def test_right_padding_is_refused_where_it_would_enter_the_state() -> None:
 
 @torch.no_grad()
 def test_beam_search_and_sampling_do_not_depend_on_the_state() -> None:
-    student = make_noisy_student()
+    student = make_noisy_student(torch.float32)
+    student.lm_head.weight.mul_(0.2)  # so flat a distribution that beams overtake each other
     ids = make_ids(2, 5)
-    for options in ({"num_beams": 3, "do_sample": False}, {"do_sample": True, "top_k": 20}):
+    choices: list[dict[str, Any]] = [{"num_beams": 4, "do_sample": False}, {"do_sample": True}]
+    for options in choices:
         runs = []
         for use_cache in (True, False):
             with torch.random.fork_rng(devices=[]):
@@ -337,7 +341,7 @@ def test_beam_search_and_sampling_do_not_depend_on_the_state() -> None:
                     student.generate(
                         ids,
                         attention_mask=torch.ones_like(ids),
-                        max_new_tokens=8,
+                        max_new_tokens=10,
                         use_cache=use_cache,
                         eos_token_id=None,
                         **options,

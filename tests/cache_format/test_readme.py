@@ -1,0 +1,46 @@
+"""The README's Python runs, and its constants are the program's."""
+
+from pathlib import Path
+
+import pytest
+
+from cache_format import columns, layout, plain
+from tests.cache_format.golden_cache import GOLDEN
+
+README = (Path(__file__).parents[2] / "cache_format" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_ten_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
+    code = README.partition("```python\n")[2].partition("```")[0]
+    assert code.count("path/to/cache") == 1
+    exec(compile(code.replace("path/to/cache", str(GOLDEN)), "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("1 rows of 6 positions\nafter [3] come [  3 260 517 774] with [5.86")
+
+
+def test_the_version_is_the_programs() -> None:
+    assert README.startswith(f"# The cache format, version {plain.FORMAT_VERSION}\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        layout.MANIFEST,
+        layout.SPEC,
+        layout.TEACHER_RECEIPT,
+        str(columns.MAX_GAP_STEPS),
+        str(columns.NO_TAIL).replace("-", "−"),
+        str(columns.NO_TAIL + 1).replace("-", "−"),
+        str(int(columns.MIN_FLOAT16)).replace("-", "−"),
+    ],
+)
+def test_what_the_spec_names(text: str) -> None:
+    assert text in README
+
+
+def test_the_seal_as_it_is_described() -> None:
+    ending = README.partition(',↵ "seal"')[2].partition("\n")[0]
+    template = (',↵ "seal"' + ending).replace("↵", "\n")
+    data = plain.seal({"format_version": "1.0"}).decode()
+    digest = data[-68:-4]
+    assert data.endswith(template.replace("H", digest))
