@@ -72,8 +72,11 @@ class Batch:
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: v if v is None else function(v) for name, v in values.items()})
+        mapped: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            mapped[field.name] = None if value is None else function(value)
+        return Batch(**mapped)
 
 
 @lru_cache(maxsize=4)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow  # noqa: F401  (imported before the forks, which are many)
 
-from tests.cache_format.sample_cache import write_sample_cache
+from tests.cache_format.sample_cache import contents, write_sample_cache
 
 _CALLS = ("fsync", "replace", "link", "rename", "unlink", "mkdir")
 
@@ -71,19 +71,15 @@ def main(directory: Path) -> None:
     # Counted all the same. It is slow, and a killed process loses nothing that it has written.
     setattr(os, "fsync", lambda descriptor: None)  # noqa: B010
     write_sample_cache(directory / "whole")
-    wanted = _contents(directory / "whole")
+    wanted = contents(directory / "whole")
     moment = 0
     while not _killed_then_finished(directory / str(moment), moment):
-        found = _contents(directory / str(moment))
+        found = contents(directory / str(moment))
         if found != wanted:
             raise RuntimeError(f"killed at {moment}: {sorted(found)} instead of {sorted(wanted)}")
         shutil.rmtree(directory / str(moment))
         moment += 1
     print(moment)
-
-
-def _contents(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """Specs, rows and caches for the tests: small, and pure functions of their arguments."""
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cache_format import plain
 from cache_format.codec import Row
 from cache_format.spec import (
     CacheSpec,
@@ -115,6 +118,28 @@ def write_sample_cache(path: Path, spec: CacheSpec | None = None) -> CacheSpec:
     fill(writer, sorted(ROWS_OF_UNIT))
     writer.publish_manifest(num_tokens_requested=120, complete=True)
     return spec
+
+
+def shard_path(root: Path, unit: int) -> Path:
+    """The shard of ``unit``."""
+    (path,) = (root / "shards").glob(f"{unit:05d}-*.arrow")
+    return path
+
+
+def reseal(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the fields of a sealed file, as a faulty program might."""
+    fields = plain.unseal(path.read_bytes(), path, "")
+    change(fields)
+    path.write_bytes(plain.seal(fields))
+
+
+def contents(root: Path) -> dict[str, str]:
+    """The hash of every file of a cache."""
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
 
 
 def assert_same_row(found: Row, expected: Row) -> None:

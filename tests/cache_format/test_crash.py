@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import cache_format
-from tests.cache_format.sample_cache import assert_decoded, unit_rows, write_sample_cache
+from tests.cache_format.sample_cache import assert_decoded, contents, unit_rows, write_sample_cache
 
 _ROOT = Path(__file__).parents[2]
 
@@ -31,7 +31,7 @@ def test_killed_at_every_publish_point(tmp_path: Path) -> None:
 _WRITE = """
 import sys
 from pathlib import Path
-from tests.cache_format.sample_cache import write_sample_cache
+from tests.cache_format.sample_cache import contents, write_sample_cache
 print("ready", flush=True)
 for name in sys.stdin.readline().split():
     write_sample_cache(Path(sys.argv[1]) / name)
@@ -62,14 +62,10 @@ def test_processes_that_write_the_same_caches_at_once(tmp_path: Path) -> None:
     for process in processes:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
-    wanted = _contents(tmp_path / "whole")
+    wanted = contents(tmp_path / "whole")
     for name in names:
-        assert _contents(tmp_path / name) == wanted
+        assert contents(tmp_path / name) == wanted
         assert cache_format.open(tmp_path / name).verify() == []
-
-
-def _contents(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize(

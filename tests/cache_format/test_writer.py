@@ -22,13 +22,13 @@ from cache_format.errors import (
     SpecMismatchError,
     UnsupportedFormatError,
 )
-from cache_format.manifest import fold
 from cache_format.shard import encode_shard
 from cache_format.spec import CacheSpec
 from cache_format.writer import CacheWriter
 from tests.cache_format.sample_cache import (
     ROWS_OF_UNIT,
     build_teacher,
+    contents,
     fill,
     sample_row,
     sample_spec,
@@ -37,15 +37,6 @@ from tests.cache_format.sample_cache import (
 )
 
 SPEC = sample_spec()
-
-
-def contents(root: Path) -> dict[str, str]:
-    """The hash of every file of a cache."""
-    return {
-        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture
@@ -89,15 +80,6 @@ def test_the_same_spec_gives_the_same_bytes_in_whatever_order(
         writer.write_attachments(build_teacher)
     writer.publish_manifest(num_tokens_requested=120, complete=True)
     assert contents(other) == contents(written)
-
-
-def test_the_manifest_does_not_depend_on_the_order_of_receipts(written: Path) -> None:
-    entries = cache_format.open(written).manifest.shards
-    manifests = [
-        fold(SPEC, order, None, num_tokens_requested=1, complete=True).to_bytes()
-        for order in (entries, entries[::-1])
-    ]
-    assert manifests[0] == manifests[1]
 
 
 def test_finished_units_are_left_alone(written: Path) -> None:
@@ -228,59 +210,6 @@ def test_the_slower_of_two_processes_gives_way(
     assert entry.num_documents == 9
     assert entry == rival.finished_units()[5]
     assert [path.name for path in (written / "shards").glob("00005-*")] == [Path(entry.file).name]
-
-
-def test_two_processes_may_write_the_teacher(tmp_path: Path) -> None:
-    path = tmp_path / "cache"
-    writer, rival = (CacheWriter.create_or_open(path, SPEC) for _ in range(2))
-
-    def build(directory: Path) -> None:
-        rival.write_attachments(build_teacher)
-        build_teacher(directory)
-
-    writer.write_attachments(build)
-    writer.publish_manifest(0, complete=True)
-    assert cache_format.open(path).verify() == []
-
-
-@pytest.mark.parametrize("damage", ["receipt", "file", "directory", "both"])
-def test_a_teacher_that_is_not_whole_is_written_again(written: Path, damage: str) -> None:
-    before = contents(written)
-    if damage in {"receipt", "both"}:
-        (written / "receipts/teacher.json").unlink()
-    if damage in {"file", "both"}:
-        (written / "teacher/config.json").write_text("{}")
-    if damage == "directory":
-        shutil.rmtree(written / "teacher")
-    writer = CacheWriter.create_or_open(written, SPEC)
-    writer.write_attachments(build_teacher)
-    writer.publish_manifest(num_tokens_requested=120, complete=True)
-    assert contents(written) == before
-
-
-@pytest.mark.parametrize("name", [".hidden", "with space", "tëst"])
-def test_names_that_a_cache_cannot_hold(tmp_path: Path, name: str) -> None:
-    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC)
-    before = contents(tmp_path)
-    with pytest.raises(ValueError, match="cannot be a file of a cache"):
-        writer.write_attachments(lambda directory: _touch(directory / name))
-    with pytest.raises(ValueError, match="no symbolic links"):
-        writer.write_attachments(lambda directory: (directory / "a").symlink_to("/etc/passwd"))
-    assert contents(tmp_path) == before
-
-
-def _touch(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def test_a_failure_of_the_builder_passes_through(tmp_path: Path) -> None:
-    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC)
-
-    def build(directory: Path) -> None:
-        raise FileExistsError("from the builder")
-
-    with pytest.raises(FileExistsError, match="from the builder"):
-        writer.write_attachments(build)
 
 
 def test_another_spec_is_refused_naming_every_field(written: Path) -> None:

@@ -1,0 +1,76 @@
+"""``Cache.verify`` names every problem and reports how far it is."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import cache_format
+from cache_format.writer import CacheWriter
+from tests.cache_format.sample_cache import (
+    sample_row,
+    sample_spec,
+    shard_path,
+    write_sample_cache,
+)
+
+SPEC = sample_spec()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A complete cache."""
+    write_sample_cache(tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def test_a_whole_cache_has_no_problems(root: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    assert cache_format.open(root).verify(lambda done, total: seen.append((done, total))) == []
+    total = sum(p.stat().st_size for d in ("shards", "teacher") for p in (root / d).rglob("*.*"))
+    assert seen[-1] == (total, total)
+    assert seen == sorted(seen)
+
+
+def test_every_problem_is_named(root: Path) -> None:
+    cut, missing, orphan = shard_path(root, 1), shard_path(root, 0), root / "shards/x.arrow"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    missing.unlink()
+    orphan.write_bytes(b"")
+    (root / "shards/.tmp-half").write_bytes(b"half-written files are passed over")
+    (root / "teacher/more").write_bytes(b"")
+    (root / "spec.json").write_bytes(b"{}")
+    seen: list[tuple[int, int]] = []
+    problems = cache_format.open(root).verify(lambda done, total: seen.append((done, total)))
+    assert [problem.path for problem in problems] == [
+        root / "spec.json",
+        missing,
+        cut,
+        orphan,
+        root / "teacher/more",
+    ]
+    assert all(str(problem.path) in problem.message for problem in problems)
+    assert "nothing refers to it" in problems[3].message
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_shards_finished_after_the_manifest_are_verified_too(root: Path) -> None:
+    CacheWriter.create_or_open(root, SPEC).write_unit(4, [sample_row(0, SPEC)], num_documents=1)
+    assert cache_format.open(root).verify() == []
+    path = shard_path(root, 4)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert [problem.path for problem in cache_format.open(root).verify()] == [path]
+
+
+def test_a_manifest_damaged_after_opening(root: Path) -> None:
+    cache = cache_format.open(root)
+    (root / "manifest.json").write_bytes(b"{}")
+    assert [problem.path for problem in cache.verify()] == [root / "manifest.json"]
+
+
+def test_a_spec_of_another_cache(root: Path, tmp_path: Path) -> None:
+    CacheWriter.create_or_open(tmp_path / "other", replace(SPEC, seed=8))
+    (root / "spec.json").write_bytes((tmp_path / "other/spec.json").read_bytes())
+    (problem,) = cache_format.open(root).verify()
+    assert problem.path == root / "spec.json"
+    assert "of another cache" in problem.message
