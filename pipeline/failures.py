@@ -63,7 +63,7 @@ def _smaller(command: str, recipe: Recipe) -> str:
             f"  --set train_student.batch_size={max(1, two.batch_size // 2)} "
             f"--set train_student.accumulation={two.accumulation * 2} "
             f"--set train_student.loss_chunk={max(1, two.loss_chunk // 2)}\n"
-            "and run the command again with another --out: a run that has begun keeps its "
-            "batch_size."
+            "and run the command again; with another --out if the run has a checkpoint, because "
+            "it then keeps its batch_size."
         )
     return "Use a device with more memory."

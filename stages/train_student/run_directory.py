@@ -35,10 +35,12 @@ def prepare(
 ) -> RunRows:
     """Make ``out``, or make sure that it holds this very run. Raises ValueError if it does not."""
     identity_file = out / "run.json"
-    if identity_file.exists():
+    if identity_file.exists() and any((out / "checkpoints").glob("step-*")):
         before = json.loads(identity_file.read_text())
         return _check_same(out, before, cache, config, resume)
-    if out.exists() and any(out.iterdir()):
+    # A run that ended before its first checkpoint has nothing to lose: it may begin anew, with
+    # other settings where the first ones ran out of memory.
+    if not identity_file.exists() and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} holds something that is no run. Choose another --out.")
     identity = _identity(config, cache, len(cache.shards("train")), len(cache.shards("validation")))
     out.mkdir(parents=True, exist_ok=True)

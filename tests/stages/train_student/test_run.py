@@ -246,6 +246,16 @@ def test_a_directory_with_a_run_needs_resume_and_the_same_settings(
         run(tiny_config(), tiny_cache, tmp_path)
 
 
+def test_a_run_without_a_checkpoint_may_begin_anew_with_other_settings(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Stopped):
+        run(tiny_config(batch_size=4), tiny_cache, tmp_path / "run", report=stop_after(2))
+    run(tiny_config(max_steps=2), tiny_cache, tmp_path / "run")
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1, 2, 2]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["batch_size"] == 2
+
+
 def test_a_run_keeps_to_its_rows_when_the_cache_is_extended(tmp_path: Path) -> None:
     from stages.cache_teacher.run import cache_teacher
     from tests import tiny
