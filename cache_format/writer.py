@@ -222,13 +222,14 @@ class CacheWriter:
 
 def _found_spec(path: Path) -> CacheSpec | None:
     """The spec of the cache at ``path``; None where there is nothing yet."""
+    if not path.exists():
+        return None
+    # Listed before the look for a spec: another process that creates the cache writes that first.
+    names = [p.name for p in path.iterdir() if not is_temporary(p)] if path.is_dir() else []
     if (path / layout.SPEC).exists():
         return read_spec(path / layout.SPEC)
     if (path / layout.MANIFEST).exists():
         return read_manifest(path).spec
-    if not path.exists():
-        return None
-    names = [] if not path.is_dir() else [p.name for p in path.iterdir() if not is_temporary(p)]
     if names or not path.is_dir():
         found = f"holds {', '.join(sorted(names)[:5])}" if names else "is a file"
         raise ForeignDirectoryError(

@@ -80,11 +80,11 @@ class TrainStudentConfig:
 
     log_every: int = 10
     """Optimizer steps between two lines of ``metrics.jsonl``."""
-    validate_every: int = 500
+    validate_every: int = 2000
     """Optimizer steps between two validations; the last step is always validated."""
     validation_rows: int = 256
     """The most rows of the validation split that a validation reads."""
-    checkpoint_every: int = 500
+    checkpoint_every: int = 2000
     """Optimizer steps between two checkpoints; the last step always gets one."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""

@@ -40,7 +40,7 @@ for name in sys.stdin.readline().split():
 
 def test_processes_that_write_the_same_caches_at_once(tmp_path: Path) -> None:
     write_sample_cache(tmp_path / "whole")
-    names = [str(number) for number in range(20)]
+    names = [str(number) for number in range(60)]
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", _WRITE, str(tmp_path)],

@@ -245,6 +245,24 @@ def test_a_foreign_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert list(contents(tmp_path)) == ["thesis.tex"]
 
 
+def test_a_cache_that_another_process_creates_at_the_same_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there in full when this process lists the directory."""
+    path = tmp_path / "cache"
+    path.mkdir()
+    real = Path.iterdir
+
+    def iterdir(directory: Path) -> Iterator[Path]:
+        monkeypatch.setattr(Path, "iterdir", real)
+        write_sample_cache(path)
+        return real(directory)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    writer = CacheWriter.create_or_open(path, SPEC)
+    assert sorted(writer.finished_units()) == sorted(ROWS_OF_UNIT)
+
+
 def test_an_empty_directory_and_a_new_one_will_do(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/.tmp-of-a-killed-process").write_bytes(b"")
