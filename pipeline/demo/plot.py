@@ -56,10 +56,11 @@ def _schedule(axes: Any, metrics: Path) -> None:
     rows = [row for row in rows if "schedule/alpha" in row]
     steps = [row["step"] for row in rows]
     axes.plot(steps, [row["schedule/alpha"] for row in rows], color="#2da44e", label="α (left)")
-    axes.set(title="Δ-distillation schedule", xlabel="optimizer step", ylabel="α")
+    # Both follow the same curve: ranges of their own keep one from hiding the other.
+    axes.set(title="Δ-distillation schedule", xlabel="optimizer step", ylabel="α", ylim=(0.0, 1.0))
     other = axes.twinx()
     temperatures = [row["schedule/temperature"] for row in rows]
-    other.plot(steps, temperatures, color="#a371f7", label="temperature (right)")
-    other.set_ylabel("temperature")
+    other.plot(steps, temperatures, color="#a371f7", linestyle="--", label="temperature (right)")
+    other.set(ylabel="temperature", ylim=(0.9, 2.1))
     lines = axes.get_lines() + other.get_lines()
     axes.legend(lines, [line.get_label() for line in lines])

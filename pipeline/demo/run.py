@@ -5,6 +5,10 @@ they left. Everything lies under one directory, and a second run reuses what it 
 """
 
 import json
+import math
+import os
+import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -108,8 +112,7 @@ def _report(out: Path, cache: Path, students: list[Student], seconds: dict[str, 
         bold=True,
     )
     for name, loss, kl, agreement in rows:
-        perplexity = 2.718281828459045**loss
-        click.echo(f"{name:22}{loss:16.4f}{perplexity:12.1f}{kl:15.4f}{agreement:11.1%}")
+        click.echo(f"{name:22}{loss:16.4f}{math.exp(loss):12.1f}{kl:15.4f}{agreement:11.1%}")
     gain = labels.last["validation/loss"] - distilled.last["validation/loss"]
     steps = int(distilled.last["step"])
     click.echo(
@@ -131,11 +134,16 @@ def _report(out: Path, cache: Path, students: list[Student], seconds: dict[str, 
     )
     click.echo(f"Curves and schedules: {picture}\n\nNext:")
     for line in (
-        f"pipeline inspect {cache} --row 0",
-        f"pipeline generate {out / 'distilled'} --prompt 'Return the number of'",
-        "pipeline cache-teacher --recipe distil-xlstm --out fineweb-cache  # on a GPU",
+        f"inspect {cache} --row 0",
+        f"generate {out / 'distilled'} --prompt 'Return the number of'",
+        "cache-teacher --recipe distil-xlstm --out fineweb-cache  # on a GPU",
     ):
-        click.echo(f"  {line}")
+        click.echo(f"  {_program()} {line}")
+
+
+def _program() -> str:
+    """How this program can be typed here: by name, or by its path where no PATH leads to it."""
+    return "pipeline" if shutil.which("pipeline") else os.path.relpath(sys.argv[0])
 
 
 def _row(name: str, metrics: dict[str, float]) -> tuple[str, float, float, float]:

@@ -166,7 +166,7 @@ class _Run:
     def _after_step(self, metrics: dict[str, float], log: MetricsLog) -> None:
         self.step += 1
         is_last = self.step == self.num_steps
-        if is_last or self.step % self.config.log_every == 0:
+        if is_last or self.step == 1 or self.step % self.config.log_every == 0:
             log.write(self.step, metrics)
         self._tell("step", metrics)
         if is_last or self.step % self.config.validate_every == 0:
