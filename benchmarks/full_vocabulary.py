@@ -114,7 +114,7 @@ def _settings(table: str, **values: object) -> list[str]:
 def _run(*arguments: str) -> tuple[float, int]:
     """Wall seconds and peak resident MiB of one command of the pipeline."""
     begin = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "pipeline.cli", *arguments])
+    process = subprocess.Popen([sys.executable, "-m", "pipeline", *arguments])
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
         raise click.ClickException(f"pipeline {arguments[0]} failed")

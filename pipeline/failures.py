@@ -55,7 +55,9 @@ def _smaller(command: str, recipe: Recipe) -> str:
             f"--set cache_teacher.head_chunk={max(1, one.head_chunk // 2)}\n"
             "and run the command again; finished shards are kept."
         )
-    if command in ("train-student", "demo"):
+    if command == "demo":
+        return "Type the commands that it printed, with lower settings (`pipeline recipes demo`)."
+    if command == "train-student":
         return (
             f"Lower train_student.batch_size (now {two.batch_size}) and raise "
             f"train_student.accumulation (now {two.accumulation}) by as much, or lower "

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 _COLOURS = {"distilled": "#1f6feb", "labels": "#d9822b"}
 
 
-def plot(target: Path, students: "list[Student]") -> None:
-    """Write the PNG; whole or not at all."""
+def plot(target: Path, students: "list[Student]", metrics: Path) -> None:
+    """Write the PNG, the schedule being that of ``metrics``; whole or not at all."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -33,7 +33,7 @@ def plot(target: Path, students: "list[Student]") -> None:
     middle.set_ylim(0, _second_highest(students, "validation/kl") * 1.05)
     left.legend()
     middle.legend()
-    _schedule(right, target.parent / "distilled" / "metrics.jsonl")
+    _schedule(right, metrics)
     with atomic_file(target) as file:
         figure.savefig(file, format="png", dpi=120)
     plt.close(figure)

@@ -31,9 +31,10 @@ Command = Callable[[Sequence[str]], None]
 
 @dataclass(frozen=True)
 class Student:
-    """A finished run: its name, its validations by step, and what it took."""
+    """A finished run: its name and directory, its validations by step, and what it took."""
 
     name: str
+    directory: Path
     validations: list[dict[str, float]]
     seconds: float
 
@@ -49,17 +50,18 @@ def run_demo(out: Path, command: Command, *, seed: int = 0) -> None:
     seconds = {"corpus": _timed(lambda: _write_corpus(corpus))}
     seconds["cache"] = _timed(lambda: _type(command, _cache_arguments(cache, corpus)))
     students = []
+    suffix = f"-seed{seed}" if seed else ""
     for name, extra in (("distilled", ()), ("labels", _LABELS_ALONE)):
-        directory = out / (name if seed == 0 else f"{name}-seed{seed}")
+        directory = out / f"{name}{suffix}"
         arguments = (
             *("train-student", "--recipe", "demo", "--cache", str(cache)),
             *("--out", str(directory), "--resume", "--set", f"train_student.seed={seed}"),
             *extra,
         )
         spent = _timed(lambda arguments=arguments: _type(command, arguments))  # type: ignore[misc]
-        students.append(Student(name, _validations(directory), spent))
+        students.append(Student(name, directory, _validations(directory), spent))
         seconds[name] = spent
-    _report(out, cache, students, seconds)
+    _report(out, suffix, cache, students, seconds)
 
 
 def _cache_arguments(cache: Path, corpus: Path) -> Sequence[str]:
@@ -96,7 +98,9 @@ def _validations(run: Path) -> list[dict[str, float]]:
     return [row for row in map(json.loads, lines) if "validation/loss" in row]
 
 
-def _report(out: Path, cache: Path, students: list[Student], seconds: dict[str, float]) -> None:
+def _report(
+    out: Path, suffix: str, cache: Path, students: list[Student], seconds: dict[str, float]
+) -> None:
     """The table, the plot and the next commands."""
     from pipeline.demo.plot import plot
 
@@ -127,15 +131,15 @@ def _report(out: Path, cache: Path, students: list[Student], seconds: dict[str, 
         f"{num_bytes / num_tokens:.1f} bytes a token.\n"
         f"Time: {', '.join(f'{name} {spent:.0f} s' for name, spent in seconds.items())}."
     )
-    picture = out / "demo.png"
-    plot(picture, students)
-    (out / "results.json").write_text(
+    picture = out / f"demo{suffix}.png"
+    plot(picture, students, distilled.directory / "metrics.jsonl")
+    (out / f"results{suffix}.json").write_text(
         json.dumps({"rows": rows, "gain_nats": gain, "seconds": seconds}, indent=1) + "\n"
     )
     click.echo(f"Curves and schedules: {picture}\n\nNext:")
     for line in (
         f"inspect {cache} --row 0",
-        f"generate {out / 'distilled'} --prompt 'Return the number of'",
+        f"generate {distilled.directory} --prompt 'Return the number of'",
         "cache-teacher --recipe distil-xlstm --out fineweb-cache  # on a GPU",
     ):
         click.echo(f"  {_program()} {line}")

@@ -27,8 +27,9 @@ from stages.cache_teacher.corpus import Corpus, resolve_corpus
 from stages.cache_teacher.packing import PackedUnit, pack, tokenize
 from stages.cache_teacher.sketch import sketch, sketch_matrix
 from stages.cache_teacher.targets import NonFiniteError, Targets, compute_targets
-from stages.cache_teacher.teacher import Teacher, choose_device
+from stages.cache_teacher.teacher import Teacher
 from stages.cache_teacher.teacher_files import TeacherSource, resolve_teacher
+from stages.device import choose_device
 
 _MANIFEST_SECONDS = 60.0  # receipts are what a resume goes by; the manifest may lag behind them
 

@@ -38,8 +38,8 @@ def save(
 ) -> Path:
     """Publish a checkpoint of ``step`` and delete all but the newest ``keep``."""
     target = directory / f"step-{step:07d}"
-    if target.exists():
-        return target
+    if target.exists():  # only one that was found corrupt is ever made again
+        shutil.rmtree(target)
     directory.mkdir(parents=True, exist_ok=True)
     with publish_directory(target) as temporary:
         save_file(tensors, temporary / "tensors.safetensors")
@@ -80,24 +80,22 @@ def restore_optimizer(
         if key.startswith("optimizer."):
             name, _, field = key.removeprefix("optimizer.").rpartition(".")
             parameter = parameters[name]
-            # AdamW keeps its step counts on the CPU and its moments beside the parameter.
-            device = value.device if field == "step" else parameter.device
-            optimizer.state[parameter][field] = value.to(device)
+            optimizer.state[parameter][field] = value.to(parameter.device)
 
 
-def generator_tensors() -> dict[str, Tensor]:
+def generator_tensors(device: torch.device) -> dict[str, Tensor]:
     """The states of PyTorch's generators, as tensors."""
     states = {"generator.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["generator.cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        states["generator.cuda"] = torch.cuda.get_rng_state(device)
     return states
 
 
-def restore_generators(tensors: dict[str, Tensor]) -> None:
+def restore_generators(tensors: dict[str, Tensor], device: torch.device) -> None:
     """The inverse of ``generator_tensors``."""
     torch.set_rng_state(tensors["generator.cpu"])
-    if torch.cuda.is_available() and "generator.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["generator.cuda"])
+    if device.type == "cuda" and "generator.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["generator.cuda"], device)
 
 
 def _load(path: Path) -> Checkpoint:

@@ -105,11 +105,19 @@ class TrainStudentConfig:
         )
         for key in ("alpha_start", "alpha_end", "beta_start", "beta_end", "epoch_delta"):
             _require(0.0 <= getattr(self, key) <= 1.0, key, "from 0 to 1")
-        for name in ("start", "end"):
-            total = getattr(self, f"alpha_{name}") + getattr(self, f"beta_{name}")
-            _require(total <= 1.0 + 1e-9, f"alpha_{name}", f"at most 1 − beta_{name}")
+        beta = max(self.beta_start, self.beta_end)
+        for key in ("alpha_start", "alpha_end"):
+            at_most = f"at most 1 − β = {1 - beta:g}, or the labels would weigh less than nothing"
+            _require(getattr(self, key) + beta <= 1.0 + 1e-9, key, at_most)
         for key in ("temperature_start", "temperature_end"):
             _require(1.0 <= getattr(self, key) <= 8.0, key, "from 1 to 8")
+        for name in ("alpha", "temperature"):
+            _require(
+                self.epoch_rule == "subtract"
+                or getattr(self, f"{name}_start") >= getattr(self, f"{name}_end"),
+                f"{name}_start",
+                f"at least {name}_end under the epoch rule scale_restart, which only lowers it",
+            )
         for key in ("feedforward_factor", "mlstm_factor", "learning_rate", "clip_norm"):
             _require(getattr(self, key) > 0.0, key, "above 0")
         for key in ("dropout", "warmup_fraction", "adam_beta1", "adam_beta2"):

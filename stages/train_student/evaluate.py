@@ -64,9 +64,13 @@ def validate(
     loss, kl, agreement, teacher_loss = (totals / num_scored).tolist()
     return {
         "validation/loss": loss,
-        "validation/perplexity": math.exp(loss),
+        "validation/perplexity": _exp(loss),
         "validation/kl": kl,
         "validation/agreement": agreement,
         "validation/teacher_loss": teacher_loss,
-        "validation/teacher_perplexity": math.exp(teacher_loss),
+        "validation/teacher_perplexity": _exp(teacher_loss),
     }
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf

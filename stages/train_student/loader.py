@@ -1,6 +1,6 @@
 """The loader: a cache's rows as batches, in an order that is a pure function.
 
-In: an open cache, (seed, step). Out: ``StepBatch``es of one optimizer step, read ahead by threads.
+In: an open cache, (seed, step). Out: one ``Batch`` for each optimizer step, read ahead by threads.
 Called by ``run``. The order depends on the seed, the epoch and the step and on nothing else, so a
 resumed run needs no loader state beside its step.
 

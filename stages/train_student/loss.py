@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_FP16_GRADIENT_SCALE = 1024.0  # keeps q_j of large vocabularies above float16's smallest number
+_FP16_LARGEST_GRADIENT = 2.0**14  # where scaling puts it, so that small q_j do not become 0
 _NO_INFINITE_SLOPE = 1e-20  # under the root, where student and teacher agree exactly
 
 
@@ -104,8 +104,9 @@ def sparse_distillation_loss(
 ) -> LossSums:
     """c_ce·ΣCE + c_kl·ΣKL_T for ``weighting`` = (c_ce, c_kl, T), differentiable by ``hidden_ND``.
 
-    ``head_VD`` holds the V rows that take part in the softmax, padding rows excluded, and is
-    multiplied in its own dtype with float32 results. ``targets`` may be absent when c_kl is 0.
+    ``head_VD`` holds the V rows that take part in the softmax, padding rows excluded; products with
+    it have float32 results. ``targets`` may be absent when c_kl is 0. Agreement with the teacher is
+    counted only where no gradient is asked for.
     The T² of Hinton et al. (arXiv 1503.02531) is the caller's, as part of c_kl.
     """
     sums = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
@@ -166,31 +167,36 @@ def _chunk(
 ) -> tuple[Tensor | None, Tensor]:
     """The gradient by ``hidden_nD`` and (weighted, CE, KL, agreeing) of one chunk."""
     ce_weight, kl_weight, temperature = weighting
-    logits_nV = _logits(hidden_nD, head_VD)
+    logits_nV = _product(hidden_nD, head_VD.T)
     log_z_n = logits_nV.logsumexp(1, keepdim=True)
     cross_entropy = (log_z_n - logits_nV.gather(1, labels_n[:, None])).double().sum()
     kl = torch.zeros_like(cross_entropy)
     agreeing = torch.zeros_like(cross_entropy)
-    if targets is not None:
+    if targets is not None and not needs_gradient:
         agreeing = (logits_nV.argmax(1) == targets.kept_ids_NK[:, 0]).double().sum()
     gradient_nV = None
     if needs_gradient and ce_weight:
         gradient_nV = (logits_nV - log_z_n).exp_().mul_(ce_weight)
         gradient_nV.scatter_add_(1, labels_n[:, None], log_z_n.new_full(log_z_n.shape, -ce_weight))
     if targets is not None and kl_weight:
-        kl, by_logits_nV = _kl(logits_nV, targets, temperature)
-        by_logits_nV *= kl_weight
-        gradient_nV = by_logits_nV if gradient_nV is None else gradient_nV.add_(by_logits_nV)
+        kl, by_logits_nV = _kl(logits_nV, targets, temperature, needs_gradient)
+        if by_logits_nV is not None:
+            by_logits_nV *= kl_weight
+            gradient_nV = by_logits_nV if gradient_nV is None else gradient_nV.add_(by_logits_nV)
     weighted = ce_weight * cross_entropy + kl_weight * kl
     sums = torch.stack((weighted, cross_entropy, kl, agreeing))
     if gradient_nV is None or not needs_gradient:
         return None, sums
-    scale = _FP16_GRADIENT_SCALE if head_VD.dtype == torch.float16 else 1.0
-    by_hidden_nD = (gradient_nV.mul_(scale).to(head_VD.dtype) @ head_VD).float() / scale
-    return by_hidden_nD, sums
+    scale = 1.0
+    if head_VD.dtype == torch.float16:
+        largest = ce_weight + kl_weight / temperature
+        scale = 2.0 ** math.floor(math.log2(_FP16_LARGEST_GRADIENT / largest))
+    return _product(gradient_nV.mul_(scale), head_VD).div_(scale), sums
 
 
-def _kl(logits_nV: Tensor, targets: SparseTargets, temperature: float) -> tuple[Tensor, Tensor]:
+def _kl(
+    logits_nV: Tensor, targets: SparseTargets, temperature: float, needs_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
     """ΣKL(p_T ‖ q_T) over K+1 outcomes and its gradient by the logits. Consumes ``logits_nV``."""
     log_p_nK, log_p_tail_n = targets.logprobs(temperature)
     is_repeated_nK = targets.gaps_NK == math.inf
@@ -204,20 +210,23 @@ def _kl(logits_nV: Tensor, targets: SparseTargets, temperature: float) -> tuple[
     # p·(log p − log q) with 0·log 0 = 0: an outcome the teacher gives no mass adds nothing.
     kl_nK = torch.where(p_nK > 0, p_nK * (log_p_nK - log_q_nK), 0.0)
     kl_tail_n = torch.where(p_tail_n > 0, p_tail_n * (log_p_tail_n - log_q_tail_n), 0.0)
+    kl = (kl_nK.sum(1) + kl_tail_n).double().sum()
+    if not needs_gradient:
+        return kl, None
     # Elsewhere: q_j − p_tail·r_j = r_j·(q_tail − p_tail), with r_j = exp(score_j − tail).
     has_tail_n = tail_n > -math.inf
     surplus_n = torch.where(has_tail_n, log_q_tail_n.exp() - p_tail_n, 0.0)
     tail_n = torch.where(has_tail_n, tail_n, 0.0)
     by_scores_nV = scores_nV.sub_(tail_n[:, None]).exp_().mul_(surplus_n[:, None])
     by_scores_nV.scatter_add_(1, targets.kept_ids_NK, log_q_nK.exp() - p_nK)
-    return (kl_nK.sum(1) + kl_tail_n).double().sum(), by_scores_nV.div_(temperature)
+    return kl, by_scores_nV.div_(temperature)
 
 
-def _logits(hidden_nD: Tensor, head_VD: Tensor) -> Tensor:
-    """[n, V] in float32, whatever the head's dtype."""
-    if head_VD.is_cuda and head_VD.dtype != torch.float32:
-        return torch.mm(hidden_nD.to(head_VD.dtype), head_VD.T, out_dtype=torch.float32)
-    return (hidden_nD.to(head_VD.dtype) @ head_VD.T).float()
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right in float32; on GPUs from factors in the precision of ``right``."""
+    if right.is_cuda and right.dtype != torch.float32:
+        return torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)
+    return left.float() @ right.float()
 
 
 def sketched_frobenius(

@@ -5,6 +5,7 @@ in the file once.
 """
 
 import json
+import math
 from pathlib import Path
 
 from cache_format.atomic import atomic_file
@@ -20,7 +21,9 @@ class MetricsLog:
         _keep_until(path, from_step)
         self._file = path.open("a", encoding="utf-8")
         # Events after the step that a run resumes from are hidden by TensorBoard itself.
-        self._board = SummaryWriter(str(out / "tensorboard"), purge_step=from_step or None)
+        self._board = SummaryWriter(
+            str(out / "tensorboard"), purge_step=from_step + 1 if from_step else 0
+        )
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -30,10 +33,14 @@ class MetricsLog:
         self._board.close()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """One line ``{"step": …, name: value, …}``; flushed, so that ``tail -f`` shows it."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        """One line ``{"step": …, name: value, …}``; flushed, so that ``tail -f`` shows it.
+
+        What is not finite (the gradient's norm in a step that fp16 skipped) is no JSON: left out.
+        """
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        for name, value in metrics.items():
+        for name, value in finite.items():
             self._board.add_scalar(name, value, step)
 
 

@@ -1,8 +1,9 @@
 """The training objective of one micro-batch: (1−α−β)·CE + α·T²·KL + β·L_F.
 
 In: the student, a ``Batch`` and the weights of the step. Out: the loss with its gradient, and its
-terms. The division by the step's scored positions happens here, so that accumulating micro-batches
-equals one large batch whatever the number of documents in each.
+terms. CE and KL are divided by the scored positions of the whole step, so that accumulating
+micro-batches equals one large batch whatever the number of documents in each. L_F is a root over a
+micro-batch, as in the paper, and averaged.
 """
 
 from dataclasses import dataclass

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 import cache_format
 from cache_format.atomic import publish_directory
 from cache_format.reader import Cache
+from stages.device import choose_device
 from stages.train_student import checkpoint, evaluate, run_directory
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.loader import Batch, Loader, steps_per_epoch
@@ -70,28 +71,37 @@ def train_student(
     """
     cache = cache_format.open(cache_path)
     _check_targets(config, cache)
+    device = choose_device(config.device)
     rows = run_directory.prepare(out, cache, config, resume=resume, recipe_toml=recipe_toml)
-    return _Run(config, cache, rows, out, report).train()
+    return _Run(config, cache, rows, device, out, report).train()
 
 
 class _Run:
     """The state of one training run: model, optimizer, scaler and step."""
 
     def __init__(
-        self, config: TrainStudentConfig, cache: Cache, rows: RunRows, out: Path, report: Report
+        self,
+        config: TrainStudentConfig,
+        cache: Cache,
+        rows: RunRows,
+        device: torch.device,
+        out: Path,
+        report: Report,
     ) -> None:
         self.config, self.cache, self.rows, self.out = config, cache, rows, out
-        self._report = report
+        self.device, self._report = device, report
         self.rows_per_step = config.batch_size * config.accumulation
         self.steps_per_epoch = steps_per_epoch(self.rows_per_step, rows.train)
         self.num_steps = config.max_steps or self.steps_per_epoch * config.num_epochs
         self.uses_sketch = max(config.beta_start, config.beta_end) > 0
-        self.device = _device(config.device)
         torch.manual_seed(config.seed)
         self.model = load_student(config, cache).to(self.device)  # type: ignore[arg-type]
         dtype = _PRECISIONS[config.precision]
         self.objective = Objective(
-            head_VD=self.model.lm_head.weight[: cache.spec.teacher.vocab_size].to(dtype),
+            # On a processor, products in half precision would round the logits, too.
+            head_VD=self.model.lm_head.weight[: cache.spec.teacher.vocab_size].to(
+                dtype if device.type == "cuda" else torch.float32
+            ),
             inverse_temperatures=cache.spec.targets.inverse_temperatures,
             chunk=config.loss_chunk,
             dtype=dtype,
@@ -145,7 +155,9 @@ class _Run:
         norm = torch.nn.utils.clip_grad_norm_(
             [p for p in self.model.parameters() if p.requires_grad], self.config.clip_norm
         ).item()
-        if not self.scaler.is_enabled():  # the scaler itself skips a step that overflowed
+        # A step that overflowed in fp16 is skipped by the scaler, which then halves its scale; once
+        # that cannot help any more, the gradient itself is not finite.
+        if not self.scaler.is_enabled() or self.scaler.get_scale() <= 1.0:
             self._require_finite(norm, "gradient norm")
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -183,6 +195,7 @@ class _Run:
             max_rows=self.config.validation_rows,
             batch_size=self.config.batch_size,
         )
+        self._require_finite(self.validation["validation/loss"], "validation loss")
         log.write(self.step, self.validation)
         self._tell("validation", self.validation)
 
@@ -197,7 +210,7 @@ class _Run:
             self.out / "checkpoints",
             self.step,
             {name: tensor.contiguous() for name, tensor in tensors.items()}
-            | checkpoint.generator_tensors(),
+            | checkpoint.generator_tensors(self.device),
             {
                 "cache_id": self.cache.cache_id,
                 "config": dataclasses.asdict(self.config),
@@ -220,7 +233,7 @@ class _Run:
                 if name.startswith("model."):
                     parameters[name.removeprefix("model.")].copy_(tensor)
         checkpoint.restore_optimizer(self.optimizer, self.model, found.tensors)
-        checkpoint.restore_generators(found.tensors)
+        checkpoint.restore_generators(found.tensors, self.device)
         self.scaler.load_state_dict(found.state["scaler"])
         self.step, self.validation = found.step, found.state["validation"]
         self._tell("message", message=f"resuming from {found.path}")
@@ -277,7 +290,7 @@ def _check_targets(config: TrainStudentConfig, cache: Cache) -> None:
         raise ValueError(f"{cache.path}: no validation rows. Cache more tokens.")
     nodes = cache.spec.targets.inverse_temperatures
     hottest = max(config.temperature_start, config.temperature_end)
-    if config.alpha_start and 1 / hottest < nodes[0] - 1e-9:
+    if max(config.alpha_start, config.alpha_end) and 1 / hottest < nodes[0] - 1e-9:
         raise ValueError(
             f"train_student.temperature_start: the cache holds temperatures up to "
             f"{1 / nodes[0]:g}, the recipe asks for {hottest:g}. Lower it, or make a cache with "
@@ -288,12 +301,6 @@ def _check_targets(config: TrainStudentConfig, cache: Cache) -> None:
             "train_student.beta_start: the cache holds no hidden states (cache_teacher.sketch is "
             "'none'). Set beta_start and beta_end to 0, or make a cache with sketches."
         )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
 
 
 def _adamw(config: TrainStudentConfig, model: DistilXLSTMForCausalLM) -> torch.optim.AdamW:

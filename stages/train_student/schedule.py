@@ -52,8 +52,10 @@ def learning_rate(config: TrainStudentConfig, step: int, num_steps: int) -> floa
 
 def _start(config: TrainStudentConfig, start: float, end: float, epoch: int) -> float:
     """v_0 of ``epoch``: the paper subtracts Δ, the authors' code multiplies by 1 − Δ."""
+    if start < end:  # a value that is to rise: the config admits it under "subtract" alone
+        return min(start + config.epoch_delta * epoch, end)
     if config.epoch_rule == "subtract":
-        moved = start - math.copysign(config.epoch_delta * epoch, start - end)
+        moved = start - config.epoch_delta * epoch
     else:
         moved = start * (1.0 - config.epoch_delta) ** epoch
-    return max(moved, end) if start >= end else min(moved, end)
+    return max(moved, end)

@@ -1,5 +1,6 @@
 """Stage two as a whole: trains from the cache alone, resumes bitwise, fails with a next step."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stages.train_student.checkpoint import load_newest
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.run import NonFiniteLossError, TrainProgress, train_student
 
@@ -198,8 +200,6 @@ def test_a_non_finite_loss_names_step_and_checkpoint(tiny_cache: Path, tmp_path:
             raise Stopped
 
     def spoil(path: Path) -> None:
-        import hashlib
-
         from safetensors.torch import save_file
 
         tensors = load_file(path / "tensors.safetensors")
@@ -214,6 +214,37 @@ def test_a_non_finite_loss_names_step_and_checkpoint(tiny_cache: Path, tmp_path:
         run(tiny_config(), tiny_cache, tmp_path / "run", report=poison)
     with pytest.raises(NonFiniteLossError, match=r"loss of step 3 is nan.*step-0000003"):
         run(tiny_config(), tiny_cache, tmp_path / "run", resume=True)
+
+
+def test_a_gradient_that_stays_not_finite_under_fp16_stops_the_run(
+    tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scaler skips such a step and halves its scale, 16 times at most."""
+    from stages.train_student.objective import Objective
+
+    terms = Objective.terms
+
+    def poisoned(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, sums = terms(*arguments)
+        return loss + (loss * 0).sqrt() * 0, sums  # finite, with a gradient of 0/0
+
+    monkeypatch.setattr(Objective, "terms", poisoned)
+    config = tiny_config(precision="fp16", max_steps=40, num_epochs=40, checkpoint_every=100)
+    steps: list[int] = []
+    with pytest.raises(NonFiniteLossError, match=r"gradient norm of step 1\d is nan"):
+        run(config, tiny_cache, tmp_path / "run", report=lambda p: steps.append(p.step))
+    assert max(steps) == 16
+    assert not (tmp_path / "run" / "model").exists()
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
+    for device, message in (("cuda", "PyTorch sees 0 GPUs"), ("gpu", "is not auto, cpu")):
+        with pytest.raises(ValueError, match=message):
+            run(tiny_config(device=device), tiny_cache, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_corrupt_checkpoint_is_named_and_the_one_before_is_used(
@@ -232,6 +263,13 @@ def test_a_corrupt_checkpoint_is_named_and_the_one_before_is_used(
     assert any("resuming from" in message and "step-0000003" in message for message in messages)
     expected = weights(whole)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(out).items())
+    remade, problems = load_newest(out / "checkpoints")
+    assert remade is not None
+    assert (remade.step, problems) == (9, [])
+    remade_before_it = out / "checkpoints" / "step-0000006"
+    assert json.loads((remade_before_it / "state.json").read_text())["tensors_sha256"] == (
+        hashlib.sha256((remade_before_it / "tensors.safetensors").read_bytes()).hexdigest()
+    )
 
 
 def test_a_directory_with_a_run_needs_resume_and_the_same_settings(

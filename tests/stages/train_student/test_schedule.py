@@ -48,3 +48,17 @@ def test_learning_rate_warms_up_linearly_and_ends_at_zero() -> None:
     assert max(rates) == rates[9] == rates[10] == pytest.approx(1e-3)
     assert rates[55] == pytest.approx(5e-4)
     assert rates[100] == pytest.approx(0.0)
+
+
+def test_a_rising_alpha_is_raised_by_delta_and_refused_where_it_would_fall() -> None:
+    config = TrainStudentConfig(alpha_start=0.5, alpha_end=0.8)
+    weights = loss_weights(config, step=300, steps_per_epoch=100)
+    assert weights.alpha == pytest.approx(annealed(0.65, 0.8, 300))
+    with pytest.raises(ValueError, match=r"alpha_start: must be at least alpha_end"):
+        TrainStudentConfig(alpha_start=0.5, alpha_end=0.8, epoch_rule="scale_restart")
+
+
+def test_the_labels_never_weigh_less_than_nothing() -> None:
+    # Each end alone is fine; in between, α falls and β rises at different speeds.
+    with pytest.raises(ValueError, match=r"alpha_end: must be at most 1 − β = 0\.1"):
+        TrainStudentConfig(alpha_start=0.1, alpha_end=0.9, beta_start=0.9, beta_end=0.1)

@@ -1,0 +1,17 @@
+"""Which device a stage runs on."""
+
+import torch
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the first GPU, or else the processor. Raises ValueError if there is none such."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: {name!r} is not auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ValueError(f"device: {name!r} is not there; PyTorch sees {found} GPUs")
+    return device
