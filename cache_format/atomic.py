@@ -102,8 +102,10 @@ def naming_full_disks(path: Path) -> Iterator[None]:
     """Turn a full disk or quota inside the block into a NoSpaceError that names ``path``."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
+    except Exception as error:
+        # Libraries written in other languages raise errors of their own with the system's text.
+        full = isinstance(error, OSError) and error.errno in _FULL
+        if full or (not isinstance(error, OSError) and os.strerror(errno.ENOSPC) in str(error)):
             raise NoSpaceError(
                 f"{path}: no space left on the disk or in the quota while writing it. Nothing was "
                 "half-published. Free some space, then run the same command again: it goes on "
@@ -183,10 +185,13 @@ def _rename_directory(temporary: Path, path: Path) -> None:
 
 
 def _fsync_tree(root: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
     for directory, _, names in os.walk(root):
         for name in names:
             descriptor = os.open(os.path.join(directory, name), os.O_RDONLY)
             try:
+                os.fchmod(descriptor, 0o666 & ~umask)  # some libraries write for the owner alone
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

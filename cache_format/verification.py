@@ -140,14 +140,18 @@ def _teacher_files(cache: "Cache", problems: list[Problem]) -> list[_File]:
 
 
 def _orphans(cache: "Cache", known: set[Path]) -> list[Problem]:
-    """Files in the cache's directories that no receipt names, other than half-written ones."""
+    """Files in the cache's directories that no receipt names, other than half-written ones.
+
+    Without a readable receipt of ``teacher/`` nothing can be said of the files in it.
+    """
+    knows_teacher = any(path.is_relative_to(cache.path / layout.TEACHER) for path in known)
     return [
         Problem(
             path,
             f"{path}: nothing refers to it. If no `pipeline cache-teacher` is at work on this "
             "cache, a killed one left it: delete it.",
         )
-        for directory in (layout.SHARDS, layout.TEACHER)
+        for directory in (layout.SHARDS, *((layout.TEACHER,) if knows_teacher else ()))
         for path in sorted((cache.path / directory).rglob("*"))
         if path.is_file() and path not in known and not is_temporary(path)
     ]

@@ -152,6 +152,13 @@ class CacheWriter:
         fsync_directory(self.path / layout.RECEIPTS)
         self._remove_shards(unit, keep=None)
 
+    def has_complete_manifest(self) -> bool:
+        """Whether readers may already open the cache."""
+        try:
+            return read_manifest(self.path).complete
+        except (CorruptFileError, MissingFileError):
+            return False
+
     def publish_manifest(self, num_tokens_requested: int, complete: bool) -> Manifest:
         """Publish the table of contents of all finished units."""
         while True:

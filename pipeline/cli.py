@@ -87,8 +87,15 @@ def cache_teacher(
             recipe.cache_teacher, out, recipe_toml=recipe.to_toml(), report=CacheReport(bar)
         )
     num_tokens = sum(shard.num_tokens for shard in manifest.shards)
+    held = f"{out} holds {short(num_tokens)} tokens in {len(manifest.shards)} shards."
+    if all(shard.split == "validation" for shard in manifest.shards):
+        click.echo(
+            f"{held} All of them are validation: for something to train on, cache more --tokens, "
+            "or fewer cache_teacher.documents_per_unit in another --out."
+        )
+        return
     click.echo(
-        f"{out} holds {short(num_tokens)} tokens in {len(manifest.shards)} shards. Next:\n"
+        f"{held} Next:\n"
         f"  pipeline train-student --recipe {recipe_name} --cache {quote(str(out))} --out RUN"
     )
 

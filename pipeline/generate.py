@@ -28,6 +28,7 @@ def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str
     """
     model_path = model_directory(run)
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
 
     import stages.train_student.student  # noqa: F401  (registers the student with transformers)
@@ -38,7 +39,13 @@ def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
-    model: Any = AutoModelForCausalLM.from_pretrained(model_path)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(model_path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{model_path}: the weights are damaged ({error}). Copy the model again, or move it "
+            "away and run the same `pipeline train-student` command with --resume."
+        ) from error
     model.to(device).eval()
     inputs = tokenizer(prompt, return_tensors="pt").to(device)
     if inputs["input_ids"].numel() == 0:

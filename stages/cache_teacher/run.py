@@ -81,6 +81,8 @@ def cache_teacher(
     maker = _UnitMaker(config, spec, source, device, corpus, writer, progress)
     writer.write_attachments(lambda directory: maker.teacher.export(directory))
     finished = writer.finished_units()
+    # While a complete cache is extended, its manifest stays: runs that use it are not locked out.
+    is_extension = writer.has_complete_manifest()
     phase: Phase = "done"
     num_rows, published = 0, time.monotonic()
     for unit in count():
@@ -92,7 +94,8 @@ def cache_teacher(
             break
         progress.tokens_cached += entry.num_tokens
         num_rows += entry.num_rows
-        if unit not in finished and time.monotonic() - published > _MANIFEST_SECONDS:
+        is_due = unit not in finished and time.monotonic() - published > _MANIFEST_SECONDS
+        if is_due and not is_extension:
             writer.publish_manifest(config.num_tokens, complete=False)
             published = time.monotonic()
     corpus.close()

@@ -57,7 +57,7 @@ def load_newest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             return _load(path), problems
         except (OSError, ValueError, KeyError) as error:
-            problems.append(f"{path}: {error}; an older checkpoint is used instead")
+            problems.append(f"{path}: {error}; it is passed over")
     return None, problems
 
 

@@ -100,6 +100,11 @@ def step_rows(seed: int, step: int, rows_per_step: int, num_rows: int) -> npt.ND
 
 def steps_per_epoch(rows_per_step: int, num_rows: int) -> int:
     """Whole steps in one pass. Raises ValueError if there is none."""
+    if num_rows == 0:
+        raise ValueError(
+            "the cache has no training rows: unit 0 is always validation, and there is no other. "
+            "Cache more tokens, or make a cache with fewer cache_teacher.documents_per_unit."
+        )
     if num_rows < rows_per_step:
         raise ValueError(
             f"the cache has {num_rows} training rows, fewer than one step's {rows_per_step} "

@@ -226,6 +226,8 @@ class _Run:
         for problem in problems:
             self._tell("message", message=problem)
         if found is None:
+            if problems:
+                self._tell("message", message="no checkpoint is whole: training begins anew")
             return
         parameters = dict(self.model.named_parameters())
         with torch.no_grad():

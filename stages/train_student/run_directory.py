@@ -35,9 +35,14 @@ def prepare(
 ) -> RunRows:
     """Make ``out``, or make sure that it holds this very run. Raises ValueError if it does not."""
     identity_file = out / "run.json"
-    if identity_file.exists() and any((out / "checkpoints").glob("step-*")):
-        before = json.loads(identity_file.read_text())
-        return _check_same(out, before, cache, config, resume)
+    has_checkpoints = any((out / "checkpoints").glob("step-*"))
+    if (out / "model").exists() and not has_checkpoints:
+        raise ValueError(
+            f"{out} holds a finished student whose checkpoints are gone. Choose another --out, or "
+            f"move {out / 'model'} away."
+        )
+    if identity_file.exists() and has_checkpoints:
+        return _check_same(out, _read(identity_file), cache, config, resume)
     # A run that ended before its first checkpoint has nothing to lose: it may begin anew, with
     # other settings where the first ones ran out of memory.
     if not identity_file.exists() and out.exists() and any(out.iterdir()):
@@ -48,6 +53,18 @@ def prepare(
         with atomic_file(out / name) as file:
             file.write(text.encode())
     return _rows(identity)
+
+
+def _read(identity_file: Path) -> dict[str, Any]:
+    try:
+        identity: dict[str, Any] = json.loads(identity_file.read_text())
+        _rows(identity)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{identity_file}: damaged ({error!r}). Its checkpoints cannot be vouched for: choose "
+            "another --out."
+        ) from error
+    return identity
 
 
 def _check_same(

@@ -245,3 +245,15 @@ def _recording(calls: list[str], name: str) -> Callable[..., None]:
         real(*arguments)
 
     return call
+
+
+def test_a_full_disk_is_known_by_its_text_in_other_libraries_errors(tmp_path: Path) -> None:
+    class SafetensorError(Exception):
+        """As the real one: no OSError."""
+
+    message = "I/O error: No space left on device (os error 28)"
+    with pytest.raises(NoSpaceError, match="target"), atomic.publish_directory(tmp_path / "target"):
+        raise SafetensorError(message)
+    with pytest.raises(SafetensorError), atomic.publish_directory(tmp_path / "target"):
+        raise SafetensorError("something else")
+    assert _names(tmp_path) == []

@@ -123,3 +123,25 @@ def test_the_manifest_is_published_while_the_run_goes_on(
     monkeypatch.setattr(run, "_MANIFEST_SECONDS", 0.0)
     bench.run()
     assert published == [1, 2, 3, 4, 5, 6, 7, 8, 8]
+
+
+def test_an_extension_that_is_cut_short_leaves_the_complete_cache_as_it_was(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = bench.run(num_tokens=700)
+    write_unit = CacheWriter.write_unit
+    calls: list[int] = []
+
+    def breaking(self: Any, unit: int, rows: Any, **facts: Any) -> Any:
+        calls.append(unit)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return write_unit(self, unit, rows, **facts)
+
+    monkeypatch.setattr(CacheWriter, "write_unit", breaking)
+    monkeypatch.setattr(run, "_MANIFEST_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run()
+    assert bench.open().manifest == before
+    monkeypatch.setattr(CacheWriter, "write_unit", write_unit)
+    assert len(bench.run().shards) == 8

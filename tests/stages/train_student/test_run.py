@@ -294,6 +294,30 @@ def test_a_run_without_a_checkpoint_may_begin_anew_with_other_settings(
     assert json.loads((tmp_path / "run" / "run.json").read_text())["batch_size"] == 2
 
 
+def test_a_finished_student_is_not_passed_off_as_that_of_other_settings(
+    whole: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    shutil.rmtree(out / "checkpoints")
+    with pytest.raises(ValueError, match="finished student whose checkpoints are gone"):
+        run(tiny_config(seed=5), tiny_cache, out, resume=True)
+
+
+def test_a_damaged_identity_is_named(whole: Path, tiny_cache: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    for text in ("", "[]", "{}"):
+        (out / "run.json").write_text(text)
+        with pytest.raises(ValueError, match=r"run\.json: damaged"):
+            run(tiny_config(), tiny_cache, out, resume=True)
+
+
+def test_checkpoints_and_model_can_be_read_by_others(whole: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in whole.rglob("*.safetensors"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask, path
+
+
 def test_a_run_keeps_to_its_rows_when_the_cache_is_extended(tmp_path: Path) -> None:
     from stages.cache_teacher.run import cache_teacher
     from tests import tiny
