@@ -155,7 +155,7 @@ def parse(hint: Any, value: object, path: Path, step: str) -> Any:
 def _read_sealed(
     path: Path, step: str, spec: CacheSpec, expected_sha256: str | None
 ) -> tuple[dict[str, Any], str]:
-    data = layout.read_file(path, step)
+    data = layout.read_file(path, f"To make it again, {layout.RUN_AGAIN}: nothing else is.")
     sha256 = hashlib.sha256(data).hexdigest()
     fields = plain.unseal(data, path, step)
     if expected_sha256 not in (None, sha256):

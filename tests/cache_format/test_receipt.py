@@ -65,7 +65,7 @@ def test_a_receipt_that_the_manifest_does_not_name(root: Path) -> None:
 def test_a_missing_receipt(root: Path) -> None:
     path = root / "receipts/00001.json"
     path.unlink()
-    with pytest.raises(MissingFileError, match=r"missing.*only unit 1 is made again"):
+    with pytest.raises(MissingFileError, match=r"missing\. To make it again.*nothing else is"):
         cache_format.open(root).read_row("train", 0)
     assert [problem.path for problem in cache_format.open(root).verify()] == [path]
 
