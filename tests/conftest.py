@@ -14,6 +14,11 @@ os.environ.update(
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A timing is never a test, and a suite gives the same answer twice.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ def dense(
     return cross_entropy, kl
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     num_positions=st.integers(1, 9),
