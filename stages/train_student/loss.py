@@ -131,7 +131,7 @@ class _ChunkedLoss(torch.autograd.Function):
         with torch.autocast(hidden_ND.device.type, enabled=False):
             needs_gradient = hidden_ND.requires_grad
             gradient_ND = (
-                torch.empty_like(hidden_ND, dtype=torch.float32) if needs_gradient else None
+                torch.zeros_like(hidden_ND, dtype=torch.float32) if needs_gradient else None
             )
             sums = torch.zeros(4, dtype=torch.float64, device=hidden_ND.device)
             for start in range(0, len(labels_N), chunk):

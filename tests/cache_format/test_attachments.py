@@ -12,17 +12,9 @@ from tests.cache_format.sample_cache import (
     build_teacher,
     contents,
     sample_spec,
-    write_sample_cache,
 )
 
 SPEC = sample_spec()
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A complete cache."""
-    write_sample_cache(tmp_path / "cache")
-    return tmp_path / "cache"
 
 
 def test_attachments(root: Path) -> None:

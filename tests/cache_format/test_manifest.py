@@ -14,17 +14,9 @@ from tests.cache_format.sample_cache import (
     reseal,
     sample_spec,
     unit_rows,
-    write_sample_cache,
 )
 
 SPEC = sample_spec()
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A complete cache."""
-    write_sample_cache(tmp_path / "cache")
-    return tmp_path / "cache"
 
 
 def test_the_manifest_does_not_depend_on_the_order_of_receipts(root: Path) -> None:

@@ -31,13 +31,6 @@ from tests.cache_format.sample_cache import (
 SPEC = sample_spec()
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A complete cache; units 0, 3 are validation, 1 and 2 (which is empty) train."""
-    write_sample_cache(tmp_path / "cache")
-    return tmp_path / "cache"
-
-
 @pytest.mark.parametrize("with_sketch", [True, False])
 def test_rows_by_split_and_index(root: Path, with_sketch: bool) -> None:
     cache = cache_format.open(str(root))

@@ -12,17 +12,9 @@ from cache_format.errors import CorruptFileError, MissingFileError
 from tests.cache_format.sample_cache import (
     reseal,
     sample_spec,
-    write_sample_cache,
 )
 
 SPEC = sample_spec()
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A complete cache."""
-    write_sample_cache(tmp_path / "cache")
-    return tmp_path / "cache"
 
 
 def _as_of_unit_2(fields: dict[str, Any]) -> None:

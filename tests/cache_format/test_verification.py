@@ -3,25 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 import cache_format
 from cache_format.writer import CacheWriter
 from tests.cache_format.sample_cache import (
     sample_row,
     sample_spec,
     shard_path,
-    write_sample_cache,
 )
 
 SPEC = sample_spec()
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A complete cache."""
-    write_sample_cache(tmp_path / "cache")
-    return tmp_path / "cache"
 
 
 def test_a_whole_cache_has_no_problems(root: Path) -> None:

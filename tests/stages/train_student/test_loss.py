@@ -152,6 +152,19 @@ def test_kl_is_zero_for_a_student_equal_to_its_teacher_and_never_negative() -> N
     assert sums.num_agreeing.item() == 30
 
 
+def test_without_any_weight_the_gradient_is_zero() -> None:
+    """β = 1 leaves nothing to either term; what memory held before must not become a gradient."""
+    hidden, head, labels, teacher = make_problem(9, 6, 30, 4)
+    poison = torch.full_like(hidden, math.nan)
+    del poison
+    leaf = hidden.clone().requires_grad_()
+    sums = sparse_distillation_loss(
+        leaf, head, labels, sparse(teacher, [4] * 6, 4), (0.0, 0.0, 1.0), 4
+    )
+    (gradient,) = torch.autograd.grad(sums.weighted, leaf)
+    assert torch.equal(gradient, torch.zeros_like(hidden))
+
+
 def test_half_precision_heads_stay_within_their_rounding() -> None:
     hidden, head, labels, teacher = make_problem(8, 12, 60, 8)
     targets = sparse(teacher, [8] * 12, 8)
