@@ -2,7 +2,9 @@
 
 import click
 
+from benchmarks.codec import codec
 from benchmarks.full_vocabulary import full_vocabulary
+from benchmarks.loader import loader
 from benchmarks.student import student
 
 
@@ -14,7 +16,9 @@ def main(context: click.Context) -> None:
         context.invoke(student)
 
 
+main.add_command(codec)
 main.add_command(full_vocabulary)
+main.add_command(loader)
 main.add_command(student)
 
 if __name__ == "__main__":

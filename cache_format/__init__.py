@@ -1,7 +1,8 @@
 """The cache on disk: what stage one writes and stage two reads. ``README.md`` is its spec.
 
 ``cache_format.open(path)`` is the way in for readers; ``cache_format.writer.CacheWriter`` for
-writers. Needs numpy and pyarrow; importing this package loads neither.
+writers. Needs numpy and pyarrow, and fsspec for caches at a URL; importing this package
+loads none of them.
 """
 
 from pathlib import Path
@@ -13,8 +14,24 @@ if TYPE_CHECKING:
 __all__ = ["open"]
 
 
-def open(path: str | Path, *, allow_incomplete: bool = False) -> "Cache":
-    """Open the cache at ``path`` for reading; see ``cache_format.reader.open_cache``."""
-    from cache_format.reader import open_cache
+def open(
+    path: str | Path,
+    *,
+    allow_incomplete: bool = False,
+    local_directory: str | Path | None = None,
+    local_bytes: int | None = None,
+) -> "Cache":
+    """Open the cache at ``path``, a directory or a URL; see ``cache_format.reader.open_cache``.
 
-    return open_cache(path, allow_incomplete=allow_incomplete)
+    Of a cache at a URL, shards are copied into ``local_directory`` (default: ``xlstm-distill`` in
+    ``$XDG_CACHE_HOME`` or ``~/.cache``) as they are read, ``local_bytes`` of them at most (20 GiB).
+    """
+    from cache_format.reader import open_cache
+    from cache_format.storage import LocalSpace
+
+    default = LocalSpace()
+    space = LocalSpace(
+        directory=None if local_directory is None else Path(local_directory),
+        num_bytes=default.num_bytes if local_bytes is None else local_bytes,
+    )
+    return open_cache(path, allow_incomplete=allow_incomplete, space=space)

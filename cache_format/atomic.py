@@ -16,30 +16,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from cache_format.errors import NoSpaceError
+from cache_format.errors import StorageError
+from cache_format.failures import reading, writing
 
 TEMPORARY_PREFIX = ".tmp-"
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that becomes ``path`` when the block ends; an exception publishes nothing."""
-    with naming_full_disks(path):
-        temporary, descriptor = _create_locked(path, _create_file)
-        try:
+    with writing(path):
+        with _locked_temporary(path, _create_file) as (temporary, descriptor):
             with open(descriptor, "wb", closefd=False) as sink:
                 yield sink
             os.fsync(descriptor)
             os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(descriptor)
-        fsync_directory(path.parent)
+        _fsync(path.parent)
 
 
 def publish_bytes(path: Path, data: bytes) -> None:
@@ -54,17 +48,14 @@ def publish_exclusive(path: Path, data: bytes) -> bool:
     The first of several processes wins, and nobody ever sees a part of the content. Where the
     file system has no hard links, two processes at the same instant may both win: the last stays.
     """
-    with naming_full_disks(path):
-        temporary, descriptor = _create_locked(path, _create_file)
-        try:
+    with writing(path):
+        with _locked_temporary(path, _create_file) as (temporary, descriptor):
             with open(descriptor, "wb", closefd=False) as sink:
                 sink.write(data)
             os.fsync(descriptor)
             created = _link(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-            os.close(descriptor)
-        fsync_directory(path.parent)
+            _remove(temporary)
+        _fsync(path.parent)
         return created
 
 
@@ -74,44 +65,68 @@ def publish_directory(path: Path) -> Iterator[Path]:
 
     Raises FileExistsError if ``path`` is there by then and is not an empty directory.
     """
-    with naming_full_disks(path):
-        temporary, descriptor = _create_locked(path, _create_directory)
-        try:
+    with writing(path):
+        with _locked_temporary(path, _create_directory) as (temporary, _):
             yield temporary
             _fsync_tree(temporary)
             _rename_directory(temporary, path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        finally:
-            os.close(descriptor)
-        fsync_directory(path.parent)
+        _fsync(path.parent)
 
 
-def fsync_directory(path: Path) -> None:
-    """Make the names in the directory ``path`` durable."""
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes out of the block; the lock is on ``path``, and dies with its holder.
+
+    A file system without locks lets everyone in.
+    """
+    with reading(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(descriptor)
 
 
-@contextmanager
-def naming_full_disks(path: Path) -> Iterator[None]:
-    """Turn a full disk or quota inside the block into a NoSpaceError that names ``path``."""
-    try:
-        yield
-    except Exception as error:
-        # Libraries written in other languages raise errors of their own with the system's text.
-        full = isinstance(error, OSError) and error.errno in _FULL
-        if full or (not isinstance(error, OSError) and os.strerror(errno.ENOSPC) in str(error)):
-            raise NoSpaceError(
-                f"{path}: no space left on the disk or in the quota while writing it. Nothing was "
-                "half-published. Free some space, then run the same command again: it goes on "
-                "from what is finished."
-            ) from error
-        raise
+def make_directory(path: Path) -> None:
+    """Make ``path`` and its parents, durably; all or some of them may be there already."""
+    with writing(path):
+        is_new = not path.is_dir()
+        if is_new:
+            if not path.parent.is_dir():
+                make_directory(path.parent)
+            try:
+                path.mkdir(exist_ok=True)
+            except FileExistsError as error:
+                raise StorageError(
+                    f"{path}: no directory: it is a file, or a link to a disk that is not mounted. "
+                    "Mount the disk or move the file away, then run the same command again."
+                ) from error
+        # Also where it was there: whoever made it may have been killed before this.
+        if is_new or os.access(path.parent, os.R_OK):
+            _fsync(path.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Remove ``path`` durably, if it is there."""
+    with writing(path):
+        path.unlink(missing_ok=True)
+        _fsync(path.parent)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove what is at ``path``, all at once for whoever looks, if there is anything."""
+    with writing(path), suppress(FileNotFoundError):
+        aside = _temporary_beside(path)
+        os.rename(path, aside)
+        _remove(aside)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in the directory ``path`` durable."""
+    with writing(path):
+        _fsync(path)
 
 
 def is_temporary(path: Path) -> bool:
@@ -119,17 +134,21 @@ def is_temporary(path: Path) -> bool:
     return path.name.startswith(TEMPORARY_PREFIX)
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Remove what killed processes left half-written in ``directory``; living ones keep theirs."""
-    for path in sorted(directory.glob(f"{TEMPORARY_PREFIX}*")):
+def remove_leftovers(directory: Path, of: str = "") -> None:
+    """Remove what killed processes left half-written in ``directory``; living ones keep theirs.
+
+    With ``of``, the name of a file, what was to become that file only.
+    What cannot be removed stays: it harms nobody.
+    """
+    with reading(directory):
+        names = sorted(os.listdir(directory))
+    prefix = f"{TEMPORARY_PREFIX}{of}-" if of else TEMPORARY_PREFIX
+    for path in (directory / name for name in names if name.startswith(prefix)):
         with suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink()
+                _remove(path)
             finally:
                 os.close(descriptor)
 
@@ -141,24 +160,63 @@ def _create_file(path: Path) -> int:
 def _create_directory(path: Path) -> int:
     while True:
         path.mkdir()
-        with suppress(FileNotFoundError):  # taken for dead at once: see _create_locked
+        try:
             return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:  # taken for dead at once: see _create_locked
+            continue
+        except BaseException:
+            _remove(path)
+            raise
+
+
+@contextmanager
+def _locked_temporary(path: Path, create: Callable[[Path], int]) -> Iterator[tuple[Path, int]]:
+    """A new temporary beside ``path`` and its locked descriptor.
+
+    The block gives it its name, or removes it; an exception removes it too.
+    """
+    temporary, descriptor = _create_locked(path, create)
+    try:
+        yield temporary, descriptor
+    except BaseException:
+        _remove(temporary)
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def _create_locked(path: Path, create: Callable[[Path], int]) -> tuple[Path, int]:
-    """A new temporary beside ``path`` and its locked descriptor.
+    """Create a temporary and lock it.
 
     Between creation and lock, ``remove_leftovers`` of another process may take it for dead and
     remove it: then try again.
     """
     while True:
-        temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(6)}")
+        temporary = _temporary_beside(path)
         descriptor = create(temporary)
-        with suppress(OSError):  # a file system without locks: nobody will clean up either
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if temporary.exists():
-            return temporary, descriptor
+        try:
+            with suppress(OSError):  # a file system without locks: nobody will clean up either
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                os.stat(temporary)
+                return temporary, descriptor
+        except BaseException:
+            _remove(temporary)
+            os.close(descriptor)
+            raise
         os.close(descriptor)
+
+
+def _temporary_beside(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{secrets.token_hex(6)}")
+
+
+def _remove(temporary: Path) -> None:
+    """Remove a temporary. One that cannot be removed is a leftover, which harms nobody."""
+    try:
+        temporary.unlink(missing_ok=True)
+    except OSError:  # a directory: IsADirectoryError on Linux, PermissionError elsewhere
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _link(temporary: Path, path: Path) -> bool:
@@ -187,12 +245,23 @@ def _rename_directory(temporary: Path, path: Path) -> None:
 def _fsync_tree(root: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
-    for directory, _, names in os.walk(root):
+    for directory, _, names in os.walk(root, onerror=_raise):
         for name in names:
-            descriptor = os.open(os.path.join(directory, name), os.O_RDONLY)
-            try:
-                os.fchmod(descriptor, 0o666 & ~umask)  # some libraries write for the owner alone
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        fsync_directory(Path(directory))
+            # Some libraries write for the owner alone.
+            _fsync(os.path.join(directory, name), 0o666 & ~umask)
+        _fsync(directory)
+
+
+def _fsync(path: str | Path, mode: int | None = None) -> None:
+    """fsync a file or directory, after giving it ``mode``."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if mode is not None:
+            os.fchmod(descriptor, mode)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _raise(error: OSError) -> None:
+    raise error

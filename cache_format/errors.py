@@ -16,6 +16,10 @@ class CorruptShardError(CorruptFileError):
     """A shard's bytes are not those that were written, or cannot be decoded."""
 
 
+class CorruptArchiveError(CacheError):
+    """A packed cache is damaged, cut short, or something else."""
+
+
 class MissingFileError(CacheError):
     """A file that the cache names is not there."""
 
@@ -40,5 +44,9 @@ class ForeignDirectoryError(CacheError):
     """A directory that should be a cache, or empty, holds something else."""
 
 
-class NoSpaceError(CacheError):
+class StorageError(CacheError):
+    """The system refused to read or write a file; what the file holds is another matter."""
+
+
+class NoSpaceError(StorageError):
     """The disk or the quota is full."""

@@ -5,18 +5,19 @@ damaged or foreign file can lead a reader out of the directory.
 """
 
 import re
-from pathlib import Path
 
-from cache_format.errors import MissingFileError
+from cache_format.storage import Storage
 
 MANIFEST = "manifest.json"
 SPEC = "spec.json"
+RANKS = "ranks.bin"
 RECEIPTS = "receipts"
 SHARDS = "shards"
 TEACHER = "teacher"
 TEACHER_RECEIPT = f"{RECEIPTS}/teacher.json"
 
 RUN_AGAIN = "run the same `pipeline cache-teacher` command again"
+RANKS_STEP = f"Delete {RANKS} and {RUN_AGAIN}: it is written again, no unit is."
 TEACHER_STEP = (
     f"Delete {TEACHER_RECEIPT} and {RUN_AGAIN}: the teacher's files are written again, no unit is."
 )
@@ -40,9 +41,9 @@ def shard_step(unit: int, file: str) -> str:
     return f"Delete {file} and {RUN_AGAIN}: only unit {unit} is made again."
 
 
-def receipt_units(root: Path) -> list[int]:
+def receipt_units(storage: Storage) -> list[int]:
     """The units that have a receipt, rising."""
-    matches = (_RECEIPT_FILE.fullmatch(path.name) for path in (root / RECEIPTS).glob("*.json"))
+    matches = (_RECEIPT_FILE.fullmatch(name) for name in storage.list_names(RECEIPTS))
     return sorted(int(match[1]) for match in matches if match is not None)
 
 
@@ -53,11 +54,3 @@ def require_attachment_name(name: str) -> None:
             f"{name!r} cannot be a file of a cache: expected letters, digits, '.', '-', '_' and "
             "'/' between names that do not begin with '.'"
         )
-
-
-def read_file(path: Path, next_step: str) -> bytes:
-    """The bytes of ``path``; raises MissingFileError naming it and ``next_step``."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path}: missing. {next_step}") from error

@@ -16,6 +16,7 @@ from cache_format.errors import CorruptFileError, UnsupportedFormatError
 from cache_format.plain import FORMAT_VERSION
 from cache_format.receipt import ShardEntry, TeacherReceipt, header, parse
 from cache_format.spec import CacheSpec
+from cache_format.storage import Storage, read_file
 
 __all__ = ["Manifest", "ShardEntry", "fold", "read_manifest", "read_spec", "spec_bytes"]
 
@@ -49,7 +50,7 @@ class Manifest:
         return plain.seal(header(self.spec) | plain.to_plain(self))
 
     @classmethod
-    def from_bytes(cls, data: bytes, path: Path) -> "Manifest":
+    def from_bytes(cls, data: bytes, path: Path | str) -> "Manifest":
         """The manifest in the file ``path``, its seal and spec checked."""
         step = f"Delete it and {layout.RUN_AGAIN}: it is made again from the receipts."
         fields = plain.unseal(data, path, step)
@@ -82,10 +83,10 @@ def fold(
     )
 
 
-def read_manifest(root: Path) -> Manifest:
-    """The manifest of the cache at ``root``, its seal and spec checked."""
-    path = root / layout.MANIFEST
-    return Manifest.from_bytes(layout.read_file(path, f"To make it, {layout.RUN_AGAIN}."), path)
+def read_manifest(storage: Storage) -> Manifest:
+    """The manifest of the cache in ``storage``, its seal and spec checked."""
+    data = read_file(storage, layout.MANIFEST, f"To make it, {layout.RUN_AGAIN}.")
+    return Manifest.from_bytes(data, storage.locate(layout.MANIFEST))
 
 
 def spec_bytes(spec: CacheSpec) -> bytes:
@@ -93,16 +94,17 @@ def spec_bytes(spec: CacheSpec) -> bytes:
     return plain.seal(header(spec) | {"spec": spec.to_json()})
 
 
-def read_spec(path: Path) -> CacheSpec:
+def read_spec(storage: Storage) -> CacheSpec:
     """The spec in ``spec.json``."""
     step = (
         f"If there is a {layout.MANIFEST} beside it, delete this file and {layout.RUN_AGAIN}; "
         "otherwise start again in another directory."
     )
-    return _spec_of(plain.unseal(layout.read_file(path, step), path, step), path)
+    path = storage.locate(layout.SPEC)
+    return _spec_of(plain.unseal(read_file(storage, layout.SPEC, step), path, step), path)
 
 
-def _spec_of(fields: dict[str, Any], path: Path) -> CacheSpec:
+def _spec_of(fields: dict[str, Any], path: Path | str) -> CacheSpec:
     try:
         spec = CacheSpec.from_json(fields.get("spec"))
     except ValueError as error:

@@ -36,7 +36,7 @@ def seal(fields: Mapping[str, object]) -> bytes:
     return prefix + b',\n "seal": "' + digest + b'"\n}\n'
 
 
-def unseal(data: bytes, path: Path, next_step: str) -> dict[str, Any]:
+def unseal(data: bytes, path: Path | str, next_step: str) -> dict[str, Any]:
     """The fields of the sealed file ``path`` that holds ``data``.
 
     Raises CorruptFileError if the seal is broken and UnsupportedFormatError if its format's
@@ -132,7 +132,7 @@ def _object(data: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _refuse_foreign_version(fields: dict[str, Any], path: Path) -> None:
+def _refuse_foreign_version(fields: dict[str, Any], path: Path | str) -> None:
     version = fields.get("format_version")
     if isinstance(version, str) and re.fullmatch(r"[0-9]+\.[0-9]+", version):
         known = FORMAT_VERSION.partition(".")[0]

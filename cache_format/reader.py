@@ -1,8 +1,8 @@
 """Read a cache: rows in any order, by any number of threads, every byte checked before it is used.
 
-In: the directory that the writer made. Out: rows as NumPy arrays, the teacher's files, and a
-verdict on every checksum. Called by stage two and by the command line's ``inspect`` and ``verify``.
-Never writes. Trust goes from the manifest's seal to the receipts' hashes to the blocks' hashes.
+In: a directory or URL. Out: rows as NumPy arrays, the teacher's files, and a verdict on
+every checksum. Called by stage two and by the command line's ``inspect`` and ``verify``. Changes
+nothing there. Trust goes from the manifest's seal to the receipts' hashes to the segments' hashes.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,10 +26,13 @@ from cache_format.errors import (
     MissingFileError,
     MissingShardError,
 )
+from cache_format.failures import reading
 from cache_format.manifest import Manifest, fold, read_manifest, read_spec
-from cache_format.receipt import Block, ShardEntry, read_receipt, read_teacher_receipt
+from cache_format.ranks import RankTable, read_ranks
+from cache_format.receipt import Segment, ShardEntry, read_receipt, read_teacher_receipt
 from cache_format.spec import CacheSpec, Split
-from cache_format.verification import Problem, check_file, verify
+from cache_format.storage import LocalSpace, Storage, on_each, storage_at
+from cache_format.verification import Problem, verify
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,18 +42,21 @@ __all__ = ["Cache", "Problem", "open_cache"]
 _BATCHES_KEPT = 32
 
 
-def open_cache(path: str | Path, *, allow_incomplete: bool = False) -> "Cache":
-    """The cache at ``path``, its manifest checked.
+def open_cache(
+    path: str | Path, *, allow_incomplete: bool = False, space: LocalSpace | None = None
+) -> "Cache":
+    """The cache at ``path``, a directory or a URL, its manifest checked.
 
     With ``allow_incomplete``, one that is still being written can be opened too, with the shards
     that are finished by now. Raises IncompleteCacheError otherwise, ForeignDirectoryError if there
     is no cache, CorruptFileError if the manifest is damaged.
     """
-    root = Path(path)
-    if (root / layout.MANIFEST).exists():
-        manifest = read_manifest(root)
-    elif (root / layout.SPEC).exists():
-        manifest = _manifest_of_unfinished(root)
+    storage = storage_at(path)
+    root = storage.root
+    if storage.size(layout.MANIFEST) is not None:
+        manifest = read_manifest(storage)
+    elif storage.size(layout.SPEC) is not None:
+        manifest = _manifest_of_unfinished(storage)
     else:
         raise ForeignDirectoryError(
             f"{root}: no cache: expected {layout.MANIFEST} in it. Give the directory that "
@@ -61,16 +68,17 @@ def open_cache(path: str | Path, *, allow_incomplete: bool = False) -> "Cache":
             f"{len(manifest.shards)} shards are finished. Wait for it, or run the same "
             "`pipeline cache-teacher` command again: it goes on from there."
         )
-    return Cache(root, manifest)
+    return Cache(storage, manifest, space or LocalSpace())
 
 
 class Cache:
     """A cache opened for reading. All methods may be called from several threads."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, storage: Storage, manifest: Manifest, space: LocalSpace) -> None:
         """Internal: use ``open_cache``."""
-        self.path = path
+        self.storage = storage
         self.manifest = manifest
+        self._files = storage.local_files(manifest.cache_id, space)
         self._shards: dict[str, list[ShardEntry]] = {"train": [], "validation": []}
         for entry in manifest.shards:
             self._shards[entry.split].append(entry)
@@ -79,9 +87,18 @@ class Cache:
             for split, entries in self._shards.items()
         }
         self._lock = threading.Lock()
-        self._blocks: dict[int, tuple[Block, ...]] = {}
+        self._segments: dict[int, tuple[Segment, ...]] = {}
         self._batches: OrderedDict[tuple[int, int, bool], pa.RecordBatch] = OrderedDict()
-        self._checked_attachments: set[str] = set()
+
+    @property
+    def path(self) -> Path | str:
+        """Its directory or URL."""
+        return self.storage.root
+
+    @property
+    def max_local_bytes(self) -> int | None:
+        """The most that local copies of its shards take; None where it is local itself."""
+        return self._files.max_bytes
 
     @property
     def spec(self) -> CacheSpec:
@@ -92,6 +109,11 @@ class Cache:
     def cache_id(self) -> str:
         """Identity of the cache: the hash of its spec."""
         return self.manifest.cache_id
+
+    @cached_property
+    def ranks(self) -> RankTable:
+        """The table of ids by frequency, compared with the spec's hash."""
+        return read_ranks(self.storage, self.spec)
 
     def shards(self, split: Split) -> list[ShardEntry]:
         """The shards of ``split`` in rising order of unit."""
@@ -124,128 +146,163 @@ class Cache:
         expected = self.manifest.teacher_receipt_sha256
         if expected is None:
             return {}
-        return read_teacher_receipt(self.path, self.spec, expected).files
+        return read_teacher_receipt(self.storage, self.spec, expected).files
 
     def attachment(self, name: str) -> Path:
-        """The path of ``teacher/name``, whose content is compared with its hash the first time."""
-        path = self.path / layout.TEACHER / name
-        if name not in self._checked_attachments:
-            files = self.attachments()
-            if name not in files:
-                raise MissingFileError(
-                    f"{path}: the cache has no such file of the teacher; it has "
-                    f"{', '.join(files) or 'none'}. {layout.TEACHER_STEP}"
-                )
-            check_file(path, files[name], layout.TEACHER_STEP)
-            self._checked_attachments.add(name)
-        return path
+        """The path of ``teacher/name``, whose content has been compared with its hash."""
+        file, files = f"{layout.TEACHER}/{name}", self.attachments()
+        if name not in files:
+            raise MissingFileError(
+                f"{self.storage.locate(file)}: the cache has no such file of the teacher; it has "
+                f"{', '.join(files) or 'none'}. {layout.TEACHER_STEP}"
+            )
+        # Each time: a file may change after it was read once, and it is read seldom.
+        return self._files.path(file, files[name], layout.TEACHER_STEP)
 
     def teacher_directory(self) -> Path:
-        """``teacher/``, every file of it compared with its hash the first time."""
+        """``teacher/``, every file of which has been compared with its hash."""
         for name in self.attachments():
             self.attachment(name)
-        return self.path / layout.TEACHER
+        return self._files.directory / layout.TEACHER
 
-    def verify(self, report: Callable[[int, int], None] | None = None) -> list[Problem]:
+    def verify(
+        self,
+        report: Callable[[int, int], None] | None = None,
+        *,
+        num_threads: int = 1,
+        record: Path | None = None,
+    ) -> list[Problem]:
         """Every checksum of the cache, and files that do not belong; the empty list is good news.
 
-        ``report`` is told the bytes read so far and in all.
+        ``report`` is told the bytes read so far and in all. With ``record``, a file outside of the
+        cache, a verification that is interrupted goes on where it was when it is called again.
         """
-        return verify(self, report)
+        return verify(self, report, num_threads, record)
 
     def _row(self, entry: ShardEntry, index: int, with_sketch: bool) -> Row:
         from cache_format.shard import row_of_batch
 
         number, offset = divmod(index, self.spec.rows_per_batch)
         batch = self._batch(entry, number, with_sketch)
+        ranks = self.ranks  # what is wrong with these is not wrong with the shard
         try:
-            return row_of_batch(batch, offset, self.spec)
+            return row_of_batch(batch, offset, self.spec, ranks)
         except (ValueError, IndexError) as error:
-            raise _corrupt_shard(self.path, entry, f"row {index}: {error}") from error
+            raise _corrupt_shard(self.storage, entry, f"row {index}: {error}") from error
 
     def _batch(self, entry: ShardEntry, number: int, with_sketch: bool) -> "pa.RecordBatch":
-        from cache_format.shard import open_batch
+        from cache_format.shard import open_batch, segments_of_batch
 
         key = (entry.unit, number, with_sketch)
         with self._lock:
             if key in self._batches:
                 self._batches.move_to_end(key)
                 return self._batches[key]
-        schema_block, batch_block = self._read_blocks(entry, (0, 1 + number))
+        targets, *sketch = segments_of_batch(number, self.spec)
+        wanted = (0, targets, *sketch) if with_sketch else (0, targets)
+        schema, *parts = self._read_segments(entry, wanted)
+        unread = () if with_sketch else sketch
+        num_absent = sum(self._segments_of(entry)[number].length for number in unread)
         try:
-            batch = open_batch(
-                schema_block, batch_block, entry.unit, self.spec, with_sketch=with_sketch
-            )
+            batch = open_batch(schema, b"".join(parts), num_absent, entry.unit, self.spec)
         except ValueError as error:
             message = f"record batch {number}: {error}"
-            raise _corrupt_shard(self.path, entry, message) from error
+            raise _corrupt_shard(self.storage, entry, message) from error
         with self._lock:
             self._batches[key] = batch
             while len(self._batches) > _BATCHES_KEPT:
                 self._batches.popitem(last=False)
         return batch
 
-    def _read_blocks(self, entry: ShardEntry, numbers: tuple[int, ...]) -> list[bytes]:
-        """The bytes of some blocks of a shard, compared with their hashes."""
-        blocks = self._blocks_of(entry)
-        path = self.path / entry.file
+    def _read_segments(self, entry: ShardEntry, numbers: tuple[int, ...]) -> list[bytes]:
+        """The bytes of some segments of a shard, compared with their hashes."""
+        segments = [self._segments_of(entry)[number] for number in numbers]
         try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError as error:
-            raise MissingShardError(
-                f"{path}: missing. {layout.shard_step(entry.unit, entry.file)}"
-            ) from error
+            return self._read_open(entry, segments)
+        except CorruptShardError:
+            # A copy that was damaged here says nothing of the shard that it is of.
+            if not self._files.drop(entry.file):
+                raise
+        return self._read_open(entry, segments)
+
+    def _read_open(self, entry: ShardEntry, segments: list[Segment]) -> list[bytes]:
+        expected = (entry.num_bytes, entry.sha256)
+        step = layout.shard_step(entry.unit, entry.file)
         try:
-            num_bytes = os.fstat(descriptor).st_size
-            if num_bytes != entry.num_bytes:
-                message = f"expected {entry.num_bytes} bytes, found {num_bytes}"
-                raise _corrupt_shard(self.path, entry, message)
-            return [self._read_block(entry, descriptor, blocks[number]) for number in numbers]
+            descriptor = self._files.open(entry.file, expected, step)
+        except MissingFileError as error:
+            raise MissingShardError(str(error)) from error
+        except CorruptFileError as error:
+            raise CorruptShardError(str(error)) from error
+        try:
+            with reading(self._files.directory / entry.file):
+                self._check_size(entry, os.fstat(descriptor).st_size)
+                return [self._read_segment(entry, descriptor, segment) for segment in segments]
         finally:
             os.close(descriptor)
 
-    def _read_block(self, entry: ShardEntry, descriptor: int, block: Block) -> bytes:
-        data = os.pread(descriptor, block.length, block.offset)
+    def _check_size(self, entry: ShardEntry, num_bytes: int) -> None:
+        if num_bytes != entry.num_bytes:
+            message = f"expected {entry.num_bytes} bytes, found {num_bytes}"
+            raise _corrupt_shard(self.storage, entry, message)
+
+    def _read_segment(self, entry: ShardEntry, descriptor: int, segment: Segment) -> bytes:
+        data = _read_at(descriptor, segment.offset, segment.length)
         found = hashlib.sha256(data).hexdigest()
-        if found != block.sha256:
+        if found != segment.sha256:
             message = (
-                f"bytes {block.offset} to {block.offset + block.length}: expected SHA-256 "
-                f"{block.sha256}, found {found}"
+                f"bytes {segment.offset} to {segment.offset + segment.length}: expected SHA-256 "
+                f"{segment.sha256}, found {found}"
             )
-            raise _corrupt_shard(self.path, entry, message)
+            raise _corrupt_shard(self.storage, entry, message)
         return data
 
-    def _blocks_of(self, entry: ShardEntry) -> tuple[Block, ...]:
+    def _segments_of(self, entry: ShardEntry) -> tuple[Segment, ...]:
+        from cache_format.shard import num_segments
+
         with self._lock:
-            known = self._blocks.get(entry.unit)
+            known = self._segments.get(entry.unit)
         if known is not None:
             return known
-        receipt = read_receipt(self.path, entry.unit, self.spec, entry.receipt_sha256)
-        blocks = receipt.blocks
-        num_batches = -(-entry.num_rows // self.spec.rows_per_batch)
-        if len(blocks) != 1 + num_batches or any(
-            block.offset < 0 or block.length < 0 or block.offset + block.length > entry.num_bytes
-            for block in blocks
+        receipt = read_receipt(self.storage, entry.unit, self.spec, entry.receipt_sha256)
+        segments = receipt.segments
+        if len(segments) != num_segments(entry.num_rows, self.spec) or any(
+            segment.offset < 0
+            or segment.length < 0
+            or segment.offset + segment.length > entry.num_bytes
+            for segment in segments
         ):
-            path = self.path / layout.receipt_file(entry.unit)
+            path = self.storage.locate(layout.receipt_file(entry.unit))
             step = layout.shard_step(entry.unit, entry.file)
-            raise CorruptFileError(f"{path}: its blocks do not fit its shard. {step}")
+            raise CorruptFileError(f"{path}: its segments do not fit its shard. {step}")
         with self._lock:
-            self._blocks[entry.unit] = blocks
-        return blocks
+            self._segments[entry.unit] = segments
+        return segments
 
 
-def _corrupt_shard(root: Path, entry: ShardEntry, message: str) -> CorruptShardError:
+def _read_at(descriptor: int, offset: int, length: int) -> bytes:
+    """What is there; the system may give less at a time than it is asked for."""
+    pieces = []
+    while length > 0 and (piece := os.pread(descriptor, length, offset)):
+        pieces.append(piece)
+        offset, length = offset + len(piece), length - len(piece)
+    return b"".join(pieces)
+
+
+def _corrupt_shard(storage: Storage, entry: ShardEntry, message: str) -> CorruptShardError:
     return CorruptShardError(
-        f"{root / entry.file}: damaged: {message}. {layout.shard_step(entry.unit, entry.file)}"
+        f"{storage.locate(entry.file)}: damaged: {message}. "
+        f"{layout.shard_step(entry.unit, entry.file)}"
     )
 
 
-def _manifest_of_unfinished(root: Path) -> Manifest:
+def _manifest_of_unfinished(storage: Storage) -> Manifest:
     """What the manifest would be if the writer stopped now."""
-    spec = read_spec(root / layout.SPEC)
+    spec = read_spec(storage)
     teacher = None
-    if (root / layout.TEACHER_RECEIPT).exists():
-        teacher = read_teacher_receipt(root, spec, None)
-    entries = [read_receipt(root, u, spec, None).entry for u in layout.receipt_units(root)]
+    if storage.size(layout.TEACHER_RECEIPT) is not None:
+        teacher = read_teacher_receipt(storage, spec, None)
+    units = layout.receipt_units(storage)
+    receipts = on_each(storage, lambda unit: read_receipt(storage, unit, spec, None), units)
+    entries = [receipt.entry for receipt in receipts]
     return fold(spec, entries, teacher, num_tokens_requested=0, complete=False)

@@ -15,12 +15,13 @@ from cache_format import layout, plain
 from cache_format.errors import CorruptFileError
 from cache_format.plain import FORMAT_VERSION
 from cache_format.spec import CacheSpec, Split
+from cache_format.storage import Storage, read_file
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class Block(NamedTuple):
-    """One message of a shard, body included."""
+class Segment(NamedTuple):
+    """Bytes of a shard that are read, and compared with their hash, together."""
 
     offset: int
     length: int
@@ -32,7 +33,7 @@ class ShardStatistics:
     """Sums over a shard, taken when it was encoded."""
 
     column_bytes: dict[str, int]
-    """Compressed bytes of each column, without the framing."""
+    """Bytes of each column's cells, without Arrow's framing."""
     num_scored: int
     """Positions whose next token belongs to the same document."""
     sum_num_kept: int
@@ -79,10 +80,10 @@ class ShardEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """One finished shard and where its blocks lie: the schema, then each record batch."""
+    """One finished shard and its segments: the schema, then each record batch's one or two."""
 
     entry: ShardEntry
-    blocks: tuple[Block, ...]
+    segments: tuple[Segment, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,21 +106,24 @@ def receipt_bytes(receipt: Receipt, spec: CacheSpec) -> bytes:
     """The bytes of a shard's receipt; its entry's own ``receipt_sha256`` is not part of them."""
     fields: dict[str, Any] = plain.to_plain(receipt.entry)
     del fields["receipt_sha256"]
-    return plain.seal(header(spec) | fields | {"blocks": plain.to_plain(receipt.blocks)})
+    return plain.seal(header(spec) | fields | {"segments": plain.to_plain(receipt.segments)})
 
 
-def read_receipt(root: Path, unit: int, spec: CacheSpec, expected_sha256: str | None) -> Receipt:
+def read_receipt(
+    storage: Storage, unit: int, spec: CacheSpec, expected_sha256: str | None
+) -> Receipt:
     """The receipt of ``unit``, which must have the hash ``expected_sha256`` if one is given."""
-    path = root / layout.receipt_file(unit)
+    name = layout.receipt_file(unit)
+    path = storage.locate(name)
     step = f"Delete it and {layout.RUN_AGAIN}: only unit {unit} is made again."
-    fields, sha256 = _read_sealed(path, step, spec, expected_sha256)
+    fields, sha256 = _read_sealed(storage, name, step, spec, expected_sha256)
     entry: ShardEntry = parse(ShardEntry, fields | {"receipt_sha256": sha256}, path, step)
-    blocks = parse(tuple[tuple[int, int, str], ...], fields.get("blocks"), path, step)
+    segments = parse(tuple[tuple[int, int, str], ...], fields.get("segments"), path, step)
     if entry.unit != unit or entry.split != spec.split_of(unit):
         raise CorruptFileError(
             f"{path}: is of unit {entry.unit} ({entry.split}), expected unit {unit}. {step}"
         )
-    return Receipt(entry=entry, blocks=tuple(Block(*block) for block in blocks))
+    return Receipt(entry=entry, segments=tuple(Segment(*segment) for segment in segments))
 
 
 def teacher_receipt_bytes(files: dict[str, tuple[int, str]], spec: CacheSpec) -> bytes:
@@ -128,14 +132,13 @@ def teacher_receipt_bytes(files: dict[str, tuple[int, str]], spec: CacheSpec) ->
 
 
 def read_teacher_receipt(
-    root: Path, spec: CacheSpec, expected_sha256: str | None
+    storage: Storage, spec: CacheSpec, expected_sha256: str | None
 ) -> TeacherReceipt:
     """The receipt of ``teacher/``, which must have the hash ``expected_sha256`` if one is given."""
-    path = root / layout.TEACHER_RECEIPT
-    step = layout.TEACHER_STEP
-    fields, sha256 = _read_sealed(path, step, spec, expected_sha256)
+    name, step = layout.TEACHER_RECEIPT, layout.TEACHER_STEP
+    fields, sha256 = _read_sealed(storage, name, step, spec, expected_sha256)
     fields |= {"receipt_sha256": sha256}
-    receipt: TeacherReceipt = parse(TeacherReceipt, fields, path, step)
+    receipt: TeacherReceipt = parse(TeacherReceipt, fields, storage.locate(name), step)
     return receipt
 
 
@@ -144,7 +147,7 @@ def header(spec: CacheSpec) -> dict[str, Any]:
     return {"format_version": FORMAT_VERSION, "cache_id": spec.cache_id}
 
 
-def parse(hint: Any, value: object, path: Path, step: str) -> Any:
+def parse(hint: Any, value: object, path: Path | str, step: str) -> Any:
     """A value of type ``hint``; fields that only a later minor version knows are passed over."""
     try:
         return plain.from_plain(hint, value, ignore_unknown=True)
@@ -153,9 +156,10 @@ def parse(hint: Any, value: object, path: Path, step: str) -> Any:
 
 
 def _read_sealed(
-    path: Path, step: str, spec: CacheSpec, expected_sha256: str | None
+    storage: Storage, name: str, step: str, spec: CacheSpec, expected_sha256: str | None
 ) -> tuple[dict[str, Any], str]:
-    data = layout.read_file(path, f"To make it again, {layout.RUN_AGAIN}: nothing else is.")
+    path = storage.locate(name)
+    data = read_file(storage, name, f"To make it again, {layout.RUN_AGAIN}: nothing else is.")
     sha256 = hashlib.sha256(data).hexdigest()
     fields = plain.unseal(data, path, step)
     if expected_sha256 not in (None, sha256):

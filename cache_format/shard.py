@@ -1,14 +1,15 @@
 """A shard: one unit's rows as the bytes of an Arrow IPC file, and a record batch's bytes as rows.
 
-In: rows. Out: the file's bytes, its blocks (where each message lies, with its SHA-256) and
-statistics. The other way round, a record batch is decoded from the bytes of two blocks alone, the
-schema's and its own, after the caller has compared their hashes: neither Arrow nor zstd notices a
-flipped bit. Called by the writer and the reader.
+In: rows. Out: the file's bytes, its segments (which bytes hold what, with their SHA-256) and
+statistics. The other way round, a record batch is decoded from the bytes of its segments alone,
+after the caller has compared their hashes: Arrow notices no flipped bit. Each record batch is two
+segments, targets and sketch, so that whoever wants no hidden states reads none. Called by the
+writer and the reader.
 """
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,19 +18,14 @@ import pyarrow as pa
 from pyarrow import ipc
 
 from cache_format.codec import Encoded, Row, decode_row, encode_row
-from cache_format.receipt import Block, ShardStatistics
+from cache_format.messages import require_message
+from cache_format.ranks import RankTable
+from cache_format.receipt import Segment, ShardStatistics
 from cache_format.spec import FORMAT_VERSION, CacheSpec
 
 SKETCH_COLUMNS = ("sketch", "sketch_scale")
 
-_BINARY_COLUMNS = (
-    "token_ids",
-    "num_kept",
-    "kept_ids",
-    "gaps",
-    "tail_log_mass",
-    "next_logprob",
-)
+_TARGET_COLUMNS = ("token_ids", "num_kept", "kept", "tail_log_mass", "next_logprob")
 _LEADING_BYTES = 8  # the magic of an Arrow file and its padding
 
 
@@ -40,7 +36,7 @@ class EncodedShard:
     data: pa.Buffer
     num_rows: int
     num_tokens: int
-    blocks: tuple[Block, ...]
+    segments: tuple[Segment, ...]
     statistics: ShardStatistics
 
     @property
@@ -49,55 +45,70 @@ class EncodedShard:
         return hashlib.sha256(self.data).hexdigest()
 
 
-def encode_shard(rows: Iterable[Row], spec: CacheSpec, unit: int) -> EncodedShard:
+def encode_shard(rows: Iterable[Row], spec: CacheSpec, ranks: RankTable, unit: int) -> EncodedShard:
     """Encode all rows of ``unit``; raises ValueError naming row, column and position."""
     schema = _schema(spec, unit)
-    options = ipc.IpcWriteOptions(compression=_zstd())
     sink = pa.BufferOutputStream()
     totals = _Totals(schema.names)
     num_batches = 0
-    with ipc.new_file(sink, schema, options=options) as writer:
-        for encoded in _batched(_encode_all(rows, spec, totals), spec.rows_per_batch):
-            batch = _record_batch(encoded, schema)
-            totals.add_batch(batch)
-            writer.write_batch(batch)
+    with ipc.new_file(sink, schema) as writer:
+        for encoded in _batched(_encode_all(rows, spec, ranks, totals), spec.rows_per_batch):
+            writer.write_batch(_record_batch(encoded, schema))
             num_batches += 1
     data = sink.getvalue()
     return EncodedShard(
         data=data,
         num_rows=totals.num_rows,
         num_tokens=totals.num_rows * spec.sequence_length,
-        blocks=_blocks_of(data, num_batches),
+        segments=_segments_of(data, num_batches, spec),
         statistics=totals.statistics(),
     )
 
 
-def open_batch(
-    schema_block: bytes, batch_block: bytes, unit: int, spec: CacheSpec, *, with_sketch: bool
-) -> pa.RecordBatch:
-    """The record batch in two blocks whose hashes have been compared.
+def num_segments(num_rows: int, spec: CacheSpec) -> int:
+    """How many segments a shard has."""
+    return 1 + -(-num_rows // spec.rows_per_batch) * _segments_per_batch(spec)
 
+
+def segments_of_batch(number: int, spec: CacheSpec) -> tuple[int, ...]:
+    """Which segments hold record batch ``number``: targets, and the sketch if there is one."""
+    first = 1 + number * _segments_per_batch(spec)
+    return tuple(range(first, first + _segments_per_batch(spec)))
+
+
+def open_batch(
+    schema_bytes: bytes, batch_bytes: bytes, num_absent: int, unit: int, spec: CacheSpec
+) -> pa.RecordBatch:
+    """The record batch in bytes whose hashes have been compared.
+
+    ``num_absent`` bytes at its end, the sketch, were left unread; its columns are then left out.
     Raises ValueError if it is not one of this cache's. Columns that the format does not name are
     passed over.
     """
     try:
-        schema = ipc.read_schema(pa.py_buffer(schema_block))
+        # Arrow wants a message to be whole. What is absent is never looked at.
+        stream = pa.py_buffer(b"".join((schema_bytes, batch_bytes, bytes(num_absent))))
+        require_message(stream.slice(0, len(schema_bytes)), "schema")
+        require_message(stream.slice(len(schema_bytes)), "record batch")
+        schema = ipc.read_schema(pa.py_buffer(schema_bytes))
         _check_schema(schema, unit, spec)
-        wanted = [field.name for field in _schema(spec, unit)]
-        if not with_sketch:
-            wanted = [name for name in wanted if name not in SKETCH_COLUMNS]
+        wanted = [
+            field.name
+            for field in _schema(spec, unit)
+            if not num_absent or field.name not in SKETCH_COLUMNS
+        ]
         options = ipc.IpcReadOptions(
             included_fields=[schema.get_field_index(name) for name in wanted], use_threads=False
         )
-        stream = pa.BufferReader(schema_block + batch_block)
         batch = ipc.open_stream(stream, options=options).read_next_batch()
         batch.validate(full=True)
     except (pa.ArrowException, OSError, StopIteration) as error:
         raise ValueError(f"Arrow cannot read it: {error}") from error
+    _refuse_nulls(batch)
     return batch
 
 
-def row_of_batch(batch: pa.RecordBatch, index: int, spec: CacheSpec) -> Row:
+def row_of_batch(batch: pa.RecordBatch, index: int, spec: CacheSpec, ranks: RankTable) -> Row:
     """Decode row ``index`` of ``batch``; raises ValueError naming the column."""
     encoded = {
         name: memoryview(batch.column(name)[index].as_buffer())
@@ -105,36 +116,29 @@ def row_of_batch(batch: pa.RecordBatch, index: int, spec: CacheSpec) -> Row:
         if name != "document_starts"
     }
     starts = batch.column("document_starts")[index].values
-    return decode_row(encoded, np.array(starts, np.int32), spec)
+    return decode_row(encoded, np.array(starts, np.int32), spec, ranks)
 
 
 class _Totals:
     """Sums over a shard's rows and batches, of which ``inspect`` tells without decoding."""
 
-    def __init__(self, column_names: Sequence[str]) -> None:
+    def __init__(self, column_names: list[str]) -> None:
         self.num_rows = 0
         self._num_scored = 0
         self._num_kept = 0
         self._next_logprob: list[float] = []
         self._kept_mass: list[float] = []
         self._column_bytes = dict.fromkeys(column_names, 0)
-        self._codec = _zstd()
 
-    def add_row(self, row: Row) -> None:
+    def add_row(self, row: Row, encoded: Encoded) -> None:
+        for name, cell in encoded.items():
+            self._column_bytes[name] += cell.nbytes if isinstance(cell, np.ndarray) else len(cell)
         scored = row.scored()
         self.num_rows += 1
         self._num_scored += int(scored.sum())
         self._num_kept += int(row.num_kept.sum(dtype=np.int64))
         self._next_logprob.append(math.fsum(row.next_logprob[scored].tolist()))
         self._kept_mass.append(_kept_mass(row, scored))
-
-    def add_batch(self, batch: pa.RecordBatch) -> None:
-        """Add what each column takes: its buffers compressed alone, as Arrow IPC does it."""
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            for buffer in column.buffers():
-                if buffer is not None and buffer.size > 0:
-                    compressed = self._codec.compress(buffer)
-                    self._column_bytes[name] += 8 + compressed.size
 
     def statistics(self) -> ShardStatistics:
         # Rounded: exp differs in its last bits between machines, and receipts should not.
@@ -157,13 +161,15 @@ def _kept_mass(row: Row, scored: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> 
     return math.fsum((kept / (kept + tail)).tolist())
 
 
-def _encode_all(rows: Iterable[Row], spec: CacheSpec, totals: _Totals) -> Iterator[Encoded]:
+def _encode_all(
+    rows: Iterable[Row], spec: CacheSpec, ranks: RankTable, totals: _Totals
+) -> Iterator[Encoded]:
     for index, row in enumerate(rows):
         try:
-            encoded = encode_row(row, spec)
+            encoded = encode_row(row, spec, ranks)
         except ValueError as error:
             raise ValueError(f"row {index}: {error}") from error
-        totals.add_row(row)
+        totals.add_row(row, encoded)
         yield encoded
 
 
@@ -178,7 +184,8 @@ def _record_batch(rows: list[Encoded], schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _schema(spec: CacheSpec, unit: int) -> pa.Schema:
-    names = _BINARY_COLUMNS if spec.sketch.kind == "none" else _BINARY_COLUMNS + SKETCH_COLUMNS
+    # The sketch comes last, so that what lies before it is a record batch without it.
+    names = _TARGET_COLUMNS if spec.sketch.kind == "none" else _TARGET_COLUMNS + SKETCH_COLUMNS
     fields = [pa.field(name, pa.binary(), nullable=False) for name in names]
     fields.insert(1, pa.field("document_starts", pa.list_(pa.int32()), nullable=False))
     metadata = {
@@ -193,10 +200,11 @@ def _check_schema(found: pa.Schema, unit: int, spec: CacheSpec) -> None:
     expected = _schema(spec, unit)
     metadata = found.metadata or {}
     for key in (b"cache_id", b"unit"):
-        if metadata.get(key) != expected.metadata[key]:
+        said, wanted = metadata.get(key, b"nothing"), expected.metadata[key]
+        if said != wanted:
             raise ValueError(
-                f"its schema says {key.decode()} {metadata.get(key, b'nothing').decode()}, "
-                f"expected {expected.metadata[key].decode()}"
+                f"its schema says {key.decode()} {said.decode(errors='replace')}, "
+                f"expected {wanted.decode()}"
             )
     for field in expected:
         index = found.get_field_index(field.name)
@@ -205,19 +213,37 @@ def _check_schema(found: pa.Schema, unit: int, spec: CacheSpec) -> None:
             raise ValueError(f"column {field.name}: expected {field.type}, found {kind}")
 
 
-def _blocks_of(data: pa.Buffer, num_batches: int) -> tuple[Block, ...]:
-    """Where the schema's message and each record batch's message, body included, lie."""
+def _refuse_nulls(batch: pa.RecordBatch) -> None:
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        items = column.flatten() if pa.types.is_list(column.type) else column
+        if column.null_count or items.null_count:
+            raise ValueError(f"column {name}: expected no nulls, found some")
+
+
+def _segments_of(data: pa.Buffer, num_batches: int, spec: CacheSpec) -> tuple[Segment, ...]:
+    """Where the schema's message and the parts of each record batch's message lie."""
     reader = pa.BufferReader(data)
     reader.seek(_LEADING_BYTES)
-    blocks = []
-    for _ in range(1 + num_batches):
-        offset = reader.tell()
-        ipc.read_message(reader)
-        length = reader.tell() - offset
-        digest = hashlib.sha256(data.slice(offset, length)).hexdigest()
-        blocks.append(Block(offset, length, digest))
-    return tuple(blocks)
+    schema = ipc.read_schema(reader)
+    ends = [reader.tell()]
+    for _ in range(num_batches):
+        message = ipc.read_message(reader)
+        if spec.sketch.kind != "none":
+            batch = ipc.read_record_batch(message, schema)
+            first_address = min(
+                buffer.address
+                for name in SKETCH_COLUMNS
+                for buffer in batch.column(name).buffers()
+                if buffer is not None
+            )
+            ends.append(first_address - data.address)
+        ends.append(reader.tell())
+    starts = [_LEADING_BYTES, *ends[:-1]]
+    return tuple(
+        Segment(start, end - start, hashlib.sha256(data.slice(start, end - start)).hexdigest())
+        for start, end in zip(starts, ends, strict=True)
+    )
 
 
-def _zstd() -> pa.Codec:
-    return pa.Codec("zstd", compression_level=1)
+def _segments_per_batch(spec: CacheSpec) -> int:
+    return 1 if spec.sketch.kind == "none" else 2

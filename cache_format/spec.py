@@ -6,6 +6,7 @@ spec's parts before anything else is loaded.
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +29,9 @@ __all__ = [
 
 Split = Literal["train", "validation"]
 
-_MAX_IDS = 2**24  # ids are stored in three bytes
+_MAX_IDS = 2**24
+_MAX_LEVELS = 255  # a level is a byte
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,19 +112,26 @@ class CorpusSpec:
 class TargetSpec:
     """What is kept of the teacher's distribution at a position."""
 
+    kind: Literal["top_k", "sampled"] = "top_k"
+    """The largest logits, or ids drawn from the teacher with their counts (RS-KD,
+    arXiv 2503.16870)."""
     top_k: int
     """The most ids kept of a position."""
     keep_mass: float
     """Ids are kept until they hold this share of the mass; 1 keeps top_k of them."""
     inverse_temperatures: tuple[float, ...]
     """Nodes s = 1/T at which the log-mass of the tail is stored: rising, the last is 1."""
-    logit_step: float = 1 / 16
-    """Quantisation step of the gaps, nats at T = 1; a power of two."""
-    tail_step: float = 1 / 256
-    """Quantisation step of the tail's log-mass, nats; a power of two."""
+    num_levels: int = 128
+    """Steps of the fourth root of a probability between 0 and 1; of samples, the draws at each
+    position."""
+    log_step: float = 1 / 64
+    """Quantisation step of tail_log_mass and next_logprob, nats; a power of two."""
+    ranks_sha256: str
+    """Hash of ``ranks.bin``, the table of ids by frequency."""
 
     def __post_init__(self) -> None:
         nodes = self.inverse_temperatures
+        _require(self.kind in ("top_k", "sampled"), "kind", self.kind, "'top_k' or 'sampled'")
         _require(1 <= self.top_k <= 65_535, "top_k", self.top_k, "from 1 to 65535")
         _require(0.0 < self.keep_mass <= 1.0, "keep_mass", self.keep_mass, "above 0, at most 1")
         _require(
@@ -133,13 +143,35 @@ class TargetSpec:
             nodes,
             "1 to 8 rising numbers above 0, the last of them 1.0",
         )
-        for name in ("logit_step", "tail_step"):
-            step = getattr(self, name)
+        _require(
+            2 <= self.num_levels <= _MAX_LEVELS,
+            "num_levels",
+            self.num_levels,
+            f"from 2 to {_MAX_LEVELS}",
+        )
+        step = self.log_step
+        _require(
+            2**-10 <= step <= 1.0 and math.frexp(step)[0] == 0.5,
+            "log_step",
+            step,
+            "a power of two from 1/1024 to 1",
+        )
+        _require(
+            _SHA256.fullmatch(self.ranks_sha256) is not None,
+            "ranks_sha256",
+            self.ranks_sha256,
+            "64 hex digits",
+        )
+        if self.kind == "sampled":
             _require(
-                2**-10 <= step <= 1.0 and math.frexp(step)[0] == 0.5,
-                name,
-                step,
-                "a power of two from 1/1024 to 1",
+                nodes == (1.0,), "inverse_temperatures", nodes, "[1.0] where kind is 'sampled'"
+            )
+            _require(self.keep_mass == 1, "keep_mass", self.keep_mass, "1 where kind is 'sampled'")
+            _require(
+                self.top_k <= self.num_levels,
+                "top_k",
+                self.top_k,
+                f"at most the draws at a position, {self.num_levels}",
             )
 
 
@@ -153,8 +185,8 @@ class SketchSpec:
     """Which hidden state of the teacher is projected."""
     dim: int
     """Numbers per position; 0 when there is no sketch."""
-    dtype: Literal["int8"] = "int8"
-    """How they are stored."""
+    dtype: Literal["int8", "float16", "float32"] = "int8"
+    """How they are stored; int8 with a scale for each position."""
 
     def __post_init__(self) -> None:
         if self.kind == "none":
@@ -162,7 +194,8 @@ class SketchSpec:
         else:
             _require(self.kind == "rademacher", "kind", self.kind, "'rademacher' or 'none'")
             _require(1 <= self.dim <= 65_535, "dim", self.dim, "from 1 to 65535")
-        _require(self.dtype == "int8", "dtype", self.dtype, "'int8'")
+        allowed = ("int8", "float16", "float32")
+        _require(self.dtype in allowed, "dtype", self.dtype, "'int8', 'float16' or 'float32'")
 
 
 @dataclass(frozen=True, kw_only=True)

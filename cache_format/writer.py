@@ -7,23 +7,13 @@ that make the same unit end with one.
 """
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 from cache_format import layout
-from cache_format.atomic import (
-    atomic_file,
-    fsync_directory,
-    is_temporary,
-    naming_full_disks,
-    publish_bytes,
-    publish_directory,
-    publish_exclusive,
-    remove_leftovers,
-)
+from cache_format.atomic import is_temporary
 from cache_format.codec import Row
 from cache_format.errors import (
     CorruptFileError,
@@ -32,6 +22,7 @@ from cache_format.errors import (
     SpecMismatchError,
 )
 from cache_format.manifest import Manifest, fold, read_manifest, read_spec, spec_bytes
+from cache_format.ranks import RankTable
 from cache_format.receipt import (
     Receipt,
     ShardEntry,
@@ -43,48 +34,50 @@ from cache_format.receipt import (
 )
 from cache_format.shard import EncodedShard, encode_shard
 from cache_format.spec import CacheSpec, differences
+from cache_format.storage import Storage, on_each, read_file, storage_at
 
 
 class CacheWriter:
-    """A cache directory opened for writing."""
+    """A cache opened for writing."""
 
-    def __init__(self, path: Path, spec: CacheSpec) -> None:
+    def __init__(self, storage: Storage, spec: CacheSpec, ranks: RankTable) -> None:
         """Internal: use ``create_or_open``."""
-        self.path = path
+        self.storage = storage
         self.spec = spec
+        self.ranks = ranks
 
     @classmethod
-    def create_or_open(cls, path: str | Path, spec: CacheSpec) -> Self:
-        """The cache at ``path``, created if there is nothing or an empty directory.
+    def create_or_open(cls, path: str | Path, spec: CacheSpec, ranks: RankTable) -> Self:
+        """The cache at ``path``, a directory or a URL, created if there is nothing.
 
         Raises SpecMismatchError if it was made from another spec, ForeignDirectoryError if the
         directory holds something else.
         """
-        path = Path(path)
-        found = _found_spec(path)
+        if ranks.sha256 != spec.targets.ranks_sha256:
+            raise ValueError("ranks: not the table that the spec names")
+        storage = storage_at(path)
+        found = begun_spec(storage)
         if found is not None:
-            _require_same_spec(path, spec, found)
-        with naming_full_disks(path):
-            path.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(path)
-            if publish_exclusive(path / layout.SPEC, spec_bytes(spec)):
-                fsync_directory(path.parent)
-            for name in (layout.SHARDS, layout.RECEIPTS):
-                (path / name).mkdir(exist_ok=True)
-                remove_leftovers(path / name)
-            fsync_directory(path)
+            require_same_spec(storage, spec, found)
+        storage.prepare("")
+        storage.publish_exclusive(layout.SPEC, spec_bytes(spec))
+        for name in (layout.SHARDS, layout.RECEIPTS):
+            storage.prepare(name)
         # Another process may have created the cache meanwhile.
-        _require_same_spec(path, spec, read_spec(path / layout.SPEC))
-        return cls(path, spec)
+        require_same_spec(storage, spec, read_spec(storage))
+        _publish_ranks(storage, ranks)
+        return cls(storage, spec, ranks)
+
+    @property
+    def path(self) -> Path | str:
+        """Its directory or URL."""
+        return self.storage.root
 
     def finished_units(self) -> dict[int, ShardEntry]:
         """The units whose receipt is whole and whose shard is there in its full size."""
-        entries = {}
-        for unit in layout.receipt_units(self.path):
-            receipt = self._whole_receipt(unit)
-            if receipt is not None:
-                entries[unit] = receipt.entry
-        return entries
+        units = layout.receipt_units(self.storage)
+        receipts = on_each(self.storage, self._whole_receipt, units)
+        return {receipt.entry.unit: receipt.entry for receipt in receipts if receipt is not None}
 
     def write_attachments(self, build: Callable[[Path], None]) -> None:
         """Publish the files that ``build`` puts into the directory it is given as ``teacher/``.
@@ -92,22 +85,21 @@ class CacheWriter:
         Does nothing if they are there already. Names may have letters, digits, ``.``, ``-`` and
         ``_``, and files may lie in subdirectories; ValueError otherwise.
         """
-        if self._teacher_receipt() is not None:
-            return
-        target, receipt = self.path / layout.TEACHER, self.path / layout.TEACHER_RECEIPT
-        files: dict[str, tuple[int, str]] | None = None
-        try:
-            with publish_directory(target) as directory:
-                build(directory)
-                files = _describe(directory)
-                if self._teacher_receipt() is None:  # what is there now, nobody vouches for
-                    receipt.unlink(missing_ok=True)
-                    shutil.rmtree(target, ignore_errors=True)
-        except FileExistsError:
-            if files is None:
-                raise
-            # Another process was faster.
-        publish_exclusive(receipt, teacher_receipt_bytes(files, self.spec))
+        target, receipt = layout.TEACHER, layout.TEACHER_RECEIPT
+        while self._teacher_receipt() is None:
+            files: dict[str, tuple[int, str]] | None = None
+            try:
+                with self.storage.publish_directory(target) as directory:
+                    build(directory)
+                    files = _describe(directory)
+                    if self._teacher_receipt() is None:  # what is there now, nobody vouches for
+                        self.storage.remove(receipt)
+                        self.storage.remove_directory(target)
+            except FileExistsError:
+                if files is None:
+                    raise
+                # Another process was faster.
+            self.storage.publish_exclusive(receipt, teacher_receipt_bytes(files, self.spec))
 
     def write_unit(
         self,
@@ -127,7 +119,7 @@ class CacheWriter:
         existing = self._whole_or_discarded(unit)
         if existing is not None:
             return existing
-        shard = encode_shard(rows, self.spec, unit)
+        shard = encode_shard(rows, self.spec, self.ranks, unit)
         sha256 = shard.sha256
         entry = ShardEntry(
             unit=unit,
@@ -146,42 +138,66 @@ class CacheWriter:
         )
         return self._publish(entry, shard)
 
+    def adopt_unit(self, entry: ShardEntry, receipt: bytes) -> ShardEntry:
+        """Publish the receipt of a unit made elsewhere, as it is; its shard must be in its place.
+
+        A finished unit is left as it is. Returns what the cache now holds of the unit.
+        """
+        winner = self._whole_or_discarded(entry.unit)
+        while winner is None:
+            if self.storage.publish_exclusive(layout.receipt_file(entry.unit), receipt):
+                winner = entry
+            else:  # another process was faster
+                winner = self._whole_or_discarded(entry.unit)
+        self._remove_shards(entry.unit, keep=winner.file)
+        return winner
+
     def discard_unit(self, unit: int) -> None:
         """Remove the receipt and every shard of ``unit``, so that it can be made again."""
-        (self.path / layout.receipt_file(unit)).unlink(missing_ok=True)
-        fsync_directory(self.path / layout.RECEIPTS)
+        self.storage.remove(layout.receipt_file(unit))
         self._remove_shards(unit, keep=None)
 
     def has_complete_manifest(self) -> bool:
         """Whether readers may already open the cache."""
         try:
-            return read_manifest(self.path).complete
+            return read_manifest(self.storage).complete
         except (CorruptFileError, MissingFileError):
             return False
 
     def publish_manifest(self, num_tokens_requested: int, complete: bool) -> Manifest:
-        """Publish the table of contents of all finished units."""
-        while True:
-            receipts = self._receipt_names()
-            manifest = fold(
-                self.spec,
-                self.finished_units().values(),
-                self._teacher_receipt(),
-                num_tokens_requested=num_tokens_requested,
-                complete=complete,
-            )
-            publish_bytes(self.path / layout.MANIFEST, manifest.to_bytes())
-            # Another process may have finished a unit, and published, while this one was folding.
-            if self._receipt_names() == receipts:
-                return manifest
+        """Publish the table of contents of all finished units.
+
+        A complete one stays where an incomplete one would replace it: while a cache is extended,
+        or a slower process is still at work, runs that use it are not locked out.
+        """
+        # One process after the other: one that is killed leaves no table older than the others'.
+        with self.storage.locked(layout.RECEIPTS):
+            while True:
+                if not complete and self.has_complete_manifest():
+                    return read_manifest(self.storage)
+                receipts = self._receipt_names()
+                # Another process may have published a receipt whose name is not durable yet.
+                self.storage.sync(layout.RECEIPTS)
+                manifest = fold(
+                    self.spec,
+                    self.finished_units().values(),
+                    self._teacher_receipt(),
+                    num_tokens_requested=num_tokens_requested,
+                    complete=complete,
+                )
+                self.storage.publish(layout.MANIFEST, manifest.to_bytes())
+                # Where there are no locks, another may have published while this one was folding.
+                if self._receipt_names() == receipts:
+                    self._remove_orphans(manifest)
+                    return manifest
 
     def _publish(self, entry: ShardEntry, shard: EncodedShard) -> ShardEntry:
-        data = receipt_bytes(Receipt(entry=entry, blocks=shard.blocks), self.spec)
+        data = receipt_bytes(Receipt(entry=entry, segments=shard.segments), self.spec)
         winner: ShardEntry | None = None
         while winner is None:
-            with atomic_file(self.path / entry.file) as sink:
+            with self.storage.publish_file(entry.file) as sink:
                 sink.write(memoryview(shard.data))
-            if publish_exclusive(self.path / layout.receipt_file(entry.unit), data):
+            if self.storage.publish_exclusive(layout.receipt_file(entry.unit), data):
                 winner = replace(entry, receipt_sha256=hashlib.sha256(data).hexdigest())
             else:  # another process was faster
                 winner = self._whole_or_discarded(entry.unit)
@@ -193,64 +209,90 @@ class CacheWriter:
         receipt = self._whole_receipt(unit)
         if receipt is not None:
             return receipt.entry
-        path = self.path / layout.receipt_file(unit)
-        if path.exists() and self._whole_receipt(unit) is None:
-            path.unlink(missing_ok=True)
+        name = layout.receipt_file(unit)
+        if self.storage.has(name) and self._whole_receipt(unit) is None:
+            self.storage.remove(name)
         return None
 
     def _whole_receipt(self, unit: int) -> Receipt | None:
         try:
-            receipt = read_receipt(self.path, unit, self.spec, None)
-            found = (self.path / receipt.entry.file).stat().st_size
-        except (CorruptFileError, MissingFileError, FileNotFoundError):
+            receipt = read_receipt(self.storage, unit, self.spec, None)
+        except (CorruptFileError, MissingFileError):
             return None
+        found = self.storage.size(receipt.entry.file)
         return receipt if found == receipt.entry.num_bytes else None
 
     def _receipt_names(self) -> set[str]:
-        return {path.name for path in (self.path / layout.RECEIPTS).glob("*.json")}
+        names = self.storage.list_names(layout.RECEIPTS)
+        return {name for name in names if name.endswith(".json")}
 
     def _teacher_receipt(self) -> TeacherReceipt | None:
         """The receipt of ``teacher/`` if it and all its files are there in their full size."""
         try:
-            receipt = read_teacher_receipt(self.path, self.spec, None)
-            for name, (num_bytes, _) in receipt.files.items():
-                if (self.path / layout.TEACHER / name).stat().st_size != num_bytes:
-                    return None
-        except (CorruptFileError, MissingFileError, FileNotFoundError, NotADirectoryError):
+            receipt = read_teacher_receipt(self.storage, self.spec, None)
+        except (CorruptFileError, MissingFileError):
             return None
+        for name, (num_bytes, _) in receipt.files.items():
+            if self.storage.size(f"{layout.TEACHER}/{name}") != num_bytes:
+                return None
         return receipt
+
+    def _remove_orphans(self, manifest: Manifest) -> None:
+        """Remove shards that killed processes left of finished units.
+
+        A living one that has just made such a shard finds the receipt, and gives way too.
+        """
+        files = {f"{entry.unit:05d}": entry.file for entry in manifest.shards}
+        for name in self.storage.list_names(layout.SHARDS):
+            unit, _, _ = name.partition("-")
+            if (
+                unit in files
+                and name.endswith(".arrow")
+                and f"{layout.SHARDS}/{name}" != files[unit]
+            ):
+                self.storage.remove(f"{layout.SHARDS}/{name}")
 
     def _remove_shards(self, unit: int, *, keep: str | None) -> None:
         """Remove what killed or slower processes left of ``unit``."""
-        for path in (self.path / layout.SHARDS).glob(f"{unit:05d}-*.arrow"):
-            if keep is None or path != self.path / keep:
-                path.unlink(missing_ok=True)
+        for name in self.storage.list_names(layout.SHARDS):
+            is_shard = name.startswith(f"{unit:05d}-") and name.endswith(".arrow")
+            if is_shard and f"{layout.SHARDS}/{name}" != keep:
+                self.storage.remove(f"{layout.SHARDS}/{name}")
 
 
-def _found_spec(path: Path) -> CacheSpec | None:
-    """The spec of the cache at ``path``; None where there is nothing yet."""
-    if not path.exists():
-        return None
+def begun_spec(storage: Storage) -> CacheSpec | None:
+    """The spec of the cache in ``storage``; None where there is nothing yet.
+
+    Raises ForeignDirectoryError where there is something else.
+    """
     # Listed before the look for a spec: another process that creates the cache writes that first.
-    names = [p.name for p in path.iterdir() if not is_temporary(p)] if path.is_dir() else []
-    if (path / layout.SPEC).exists():
-        return read_spec(path / layout.SPEC)
-    if (path / layout.MANIFEST).exists():
-        return read_manifest(path).spec
-    if names or not path.is_dir():
-        found = f"holds {', '.join(sorted(names)[:5])}" if names else "is a file"
+    names = [name for name in storage.list_names("") if not is_temporary(Path(name))]
+    if storage.size(layout.SPEC) is not None:
+        return read_spec(storage)
+    if storage.size(layout.MANIFEST) is not None:
+        return read_manifest(storage).spec
+    if names:
         raise ForeignDirectoryError(
-            f"{path}: not a cache: expected {layout.SPEC} or an empty directory, but it {found}. "
-            "Choose another --out; nothing was changed."
+            f"{storage.root}: not a cache: expected {layout.SPEC} or an empty directory, but it "
+            f"holds {', '.join(names[:5])}. Choose another --out; nothing was changed."
         )
     return None
 
 
-def _require_same_spec(path: Path, expected: CacheSpec, found: CacheSpec) -> None:
+def _publish_ranks(storage: Storage, ranks: RankTable) -> None:
+    """Write the table; one that is there in full is left as it is."""
+    data, name = ranks.to_bytes(), layout.RANKS
+    is_new = storage.publish_exclusive(name, data)
+    if not is_new and read_file(storage, name, layout.RANKS_STEP) != data:
+        storage.publish(name, data)
+
+
+def require_same_spec(storage: Storage, expected: CacheSpec, found: CacheSpec) -> None:
+    """Raise SpecMismatchError naming every field in which the two differ."""
     fields = differences(expected, found)
     if fields:
         raise SpecMismatchError(
-            f"{path}: this cache was made from another recipe, teacher or corpus:\n  "
+            f"{storage.root}: this cache was made from another recipe, teacher or corpus:\n  "
             + "\n  ".join(fields)
             + "\nChoose another --out, or let the recipe match it; nothing was changed."
         )

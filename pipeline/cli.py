@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from pipeline.cache_commands import export, extend, merge, pack, unpack
+from pipeline.cache_location import CacheLocation
 from pipeline.quiet import quieten
 from pipeline.session import PipelineGroup, Session
+from pipeline.verify_command import verify
 
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
-_CACHE = click.Path(exists=True, file_okay=False, path_type=Path)
+_CACHE = CacheLocation(exists=True)
 
 
 @click.group(cls=PipelineGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,11 +63,26 @@ def _recipe_options(command: _Command) -> _Command:
 
 @main.command("cache-teacher")
 @_recipe_options
-@click.option("--out", type=_DIRECTORY, required=True, help="Directory of the cache.")
+@click.option(
+    "--out",
+    type=CacheLocation(exists=False),
+    required=True,
+    help="Directory of the cache, or a URL such as s3://bucket/cache.",
+)
 @click.option("--tokens", metavar="N", help="Budget, such as 512M; sets cache_teacher.num_tokens.")
+@click.option(
+    "--units",
+    metavar="FIRST:END",
+    help="Make these units only, END excluded: one machine's part, to be merged.",
+)
 @click.pass_obj
 def cache_teacher(
-    session: Session, recipe_name: str, settings: Sequence[str], out: Path, tokens: str | None
+    session: Session,
+    recipe_name: str,
+    settings: Sequence[str],
+    out: Path | str,
+    tokens: str | None,
+    units: str | None,
 ) -> None:
     """Run the teacher over the corpus once; cache its targets.
 
@@ -76,43 +94,50 @@ def cache_teacher(
 
     To resume after an interruption, type the same command again: finished shards are kept. With
     more --tokens, it extends the cache.
+
+    Several machines share the work by --units 0:100, --units 100:200 and so on, the last one
+    without END; `pipeline merge` makes one cache of their parts.
     """
     recipe = _load(session, recipe_name, settings, tokens=tokens, ignored="train_student")
-    quieten()
-    from pipeline.progress import Bar, CacheReport, short
-    from stages.cache_teacher.run import cache_teacher as run
+    from pipeline.stage_one import cached_text, run_stage_one
+    from stages.cache_teacher.config import ALL_UNITS, UnitRange
 
-    with Bar("cache") as bar:
-        manifest = run(
-            recipe.cache_teacher, out, recipe_toml=recipe.to_toml(), report=CacheReport(bar)
-        )
-    num_tokens = sum(shard.num_tokens for shard in manifest.shards)
-    held = f"{out} holds {short(num_tokens)} tokens in {len(manifest.shards)} shards."
-    if all(shard.split == "validation" for shard in manifest.shards):
-        click.echo(
-            f"{held} All of them are validation: for something to train on, cache more --tokens, "
-            "or fewer cache_teacher.documents_per_unit in another --out."
-        )
-        return
-    click.echo(
-        f"{held} Next:\n"
-        f"  pipeline train-student --recipe {recipe_name} --cache {quote(str(out))} --out RUN"
-    )
+    try:
+        part = ALL_UNITS if units is None else UnitRange.parse(units)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--units") from error
+    click.echo(cached_text(run_stage_one(recipe, out, part), out, quote(recipe_name)))
 
 
 @main.command("train-student")
 @_recipe_options
-@click.option("--cache", type=_CACHE, required=True, help="The cache to learn from.")
+@click.option("--cache", type=_CACHE, required=True, help="The cache to learn from, or its URL.")
 @click.option("--out", type=_DIRECTORY, required=True, help="Directory of the run.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
+@click.option(
+    "--local-directory",
+    type=_DIRECTORY,
+    help="Where shards of a cache at a URL are copied to; by default in your cache directory. Not "
+    "in the recipe: it is this machine's affair, and no result depends on it.",
+)
+@click.option(
+    "--local-gib",
+    type=click.FloatRange(min=0.0, min_open=True),
+    default=20.0,
+    show_default=True,
+    metavar="GIB",
+    help="The most that these copies take.",
+)
 @click.pass_obj
 def train_student(
     session: Session,
     recipe_name: str,
     settings: Sequence[str],
-    cache: Path,
+    cache: Path | str,
     out: Path,
     resume: bool,
+    local_directory: Path | None,
+    local_gib: float,
 ) -> None:
     """Train a student from a cache. The teacher is not needed, nor loaded.
 
@@ -126,13 +151,17 @@ def train_student(
     """
     recipe = _load(session, recipe_name, settings, ignored="cache_teacher")
     quieten()
+    import cache_format
     from pipeline.progress import Bar, TrainReport, validation_figures
     from stages.train_student.run import train_student as run
 
+    opened = cache_format.open(
+        cache, local_directory=local_directory, local_bytes=max(1, int(local_gib * 2**30))
+    )
     with Bar("train") as bar:
         metrics = run(
             recipe.train_student,
-            cache,
+            opened,
             out,
             resume=resume,
             recipe_toml=recipe.to_toml(),
@@ -176,7 +205,7 @@ def recipes(recipe_name: str | None) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(
-    cache: Path, row: int | None, split: Literal["train", "validation"], as_json: bool
+    cache: Path | str, row: int | None, split: Literal["train", "validation"], as_json: bool
 ) -> None:
     """Say what a cache holds, or decode one of its rows.
 
@@ -198,38 +227,12 @@ def inspect(
         click.echo(json.dumps(decoded, indent=1) if as_json else view.row_text(decoded))
 
 
-@main.command()
-@click.argument("cache", type=_CACHE)
-def verify(cache: Path) -> None:
-    """Check every byte of a cache; name each bad file.
-
-    \b
-      pipeline verify cache
-
-    Exit code 0: every byte is as it was written. 1: something is not. Changes nothing.
-    """
-    import cache_format
-    from pipeline.progress import Bar, size
-
-    opened = cache_format.open(cache, allow_incomplete=True)
-    with Bar("verify", unit="B") as bar:
-        problems = opened.verify(lambda done, total: bar.show(done, total, ""))
-    for problem in problems:
-        click.echo(problem.message)
-    if problems:
-        click.echo(f"{cache}: {len(problems)} bad. Do as it says above, then verify again.")
-        raise click.exceptions.Exit(1)
-    num_bytes = size(sum(shard.num_bytes for shard in opened.manifest.shards))
-    click.echo(
-        f"{cache}: every byte is as it was written "
-        f"({len(opened.manifest.shards)} shards, {num_bytes})."
-    )
-    if not opened.manifest.complete:
-        click.echo("It is not complete: its `pipeline cache-teacher` has not finished.")
+for command in (verify, pack, unpack, merge, extend, export):
+    main.add_command(command)
 
 
 @main.command()
-@click.argument("run", type=_CACHE)
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--prompt", required=True, help="The text to go on from.")
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, metavar="N"

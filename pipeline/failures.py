@@ -11,6 +11,12 @@ from pipeline.recipe import Recipe
 _INTERRUPTED = {
     "cache-teacher": "Finished shards are kept: the same command goes on after them.",
     "train-student": "The same command with --resume goes on from the newest checkpoint.",
+    "pack": "Nothing was half-published: the same command starts over.",
+    "unpack": "What has arrived is kept: the same command goes on after it.",
+    "merge": "Merged units are kept: the same command goes on after them.",
+    "extend": "Finished shards are kept: the same command goes on after them.",
+    "export": "Finished files are kept: the same command goes on after them.",
+    "verify": "The same command goes on with the files that were not read yet.",
     "demo": "What is finished is kept: the same command goes on after it.",
 }
 _OUT_OF_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")

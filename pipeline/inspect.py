@@ -1,6 +1,6 @@
 """What is in a cache, and what one of its rows says, as data and as text.
 
-In: a cache's directory. Out: plain dictionaries, fit for JSON, and their text. Called by
+In: a cache's directory or URL. Out: plain dictionaries, fit for JSON, and their text. Called by
 ``pipeline inspect``.
 """
 
@@ -19,7 +19,7 @@ from cache_format.reader import Cache
 _TOP = 5
 
 
-def summarise(path: Path) -> dict[str, Any]:
+def summarise(path: Path | str) -> dict[str, Any]:
     """What the cache at ``path`` holds, from its manifest alone. Raises CacheError."""
     cache = cache_format.open(path, allow_incomplete=True)
     shards = cache.manifest.shards
@@ -71,7 +71,9 @@ def summary_text(summary: dict[str, Any]) -> str:
     return "\n".join([*lines, "  spec", *_settings(spec)])
 
 
-def decode_row(path: Path, split: Literal["train", "validation"], index: int) -> dict[str, Any]:
+def decode_row(
+    path: Path | str, split: Literal["train", "validation"], index: int
+) -> dict[str, Any]:
     """What row ``index`` of ``split`` holds at each position.
 
     Raises ValueError if there is no such row, CacheError if it cannot be read.

@@ -122,6 +122,7 @@ class Bar:
                 smoothing=0.05,
                 file=self._stream,
             )
+        self._bar.total = num_total  # what is estimated changes
         self._bar.set_postfix_str(figures, refresh=False)
         self._bar.update(num_done - self._bar.n)
 

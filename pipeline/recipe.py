@@ -69,7 +69,11 @@ def load_recipe(name_or_file: str, overrides: Sequence[Override] = ()) -> Recipe
 
     Raises RecipeError.
     """
-    source, text = _read(name_or_file)
+    return parse_recipe(*_read(name_or_file), overrides)
+
+
+def parse_recipe(source: str, text: str, overrides: Sequence[Override] = ()) -> Recipe:
+    """The recipe ``text``, which errors call ``source``; see ``load_recipe``."""
     description, tables = _parse(source, text)
     for override in overrides:
         value = _value_of(override)

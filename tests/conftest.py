@@ -11,6 +11,7 @@ os.environ.update(
     CUDA_VISIBLE_DEVICES="",
 )
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,19 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import tiny
 
     return tiny.tiny_cache(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """An S3 server; tests that use it are marked ``allow_hosts(["127.0.0.1"])``."""
+    from tests import object_store
+
+    yield from object_store.serve()
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of a new bucket on the S3 server."""
+    from tests import object_store
+
+    return object_store.new_bucket(s3_endpoint, tmp_path.name, monkeypatch)

@@ -74,8 +74,8 @@ def test_stages_do_not_know_each_other() -> None:
     assert crossing == []
 
 
-def test_cache_format_needs_numpy_and_pyarrow_only() -> None:
-    allowed = sys.stdlib_module_names | {"cache_format", "numpy", "pyarrow"}
+def test_cache_format_needs_little() -> None:
+    allowed = sys.stdlib_module_names | {"cache_format", "numpy", "pyarrow", "fsspec", "zstandard"}
     foreign = [
         found
         for found in imports()

@@ -17,7 +17,8 @@ _README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 def readme_commands() -> Iterator[list[str]]:
     for block in re.findall(r"```\n(.*?)```", _README, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True) if line.startswith("pipeline ") else []
+            command = line.partition(" | ")[0]
+            words = shlex.split(command, comments=True) if line.startswith("pipeline ") else []
             if words:
                 yield words[1:]
 
@@ -25,6 +26,7 @@ def readme_commands() -> Iterator[list[str]]:
 def test_there_are_commands() -> None:
     assert {words[0] for words in readme_commands()} == {
         *("cache-teacher", "train-student", "generate", "inspect", "verify"),
+        *("pack", "unpack", "extend", "export", "merge"),
     }
 
 
@@ -33,7 +35,14 @@ def test_a_command_is_accepted_as_written(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for directory in ("fineweb-cache", "run", "my-parquet-directory", "my-model"):
+    for directory in (
+        "fineweb-cache",
+        "part-a",
+        "part-b",
+        "run",
+        "my-parquet-directory",
+        "my-model",
+    ):
         Path(directory).mkdir()
     command = main.commands[words[0]]
     context: click.Context = command.make_context(words[0], words[1:])

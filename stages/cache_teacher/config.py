@@ -3,7 +3,10 @@
 Imports nothing heavy, so that a wrong recipe is refused at once.
 """
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
 
 
@@ -48,12 +51,17 @@ class CacheTeacherConfig:
     """K: the most kept ids of a position."""
     keep_mass: float = 1.0
     """Stop keeping ids of a position once they hold this share of the mass; 1 keeps all K."""
+    num_levels: int = 128
+    """Steps of p^(1/4) in which probabilities are stored, 2 to 255. The error stays below 2e-4 nats
+    with 104 at top_k = 32, 128 at 64 and 176 at 128; it falls with the square."""
     inverse_temperatures: tuple[float, ...] = (0.5, 0.625, 0.75, 0.875, 1.0)
     """Nodes 1/T at which the log-mass of the tail is stored: rising eighths that end at 1."""
     sketch: Literal["rademacher", "none"] = "rademacher"
     """How the mean hidden state is projected; ``none`` stores no hidden states."""
     sketch_dim: int = 64
     """d: width of the sketch."""
+    sketch_dtype: Literal["int8", "float16", "float32"] = "int8"
+    """How sketches are stored; int8 has a scale for each position."""
     seed: int = 0
     """Seed of the sketch's signs."""
 
@@ -69,6 +77,7 @@ class CacheTeacherConfig:
         _require(self.validation_every >= 2, "validation_every", "2 or more")
         _require(1 <= self.top_k <= 65_535, "top_k", "from 1 to 65,535")
         _require(0.0 < self.keep_mass <= 1.0, "keep_mass", "above 0 and at most 1")
+        _require(2 <= self.num_levels <= 255, "num_levels", "from 2 to 255")
         _require(self.rows_per_forward >= 1, "rows_per_forward", "1 or more")
         _require(self.head_chunk >= 1, "head_chunk", "1 or more")
         _require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 − 1")
@@ -88,6 +97,34 @@ class CacheTeacherConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnitRange:
+    """The units that a run makes, such as one machine's share; all of them by default."""
+
+    first: int = 0
+    end: int | None = None
+    """The first unit after the range; None where only the budget or the corpus ends it."""
+
+    def __post_init__(self) -> None:
+        _require(self.first >= 0, "first", "0 or more")
+        _require(self.end is None or self.first < self.end, "end", "more than the first unit")
+
+    @classmethod
+    def parse(cls, text: str) -> "UnitRange":
+        """``100:200`` or ``100:``. Raises ValueError."""
+        match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})?", text)
+        if match is None:
+            raise ValueError(f"{text!r}: expected FIRST:END, such as 100:200, or FIRST:")
+        return cls(first=int(match[1]), end=None if match[2] is None else int(match[2]))
+
+    def numbers(self) -> Iterable[int]:
+        """The units, rising."""
+        return count(self.first) if self.end is None else range(self.first, self.end)
+
+
 def _require(holds: bool, key: str, allowed: str) -> None:
     if not holds:
         raise ValueError(f"{key}: must be {allowed}")
+
+
+ALL_UNITS = UnitRange()

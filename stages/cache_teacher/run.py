@@ -17,13 +17,14 @@ from typing import Literal
 import numpy as np
 import torch
 
-from cache_format.atomic import publish_bytes
 from cache_format.codec import Row
 from cache_format.manifest import Manifest, ShardEntry
-from cache_format.spec import CacheSpec, CorpusSpec, SketchSpec, TargetSpec, TeacherSpec
+from cache_format.spec import CacheSpec
 from cache_format.writer import CacheWriter
-from stages.cache_teacher.config import CacheTeacherConfig
+from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig, UnitRange
 from stages.cache_teacher.corpus import Corpus, resolve_corpus
+from stages.cache_teacher.held import held_already
+from stages.cache_teacher.identity import identify
 from stages.cache_teacher.packing import PackedUnit, pack, tokenize
 from stages.cache_teacher.sketch import sketch, sketch_matrix
 from stages.cache_teacher.targets import NonFiniteError, Targets, compute_targets
@@ -44,7 +45,7 @@ class CacheProgress:
     tokens_done: int
     """Positions of the budget that the cache holds, those of the open unit included."""
     tokens_total: int
-    """The budget."""
+    """The budget; of a range of units what it will hold, as far as can be told."""
     tokens_cached_this_run: int
     bytes_written: int
     """Bytes of the shards finished by this run."""
@@ -57,74 +58,90 @@ class CacheProgress:
 
 def cache_teacher(
     config: CacheTeacherConfig,
-    out: Path,
+    out: Path | str,
     *,
     recipe_toml: str,
     report: Callable[[CacheProgress], None],
+    units: UnitRange = ALL_UNITS,
 ) -> Manifest:
     """Fill the cache at ``out`` up to ``config.num_tokens`` positions, keeping what is there.
 
+    ``out`` is a directory or a URL.
+
+    With ``units``, make those only; without an end, as many as the budget needs if those before are
+    like them. The cache is complete if the units from 0 on hold the budget or the corpus: others
+    are parts, which can be merged.
     Raises ValueError for a teacher, corpus or document that cannot be used, CacheError where
     ``out`` is another cache or no cache, and lets running out of memory through.
     """
-    progress = _Progress(config.num_tokens, report)
+    progress = _Progress(config.num_tokens, units, report)
     progress.show("resolving")
     source = resolve_teacher(config)
     corpus = resolve_corpus(config)
     if not corpus.has_unit(0):
         raise ValueError(f"corpus {config.corpus!r}: holds no documents")
-    spec = make_spec(config, source.spec, corpus.spec)
+    spec, ranks = identify(config, source, corpus, out)
+    if units == ALL_UNITS and (held := held_already(out, spec, config.num_tokens, corpus)):
+        progress.tokens_cached = sum(entry.num_tokens for entry in held.shards)
+        progress.show("done" if progress.tokens_cached >= config.num_tokens else "corpus ended")
+        corpus.close()
+        return held
     device = choose_device(config.device)
 
-    writer = CacheWriter.create_or_open(out, spec)
-    publish_bytes(out / "recipe.toml", recipe_toml.encode())
+    writer = CacheWriter.create_or_open(out, spec, ranks)
+    writer.storage.publish("recipe.toml", recipe_toml.encode())
     maker = _UnitMaker(config, spec, source, device, corpus, writer, progress)
     writer.write_attachments(lambda directory: maker.teacher.export(directory))
     finished = writer.finished_units()
-    # While a complete cache is extended, its manifest stays: runs that use it are not locked out.
-    is_extension = writer.has_complete_manifest()
     phase: Phase = "done"
     num_rows, published = 0, time.monotonic()
-    for unit in count():
-        if progress.tokens_cached >= config.num_tokens:
+    for unit in units.numbers():
+        if _is_enough(progress.tokens_cached, unit, units, config.num_tokens):
             break
         entry = finished.get(unit) or maker.make(unit)
         if entry is None:
             phase = "corpus ended"
             break
-        progress.tokens_cached += entry.num_tokens
+        progress.close_unit(unit, entry)
         num_rows += entry.num_rows
         is_due = unit not in finished and time.monotonic() - published > _MANIFEST_SECONDS
-        if is_due and not is_extension:
+        if is_due:
             writer.publish_manifest(config.num_tokens, complete=False)
             published = time.monotonic()
-    corpus.close()
 
     if num_rows == 0:
-        raise ValueError(
-            f"corpus {config.corpus!r}: no unit fills a row of {spec.sequence_length} tokens. "
+        raise ValueError(_nothing_made(config, units))
+    complete = _is_complete(writer, config.num_tokens, corpus)
+    corpus.close()
+    progress.show(phase)
+    return writer.publish_manifest(config.num_tokens, complete)
+
+
+def _is_enough(tokens_cached: int, unit: int, units: UnitRange, num_tokens: int) -> bool:
+    """Whether the units before ``unit`` hold the budget; those before the range are like it."""
+    if units.first > 0 and (units.end is not None or unit == units.first):
+        return False
+    share = 1 if units.first == 0 else unit / (unit - units.first)
+    return tokens_cached * share >= num_tokens
+
+
+def _is_complete(writer: CacheWriter, num_tokens: int, corpus: Corpus) -> bool:
+    """Whether the units before the first missing one are the budget, or the whole corpus."""
+    finished = writer.finished_units()
+    num_units = next(unit for unit in count() if unit not in finished)
+    held = sum(finished[unit].num_tokens for unit in range(num_units))
+    return held >= num_tokens or not corpus.has_unit(num_units)
+
+
+def _nothing_made(config: CacheTeacherConfig, units: UnitRange) -> str:
+    if units == ALL_UNITS:
+        return (
+            f"corpus {config.corpus!r}: no unit fills a row of {config.sequence_length} tokens. "
             "Lower sequence_length, or raise documents_per_unit."
         )
-    progress.show(phase)
-    return writer.publish_manifest(config.num_tokens, complete=True)
-
-
-def make_spec(config: CacheTeacherConfig, teacher: TeacherSpec, corpus: CorpusSpec) -> CacheSpec:
-    """The identity of the cache that ``config`` asks for; the budget is no part of it."""
-    return CacheSpec(
-        teacher=teacher,
-        corpus=corpus,
-        targets=TargetSpec(
-            top_k=config.top_k,
-            keep_mass=config.keep_mass,
-            inverse_temperatures=config.inverse_temperatures,
-        ),
-        sketch=SketchSpec(
-            kind=config.sketch, dim=config.sketch_dim if config.sketch != "none" else 0
-        ),
-        sequence_length=config.sequence_length,
-        validation_every=config.validation_every,
-        seed=config.seed,
+    return (
+        f"corpus {config.corpus!r}: none of the units from {units.first} on fills a row of "
+        f"{config.sequence_length} tokens: the corpus may have ended before them."
     )
 
 
@@ -247,9 +264,11 @@ def _rows_of(
 class _Progress:
     """What has been done so far, told to ``report`` at every forward pass and change of phase."""
 
-    def __init__(self, num_tokens: int, report: Callable[[CacheProgress], None]) -> None:
+    def __init__(
+        self, num_tokens: int, units: UnitRange, report: Callable[[CacheProgress], None]
+    ) -> None:
         self.tokens_cached = 0
-        self._report = report
+        self._num_tokens, self._units, self._report = num_tokens, units, report
         self._now = CacheProgress(
             phase="resolving",
             tokens_done=0,
@@ -281,6 +300,16 @@ class _Progress:
                 tokens_cached_this_run=self._now.tokens_cached_this_run + made,
             )
             self._report(self._now)
+
+    def close_unit(self, unit: int, entry: ShardEntry) -> None:
+        """The cache holds ``unit``, made by this run or before."""
+        self.tokens_cached += entry.num_tokens
+        if self._units != ALL_UNITS:  # take all units to be like those so far
+            mean = self.tokens_cached / (unit + 1 - self._units.first)
+            last = self._num_tokens / max(1.0, mean)
+            last = last if self._units.end is None else self._units.end
+            total = max(self.tokens_cached, round(mean * (last - self._units.first)))
+            self._now = replace(self._now, tokens_total=total)
 
     def end_unit(self, entry: ShardEntry) -> None:
         self._now = replace(

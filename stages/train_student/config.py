@@ -75,6 +75,9 @@ class TrainStudentConfig:
     """``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
     seed: int = 0
     """Seed of the weights, the dropout and the order of the rows."""
+    shuffle_shards: int | None = None
+    """Shards whose rows are mixed at a time, drawn anew every epoch; absent: all. A cache at a URL
+    that is larger than its local copies may be (``--local-gib``) needs a number."""
     reader_threads: int = 2
     """Threads that read the cache ahead of the training."""
 
@@ -96,7 +99,9 @@ class TrainStudentConfig:
             *("validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints"),
         ):
             _require(getattr(self, key) >= 1, key, "1 or more")
-        _require(self.max_steps is None or self.max_steps >= 1, "max_steps", "1 or more")
+        for key in ("max_steps", "shuffle_shards"):
+            value = getattr(self, key)
+            _require(value is None or value >= 1, key, "1 or more")
         _require(
             list(self.slstm_at) == sorted(set(self.slstm_at))
             and all(0 <= index < self.num_blocks for index in self.slstm_at),

@@ -1,17 +1,19 @@
-"""The loader: a cache's rows as batches, in an order that is a pure function.
+"""The loader: a cache's rows as batches, in the order that ``row_order`` gives.
 
-In: an open cache, (seed, step). Out: one ``Batch`` for each optimizer step, read ahead by threads.
-Called by ``run``. The order depends on the seed, the epoch and the step and on nothing else, so a
-resumed run needs no loader state beside its step.
+In: an open cache and the order. Out: one ``Batch`` for each optimizer step, read ahead by threads.
+Called by ``run``.
 
 Shapes: R rows of a step (batch × accumulation), T positions, K kept ids, M nodes 1/T, d sketch.
 """
 
+import heapq
+import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from itertools import accumulate
 from operator import itemgetter
 from typing import Any
 
@@ -24,6 +26,8 @@ from cache_format.codec import Row
 from cache_format.reader import Cache
 from cache_format.sketch import sketch_signs
 from cache_format.spec import Split
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.row_order import RowOrder
 
 _STEPS_AHEAD = 3
 _UNLABELLED = -100
@@ -79,38 +83,31 @@ class Batch:
         return Batch(**mapped)
 
 
-@lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, num_rows: int) -> npt.NDArray[np.int64]:
-    """A permutation of ``num_rows`` rows: rows sorted by a hash of (seed, epoch, row).
+def row_order(cache: Cache, config: TrainStudentConfig, num_rows: int) -> RowOrder:
+    """The order of the first ``num_rows`` training rows, which are those of whole shards.
 
-    The hash is SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), so the order is the same with every
-    version of every library.
+    Raises ValueError where the copies of a remote cache have no room for the shards that are mixed
+    at a time: each of them would be fetched again for almost every row.
     """
-    key = _splitmix64(_splitmix64(np.array([seed], np.uint64)) ^ np.uint64(epoch))
-    keys = _splitmix64(np.arange(num_rows, dtype=np.uint64) ^ key)
-    return np.argsort(keys, kind="stable")
-
-
-def step_rows(seed: int, step: int, rows_per_step: int, num_rows: int) -> npt.NDArray[np.int64]:
-    """Row indices of one optimizer step. Rows that fill no step of an epoch are left out of it."""
-    epoch, step_in_epoch = divmod(step, steps_per_epoch(rows_per_step, num_rows))
-    start = step_in_epoch * rows_per_step
-    return epoch_order(seed, epoch, num_rows)[start : start + rows_per_step]
-
-
-def steps_per_epoch(rows_per_step: int, num_rows: int) -> int:
-    """Whole steps in one pass. Raises ValueError if there is none."""
-    if num_rows == 0:
+    entries = cache.shards("train")
+    ends = list(accumulate((entry.num_rows for entry in entries), initial=0))
+    entries = entries[: bisect_left(ends, num_rows)]
+    num_mixed = min(config.shuffle_shards or len(entries), len(entries))
+    needed = sum(heapq.nlargest(num_mixed, (entry.num_bytes for entry in entries)))
+    room = cache.max_local_bytes
+    if room is not None and needed > room:
         raise ValueError(
-            "the cache has no training rows: unit 0 is always validation, and there is no other. "
-            "Cache more tokens, or make a cache with fewer cache_teacher.documents_per_unit."
+            f"train_student.shuffle_shards: the rows of {num_mixed} of {len(entries)} shards are "
+            f"mixed at a time. They take up to {needed:,} bytes, local copies of {cache.path} may "
+            f"take {room:,}. Set shuffle_shards to about {max(1, num_mixed * room // needed):,}, "
+            f"or give --local-gib {math.ceil(needed / 2**30 * 100) / 100:g} or more."
         )
-    if num_rows < rows_per_step:
-        raise ValueError(
-            f"the cache has {num_rows} training rows, fewer than one step's {rows_per_step} "
-            "(batch_size × accumulation). Lower these, or cache more tokens."
-        )
-    return num_rows // rows_per_step
+    return RowOrder(
+        seed=config.seed,
+        rows_of_shards=tuple(entry.num_rows for entry in entries),
+        shuffle_shards=config.shuffle_shards,
+        rows_per_step=config.batch_size * config.accumulation,
+    )
 
 
 class Loader:
@@ -119,18 +116,14 @@ class Loader:
     def __init__(
         self,
         cache: Cache,
+        order: RowOrder,
         *,
-        num_rows: int,
-        seed: int,
-        rows_per_step: int,
         num_threads: int,
         with_sketch: bool,
     ) -> None:
         self._cache = cache
-        self._seed = seed
-        self._rows_per_step = rows_per_step
+        self._order = order
         self._with_sketch = with_sketch
-        self._num_rows = num_rows
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="cache-reader")
 
     def __enter__(self) -> "Loader":
@@ -150,7 +143,7 @@ class Loader:
             yield waiting.popleft().result()
 
     def _read_step(self, step: int) -> Batch:
-        indices = step_rows(self._seed, step, self._rows_per_step, self._num_rows)
+        indices = self._order.rows_of_step(step)
         return read_batch(self._cache, "train", indices.tolist(), with_sketch=self._with_sketch)
 
 
@@ -199,10 +192,3 @@ def _starts_and_labels(row: Row) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.
     labels = row.token_ids[1:].astype(np.int64)
     labels[is_start[1:]] = _UNLABELLED
     return is_start[:-1], labels
-
-
-def _splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

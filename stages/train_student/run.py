@@ -19,13 +19,12 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file
 
-import cache_format
 from cache_format.atomic import publish_directory
 from cache_format.reader import Cache
 from stages.device import choose_device
 from stages.train_student import checkpoint, evaluate, run_directory
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.loader import Batch, Loader, steps_per_epoch
+from stages.train_student.loader import Batch, Loader, row_order
 from stages.train_student.metrics import MetricsLog
 from stages.train_student.objective import Objective
 from stages.train_student.run_directory import RunRows
@@ -57,19 +56,18 @@ class NonFiniteLossError(ValueError):
 
 def train_student(
     config: TrainStudentConfig,
-    cache_path: Path,
+    cache: Cache,
     out: Path,
     *,
     resume: bool,
     recipe_toml: str,
     report: Report,
 ) -> dict[str, float]:
-    """Train a student from the cache at ``cache_path``; returns its last validation's metrics.
+    """Train a student from ``cache``; returns its last validation's metrics.
 
     Raises ValueError where recipe, cache and ``out`` do not fit together, CacheError for a cache
     that is corrupt or still being written, and NonFiniteLossError when the loss diverges.
     """
-    cache = cache_format.open(cache_path)
     _check_targets(config, cache)
     device = choose_device(config.device)
     rows = run_directory.prepare(out, cache, config, resume=resume, recipe_toml=recipe_toml)
@@ -90,8 +88,8 @@ class _Run:
     ) -> None:
         self.config, self.cache, self.rows, self.out = config, cache, rows, out
         self.device, self._report = device, report
-        self.rows_per_step = config.batch_size * config.accumulation
-        self.steps_per_epoch = steps_per_epoch(self.rows_per_step, rows.train)
+        self.order = row_order(cache, config, rows.train)
+        self.steps_per_epoch = self.order.steps_per_epoch
         self.num_steps = config.max_steps or self.steps_per_epoch * config.num_epochs
         self.uses_sketch = max(config.beta_start, config.beta_end) > 0
         torch.manual_seed(config.seed)
@@ -119,9 +117,7 @@ class _Run:
             MetricsLog(self.out, from_step=self.step) as log,
             Loader(
                 self.cache,
-                num_rows=self.rows.train,
-                seed=self.config.seed,
-                rows_per_step=self.rows_per_step,
+                self.order,
                 num_threads=self.config.reader_threads,
                 with_sketch=self.uses_sketch,
             ) as loader,
@@ -256,7 +252,7 @@ class _Run:
         metrics: dict[str, float] | None = None,
         message: str = "",
     ) -> None:
-        tokens_per_step = self.rows_per_step * self.cache.spec.sequence_length
+        tokens_per_step = self.order.rows_per_step * self.cache.spec.sequence_length
         self._report(
             TrainProgress(
                 event=event,

@@ -21,6 +21,8 @@ from cache_format.writer import CacheWriter
 GOLDEN = Path(__file__).parent / "golden" / "v1"
 GOLDEN_ROWS = Path(__file__).parent / "golden" / "v1.json"
 
+from tests.cache_format.sample_cache import sample_ranks
+
 SPEC = CacheSpec(
     teacher=TeacherSpec(
         source="golden/teacher",
@@ -81,7 +83,7 @@ def golden_row(number: int) -> Row:
 
 def write_golden(root: Path) -> None:
     """Write the cache."""
-    writer = CacheWriter.create_or_open(root, SPEC)
+    writer = CacheWriter.create_or_open(root, SPEC, sample_ranks())
     writer.write_attachments(_build_teacher)
     for unit, num_rows in ROWS_OF_UNIT.items():
         writer.write_unit(

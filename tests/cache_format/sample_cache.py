@@ -9,6 +9,7 @@ import numpy as np
 
 from cache_format import plain
 from cache_format.codec import Row
+from cache_format.ranks import RankTable
 from cache_format.spec import (
     CacheSpec,
     CorpusSpec,
@@ -19,6 +20,11 @@ from cache_format.spec import (
 from cache_format.writer import CacheWriter
 
 ROWS_OF_UNIT = {0: 3, 1: 5, 2: 0, 3: 2}
+
+
+def sample_ranks(vocab_size: int = 40) -> RankTable:
+    """A table that is not in order of id."""
+    return RankTable.by_weight(np.random.default_rng(3).integers(0, 9, vocab_size))
 
 
 def sample_spec(*, with_sketch: bool = True, **changes: Any) -> CacheSpec:
@@ -47,7 +53,12 @@ def sample_spec(*, with_sketch: bool = True, **changes: Any) -> CacheSpec:
             on_bad_document="error",
             documents_per_unit=4,
         ),
-        "targets": TargetSpec(top_k=5, keep_mass=0.9, inverse_temperatures=(0.5, 0.75, 1.0)),
+        "targets": TargetSpec(
+            top_k=5,
+            keep_mass=0.9,
+            inverse_temperatures=(0.5, 0.75, 1.0),
+            ranks_sha256=sample_ranks().sha256,
+        ),
         "sketch": SketchSpec(kind="rademacher", dim=8)
         if with_sketch
         else SketchSpec(kind="none", dim=0),
@@ -71,18 +82,45 @@ def sample_row(seed: int, spec: CacheSpec) -> Row:
     gaps = [np.cumsum(np.r_[0.0, random.exponential(1.5, n - 1)]) for n in num_kept if n]
     tail = -np.sort(random.exponential(4.0, (num_positions, num_nodes)), axis=1)
     tail[random.random(num_positions) < 0.2] = -np.inf
+    counts = None
+    if spec.targets.kind == "sampled":
+        draws = [_draws(random, spec.targets.num_levels, int(n)) for n in num_kept if n]
+        counts = np.concatenate([*draws, []]).astype(np.uint16)
+        gaps = [np.log(of_position[0] / of_position) for of_position in draws]
+        tail[:] = -np.inf
     return Row(
         token_ids=random.integers(0, spec.teacher.vocab_size, num_positions + 1).astype(np.int32),
         document_starts=starts,
         num_kept=num_kept,
         kept_ids=np.concatenate([*ids, []]).astype(np.int32),
         gaps=np.concatenate([*gaps, []]).astype(np.float32),
+        counts=counts,
         tail_log_mass=tail.astype(np.float32),
         next_logprob=-random.exponential(2.0, num_positions).astype(np.float32),
         sketch=random.normal(size=(num_positions, spec.sketch.dim)).astype(np.float32)
         if spec.sketch.kind != "none"
         else None,
     )
+
+
+def _draws(random: np.random.Generator, num_draws: int, num_ids: int) -> np.ndarray:
+    """How often each of some ids is drawn, the most frequent first; each at least once."""
+    extra = random.multinomial(num_draws - num_ids, random.dirichlet(np.ones(num_ids)))
+    counts: np.ndarray = np.sort(1 + extra)[::-1]
+    return counts
+
+
+def sampled_targets(**changes: Any) -> TargetSpec:
+    """Targets of 5 ids at most from 50 draws."""
+    fields: dict[str, Any] = {
+        "kind": "sampled",
+        "top_k": 5,
+        "keep_mass": 1.0,
+        "inverse_temperatures": (1.0,),
+        "num_levels": 50,
+        "ranks_sha256": sample_ranks().sha256,
+    }
+    return TargetSpec(**(fields | changes))
 
 
 def unit_rows(unit: int, spec: CacheSpec) -> list[Row]:
@@ -110,10 +148,10 @@ def fill(writer: CacheWriter, units: list[int]) -> None:
         )
 
 
-def write_sample_cache(path: Path, spec: CacheSpec | None = None) -> CacheSpec:
+def write_sample_cache(path: Path | str, spec: CacheSpec | None = None) -> CacheSpec:
     """A complete cache of four units: validation, train, an empty one, validation."""
     spec = spec or sample_spec()
-    writer = CacheWriter.create_or_open(path, spec)
+    writer = CacheWriter.create_or_open(path, spec, sample_ranks())
     writer.write_attachments(build_teacher)
     fill(writer, sorted(ROWS_OF_UNIT))
     writer.publish_manifest(num_tokens_requested=120, complete=True)
@@ -151,21 +189,83 @@ def assert_same_row(found: Row, expected: Row) -> None:
 def assert_decoded(found: Row, given: Row, spec: CacheSpec) -> None:
     """``found`` is ``given`` up to the errors that the format promises not to exceed."""
     scored = given.scored()
-    for name in ("token_ids", "document_starts", "num_kept", "kept_ids"):
+    for name in ("token_ids", "document_starts", "num_kept"):
         np.testing.assert_array_equal(getattr(found, name), getattr(given, name), err_msg=name)
-    np.testing.assert_allclose(found.gaps, given.gaps, rtol=0, atol=spec.targets.logit_step / 2)
-    for name, atol, rtol in (
-        ("tail_log_mass", spec.targets.tail_step / 2, 1e-7),
-        ("next_logprob", 2**-25, 2**-11),
-    ):
-        values, wanted = getattr(found, name), getattr(given, name)
-        np.testing.assert_allclose(values[scored], wanted[scored], rtol=rtol, atol=atol)
-        assert not values[~scored].any()
+    if spec.targets.kind == "sampled":
+        _assert_counts(found, given)
+    else:
+        assert found.counts is None
+        _assert_probabilities(found, given, spec)
+    half_step = spec.targets.log_step / 2
+    np.testing.assert_allclose(
+        found.next_logprob[scored], given.next_logprob[scored], rtol=1e-6, atol=half_step
+    )
+    assert not found.next_logprob[~scored].any()
+    assert not found.tail_log_mass[~scored].any()
     if given.sketch is None:
         assert found.sketch is None
     else:
         assert found.sketch is not None
-        half_step = np.abs(given.sketch).max(axis=1) / 254
-        errors = np.abs(found.sketch - given.sketch).max(axis=1)
-        assert (errors[scored] <= half_step[scored] * (1 + 1e-5)).all()
+        errors = np.abs(found.sketch.astype(np.float64) - given.sketch)
+        assert (errors[scored] <= _sketch_bound(given.sketch[scored], spec.sketch.dtype)).all()
         assert not found.sketch[~scored].any()
+
+
+def _sketch_bound(sketch: np.ndarray, dtype: str) -> np.ndarray:
+    """The most that each number may be off by, of positions, [T, d]."""
+    largest = np.abs(sketch).max(axis=1, keepdims=True)
+    bound: np.ndarray = {
+        # Half a scale, which is rounded up to 8 significant bits.
+        "int8": largest / 254 * (1 + 2.0**-7) + 1e-30,
+        "float16": np.abs(sketch) * 2.0**-11 + 2.0**-25,
+        "float32": np.zeros_like(sketch),
+    }[dtype]
+    return bound
+
+
+def by_position(row: Row, values: np.ndarray) -> list[dict[int, float]]:
+    """What ``values``, [N], say of each kept id, position by position."""
+    ends = np.cumsum(row.num_kept, dtype=np.int64)
+    pairs = list(zip(row.kept_ids.tolist(), values.tolist(), strict=True))
+    return [
+        dict(pairs[end - count : end])
+        for end, count in zip(ends.tolist(), row.num_kept.tolist(), strict=True)
+    ]
+
+
+def _assert_counts(found: Row, given: Row) -> None:
+    assert found.counts is not None
+    assert given.counts is not None
+    assert by_position(found, found.counts) == by_position(given, given.counts)
+    for counts, gaps in zip(
+        by_position(found, found.counts), by_position(found, found.gaps), strict=True
+    ):
+        most = max(counts.values(), default=1)
+        for token_id, count in counts.items():
+            assert abs(gaps[token_id] - np.log(most / count)) < 1e-6
+    assert np.isneginf(found.tail_log_mass[given.scored()]).all()
+
+
+def _assert_probabilities(found: Row, given: Row, spec: CacheSpec) -> None:
+    """Same ids; p^(1/4) off by half a step at most, and log-masses by half of theirs."""
+    num_levels = spec.targets.num_levels
+    nodes = np.array(spec.targets.inverse_temperatures)
+    found_gaps, given_gaps = by_position(found, found.gaps), by_position(given, given.gaps)
+    for t in np.flatnonzero(given.scored()):
+        assert found_gaps[t].keys() == given_gaps[t].keys()
+        tail = given.tail_log_mass[t].astype(np.float64)
+        gaps = np.array(list(given_gaps[t].values()))
+        log_z = np.log(np.exp(-gaps).sum() + np.exp(tail[-1]))
+        largest = np.exp(-log_z / 4)  # the fourth root of the largest probability
+        level = np.rint((1 - largest) * num_levels)
+        decoded_largest = (1 - level / num_levels) if level < num_levels else 0.25 / num_levels
+        values = list(found_gaps[t].values())
+        assert values == sorted(values)
+        assert values[0] == 0
+        for token_id, gap in given_gaps[t].items():
+            root = decoded_largest * np.exp(-found_gaps[t][token_id] / 4)
+            assert abs(root - np.exp((-gap - log_z) / 4)) <= (0.5 + 1e-4) / num_levels
+        decoded = found.tail_log_mass[t] + 4 * np.log(decoded_largest) * nodes
+        np.testing.assert_allclose(
+            decoded, tail - log_z * nodes, rtol=1e-6, atol=spec.targets.log_step / 2 + 1e-5
+        )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cache_format import atomic
-from cache_format.errors import NoSpaceError
+from cache_format.errors import NoSpaceError, StorageError
 
 
 def _names(directory: Path) -> list[str]:
@@ -151,10 +151,12 @@ def test_a_write_that_meets_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monk
     assert _names(tmp_path) == []
 
 
-def test_other_failures_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_disk_is_named_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "fsync", _raising(errno.EIO))
     for write in WRITERS:
-        with pytest.raises(OSError, match="Input/output error"):
+        with pytest.raises(StorageError, match="target: could not be written: Input/output error"):
             write(tmp_path / "target")
     assert _names(tmp_path) == []
 
@@ -257,3 +259,57 @@ def test_a_full_disk_is_known_by_its_text_in_other_libraries_errors(tmp_path: Pa
     with pytest.raises(SafetensorError), atomic.publish_directory(tmp_path / "target"):
         raise SafetensorError("something else")
     assert _names(tmp_path) == []
+
+
+def test_one_at_a_time_while_it_is_locked(tmp_path: Path) -> None:
+    def is_free() -> bool:
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    with atomic.locked(tmp_path):
+        assert not is_free()
+    assert is_free()
+    with pytest.raises(KeyError), atomic.locked(tmp_path):
+        raise KeyError
+    assert is_free()
+
+
+def test_a_file_system_without_locks_lets_everyone_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", _raising(errno.ENOLCK))
+    with atomic.locked(tmp_path), atomic.locked(tmp_path):
+        _write_file(tmp_path / "target")
+    assert _names(tmp_path) == ["target"]
+
+
+def test_directories_are_made_with_their_parents(tmp_path: Path) -> None:
+    for _ in range(2):
+        atomic.make_directory(tmp_path / "a" / "b" / "c")
+        assert (tmp_path / "a/b/c").is_dir()
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "link").symlink_to(tmp_path / "unmounted")
+    for name in ("file", "link"):
+        with pytest.raises(StorageError, match=f"{name}: no directory: it is a file, or a link"):
+            atomic.make_directory(tmp_path / name)
+
+
+def test_whatever_is_there_is_removed_and_links_are_not_followed(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    _write_directory(elsewhere)
+    (tmp_path / "link").symlink_to(elsewhere)
+    (tmp_path / "file").write_bytes(b"")
+    _write_directory(tmp_path / "directory")
+    for name in ("link", "file", "directory", "nothing"):
+        atomic.remove_directory(tmp_path / name)
+    assert _names(tmp_path) == ["elsewhere"]
+    assert (elsewhere / "inner/file").read_bytes() == b"new"
+    atomic.remove_file(elsewhere / "inner/file")
+    atomic.remove_file(elsewhere / "inner/file")
+    assert _names(elsewhere / "inner") == []

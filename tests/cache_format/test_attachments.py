@@ -11,6 +11,7 @@ from cache_format.writer import CacheWriter
 from tests.cache_format.sample_cache import (
     build_teacher,
     contents,
+    sample_ranks,
     sample_spec,
 )
 
@@ -43,7 +44,7 @@ def test_damaged_attachments(root: Path) -> None:
 
 def test_two_processes_may_write_the_teacher(tmp_path: Path) -> None:
     path = tmp_path / "cache"
-    writer, rival = (CacheWriter.create_or_open(path, SPEC) for _ in range(2))
+    writer, rival = (CacheWriter.create_or_open(path, SPEC, sample_ranks()) for _ in range(2))
 
     def build(directory: Path) -> None:
         rival.write_attachments(build_teacher)
@@ -63,7 +64,7 @@ def test_a_teacher_that_is_not_whole_is_written_again(root: Path, damage: str) -
         (root / "teacher/config.json").write_text("{}")
     if damage == "directory":
         shutil.rmtree(root / "teacher")
-    writer = CacheWriter.create_or_open(root, SPEC)
+    writer = CacheWriter.create_or_open(root, SPEC, sample_ranks())
     writer.write_attachments(build_teacher)
     writer.publish_manifest(num_tokens_requested=120, complete=True)
     assert contents(root) == before
@@ -71,7 +72,7 @@ def test_a_teacher_that_is_not_whole_is_written_again(root: Path, damage: str) -
 
 @pytest.mark.parametrize("name", [".hidden", "with space", "tëst"])
 def test_names_that_a_cache_cannot_hold(tmp_path: Path, name: str) -> None:
-    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC)
+    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC, sample_ranks())
     before = contents(tmp_path)
     with pytest.raises(ValueError, match="cannot be a file of a cache"):
         writer.write_attachments(lambda directory: _touch(directory / name))
@@ -85,7 +86,7 @@ def _touch(path: Path) -> None:
 
 
 def test_a_failure_of_the_builder_passes_through(tmp_path: Path) -> None:
-    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC)
+    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC, sample_ranks())
 
     def build(directory: Path) -> None:
         raise FileExistsError("from the builder")

@@ -1,17 +1,29 @@
 """The manifest: a function of its parts, and what is refused of it on opening."""
 
+import os
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import cache_format
 from cache_format.errors import CacheError, CorruptFileError, UnsupportedFormatError
+from cache_format.layout import shard_file
 from cache_format.manifest import fold
+from cache_format.writer import CacheWriter
 from tests.cache_format.sample_cache import (
+    ROWS_OF_UNIT,
     assert_decoded,
+    build_teacher,
+    contents,
+    fill,
     reseal,
+    sample_ranks,
     sample_spec,
     unit_rows,
 )
@@ -19,13 +31,41 @@ from tests.cache_format.sample_cache import (
 SPEC = sample_spec()
 
 
-def test_the_manifest_does_not_depend_on_the_order_of_receipts(root: Path) -> None:
-    entries = cache_format.open(root).manifest.shards
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.permutations(range(6)))
+def test_the_manifest_does_not_depend_on_the_order_of_receipts(
+    root: Path, order: list[int]
+) -> None:
+    template = cache_format.open(root).manifest
+    first = template.shards[0]
+    entries = [
+        replace(first, unit=unit, file=shard_file(unit, first.sha256), split=SPEC.split_of(unit))
+        for unit in range(6)
+    ]
     manifests = [
-        fold(SPEC, order, None, num_tokens_requested=1, complete=True).to_bytes()
-        for order in (entries, entries[::-1])
+        fold(SPEC, permuted, None, num_tokens_requested=1, complete=True).to_bytes()
+        for permuted in (entries, iter([entries[number] for number in order]))
     ]
     assert manifests[0] == manifests[1]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=10)
+@given(order=st.permutations(sorted(ROWS_OF_UNIT)), teacher_first=st.booleans())
+def test_the_manifest_does_not_depend_on_the_order_of_the_work(
+    root: Path, order: list[int], teacher_first: bool
+) -> None:
+    """Nor on the order in which the file system lists what is there."""
+    real = os.listdir
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "listdir", lambda path: sorted(real(path), reverse=True))
+        patch.setattr(os, "fsync", lambda descriptor: None)  # slow, and beside the point
+        writer = CacheWriter.create_or_open(Path(directory), SPEC, sample_ranks())
+        if teacher_first:
+            writer.write_attachments(build_teacher)
+        fill(writer, order)
+        writer.write_attachments(build_teacher)
+        writer.publish_manifest(num_tokens_requested=120, complete=True)
+        assert contents(Path(directory)) == contents(root)
 
 
 def test_another_major_version(root: Path) -> None:

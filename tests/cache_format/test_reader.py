@@ -21,6 +21,7 @@ from tests.cache_format.sample_cache import (
     assert_same_row,
     build_teacher,
     fill,
+    sample_ranks,
     sample_row,
     sample_spec,
     shard_path,
@@ -68,7 +69,7 @@ def test_rows_that_are_not_there(root: Path, index: int) -> None:
 
 
 def test_a_cache_without_rows(tmp_path: Path) -> None:
-    CacheWriter.create_or_open(tmp_path, SPEC).publish_manifest(0, complete=True)
+    CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks()).publish_manifest(0, complete=True)
     cache = cache_format.open(tmp_path)
     assert cache.num_rows("train") == 0
     assert list(cache.iter_rows("validation")) == []
@@ -91,7 +92,7 @@ def test_rows_do_not_share_memory_with_the_next_read(root: Path) -> None:
 
 
 def test_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = CacheWriter.create_or_open(tmp_path, SPEC)
+    writer = CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks())
     for unit in range(1, 9):
         if SPEC.split_of(unit) == "train":
             rows = [sample_row(100 * unit + i, SPEC) for i in range(6)]
@@ -149,7 +150,7 @@ def test_no_cache(tmp_path: Path) -> None:
 
 
 def test_a_cache_that_is_still_being_written(tmp_path: Path) -> None:
-    writer = CacheWriter.create_or_open(tmp_path, SPEC)
+    writer = CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks())
     fill(writer, [0, 1])
     for manifest in (False, True):
         if manifest:

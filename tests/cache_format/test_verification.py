@@ -6,6 +6,7 @@ from pathlib import Path
 import cache_format
 from cache_format.writer import CacheWriter
 from tests.cache_format.sample_cache import (
+    sample_ranks,
     sample_row,
     sample_spec,
     shard_path,
@@ -45,7 +46,9 @@ def test_every_problem_is_named(root: Path) -> None:
 
 
 def test_shards_finished_after_the_manifest_are_verified_too(root: Path) -> None:
-    CacheWriter.create_or_open(root, SPEC).write_unit(4, [sample_row(0, SPEC)], num_documents=1)
+    CacheWriter.create_or_open(root, SPEC, sample_ranks()).write_unit(
+        4, [sample_row(0, SPEC)], num_documents=1
+    )
     assert cache_format.open(root).verify() == []
     path = shard_path(root, 4)
     path.write_bytes(path.read_bytes()[:-1])
@@ -59,8 +62,20 @@ def test_a_manifest_damaged_after_opening(root: Path) -> None:
 
 
 def test_a_spec_of_another_cache(root: Path, tmp_path: Path) -> None:
-    CacheWriter.create_or_open(tmp_path / "other", replace(SPEC, seed=8))
+    CacheWriter.create_or_open(tmp_path / "other", replace(SPEC, seed=8), sample_ranks())
     (root / "spec.json").write_bytes((tmp_path / "other/spec.json").read_bytes())
     (problem,) = cache_format.open(root).verify()
     assert problem.path == root / "spec.json"
     assert "of another cache" in problem.message
+
+
+def test_a_table_of_ids_damaged_after_it_was_read(root: Path) -> None:
+    cache = cache_format.open(root)
+    cache.read_row("train", 0)
+    path = root / "ranks.bin"
+    path.write_bytes(bytes(path.stat().st_size))
+    (problem,) = cache.verify()
+    assert problem.path == path
+    path.unlink()
+    (problem,) = cache.verify()
+    assert "ranks.bin: missing" in problem.message

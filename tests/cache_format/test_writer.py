@@ -1,10 +1,8 @@
 """Creating, opening, filling and extending a cache; everything that must not be lost or doubled."""
 
-import errno
 import hashlib
 import math
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +11,11 @@ import pytest
 
 import cache_format
 from cache_format import plain
-from cache_format.atomic import publish_bytes
 from cache_format.codec import Row
+from cache_format.directory import LocalStorage
 from cache_format.errors import (
     CorruptFileError,
     ForeignDirectoryError,
-    NoSpaceError,
     SpecMismatchError,
     UnsupportedFormatError,
 )
@@ -30,6 +27,7 @@ from tests.cache_format.sample_cache import (
     build_teacher,
     contents,
     fill,
+    sample_ranks,
     sample_row,
     sample_spec,
     unit_rows,
@@ -57,6 +55,7 @@ def test_what_a_cache_consists_of(written: Path) -> None:
         [
             "manifest.json",
             "spec.json",
+            "ranks.bin",
             "teacher/config.json",
             "teacher/templates/chat.jinja",
             "receipts/teacher.json",
@@ -75,7 +74,7 @@ def test_the_same_spec_gives_the_same_bytes_in_whatever_order(
 ) -> None:
     other = tmp_path / "other"
     for units in ([3, 1], [2, 0]):
-        writer = CacheWriter.create_or_open(other, SPEC)
+        writer = CacheWriter.create_or_open(other, SPEC, sample_ranks())
         fill(writer, units)
         writer.write_attachments(build_teacher)
     writer.publish_manifest(num_tokens_requested=120, complete=True)
@@ -84,7 +83,7 @@ def test_the_same_spec_gives_the_same_bytes_in_whatever_order(
 
 def test_finished_units_are_left_alone(written: Path) -> None:
     before = contents(written)
-    writer = CacheWriter.create_or_open(written, SPEC)
+    writer = CacheWriter.create_or_open(written, SPEC, sample_ranks())
     assert sorted(writer.finished_units()) == sorted(ROWS_OF_UNIT)
     for unit in ROWS_OF_UNIT:
         entry = writer.write_unit(unit, _no_rows(), num_documents=0)
@@ -95,7 +94,7 @@ def test_finished_units_are_left_alone(written: Path) -> None:
 
 
 def test_what_an_entry_says(written: Path) -> None:
-    entry = CacheWriter.create_or_open(written, SPEC).finished_units()[1]
+    entry = CacheWriter.create_or_open(written, SPEC, sample_ranks()).finished_units()[1]
     rows = unit_rows(1, SPEC)
     scored = [row.scored() for row in rows]
     assert (entry.unit, entry.split) == (1, "train")
@@ -135,13 +134,13 @@ def test_column_bytes_are_what_the_columns_take() -> None:
 
 
 def test_rows_are_taken_as_they_come(tmp_path: Path) -> None:
-    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC)
+    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC, sample_ranks())
     entry = writer.write_unit(0, iter(unit_rows(0, SPEC)), num_documents=1)
     assert entry.num_rows == ROWS_OF_UNIT[0]
 
 
 def test_a_row_that_breaks_a_rule_is_named_and_nothing_is_written(tmp_path: Path) -> None:
-    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC)
+    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC, sample_ranks())
     before = contents(tmp_path)
     rows = unit_rows(0, SPEC)
     rows[2] = replace(rows[2], gaps=-rows[2].gaps)
@@ -152,7 +151,7 @@ def test_a_row_that_breaks_a_rule_is_named_and_nothing_is_written(tmp_path: Path
 
 def test_a_longer_budget_extends(written: Path) -> None:
     before = contents(written)
-    writer = CacheWriter.create_or_open(written, SPEC)
+    writer = CacheWriter.create_or_open(written, SPEC, sample_ranks())
     writer.write_unit(4, [sample_row(9, SPEC)], num_documents=1)
     manifest = writer.publish_manifest(num_tokens_requested=1000, complete=True)
     assert [entry.unit for entry in manifest.shards] == [0, 1, 2, 3, 4]
@@ -165,7 +164,7 @@ def test_a_longer_budget_extends(written: Path) -> None:
 @pytest.mark.parametrize("damage", ["missing", "cut", "receipt cut", "receipt gone", "discarded"])
 def test_a_unit_that_is_not_whole_is_made_again_and_no_other(written: Path, damage: str) -> None:
     before = contents(written)
-    writer = CacheWriter.create_or_open(written, SPEC)
+    writer = CacheWriter.create_or_open(written, SPEC, sample_ranks())
     entry = writer.finished_units()[1]
     shard, receipt = written / entry.file, written / "receipts/00001.json"
     if damage == "missing":
@@ -189,7 +188,7 @@ def test_a_unit_that_is_not_whole_is_made_again_and_no_other(written: Path, dama
 
 def test_what_a_killed_process_left_of_a_unit_goes_when_the_unit_is_made(written: Path) -> None:
     before = contents(written)
-    writer = CacheWriter.create_or_open(written, SPEC)
+    writer = CacheWriter.create_or_open(written, SPEC, sample_ranks())
     writer.discard_unit(1)
     (written / "shards/00001-0123456789abcdef.arrow").write_bytes(b"made by a killed process")
     fill(writer, [1])
@@ -199,7 +198,7 @@ def test_what_a_killed_process_left_of_a_unit_goes_when_the_unit_is_made(written
 def test_the_slower_of_two_processes_gives_way(
     written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer, rival = (CacheWriter.create_or_open(written, SPEC) for _ in range(2))
+    writer, rival = (CacheWriter.create_or_open(written, SPEC, sample_ranks()) for _ in range(2))
     others = [sample_row(77, SPEC)]
 
     def rows() -> Iterator[Row]:
@@ -219,7 +218,7 @@ def test_another_spec_is_refused_naming_every_field(written: Path) -> None:
         if remove_spec:
             (written / "spec.json").unlink()
         with pytest.raises(SpecMismatchError) as caught:
-            CacheWriter.create_or_open(written, other)
+            CacheWriter.create_or_open(written, other, sample_ranks())
         message = str(caught.value)
         assert str(written) in message
         assert "teacher.revision: expected 'r2', found 'r1'" in message
@@ -232,16 +231,16 @@ def test_another_spec_is_refused_naming_every_field(written: Path) -> None:
 def test_the_spec_is_put_back_from_the_manifest(written: Path) -> None:
     before = contents(written)
     (written / "spec.json").unlink()
-    CacheWriter.create_or_open(written, SPEC)
+    CacheWriter.create_or_open(written, SPEC, sample_ranks())
     assert contents(written) == before
 
 
 def test_a_foreign_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ForeignDirectoryError, match=r"thesis\.tex.*another --out"):
-        CacheWriter.create_or_open(tmp_path, SPEC)
+        CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks())
     with pytest.raises(ForeignDirectoryError, match="it is a file"):
-        CacheWriter.create_or_open(tmp_path / "thesis.tex", SPEC)
+        CacheWriter.create_or_open(tmp_path / "thesis.tex", SPEC, sample_ranks())
     assert list(contents(tmp_path)) == ["thesis.tex"]
 
 
@@ -251,15 +250,15 @@ def test_a_cache_that_another_process_creates_at_the_same_moment(
     """It is there in full when this process lists the directory."""
     path = tmp_path / "cache"
     path.mkdir()
-    real = Path.iterdir
+    real = os.listdir
 
-    def iterdir(directory: Path) -> Iterator[Path]:
-        monkeypatch.setattr(Path, "iterdir", real)
+    def listdir(directory: Path) -> list[str]:
+        monkeypatch.setattr(os, "listdir", real)
         write_sample_cache(path)
         return real(directory)
 
-    monkeypatch.setattr(Path, "iterdir", iterdir)
-    writer = CacheWriter.create_or_open(path, SPEC)
+    monkeypatch.setattr(os, "listdir", listdir)
+    writer = CacheWriter.create_or_open(path, SPEC, sample_ranks())
     assert sorted(writer.finished_units()) == sorted(ROWS_OF_UNIT)
 
 
@@ -267,15 +266,17 @@ def test_an_empty_directory_and_a_new_one_will_do(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/.tmp-of-a-killed-process").write_bytes(b"")
     for path in (tmp_path / "empty", tmp_path / "deep" / "new", str(tmp_path / "text")):
-        writer = CacheWriter.create_or_open(path, SPEC)
+        writer = CacheWriter.create_or_open(path, SPEC, sample_ranks())
         assert writer.finished_units() == {}
-        assert sorted(p.name for p in Path(path).iterdir()) == ["receipts", "shards", "spec.json"]
+        assert sorted(p.name for p in Path(path).iterdir()) == [
+            *("ranks.bin", "receipts", "shards", "spec.json")
+        ]
 
 
 def test_a_damaged_spec_is_named(written: Path) -> None:
     (written / "spec.json").write_text("{}")
     with pytest.raises(CorruptFileError, match=r"spec\.json: damaged.*delete this file"):
-        CacheWriter.create_or_open(written, SPEC)
+        CacheWriter.create_or_open(written, SPEC, sample_ranks())
 
 
 def test_a_cache_of_another_major_version_is_refused(written: Path) -> None:
@@ -283,61 +284,21 @@ def test_a_cache_of_another_major_version_is_refused(written: Path) -> None:
     fields = plain.unseal(path.read_bytes(), path, "")
     path.write_bytes(plain.seal(fields | {"format_version": "2.0"}))
     with pytest.raises(UnsupportedFormatError, match=r"spec\.json: format version 2\.0"):
-        CacheWriter.create_or_open(written, SPEC)
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace", "link", "rename"])
-def test_a_full_disk_at_any_moment_half_publishes_nothing(
-    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, path = tmp_path / "whole", tmp_path / "cache"
-    write_sample_cache(whole)
-    full, moment = True, 0
-    messages: list[str] = []
-    while full:
-        moment += 1
-        shutil.rmtree(path, ignore_errors=True)
-        with monkeypatch.context() as patch:
-            _fail_at(patch, call, moment)
-            try:
-                write_sample_cache(path)
-                full = False
-            except NoSpaceError as error:
-                messages.append(str(error))
-        write_sample_cache(path)
-        assert contents(path) == contents(whole)
-    assert all(str(path) in message for message in messages)
-    assert len(messages) == moment - 1
-    assert moment > {"fsync": 20, "replace": 5, "link": 5, "rename": 1}[call]
-
-
-def _fail_at(patch: pytest.MonkeyPatch, call: str, moment: int) -> None:
-    count = 0
-
-    def counted(*arguments: object) -> None:
-        nonlocal count
-        count += 1
-        if count == moment:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(*arguments)
-
-    patch.setattr(os, "fsync", lambda descriptor: None)  # slow, and beside the point
-    real = getattr(os, call)
-    patch.setattr(os, call, counted)
+        CacheWriter.create_or_open(written, SPEC, sample_ranks())
 
 
 def test_the_manifest_takes_in_what_others_finished_meanwhile(
     written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, rivals = publish_bytes, [6, 7]
-    writer = CacheWriter.create_or_open(written, SPEC)
+    real, rivals = LocalStorage.publish, [6, 7]
+    writer = CacheWriter.create_or_open(written, SPEC, sample_ranks())
 
-    def publish(path: Path, data: bytes) -> None:
+    def publish(storage: LocalStorage, name: str, data: bytes) -> None:
         if rivals:
             writer.write_unit(rivals.pop(), [], num_documents=0)
-        real(path, data)
+        real(storage, name, data)
 
-    monkeypatch.setattr("cache_format.writer.publish_bytes", publish)
+    monkeypatch.setattr(LocalStorage, "publish", publish)
     writer.publish_manifest(1, complete=True)
     units = [entry.unit for entry in cache_format.open(written).manifest.shards]
     assert units == [0, 1, 2, 3, 6, 7]
@@ -348,3 +309,19 @@ def test_without_sketch(tmp_path: Path) -> None:
     cache = cache_format.open(tmp_path / "cache")
     assert cache.spec == spec
     assert "sketch" not in cache.manifest.shards[0].statistics.column_bytes
+
+
+def test_a_unit_made_elsewhere_is_adopted_once(written: Path, tmp_path: Path) -> None:
+    manifest = cache_format.open(written).manifest
+    entry = manifest.shards[1]
+    receipt = (written / "receipts/00001.json").read_bytes()
+    writer = CacheWriter.create_or_open(tmp_path / "new", SPEC, sample_ranks())
+    (tmp_path / "new/receipts/00001.json").write_bytes(b"{}")  # nothing whole is behind it
+    (tmp_path / "new/shards/00001-leftover.arrow").touch()
+    (tmp_path / "new" / entry.file).write_bytes((written / entry.file).read_bytes())
+    assert writer.adopt_unit(entry, receipt) == entry
+    assert writer.finished_units() == {1: entry}
+    assert [path.name for path in (tmp_path / "new/shards").iterdir()] == [Path(entry.file).name]
+    other = replace(entry, num_documents=7)
+    assert writer.adopt_unit(other, b"another receipt") == entry
+    assert (tmp_path / "new/receipts/00001.json").read_bytes() == receipt

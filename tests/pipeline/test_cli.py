@@ -37,7 +37,7 @@ class TestHelp:
     def test_commands(self) -> None:
         assert set(_COMMANDS) == {
             *("cache-teacher", "train-student", "recipes", "inspect", "verify"),
-            *("generate", "demo"),
+            *("pack", "unpack", "merge", "extend", "export", "generate", "demo"),
         }
 
     @pytest.mark.parametrize("name", _COMMANDS)
@@ -56,7 +56,7 @@ class TestHelp:
         assert examples
         assert name is None or any(example.split()[0] == name for example in examples)
         for example in examples:
-            words = shlex.split(example.partition(" > ")[0])
+            words = shlex.split(re.split(" [>|] ", example)[0])
             command = main.commands[words[0]]
             context = click.Context(command, info_name=words[0])
             _, rest, _ = command.make_parser(context).parse_args(words[1:])

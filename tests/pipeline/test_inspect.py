@@ -46,7 +46,7 @@ def test_summary_counts_every_byte(tiny_cache: Path) -> None:
     assert summary["num_bytes"] == on_disk
     assert sum(sizes.values()) == pytest.approx(total)
     assert total * sum(summary["num_tokens"].values()) == pytest.approx(on_disk)
-    assert {"kept_ids", "gaps", "tail_log_mass", "next_logprob"} <= sizes.keys()
+    assert {"kept", "tail_log_mass", "next_logprob"} <= sizes.keys()
 
 
 def test_summary_text_names_what_matters(tiny_cache: Path) -> None:

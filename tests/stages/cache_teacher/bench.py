@@ -10,6 +10,7 @@ from cache_format.codec import Row
 from cache_format.manifest import Manifest
 from cache_format.reader import Cache
 from stages.cache_teacher import packing, run, teacher
+from stages.cache_teacher.config import ALL_UNITS
 from stages.cache_teacher.run import CacheProgress, cache_teacher
 from tests.tiny import tiny_config, tiny_texts, write_fineweb_parquet
 
@@ -25,10 +26,15 @@ class Bench:
         self.reports: list[CacheProgress] = []
 
     def run(self, out: str = "cache", **changes: Any) -> Manifest:
+        units = changes.pop("units", ALL_UNITS)
         config = tiny_config(changes.pop("teacher", self.teacher), self.corpus, **changes)
         self.reports = []
         return cache_teacher(
-            config, self.root / out, recipe_toml="# a recipe\n", report=self.reports.append
+            config,
+            self.root / out,
+            recipe_toml="# a recipe\n",
+            report=self.reports.append,
+            units=units,
         )
 
     def open(self, out: str = "cache") -> Cache:

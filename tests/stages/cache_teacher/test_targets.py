@@ -26,7 +26,8 @@ V = 97
 
 
 def spec_of(top_k: int, **changes: Any) -> TargetSpec:
-    settings: dict[str, Any] = {"top_k": top_k, "keep_mass": 1.0, "inverse_temperatures": NODES}
+    settings: dict[str, Any] = {
+        "ranks_sha256": "0" * 64,"top_k": top_k, "keep_mass": 1.0, "inverse_temperatures": NODES}
     return TargetSpec(**(settings | changes))
 
 

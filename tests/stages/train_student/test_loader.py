@@ -1,54 +1,16 @@
-"""The loader: its order is a pure function, and its tensors are the cache's rows."""
+"""The loader: its tensors are the cache's rows, in the order asked for."""
 
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import cache_format
 from cache_format.errors import CacheError
-from stages.train_student.loader import (
-    Loader,
-    _splitmix64,
-    epoch_order,
-    read_batch,
-    step_rows,
-    steps_per_epoch,
-)
-
-
-def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch() -> None:
-    orders = [epoch_order(seed, epoch, 1000) for seed in (0, 1) for epoch in (0, 1)]
-    for order in orders:
-        assert sorted(order) == list(range(1000))
-    assert len({order.tobytes() for order in orders}) == 4
-
-
-def test_the_order_is_frozen() -> None:
-    # A checkpoint made with one version must continue the same order with the next.
-    assert epoch_order(0, 0, 10).tolist() == [0, 9, 1, 6, 3, 5, 4, 2, 8, 7]
-    assert epoch_order(7, 3, 6).tolist() == [2, 1, 3, 4, 0, 5]
-
-
-def test_the_hash_is_splitmix64() -> None:
-    # First output of the reference implementation from state 1234567.
-    assert _splitmix64(np.array([1234567], np.uint64)).tolist() == [6457827717110365317]
-
-
-def test_the_steps_of_an_epoch_visit_each_row_once() -> None:
-    num_steps = steps_per_epoch(4, 22)
-    assert num_steps == 5
-    rows = np.concatenate([step_rows(3, step, 4, 22) for step in range(num_steps)])
-    assert len(set(rows.tolist())) == 20
-    again = np.concatenate([step_rows(3, step, 4, 22) for step in range(5, 10)])
-    assert rows.tolist() != again.tolist()
-
-
-def test_fewer_rows_than_a_step_is_refused() -> None:
-    with pytest.raises(ValueError, match="3 training rows, fewer than one step's 4"):
-        steps_per_epoch(4, 3)
+from cache_format.reader import Cache
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.loader import Loader, read_batch, row_order
 
 
 def test_batches_hold_the_rows_of_the_cache(tiny_cache: Path) -> None:
@@ -77,13 +39,12 @@ def test_batches_hold_the_rows_of_the_cache(tiny_cache: Path) -> None:
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_threads_change_nothing(tiny_cache: Path, num_threads: int) -> None:
     cache = cache_format.open(tiny_cache)
-    num_rows = cache.num_rows("train")
-    with Loader(
-        cache, num_rows=num_rows, seed=5, rows_per_step=2, num_threads=num_threads, with_sketch=True
-    ) as loader:
+    config = TrainStudentConfig(seed=5, batch_size=2, accumulation=1)
+    order = row_order(cache, config, cache.num_rows("train"))
+    with Loader(cache, order, num_threads=num_threads, with_sketch=True) as loader:
         batches = list(loader.steps(2, 9))
     for step, batch in zip(range(2, 9), batches, strict=True):
-        rows = step_rows(5, step, 2, num_rows).tolist()
+        rows = order.rows_of_step(step).tolist()
         expected = read_batch(cache, "train", rows, with_sketch=True)
         assert torch.equal(batch.input_ids, expected.input_ids)
         assert torch.equal(batch.signs, expected.signs)  # type: ignore[arg-type]
@@ -103,12 +64,45 @@ def test_a_reader_s_failure_reaches_the_caller(tiny_cache: Path, tmp_path: Path)
     with (
         Loader(
             cache,
-            num_rows=entry.num_rows,
-            seed=0,
-            rows_per_step=1,
+            row_order(cache, TrainStudentConfig(batch_size=1, accumulation=1), entry.num_rows),
             num_threads=2,
             with_sketch=False,
         ) as loader,
         pytest.raises(CacheError, match=path.name),
     ):
         list(loader.steps(0, entry.num_rows))
+
+
+def test_the_order_covers_the_first_rows_of_an_extended_cache(tiny_cache: Path) -> None:
+    cache = cache_format.open(tiny_cache)
+    first, second = (entry.num_rows for entry in cache.shards("train")[:2])
+    order = row_order(cache, TrainStudentConfig(), first + second)
+    assert order.rows_of_shards == (first, second)
+
+
+class TestRoomForCopies:
+    def opened(self, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> Cache:
+        """The cache as if it were at a URL, with room for copies."""
+        cache = cache_format.open(tiny_cache)
+        monkeypatch.setattr(Cache, "max_local_bytes", room)
+        return cache
+
+    @pytest.mark.parametrize("shuffle_shards", [1, 2, None])
+    def test_a_window_that_does_not_fit_is_refused(
+        self, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch, shuffle_shards: int | None
+    ) -> None:
+        sizes = sorted(entry.num_bytes for entry in cache_format.open(tiny_cache).shards("train"))
+        needed = sum(sizes[-(shuffle_shards or len(sizes)) :])
+        config = TrainStudentConfig(batch_size=1, accumulation=1, shuffle_shards=shuffle_shards)
+        for room in (needed, needed - 1):
+            cache = self.opened(tiny_cache, monkeypatch, room)
+            if room == needed:
+                row_order(cache, config, cache.num_rows("train"))
+                continue
+            with pytest.raises(ValueError, match=r"shuffle_shards: the rows of .*--local-gib") as e:
+                row_order(cache, config, cache.num_rows("train"))
+            assert f"{needed:,} bytes" in str(e.value)
+            assert f"may take {room:,}" in str(e.value)
+
+    def test_a_local_cache_needs_no_room(self, tiny_cache: Path) -> None:
+        assert cache_format.open(tiny_cache).max_local_bytes is None

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import cache_format
 from stages.train_student.checkpoint import load_newest
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.run import NonFiniteLossError, TrainProgress, train_student
@@ -48,7 +49,9 @@ def run(
     resume: bool = False,
     report: Callable[[TrainProgress], None] = lambda _: None,
 ) -> dict[str, float]:
-    return train_student(config, cache, out, resume=resume, recipe_toml="# tiny\n", report=report)
+    return train_student(
+        config, cache_format.open(cache), out, resume=resume, recipe_toml="# tiny\n", report=report
+    )
 
 
 class Stopped(Exception):

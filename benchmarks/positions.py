@@ -1,0 +1,209 @@
+"""Positions with a teacher's largest logits, to measure the cache with.
+
+From a file with the fields of a logits file (below), or, without one, from the demo's teacher over
+the demo's documents. Called by ``codec`` and ``loader``.
+
+A logits file is safetensors: ``logits`` [P, ≥ 128] falling, ``ids`` of the same shape, ``log_z_t1``
+and ``log_z_t2`` [P] over the whole vocabulary at temperatures 1 and 2, ``label`` [P].
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_format.codec import Row
+from cache_format.ranks import RankTable
+from cache_format.spec import CacheSpec, CorpusSpec, SketchSpec, TargetSpec, TeacherSpec
+
+QWEN_VOCABULARY = 151_936
+SEQUENCE_LENGTH = 512
+NODES = (0.5, 1.0)
+LEVELS = {32: 104, 64: 128, 128: 176}
+"""``num_levels`` for an error below 2e-4 nats, by the number of kept ids."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """P positions; the arrays of a logits file."""
+
+    logits: NDArray[np.float64]
+    ids: NDArray[np.int32]
+    log_z: NDArray[np.float64]
+    """[P, 2], at temperatures 2 and 1."""
+    label: NDArray[np.int32]
+    vocab_size: int
+    corpus_ranks: RankTable | None
+    """The table that a cache of the same corpus has, where the corpus is known."""
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def slice(self, start: int, stop: int) -> "Positions":
+        """Positions ``start`` to ``stop``."""
+        return Positions(
+            self.logits[start:stop],
+            self.ids[start:stop],
+            self.log_z[start:stop],
+            self.label[start:stop],
+            self.vocab_size,
+            self.corpus_ranks,
+        )
+
+    def logprobs(self, top_k: int) -> NDArray[np.float64]:
+        """Exact log-probabilities of the kept ids at temperature 1, [P, top_k]."""
+        return self.logits[:, :top_k] - self.log_z[:, 1:]
+
+    def tail_log_mass(self, top_k: int) -> NDArray[np.float64]:
+        """Exact log Σ exp((z − z_max)·s) over the ids that are not kept, [P, 2]."""
+        relative = self.logits[:, :top_k] - self.logits[:, :1]
+        tails = []
+        for node, s in enumerate(NODES):
+            log_all = self.log_z[:, node] - s * self.logits[:, 0]
+            log_kept = np.log(np.exp(relative * s).sum(1))
+            left_out = np.maximum(-np.expm1(np.minimum(log_kept - log_all, 0)), 1e-12)
+            tails.append(log_all + np.log(left_out))
+        return np.stack(tails, 1)
+
+    def kept_weights(self) -> NDArray[np.int64]:
+        """How often each id is among the largest logits here, [V]."""
+        return np.bincount(self.ids.reshape(-1), minlength=self.vocab_size)
+
+
+def read_logits(path: Path) -> Positions:
+    """The positions in a logits file over Qwen's vocabulary."""
+    from safetensors.numpy import load_file
+
+    fields = load_file(path)
+    log_z = np.stack([fields["log_z_t2"], fields["log_z_t1"]], 1).astype(np.float64)
+    logits, ids = fields["logits"].astype(np.float64), fields["ids"]
+    vocab_size = max(QWEN_VOCABULARY, int(ids.max()) + 1)
+    return Positions(logits, ids, log_z, fields["label"], vocab_size, None)
+
+
+def demo_positions(num_rows: int) -> Positions:
+    """``num_rows`` × 512 positions of the demo's teacher, and the rank table of its corpus."""
+    import torch
+
+    from pipeline.demo.corpus import documents
+    from pipeline.demo.run import TEACHER
+    from stages.cache_teacher.config import CacheTeacherConfig
+    from stages.cache_teacher.packing import pack, tokenize
+    from stages.cache_teacher.ranks import rank_table
+    from stages.cache_teacher.teacher import Teacher
+    from stages.cache_teacher.teacher_files import resolve_teacher
+
+    source = resolve_teacher(CacheTeacherConfig(teacher=str(TEACHER), teacher_dtype="float32"))
+    vocab_size = source.spec.vocab_size
+    texts = [document.text for document, _ in zip(documents("demo"), range(800), strict=False)]
+    token_ids = tokenize(source.tokenizer, texts, vocab_size)
+    packed = pack(token_ids, source.spec.eos_token_id, SEQUENCE_LENGTH).rows(0, num_rows)
+    teacher = Teacher(source, torch.device("cpu"))
+    parts = []
+    for row in range(len(packed.token_ids_RT)):
+        one = packed.rows(row, row + 1)
+        hidden_BTD, _ = teacher.forward(
+            one.token_ids_RT[:, :-1], one.document_starts, with_mean=False
+        )
+        logits_TV = teacher.head.logits(hidden_BTD[0])
+        values, ids = logits_TV.topk(256)
+        log_z = torch.stack([torch.logsumexp(logits_TV * s, 1) for s in NODES], 1)
+        parts.append((values.numpy(), ids.numpy(), log_z.numpy(), one.token_ids_RT[0, 1:]))
+    logits, ids_all, log_z_all, label = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Positions(
+        logits.astype(np.float64),
+        ids_all.astype(np.int32),
+        log_z_all.astype(np.float64),
+        label.astype(np.int32),
+        vocab_size,
+        rank_table(token_ids, vocab_size),
+    )
+
+
+def corpus_ranks(corpus: Path, tokenizer: Path) -> RankTable:
+    """The table that a cache of ``corpus`` would have."""
+    from stages.cache_teacher.config import CacheTeacherConfig
+    from stages.cache_teacher.corpus import resolve_corpus
+    from stages.cache_teacher.packing import tokenize
+    from stages.cache_teacher.ranks import ENOUGH_TOKENS, rank_table
+    from stages.cache_teacher.teacher_files import load_tokenizer
+
+    documents = resolve_corpus(CacheTeacherConfig(corpus=str(corpus))).read_unit(0)
+    assert documents is not None
+    counted = tokenize(load_tokenizer(tokenizer), documents.texts, QWEN_VOCABULARY)
+    if sum(map(len, counted)) < ENOUGH_TOKENS // 4:
+        raise ValueError(f"{corpus}: too small to count ids in")
+    return rank_table(counted, QWEN_VOCABULARY)
+
+
+def make_spec(positions: Positions, top_k: int, ranks: RankTable, sketch_dim: int = 0) -> CacheSpec:
+    """The spec of a cache that would hold ``positions``."""
+    return CacheSpec(
+        teacher=TeacherSpec(
+            source="benchmark",
+            revision="",
+            weights_sha256="",
+            tokenizer_sha256="",
+            dtype="float32",
+            attention="sdpa",
+            hidden_size=64,
+            num_layers=1,
+            vocab_size=positions.vocab_size,
+            head_rows=positions.vocab_size,
+            eos_token_id=0,
+        ),
+        corpus=CorpusSpec(
+            source="benchmark",
+            config="",
+            split="train",
+            revision="",
+            files=(),
+            text_column="text",
+            on_bad_document="error",
+            documents_per_unit=1,
+        ),
+        targets=TargetSpec(
+            top_k=top_k,
+            keep_mass=1.0,
+            inverse_temperatures=NODES,
+            num_levels=LEVELS[top_k],
+            ranks_sha256=ranks.sha256,
+        ),
+        sketch=SketchSpec(kind="rademacher" if sketch_dim else "none", dim=sketch_dim),
+        sequence_length=SEQUENCE_LENGTH,
+        validation_every=2,
+        seed=0,
+    )
+
+
+def make_rows(positions: Positions, top_k: int, sketch_dim: int = 0) -> Sequence[Row]:
+    """The positions as rows of 512, every one scored; what fills no row is left out."""
+    logprobs, tail = positions.logprobs(top_k), positions.tail_log_mass(top_k)
+    gaps = (logprobs[:, :1] - logprobs).astype(np.float32)
+    is_label = positions.ids == positions.label[:, None]
+    exact = (np.where(is_label, positions.logits, 0).sum(1)) - positions.log_z[:, 1]
+    # A label that is not in the file gets an even share of what the kept ids leave over.
+    share = logprobs[:, 0] + tail[:, 1] - np.log(positions.vocab_size - top_k)
+    next_logprob = np.where(is_label.any(1), exact, share).astype(np.float32)
+    random = np.random.default_rng(0)
+    rows = []
+    for start in range(0, len(positions) - SEQUENCE_LENGTH + 1, SEQUENCE_LENGTH):
+        span = slice(start, start + SEQUENCE_LENGTH)
+        sketch = random.normal(size=(SEQUENCE_LENGTH, sketch_dim)).astype(np.float32)
+        rows.append(
+            Row(
+                token_ids=np.append(positions.label[start - 1 : start], positions.label[span])
+                if start
+                else np.append([0], positions.label[span]).astype(np.int32),
+                document_starts=np.empty(0, np.int32),
+                num_kept=np.full(SEQUENCE_LENGTH, top_k, np.uint16),
+                kept_ids=positions.ids[span, :top_k].reshape(-1),
+                gaps=gaps[span].reshape(-1),
+                tail_log_mass=tail[span].astype(np.float32),
+                next_logprob=next_logprob[span],
+                sketch=sketch if sketch_dim else None,
+            )
+        )
+    return rows

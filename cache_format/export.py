@@ -1,0 +1,226 @@
+"""A cache as Parquet: one file for each shard, its columns plain, for whatever reads Parquet.
+
+In: an opened cache. Out: ``train/00001.parquet``, ``validation/00000.parquet`` and so on, so that
+``datasets.load_dataset("parquet", data_dir=…)`` finds the splits by itself. Called by ``pipeline
+export``. Far larger than the cache, and rounded as the cache is; students are trained from the
+cache itself.
+
+A row is a packed sequence of T positions; position t predicts ``token_ids[t + 1]``. The lists of a
+position that is not scored (its next token belongs to another document) are empty, its
+``next_logprob`` is null, so that no mean counts it, and its sketch is zeros.
+
+========================  ====================================================================
+``unit``, ``row``         int32: the unit, and the row within it
+``token_ids``             list<int32>, T + 1 of them
+``document_starts``       list<int32>: indices above 0 into ``token_ids`` where a document begins
+``num_kept``              list<int32>, T
+``kept_ids``              list<list<int32>>: the likeliest ids of each position, falling
+``logprobs``              list<list<float>>: their log-probabilities at temperature 1, in nats
+``tail_log_mass``         list<list<float>>: at each node s, log Σ exp((z − z_max)·s) of the rest
+``next_logprob``          list<float>: log-probability of the next token at temperature 1
+``counts``                list<list<int32>>: how often each id was drawn, if targets are samples
+``sketch``                list<fixed_size_list<float>>: the projected hidden state
+========================  ====================================================================
+
+z_max − z of a kept id is ``logprobs[0] − logprobs[i]``. At temperature 1/s the ids that are not
+kept have exp(tail) / (exp(tail) + Σ exp(−(z_max − z)·s)) of the mass. The nodes s stand in the
+files' metadata under ``inverse_temperatures``.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, islice
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cache_format.atomic import atomic_file, make_directory, remove_leftovers
+from cache_format.codec import Row
+from cache_format.errors import ForeignDirectoryError
+from cache_format.manifest import ShardEntry
+from cache_format.reader import Cache
+from cache_format.spec import CacheSpec, Split
+from cache_format.threads import in_threads
+
+_ROWS_PER_GROUP = 32  # at T = 512 and k = 64 about a million kept ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What is exported."""
+
+    splits: tuple[Split, ...] = ("train", "validation")
+    with_sketch: bool = True
+    """Whether sketches are exported, if the cache has any."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One list of the table: what a row has in it, [T] or [T + 1] of ``kind``."""
+
+    name: str
+    kind: pa.DataType
+    values: Callable[[Row], pa.Array]
+
+
+def export_parquet(
+    cache: Cache,
+    out: Path,
+    what: Export,
+    *,
+    num_threads: int = 1,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Path]:
+    """Write ``out/<split>/<unit>.parquet`` for every shard with rows; returns the files.
+
+    Files that are there are kept: they are whole. ``report`` is told the positions that are done,
+    and of all. Raises ForeignDirectoryError if a file there was made from another shard or with
+    other columns, CacheError naming the shard if one cannot be read.
+    """
+    columns = _columns(cache.spec, what)
+    shards = [shard for split in what.splits for shard in _shards_with_rows(cache, split)]
+    total = sum(entry.num_tokens for entry, _ in shards)
+    done = 0
+    lock = Lock()
+
+    def advance(num_tokens: int) -> None:
+        nonlocal done
+        with lock:
+            done += num_tokens
+            report(done, total)
+
+    def export(shard: tuple[ShardEntry, int]) -> None:
+        entry, first_row = shard
+        path, schema = _path_of(out, entry), _schema(cache.spec, entry, columns)
+        if path.exists():
+            _require_same(path, schema)
+            advance(entry.num_tokens)
+            return
+        rows = (cache.read_row(entry.split, first_row + n)[1] for n in range(entry.num_rows))
+        with atomic_file(path) as sink, pq.ParquetWriter(sink, schema, compression="zstd") as file:
+            for group in _tables(entry, rows, columns, schema):
+                file.write_table(group)
+                advance(group.num_rows * cache.spec.sequence_length)
+
+    for split in what.splits:
+        make_directory(out / split)
+        remove_leftovers(out / split)
+    in_threads(export, shards, num_threads)
+    return [_path_of(out, entry) for entry, _ in shards]
+
+
+def _columns(spec: CacheSpec, what: Export) -> list[_Column]:
+    """All columns but ``unit`` and ``row``; here is where one is added."""
+    columns = [
+        _Column("token_ids", pa.int32(), lambda row: pa.array(row.token_ids, pa.int32())),
+        _Column("document_starts", pa.int32(), lambda row: pa.array(row.document_starts)),
+        _Column("num_kept", pa.int32(), lambda row: pa.array(row.num_kept, pa.int32())),
+        _Column("kept_ids", pa.list_(pa.int32()), lambda row: _by_position(row, row.kept_ids)),
+        _Column("logprobs", pa.list_(pa.float32()), lambda row: _by_position(row, _logprobs(row))),
+        _Column("tail_log_mass", pa.list_(pa.float32()), _tail_log_mass),
+        _Column("next_logprob", pa.float32(), _next_logprob),
+    ]
+    if spec.targets.kind == "sampled":
+        columns.append(_Column("counts", pa.list_(pa.int32()), _counts))
+    if what.with_sketch and spec.sketch.kind != "none":
+        columns.append(_Column("sketch", pa.list_(pa.float32(), spec.sketch.dim), _sketch))
+    return columns
+
+
+def _by_position(row: Row, entries_N: NDArray[np.generic]) -> pa.Array:
+    """What all positions keep together, cut into one list a position."""
+    ends = np.cumsum(row.num_kept, dtype=np.int32)
+    return pa.ListArray.from_arrays(np.concatenate([[0], ends]).astype(np.int32), entries_N)
+
+
+def _logprobs(row: Row) -> NDArray[np.float32]:
+    """−gap − log Z, with Z over the kept ids and the tail at T = 1, which is the last node."""
+    kept_T = row.num_kept.astype(np.int64)
+    position_N = np.repeat(np.arange(len(kept_T)), kept_T)
+    mass_N = np.exp(-row.gaps.astype(np.float64))
+    z_T = np.bincount(position_N, mass_N, len(kept_T)) + np.exp(row.tail_log_mass[:, -1])
+    logprobs: NDArray[np.float32] = (-row.gaps - np.log(z_T)[position_N]).astype(np.float32)
+    return logprobs
+
+
+def _counts(row: Row) -> pa.Array:
+    assert row.counts is not None, "the spec says that there are some"
+    return _by_position(row, row.counts.astype(np.int32))
+
+
+def _tail_log_mass(row: Row) -> pa.Array:
+    scored = row.scored()
+    num_nodes = row.tail_log_mass.shape[1]
+    ends = np.cumsum(np.where(scored, num_nodes, 0), dtype=np.int32)
+    offsets = np.concatenate([[0], ends]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, row.tail_log_mass[scored].reshape(-1))
+
+
+def _next_logprob(row: Row) -> pa.Array:
+    return pa.array(row.next_logprob, pa.float32(), mask=~row.scored())
+
+
+def _sketch(row: Row) -> pa.Array:
+    assert row.sketch is not None, "the spec says that there is one"
+    values = pa.array(row.sketch.reshape(-1), pa.float32())
+    return pa.FixedSizeListArray.from_arrays(values, row.sketch.shape[1])
+
+
+def _schema(spec: CacheSpec, entry: ShardEntry, columns: Sequence[_Column]) -> pa.Schema:
+    fields = [("unit", pa.int32()), ("row", pa.int32())]
+    fields += [(column.name, pa.list_(column.kind)) for column in columns]
+    metadata = {
+        "cache_id": spec.cache_id,
+        "shard_sha256": entry.sha256,
+        "inverse_temperatures": json.dumps(spec.targets.inverse_temperatures),
+    }
+    return pa.schema(fields, metadata=metadata)
+
+
+def _tables(
+    entry: ShardEntry, rows: Iterator[Row], columns: Sequence[_Column], schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """The rows of a shard, a row group at a time."""
+    first = 0
+    while group := list(islice(rows, _ROWS_PER_GROUP)):
+        numbers = range(first, first + len(group))
+        arrays = [pa.array([entry.unit] * len(group), pa.int32()), pa.array(numbers, pa.int32())]
+        arrays += [_list_of([column.values(row) for row in group]) for column in columns]
+        yield pa.Table.from_arrays(arrays, schema=schema)
+        first += len(group)
+
+
+def _list_of(arrays: list[pa.Array]) -> pa.Array:
+    """One list for each array."""
+    offsets = np.array([0, *accumulate(len(array) for array in arrays)], np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.concat_arrays(arrays))
+
+
+def _shards_with_rows(cache: Cache, split: Split) -> Iterator[tuple[ShardEntry, int]]:
+    """Each shard that has rows, with the number of its first one within the split."""
+    first_row = 0
+    for entry in cache.shards(split):
+        if entry.num_rows:
+            yield entry, first_row
+        first_row += entry.num_rows
+
+
+def _path_of(out: Path, entry: ShardEntry) -> Path:
+    return out / entry.split / f"{entry.unit:05d}.parquet"
+
+
+def _require_same(path: Path, schema: pa.Schema) -> None:
+    try:
+        found = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ForeignDirectoryError(f"{path}: in the way: {error}. Delete it.") from error
+    if (found.names, found.metadata) != (schema.names, schema.metadata):
+        raise ForeignDirectoryError(
+            f"{path}: made from another shard, or with other options. Choose another directory, or "
+            "delete this one to export again."
+        )

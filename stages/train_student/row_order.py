@@ -1,0 +1,76 @@
+"""The order in which rows are drawn: a pure function of the seed, the epoch and the step.
+
+In: a seed, and how many rows each shard has. Out: the rows of every optimizer step. Called by the
+loader. A resumed run needs no state of the order beside its step, and the order is the same with
+every version of every library: it sorts by SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOrder:
+    """Every epoch visits each row once, in another order."""
+
+    seed: int
+    rows_of_shards: tuple[int, ...]
+    """Rows of each shard, in the order of the cache."""
+    shuffle_shards: int | None
+    """Shards whose rows are mixed at a time; None: all of them."""
+    rows_per_step: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole steps in one pass."""
+        return steps_per_epoch(self.rows_per_step, sum(self.rows_of_shards))
+
+    def rows_of_step(self, step: int) -> npt.NDArray[np.int64]:
+        """Row indices of an optimizer step. Rows that fill no step of an epoch are left out."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        start = step_in_epoch * self.rows_per_step
+        order = epoch_order(self.seed, epoch, self.rows_of_shards, self.shuffle_shards)
+        return order[start : start + self.rows_per_step]
+
+
+@lru_cache(maxsize=4)
+def epoch_order(
+    seed: int, epoch: int, rows_of_shards: tuple[int, ...], shuffle_shards: int | None = None
+) -> npt.NDArray[np.int64]:
+    """A permutation of all rows: by window, and in it by a hash of (seed, epoch, row).
+
+    Windows are of ``shuffle_shards`` shards that follow one another in an order by hash, too.
+    """
+    num_shards, num_rows = len(rows_of_shards), sum(rows_of_shards)
+    key = _splitmix64(_splitmix64(np.array([seed], np.uint64)) ^ np.uint64(epoch))
+    row_keys = _splitmix64(np.arange(num_rows, dtype=np.uint64) ^ key)
+    shard_keys = _splitmix64(np.arange(num_shards, dtype=np.uint64) ^ _splitmix64(key))
+    places = np.empty(num_shards, np.int64)
+    places[np.argsort(shard_keys, kind="stable")] = np.arange(num_shards)
+    windows = np.repeat(places // (shuffle_shards or max(num_shards, 1)), rows_of_shards)
+    return np.lexsort((row_keys, windows))
+
+
+def steps_per_epoch(rows_per_step: int, num_rows: int) -> int:
+    """Whole steps in one pass. Raises ValueError if there is none."""
+    if num_rows == 0:
+        raise ValueError(
+            "the cache has no training rows: unit 0 is always validation, and there is no other. "
+            "Cache more tokens, or make a cache with fewer cache_teacher.documents_per_unit."
+        )
+    if num_rows < rows_per_step:
+        raise ValueError(
+            f"the cache has {num_rows} training rows, fewer than one step's {rows_per_step} "
+            "(batch_size × accumulation). Lower these, or cache more tokens."
+        )
+    return num_rows // rows_per_step
+
+
+def _splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

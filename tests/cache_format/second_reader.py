@@ -1,0 +1,134 @@
+"""A second reader, written from cache_format/README.md alone, with no code of the package."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+
+def check(holds: Any, what: str) -> None:
+    if not holds:
+        raise ValueError(what)
+
+
+def read(path: Path, sha256: str | None) -> bytes:
+    data = path.read_bytes()
+    check(sha256 in (None, hashlib.sha256(data).hexdigest()), f"{path}: another SHA-256")
+    return data
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(data)
+    seal = b',\n "seal": "%s"\n}\n' % hashlib.sha256(data[:-80]).hexdigest().encode()
+    version = fields["format_version"]
+    check(version[:2] == "1." and data.endswith(seal), f"version {version}, or a broken seal")
+    return fields
+
+
+def planes(frame: bytes, count: int, kind: str) -> Any:
+    content = pa.decompress(frame, count * np.dtype(kind).itemsize, "zstd", asbytes=True)
+    return np.frombuffer(content, np.uint8).reshape(-1, count).T.copy().reshape(-1).view(kind)
+
+
+def sized(cell: bytes, size: int) -> tuple[Any, bytes]:
+    end = 4 + int.from_bytes(cell[:4], "little")
+    return planes(cell[4:end], size, "u1").astype(int), cell[end:]
+
+
+def raw_bits(data: bytes, widths: Any) -> Any:
+    bits, total = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little"), widths.sum()
+    check(len(data) == (total + 7) // 8 and not bits[total:].any(), "raw bits too many or too few")
+    owner = np.repeat(np.arange(len(widths)), widths)
+    place = 2.0 ** (np.arange(total) - (np.cumsum(widths) - widths)[owner])
+    return np.bincount(owner, bits[:total] * place, len(widths)).astype(int)
+
+
+def numbers(cell: bytes, count: int) -> Any:
+    classes, rest = sized(cell, count)
+    check((classes <= 32).all(), "a class above 32")
+    widths = np.maximum(classes - 1, 0)
+    return np.where(classes > 0, (1 << widths) + raw_bits(rest, widths), 0)
+
+
+def signed(v: Any) -> Any:
+    return np.where(v % 2, -(v + 1) // 2, v // 2)
+
+
+def entries(cell: bytes, slots: Any, vocab_size: int) -> tuple[Any, Any]:
+    groups = np.array([(int(slot).bit_length() + 1) // 2 for slot in slots], int)
+    symbols = np.zeros(len(slots), int)
+    for group in range(groups.max(initial=-1) + 1):
+        symbols[groups == group], cell = sized(cell, int((groups == group).sum()))
+    C = (vocab_size - 1).bit_length() + 1
+    m = 256 // C - 4
+    fall_class, distance_class = np.divmod(symbols, C)
+    distance_bits, fall_bits = np.maximum(distance_class - 1, 0), np.array([0] * m + [1, 2, 4, 8])
+    low = raw_bits(cell, np.stack([distance_bits, fall_bits[fall_class]], 1).ravel())
+    falls = np.array([*range(m + 1), m + 2, m + 6, m + 22])[fall_class] + low[1::2]
+    levels, ranks = falls.copy(), np.where(distance_class > 0, (1 << distance_bits) + low[::2], 0)
+    for i in np.flatnonzero(slots):
+        levels[i] += levels[i - 1]
+        ranks[i] += 0 if falls[i] else ranks[i - 1] + 1
+    return levels, ranks
+
+
+def decode(cells: dict[str, Any], spec: dict[str, Any], table: Any) -> dict[str, Any]:
+    T, targets, sketch = spec["sequence_length"], spec["targets"], spec["sketch"]
+    L, step, nodes = (targets[n] for n in ("num_levels", "log_step", "inverse_temperatures"))
+    tokens, starts = numbers(cells["token_ids"], T + 1), np.array(cells["document_starts"], int)
+    num_kept = np.cumsum(signed(numbers(cells["num_kept"], T)))
+    scored, ends = ~np.isin(np.arange(1, T + 1), starts), np.cumsum(num_kept)
+    check(((num_kept > 0) == scored).all() and num_kept.max() <= targets["top_k"], "num_kept")
+    slots = np.arange(ends[-1]) - np.repeat(ends - num_kept, num_kept)
+    levels, ranks = entries(cells["kept"], slots, len(table))
+    check(max(*tokens, *ranks) < len(table) and (levels <= L).all(), "a rank or level too high")
+    draws = L - levels if targets["kind"] == "sampled" else None
+    p = draws / L if draws is not None else np.where(levels < L, 1 - levels / L, 1 / (4 * L)) ** 4
+    first, label = np.zeros(T), np.zeros(T)  # log p0, and log p of the label as far as it is known
+    first[scored], label[scored] = np.log(p[(ends - num_kept)[scored]]), np.log(p[ends[scored] - 1])
+    is_label = ranks == np.repeat(tokens[1:], num_kept)
+    label[np.repeat(np.arange(T), num_kept)[is_label]] = np.log(p[is_label])
+    stored = numbers(cells["tail_log_mass"], len(nodes) * T).reshape(-1, T)
+    q, tail = np.zeros((len(nodes), T), int), np.full((len(nodes), T), -np.inf)
+    for n, s in enumerate(nodes):
+        expected = 2 * q[n - 1] - q[n - 2] if n > 1 else q[0]  # q[0] is still 0 at node 0
+        q[n] = np.where(stored[n] > 0, expected + signed(stored[n] - 1), 0)
+        tail[n] = np.where(stored[n] > 0, step * q[n] - s * first, -np.inf)
+    gaps, steps = np.repeat(first, num_kept) - np.log(p), signed(numbers(cells["next_logprob"], T))
+    row = {"token_ids": table[tokens], "document_starts": starts, "num_kept": num_kept}
+    row |= {"kept_ids": table[ranks], "gaps": gaps, "counts": draws, "tail_log_mass": tail.T}
+    row |= {"next_logprob": step * (steps + np.rint(label / step)), "sketch": None}
+    if sketch["kind"] != "none":
+        kind = {"int8": "i1", "float16": "<f2", "float32": "<f4"}[sketch["dtype"]]
+        row["sketch"] = planes(cells["sketch"], T * sketch["dim"], kind).reshape(T, -1)
+        if kind == "i1":
+            upper = planes(cells["sketch_scale"], T, "<u2").astype("<u4")
+            row["sketch"] = row["sketch"] * (upper << 16).view("<f4")[:, None]
+    return row
+
+
+def rows(root: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    manifest = unseal(read(root / "manifest.json", None))
+    spec, cache_id = manifest["spec"], manifest["cache_id"]
+    canonical = json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()
+    is_of_spec = hashlib.sha256(canonical).hexdigest() == cache_id
+    check(is_of_spec and manifest["complete"], "cache_id is of another spec, or not complete")
+    table = np.frombuffer(read(root / "ranks.bin", spec["targets"]["ranks_sha256"]), "<i4")
+    check((np.sort(table) == range(spec["teacher"]["vocab_size"])).all(), "ranks.bin")
+    for shard in manifest["shards"]:
+        file = f"shards/{shard['unit']:05d}-{shard['sha256'][:16]}.arrow"
+        split = "train" if shard["unit"] % spec["validation_every"] else "validation"
+        check((split, file) == (shard["split"], shard["file"]), f"{file}: split or name")
+        receipt = unseal(read(root / f"receipts/{shard['unit']:05d}.json", shard["receipt_sha256"]))
+        data = read(root / file, shard["sha256"])
+        for start, length, sha256 in receipt["segments"]:
+            check(hashlib.sha256(data[start : start + length]).hexdigest() == sha256, file)
+        stream = pa.ipc.open_stream(data[8:])
+        whose = {b"cache_id": cache_id.encode(), b"unit": b"%d" % shard["unit"]}
+        check(whose.items() <= stream.schema.metadata.items(), f"{file}: of another cache")
+        for cells in stream.read_all().to_pylist():
+            yield shard["unit"], decode(cells, spec, table)

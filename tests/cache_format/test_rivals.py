@@ -1,0 +1,65 @@
+"""Two and four processes at work on one cache, one of them killed: every unit is there once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cache_format
+from cache_format.writer import CacheWriter
+from tests.cache_format.sample_cache import contents, sample_ranks, sample_spec
+
+_ROOT = Path(__file__).parents[2]
+
+
+def _race(directory: Path, num_processes: int, num_rounds: int, kind: str) -> None:
+    arguments = [str(directory), str(num_processes), str(num_rounds), kind]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cache_format.rival_writers", *arguments],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > num_rounds / 20, "the kills came too late"
+    print(f"{kind} bytes: {done.stdout.strip()} killed in {num_rounds} rounds")
+
+
+@pytest.mark.parametrize("kind", ["same", "different"])
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_processes_at_work_on_one_cache(num_processes: int, kind: str, tmp_path: Path) -> None:
+    _race(tmp_path, num_processes, 32 // num_processes, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["same", "different"])
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_processes_at_work_on_many_caches(num_processes: int, kind: str, tmp_path: Path) -> None:
+    _race(tmp_path, num_processes, 400, kind)
+
+
+def test_shards_that_the_dead_left_go_once_their_unit_is_finished(root: Path) -> None:
+    """A process whose bytes differ, killed between its shard and the receipt that it lost."""
+    before = contents(root)
+    (root / "shards/00001-0123456789abcdef.arrow").write_bytes(b"of a finished unit")
+    other = root / "shards/00007-0123456789abcdef.arrow"
+    other.write_bytes(b"of a unit that somebody may be about to finish")
+    CacheWriter.create_or_open(root, sample_spec(), sample_ranks()).publish_manifest(
+        120, complete=True
+    )
+    assert other.exists()
+    other.unlink()
+    assert contents(root) == before
+
+
+def test_a_slower_process_does_not_take_a_complete_manifest_back(root: Path) -> None:
+    before = contents(root)
+    writer = CacheWriter.create_or_open(root, sample_spec(), sample_ranks())
+    writer.write_unit(4, [], num_documents=0)
+    manifest = writer.publish_manifest(1000, complete=False)
+    assert manifest == cache_format.open(root).manifest
+    assert contents(root)["manifest.json"] == before["manifest.json"]
+    assert [entry.unit for entry in writer.publish_manifest(1000, complete=True).shards][-1] == 4
