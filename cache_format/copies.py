@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from cache_format import atomic
 from cache_format.directory import LocalStorage
@@ -90,44 +91,54 @@ class LocalCopies:
     ) -> int:
         path = self._local.locate(name)
         with ExitStack() as on_failure, ExitStack() as stack:
-            with _locked(path.parent):
-                if max_bytes is not None:
-                    _make_room(path.parent, expected[0], max_bytes)
-                sink = stack.enter_context(atomic.atomic_file(path))
-                sink.truncate(expected[0])  # the room is taken from now on
+            sink = stack.enter_context(_reserved(path, expected[0], max_bytes))
             descriptor = os.dup(sink.fileno())
             on_failure.callback(os.close, descriptor)
             for chunk in checked_chunks(self._storage, name, expected, next_step):
                 sink.write(chunk)
-            stack.close()
+            sink.flush()
+            os.fsync(descriptor)  # before the lock, which others wait for
+            with _locked(path.parent):
+                stack.close()
             on_failure.pop_all()
             return descriptor
 
 
-def _make_room(directory: Path, num_bytes: int, max_bytes: int) -> None:
-    """Remove the copies that were not read for longest until ``num_bytes`` fit.
+@contextmanager
+def _reserved(path: Path, num_bytes: int, max_bytes: int | None) -> Iterator[BinaryIO]:
+    """A file that becomes ``path``, of ``num_bytes`` from the start: they count as taken.
 
-    Where what others are fetching takes too much, wait until it has become copies.
+    Where what others are fetching takes too much, waits until it has become copies, which can go.
     """
-    if num_bytes > max_bytes:
+    if max_bytes is not None and num_bytes > max_bytes:
         raise ValueError(
             f"local_bytes: one shard takes {num_bytes:,} bytes, more than the {max_bytes:,} that "
-            f"copies in {directory} may take. Give them more room."
+            f"copies in {path.parent} may take. Give them more room."
         )
-    while True:
-        with reading(directory):
-            atomic.remove_leftovers(directory)
-            files = sorted(_copies(directory))
-            used = sum(size for _, size, _ in files)
-            for _, size, path in files:
-                if used + num_bytes <= max_bytes:
-                    return
-                if not atomic.is_temporary(path):
-                    path.unlink(missing_ok=True)
-                    used -= size
-        if used + num_bytes <= max_bytes:
-            return
-        time.sleep(_POLL_SECONDS)
+    with ExitStack() as stack:
+        sink: BinaryIO | None = None
+        while sink is None:
+            with _locked(path.parent):
+                if max_bytes is None or _make_room(path.parent, max_bytes - num_bytes):
+                    sink = stack.enter_context(atomic.atomic_file(path))
+                    sink.truncate(num_bytes)
+            if sink is None:
+                time.sleep(_POLL_SECONDS)
+        yield sink
+
+
+def _make_room(directory: Path, at_most: int) -> bool:
+    """Remove the copies that were not read for longest until no more than ``at_most`` bytes are
+    taken; whether that could be done. Called, as files get their names, under the lock."""
+    with reading(directory):
+        atomic.remove_leftovers(directory)
+        files = sorted(_copies(directory))
+        used = sum(size for _, size, _ in files)
+        for _, size, path in files:
+            if used > at_most and not atomic.is_temporary(path):
+                path.unlink(missing_ok=True)
+                used -= size
+    return used <= at_most
 
 
 def _copies(directory: Path) -> Iterator[tuple[int, int, Path]]:

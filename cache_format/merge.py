@@ -253,7 +253,9 @@ def _end_of_corpus(cache: Cache) -> int | None:
     """How many units the corpus has, if this cache tells: complete, but short of its budget."""
     manifest = cache.manifest
     is_short = sum(entry.num_tokens for entry in manifest.shards) < manifest.num_tokens_requested
-    return manifest.shards[-1].unit + 1 if manifest.complete and is_short else None
+    if not (manifest.complete and is_short and manifest.shards):
+        return None
+    return manifest.shards[-1].unit + 1
 
 
 def _gaps(units: Sequence[int]) -> tuple[range, ...]:

@@ -93,7 +93,7 @@ def from_plain(hint: Any, value: object, where: str = "", *, ignore_unknown: boo
         return {
             key: from_plain(arguments[1], item, f"{where}.{key}") for key, item in value.items()
         }
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) < 2**1000:  # else there is no float
         return float(value)
     if type(value) is hint:
         return value

@@ -1,13 +1,14 @@
-"""The golden cache: what is in it, and the program that wrote it.
+"""The golden caches: one for each way of keeping targets and sketches, and their author.
 
-``python -m tests.cache_format.golden_cache`` writes ``golden/v1/`` (a cache) and ``golden/v1.json``
-(what its rows decode to). Run it only together with a new version of the format: that a cache
-written by an older program still reads the same is what the golden cache is for. Rows are formulas
-rather than random numbers, so that anyone can work them out.
+``python -m tests.cache_format.golden_cache`` writes, for each name in ``SPECS``, ``golden/NAME/``
+(a cache) and ``golden/NAME.json`` (what its rows decode to). Run it only together with a new version
+of the format: that a cache written by an older program still reads the same is what the golden
+caches are for. Rows are formulas rather than random numbers, so that anyone can work them out.
 """
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ import numpy as np
 
 import cache_format
 from cache_format.codec import Row
+from cache_format.ranks import RankTable
 from cache_format.spec import CacheSpec, CorpusSpec, SketchSpec, TargetSpec, TeacherSpec
 from cache_format.writer import CacheWriter
 
-GOLDEN = Path(__file__).parent / "golden" / "v1"
-GOLDEN_ROWS = Path(__file__).parent / "golden" / "v1.json"
+GOLDEN = Path(__file__).parent / "golden"
 
-from tests.cache_format.sample_cache import sample_ranks
+VOCAB_SIZE = 100
+RANKS = RankTable((np.arange(VOCAB_SIZE) * 7 % VOCAB_SIZE).astype(np.int32))
+"""The id of rank r is 7r modulo 100."""
 
-SPEC = CacheSpec(
+_TOP_K = CacheSpec(
     teacher=TeacherSpec(
         source="golden/teacher",
         revision="0123abc",
@@ -33,8 +36,8 @@ SPEC = CacheSpec(
         attention="sdpa",
         hidden_size=4,
         num_layers=2,
-        vocab_size=70_000,
-        head_rows=70_016,
+        vocab_size=VOCAB_SIZE,
+        head_rows=VOCAB_SIZE + 4,
         eos_token_id=0,
     ),
     corpus=CorpusSpec(
@@ -47,48 +50,121 @@ SPEC = CacheSpec(
         on_bad_document="skip",
         documents_per_unit=2,
     ),
-    targets=TargetSpec(top_k=4, keep_mass=0.95, inverse_temperatures=(0.5, 1.0)),
+    targets=TargetSpec(
+        top_k=4,
+        keep_mass=1.0,
+        inverse_temperatures=(0.5, 1.0),
+        ranks_sha256=RANKS.sha256,
+    ),
     sketch=SketchSpec(kind="rademacher", dim=8),
     sequence_length=6,
     validation_every=2,
     rows_per_batch=2,
     seed=1,
 )
-ROWS_OF_UNIT = {0: 3, 1: 1, 2: 0}
+_NO_SKETCH = SketchSpec(kind="none", dim=0)
+
+SPECS = {
+    "top_k": _TOP_K,
+    "adaptive": replace(
+        _TOP_K,
+        targets=replace(
+            _TOP_K.targets,
+            top_k=70,
+            keep_mass=0.95,
+            inverse_temperatures=(0.5, 0.75, 0.875, 1.0),
+            num_levels=200,
+            log_step=1 / 32,
+        ),
+        sketch=_NO_SKETCH,
+    ),
+    "sampled": replace(
+        _TOP_K,
+        targets=replace(
+            _TOP_K.targets, kind="sampled", top_k=5, inverse_temperatures=(1.0,), num_levels=50
+        ),
+        sketch=replace(_TOP_K.sketch, dtype="float16"),
+    ),
+    "whole": replace(
+        _TOP_K,
+        targets=replace(_TOP_K.targets, top_k=VOCAB_SIZE, num_levels=255),
+        sketch=replace(_TOP_K.sketch, dtype="float32"),
+        sequence_length=3,
+    ),
+}
+ROWS_OF_UNIT = {
+    "top_k": {0: 3, 1: 1, 2: 0},
+    "adaptive": {0: 2},
+    "sampled": {0: 1, 1: 1},
+    "whole": {1: 1},
+}
 
 
-def golden_row(number: int) -> Row:
-    """Row ``number``: a document starts at token ``number + 2``, in odd rows also at 6."""
-    positions = np.arange(SPEC.sequence_length)
-    starts = np.array([number + 2, *([6] if number % 2 else [])], np.int32)
-    num_kept = (1 + (positions + number) % 4).astype(np.uint16)
+def golden_row(name: str, number: int) -> Row:
+    """Row ``number``: a document starts at token ``number + 2``, in odd rows also at T."""
+    spec = SPECS[name]
+    num_positions, top_k = spec.sequence_length, spec.targets.top_k
+    positions = np.arange(num_positions)
+    starts = np.array([number + 2, *([num_positions] if number % 2 else [])], np.int32)
+    starts = np.unique(starts.clip(max=num_positions))
+    num_kept = (1 + (positions * (37 if name == "adaptive" else 1) + number) % top_k).astype(
+        np.uint16
+    )
+    if name == "whole":
+        num_kept[:] = VOCAB_SIZE
     num_kept[starts - 1] = 0
     rank = np.concatenate([np.arange(count) for count in num_kept])
     position = np.repeat(positions, num_kept)
-    tail = np.stack([0.5 - positions / 8, -1.0 - positions / 2 - number / 300], axis=1)
-    tail[number % 6] = -np.inf
+    gaps = rank * (1.3 + position / 7) + 20.0 * (rank == 3)
+    if top_k > 5:
+        gaps = 0.4 * (rank // 2) * (1 + position / 7)
+    nodes = np.array(spec.targets.inverse_temperatures)
+    tail = -1 - positions[:, None] / 2 - number / 300 + (1 - nodes) * (3 + positions[:, None] / 1.5)
+    tail[number % num_positions] = -np.inf
+    counts = None
+    if name == "sampled":
+        of_position = np.repeat(num_kept, num_kept).astype(int)
+        first = 50 - of_position * (of_position - 1) // 2
+        counts = np.where(rank == 0, first, of_position - rank).astype(np.uint16)
+        gaps = np.log(first / counts)
+    if name in ("sampled", "whole"):
+        tail[:] = -np.inf
+    shape = (num_positions, spec.sketch.dim)
+    sketch = (np.arange(num_positions * spec.sketch.dim) * 37 * (number + 1) % 97 - 48) / 16
     return Row(
-        token_ids=(np.arange(SPEC.sequence_length + 1) * 9973 + number).astype(np.int32),
+        token_ids=(np.arange(num_positions + 1) * 73 + number).astype(np.int32) % VOCAB_SIZE,
         document_starts=starts,
         num_kept=num_kept,
-        kept_ids=((position * 11_003 + rank * 257 + number) % 70_000).astype(np.int32),
-        gaps=(rank * (1.3 + position / 7) + 20.0 * (rank == 3)).astype(np.float32),
+        kept_ids=((position * 11 + rank * 13 + number) % VOCAB_SIZE).astype(np.int32),
+        gaps=gaps.astype(np.float32),
+        counts=counts,
         tail_log_mass=tail.astype(np.float32),
         next_logprob=(-(positions + 1) / 3 - number).astype(np.float32),
-        sketch=((np.arange(48) * 37 * (number + 1) % 97 - 48) / 16)
-        .reshape(6, 8)
-        .astype(np.float32),
+        sketch=sketch.reshape(shape).astype(np.float32) if spec.sketch.dim else None,
     )
 
 
-def write_golden(root: Path) -> None:
-    """Write the cache."""
-    writer = CacheWriter.create_or_open(root, SPEC, sample_ranks())
-    writer.write_attachments(_build_teacher)
-    for unit, num_rows in ROWS_OF_UNIT.items():
+def golden_rows(name: str) -> dict[str, list[Row]]:
+    """The rows by split, in order, as they are given to the writer."""
+    rows: dict[str, list[Row]] = {"train": [], "validation": []}
+    for unit, num_rows in ROWS_OF_UNIT[name].items():
+        rows["train" if unit % 2 else "validation"] += _rows_of_unit(name, unit, num_rows)
+    return rows
+
+
+def _rows_of_unit(name: str, unit: int, num_rows: int) -> list[Row]:
+    return [golden_row(name, 3 * unit + index) for index in range(num_rows)]
+
+
+def write_golden(name: str, root: Path) -> None:
+    """Write the cache ``name``; the first one has a file of its teacher."""
+    writer = CacheWriter.create_or_open(root, SPECS[name], RANKS)
+    if name == "top_k":
+        writer.write_attachments(_build_teacher)
+    for unit, num_rows in ROWS_OF_UNIT[name].items():
         writer.write_unit(
             unit,
-            [golden_row(3 * unit + index) for index in range(num_rows)],
+            _rows_of_unit(name, unit, num_rows),
             num_documents=2,
             num_skipped_documents=unit,
             num_dropped_tokens=4,
@@ -102,34 +178,39 @@ def _build_teacher(directory: Path) -> None:
 
 
 def decoded(root: Path) -> dict[str, list[dict[str, Any]]]:
-    """All rows by split, as JSON values; −inf is null."""
+    """All rows by split, as JSON values: six decimals, −inf is null."""
     cache = cache_format.open(root)
     return {
-        split: [{"unit": unit} | _as_json(row) for unit, row in cache.iter_rows(split)]
+        split: [{"unit": unit} | as_json(vars(row)) for unit, row in cache.iter_rows(split)]
         for split in ("train", "validation")
     }
 
 
-def _as_json(row: Row) -> dict[str, Any]:
+def as_json(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Arrays by name as JSON values."""
+
     def plain(value: Any) -> Any:
         if isinstance(value, list):
             return [plain(item) for item in value]
-        return None if value == -np.inf else value
+        return None if value == -np.inf else round(value, 6)
 
-    return {name: plain(value.tolist()) for name, value in vars(row).items()}
+    return {
+        name: None if array is None else plain(array.tolist()) for name, array in arrays.items()
+    }
 
 
 def main() -> None:
-    """Replace the golden cache."""
+    """Replace the golden caches."""
     shutil.rmtree(GOLDEN, ignore_errors=True)
-    GOLDEN.parent.mkdir(exist_ok=True)
-    write_golden(GOLDEN)
-    lines = [
-        f" {json.dumps(split)}: [\n  " + ",\n  ".join(json.dumps(row) for row in rows) + "\n ]"
-        for split, rows in decoded(GOLDEN).items()
-    ]
-    GOLDEN_ROWS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    (GOLDEN.parent / ".gitattributes").write_text("* -text\n")
+    GOLDEN.mkdir()
+    for name in SPECS:
+        write_golden(name, GOLDEN / name)
+        lines = [
+            f" {json.dumps(split)}: [\n  " + ",\n  ".join(json.dumps(row) for row in rows) + "\n ]"
+            for split, rows in decoded(GOLDEN / name).items()
+        ]
+        (GOLDEN / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    (GOLDEN / ".gitattributes").write_text("* -text\n")
 
 
 if __name__ == "__main__":

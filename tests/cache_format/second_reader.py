@@ -24,8 +24,7 @@ def read(path: Path, sha256: str | None) -> bytes:
 def unseal(data: bytes) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(data)
     seal = b',\n "seal": "%s"\n}\n' % hashlib.sha256(data[:-80]).hexdigest().encode()
-    version = fields["format_version"]
-    check(version[:2] == "1." and data.endswith(seal), f"version {version}, or a broken seal")
+    check(fields["format_version"][:2] == "1." and data.endswith(seal), "its version or seal")
     return fields
 
 
@@ -115,8 +114,7 @@ def rows(root: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     manifest = unseal(read(root / "manifest.json", None))
     spec, cache_id = manifest["spec"], manifest["cache_id"]
     canonical = json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()
-    is_of_spec = hashlib.sha256(canonical).hexdigest() == cache_id
-    check(is_of_spec and manifest["complete"], "cache_id is of another spec, or not complete")
+    check(manifest["complete"] and hashlib.sha256(canonical).hexdigest() == cache_id, "manifest")
     table = np.frombuffer(read(root / "ranks.bin", spec["targets"]["ranks_sha256"]), "<i4")
     check((np.sort(table) == range(spec["teacher"]["vocab_size"])).all(), "ranks.bin")
     for shard in manifest["shards"]:

@@ -207,6 +207,37 @@ def test_threads_fetch_a_shard_once_and_keep_to_the_bound(far: Counted, tmp_path
     assert 1000 <= most <= 2000
 
 
+def test_a_file_that_gets_its_name_while_room_is_made_is_counted(
+    far: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread has listed the directory when the other is about to name what it fetched."""
+    local, real = LocalCopies(far, tmp_path, 1500), os.listdir
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    class Slow(Counted):
+        def chunks(self, name: str, num_bytes: int) -> Iterator[bytes]:
+            has_begun.set()
+            may_end.wait()
+            yield from super().chunks(name, num_bytes)
+
+    def listdir(path: Path) -> list[str]:
+        names = real(path)
+        if any(name.startswith(".tmp-") for name in names):
+            may_end.set()
+            time.sleep(0.1)
+        return names
+
+    slow = threading.Thread(
+        target=read, args=(LocalCopies(Slow(far.root), tmp_path, 1500), NAMES[0])
+    )
+    slow.start()
+    has_begun.wait()
+    monkeypatch.setattr("cache_format.copies.os.listdir", listdir)
+    read(local, NAMES[1])
+    slow.join()
+    assert used(tmp_path / "shards") == 1000
+
+
 def test_processes_share_a_directory(tmp_path: Path) -> None:
     """Four of them read a cache on this disk as if it were far away, into one small directory."""
     script = (

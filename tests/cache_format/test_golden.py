@@ -1,59 +1,152 @@
-"""A cache that an older program wrote still decodes to the same rows, and a new one to them too."""
+"""Caches that an older program wrote still decode to the same rows, by two readers."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
 
 import cache_format
+from tests.cache_format import second_reader
 from tests.cache_format.golden_cache import (
     GOLDEN,
-    GOLDEN_ROWS,
     ROWS_OF_UNIT,
-    SPEC,
+    SPECS,
+    as_json,
     decoded,
-    golden_row,
+    golden_rows,
     write_golden,
 )
 from tests.cache_format.sample_cache import assert_decoded
 
+CACHE_IDS = {
+    "top_k": "c63293db298b1627e3679886b2aa4a230ad8c76997ff1f3d371c86016f60da58",
+    "adaptive": "3e4a96a0b1ad2d783ae9221ae611da48f1b3340a6cc40179f5888e9411b2f269",
+    "sampled": "f46730260b39be987ff784dec349edac1e266d1ad70c519fdeaa094e6896f683",
+    "whole": "2925e9deac1437fb81ffdba6bf5dce812bfd4149116240699c3936f7cef5a513",
+}
 
-def test_the_golden_cache_decodes_to_its_known_rows() -> None:
-    assert decoded(GOLDEN) == json.loads(GOLDEN_ROWS.read_text())
 
-
-def test_the_known_rows_are_what_was_given() -> None:
-    rows = {
-        split: [row for _, row in cache_format.open(GOLDEN).iter_rows(split)]
-        for split in ("train", "validation")
+def _assert_known(found: dict[str, list[dict[str, Any]]], name: str) -> None:
+    """Whole numbers are equal; logarithms and products may differ in their last decimal."""
+    known = json.loads((GOLDEN / f"{name}.json").read_text())
+    assert {split: len(rows) for split, rows in found.items()} == {
+        split: len(rows) for split, rows in known.items()
     }
-    assert_decoded(rows["train"][0], golden_row(3), SPEC)
-    assert len(rows["validation"]) == ROWS_OF_UNIT[0]
-    for number, row in enumerate(rows["validation"]):
-        assert_decoded(row, golden_row(number), SPEC)
+    for split, rows in known.items():
+        for row, expected in zip(found[split], rows, strict=True):
+            assert row.keys() == expected.keys()
+            for field, value in expected.items():
+                wanted, value = (np.array(item, float) for item in (value, row[field]))
+                np.testing.assert_allclose(value, wanted, rtol=0, atol=2e-6, err_msg=field)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_it_decodes_to_its_known_rows(name: str) -> None:
+    _assert_known(decoded(GOLDEN / name), name)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_reader_written_from_the_readme_finds_the_same(name: str) -> None:
+    found: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
+    for unit, row in second_reader.rows(GOLDEN / name):
+        scored = row["num_kept"] > 0
+        for field in ("tail_log_mass", "next_logprob"):
+            row[field][~scored] = 0  # they mean nothing there
+        found["train" if unit % 2 else "validation"].append({"unit": unit} | as_json(row))
+    _assert_known(found, name)
+
+
+def test_that_reader_shares_nothing_and_is_short() -> None:
+    text = Path(second_reader.__file__).read_text()
+    lines = [line for line in text.splitlines() if line.strip()]
+    imports = [line for line in lines if line.startswith(("import ", "from "))]
+    assert not any("cache_format" in line for line in imports)
+    assert len(lines) - len(imports) - 1 <= 100  # without its docstring
+
+
+@pytest.mark.parametrize(
+    ("file", "offset"), [("manifest.json", 300), ("ranks.bin", 40), ("receipts/00001.json", 300)]
+)
+def test_that_reader_refuses_damage(tmp_path: Path, file: str, offset: int) -> None:
+    write_golden("top_k", tmp_path)
+    assert len(list(second_reader.rows(tmp_path))) == 4
+    data = bytearray((tmp_path / file).read_bytes())
+    data[offset] ^= 1
+    (tmp_path / file).write_bytes(data)
+    with pytest.raises(ValueError):  # noqa: PT011
+        list(second_reader.rows(tmp_path))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_known_rows_are_what_was_given(name: str) -> None:
+    cache = cache_format.open(GOLDEN / name)
+    for split, rows in golden_rows(name).items():
+        found = [row for _, row in cache.iter_rows(split)]  # type: ignore[arg-type]
+        for row, given in zip(found, rows, strict=True):
+            assert_decoded(row, given, SPECS[name])
 
 
 def test_some_known_values() -> None:
-    """Worked out by hand from ``golden_row(0)``."""
-    _, row = cache_format.open(GOLDEN).read_row("validation", 0)
+    """Worked out by hand from ``golden_row("top_k", 0)`` and sections 7.1 and 7.2 of the README."""
+    _, row = cache_format.open(GOLDEN / "top_k").read_row("validation", 0)
     assert row.document_starts.tolist() == [2]
     assert row.num_kept.tolist() == [1, 0, 3, 4, 1, 2]
-    assert row.kept_ids.tolist()[:4] == [0, 22_006, 22_263, 22_520]
-    # rank · (1.3 + 2/7) = 1.5857 and 3.1714, in sixteenths 25.4 and 50.7
-    assert row.gaps.tolist()[:4] == [0.0, 0.0, 25 / 16, 51 / 16]
-    assert row.tail_log_mass.tolist()[0] == [float("-inf")] * 2
-    assert row.tail_log_mass.tolist()[1] == [0.0, 0.0]
-    assert row.tail_log_mass.tolist()[2] == [0.25, -2.0]
+    assert row.token_ids.tolist() == [0, 73, 46, 19, 92, 65, 38]
+    assert row.kept_ids.tolist()[:4] == [0, 22, 35, 48]
+    # Position 0 keeps all: level 0. Position 2: gaps 0, 1.3 + 2/7 = 1.5857 and 3.1714, tail −2:
+    # Z = 1 + 0.2048 + 0.0419 + 0.1353 = 1.3821; p = 0.7236, 0.1482, 0.0303; their fourth roots
+    # 0.9223, 0.6204, 0.4174; (1 − root) · 128 = 9.9, 48.6, 74.6: levels 10, 49 and 75.
+    log_p0 = 4 * math.log(118 / 128)
+    gaps = [0.0, 0.0, 4 * math.log(118 / 79), 4 * math.log(118 / 53)]
+    np.testing.assert_allclose(row.gaps[:4], gaps, rtol=1e-6)
+    assert row.tail_log_mass.tolist()[:2] == [[float("-inf")] * 2, [0.0, 0.0]]
+    # ln Z = 0.3236. At node 1: −2 − 0.3236 = −148.7 steps of 1/64, so −149. At node 1/2, where the
+    # given one is −2 + (3 + 2/1.5)/2 = 0.1667: 0.1667 − 0.1618 = 0.3 steps, so 0.
+    np.testing.assert_allclose(row.tail_log_mass[2], [-log_p0 / 2, -149 / 64 - log_p0], rtol=1e-6)
     assert row.next_logprob.tolist()[2] == -1.0
+    # −1/3 = −21.3 steps.
+    assert row.next_logprob.tolist()[:2] == [-21 / 64, 0.0]
+    # The largest of −48/16, −11/16, 26/16, −34/16, … is 3 of 48 / 16: 3 / 127 = 0.0236220, which is
+    # 1.511811 · 2⁻⁶; rounded up to 7 bits behind the point that is 194 / 128 · 2⁻⁶.
+    assert row.sketch is not None
+    scale = 194 / 128 / 64
+    np.testing.assert_allclose(row.sketch[0, :3], [-127 * scale, -29 * scale, 69 * scale])
+
+
+def test_some_known_samples() -> None:
+    """50 draws: at position 2 of row 0 three ids, with 2 and 1 draws of the later ones."""
+    _, row = cache_format.open(GOLDEN / "sampled").read_row("validation", 0)
+    assert row.counts is not None
+    assert row.num_kept.tolist() == [1, 0, 3, 4, 5, 1]
+    assert row.counts.tolist()[:4] == [50, 47, 2, 1]
+    assert row.kept_ids.tolist()[:4] == [0, 22, 35, 48]
+    gaps = [0.0, 0.0, math.log(47 / 2), math.log(47)]
+    np.testing.assert_allclose(row.gaps[:4], gaps, rtol=1e-6)
 
 
 def test_identity_and_verification() -> None:
-    cache = cache_format.open(GOLDEN)
-    assert cache.spec == SPEC
-    assert cache.cache_id == "4470ba67b0e1662efe4b7b60ad60dc0b4a4914a12af3bbaa589c5dfa52e0a21c"
-    assert cache.verify() == []
-    assert cache.attachment("config.json").read_text() == "{}\n"
+    for name, spec in SPECS.items():
+        cache = cache_format.open(GOLDEN / name)
+        assert cache.spec == spec
+        assert cache.cache_id == CACHE_IDS[name]
+        assert cache.verify() == []
+        assert [len(cache.shards(split)) for split in ("train", "validation")] == [
+            sum(unit % 2 == parity for unit in ROWS_OF_UNIT[name]) for parity in (1, 0)
+        ]
+    attachment = cache_format.open(GOLDEN / "top_k").attachment("config.json")
+    assert attachment.read_text() == "{}\n"
 
 
-def test_writing_it_again_decodes_to_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SPECS)
+def test_writing_it_again_decodes_to_the_same(tmp_path: Path, name: str) -> None:
     """The bytes may differ between versions of zstd; what they decode to may not."""
-    write_golden(tmp_path)
-    assert decoded(tmp_path) == decoded(GOLDEN)
+    write_golden(name, tmp_path)
+    _assert_known(decoded(tmp_path), name)
+
+
+def test_they_are_small() -> None:
+    sizes = [path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()]
+    assert sum(sizes) < 60_000

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cache_format import columns, layout, plain
+from cache_format import columns, entries, layout, plain
+from cache_format.shard import SKETCH_COLUMNS
 from tests.cache_format.golden_cache import GOLDEN
 
 README = (Path(__file__).parents[2] / "cache_format" / "README.md").read_text(encoding="utf-8")
@@ -13,9 +14,9 @@ README = (Path(__file__).parents[2] / "cache_format" / "README.md").read_text(en
 def test_the_ten_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
     code = README.partition("```python\n")[2].partition("```")[0]
     assert code.count("path/to/cache") == 1
-    exec(compile(code.replace("path/to/cache", str(GOLDEN)), "README.md", "exec"), {})
+    exec(compile(code.replace("path/to/cache", str(GOLDEN / "top_k")), "README.md", "exec"), {})
     printed = capsys.readouterr().out
-    assert printed.startswith("1 rows of 6 positions\nafter [3] come [  3 260 517 774] with [5.86")
+    assert printed.startswith("1 rows of 6 positions\nafter [3] come [ 3 16 29 42] with [5.85")
 
 
 def test_the_version_is_the_programs() -> None:
@@ -28,10 +29,10 @@ def test_the_version_is_the_programs() -> None:
         layout.MANIFEST,
         layout.SPEC,
         layout.TEACHER_RECEIPT,
-        str(columns.MAX_GAP_STEPS),
-        str(columns.NO_TAIL).replace("-", "−"),
-        str(columns.NO_TAIL + 1).replace("-", "−"),
-        str(int(columns.MIN_FLOAT16)).replace("-", "−"),
+        layout.RANKS,
+        str(int(columns.MIN_LOGPROB)).replace("-", "−"),
+        "The last four have {}, {}, {} and {} raw bits".format(*entries.ESCAPES),
+        ", ".join(f"`{name}`" for name in SKETCH_COLUMNS),
     ],
 )
 def test_what_the_spec_names(text: str) -> None:

@@ -24,11 +24,11 @@ def _as_of_unit_2(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f["blocks"].pop(), "its blocks do not fit its shard"),
-        (lambda f: f["blocks"][1].__setitem__(0, -1), "its blocks do not fit its shard"),
-        (lambda f: f["blocks"][1].__setitem__(1, 10**9), "its blocks do not fit its shard"),
-        (lambda f: f["blocks"][1].pop(), r"\[1\]: expected tuple"),
-        (lambda f: f.pop("blocks"), "expected tuple"),
+        (lambda f: f["segments"].pop(), "its segments do not fit its shard"),
+        (lambda f: f["segments"][1].__setitem__(0, -1), "its segments do not fit its shard"),
+        (lambda f: f["segments"][1].__setitem__(1, 10**9), "its segments do not fit its shard"),
+        (lambda f: f["segments"][1].pop(), r"\[1\]: expected tuple"),
+        (lambda f: f.pop("segments"), "expected tuple"),
         (lambda f: f.update(cache_id="0" * 64), "belongs to another cache"),
         (_as_of_unit_2, "is of unit 2 .*expected unit 1"),
     ],

@@ -1,133 +1,267 @@
-"""The bytes of a shard: its blocks, what Arrow makes of them, and what is refused."""
+"""The bytes of a shard: its segments, what Arrow makes of them, and what is refused."""
 
 import hashlib
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import ipc
 
-from cache_format.codec import encode_row
-from cache_format.shard import encode_shard, open_batch, row_of_batch
-from tests.cache_format.sample_cache import assert_decoded, sample_row, sample_spec
+from cache_format.codec import Row, encode_row
+from cache_format.shard import EncodedShard, encode_shard, open_batch, row_of_batch
+from cache_format.spec import CacheSpec
+from tests.cache_format.sample_cache import (
+    assert_decoded,
+    sample_ranks,
+    sample_row,
+    sample_spec,
+)
 
 SPEC = sample_spec()
+PLAIN_SPEC = sample_spec(with_sketch=False)
+RANKS = sample_ranks()
 ROWS = [sample_row(seed, SPEC) for seed in range(5)]
+COLUMNS = ["token_ids", "document_starts", "num_kept", "kept", "tail_log_mass", "next_logprob"]
 
 
-def test_blocks_lie_behind_one_another_from_the_magic_on() -> None:
-    shard = encode_shard(ROWS, SPEC, 1)
+def _shard(spec: CacheSpec = SPEC, unit: int = 1) -> EncodedShard:
+    return encode_shard([sample_row(seed, spec) for seed in range(5)], spec, RANKS, unit)
+
+
+def _parts(shard: EncodedShard) -> list[bytes]:
+    data = shard.data.to_pybytes()
+    return [data[segment.offset :][: segment.length] for segment in shard.segments]
+
+
+def _open(schema: bytes, batch: bytes, num_absent: int = 0, unit: int = 1) -> pa.RecordBatch:
+    return open_batch(schema, batch, num_absent, unit, SPEC)
+
+
+@pytest.mark.parametrize(("spec", "num"), [(SPEC, 1 + 2 * 3), (PLAIN_SPEC, 1 + 3)])
+def test_segments_lie_behind_one_another_from_the_magic_on(spec: CacheSpec, num: int) -> None:
+    shard = _shard(spec)
     data = shard.data.to_pybytes()
     assert data[:8] == b"ARROW1\0\0"
     assert data[-6:] == b"ARROW1"
-    assert len(shard.blocks) == 1 + 3
+    assert len(shard.segments) == num
     end = 8
-    for block in shard.blocks:
-        assert block.offset == end
-        end += block.length
-        assert hashlib.sha256(data[block.offset : end]).hexdigest() == block.sha256
+    for segment in shard.segments:
+        assert segment.offset == end
+        end += segment.length
+        assert hashlib.sha256(data[segment.offset : end]).hexdigest() == segment.sha256
     assert data[end : end + 8] == b"\xff\xff\xff\xff\0\0\0\0"
 
 
+def test_a_sketch_segment_holds_all_of_the_sketch_and_nothing_else() -> None:
+    table = _table()
+    _, targets, sketch, *_ = _parts(_shard())
+    for column in table.column_names:
+        for row in range(2):
+            cell = table.column(column)[row].as_py()
+            if isinstance(cell, bytes):
+                assert (cell in sketch) == (column in ("sketch", "sketch_scale"))
+                assert (cell in targets) == (column not in ("sketch", "sketch_scale"))
+
+
 def test_any_arrow_reader_sees_the_columns() -> None:
-    with ipc.open_file(pa.BufferReader(encode_shard(ROWS, SPEC, 1).data)) as file:
+    with ipc.open_file(pa.BufferReader(_shard().data)) as file:
         table = file.read_all()
         assert [file.get_batch(i).num_rows for i in range(file.num_record_batches)] == [2, 2, 1]
+    assert table.column_names == [*COLUMNS, "sketch", "sketch_scale"]
     assert table.schema.metadata == {
         b"format_version": b"1.0",
         b"cache_id": SPEC.cache_id.encode(),
         b"unit": b"1",
     }
     for index, row in enumerate(ROWS):
-        for name, value in encode_row(row, SPEC).items():
+        for name, value in encode_row(row, SPEC, RANKS).items():
             found = table.column(name)[index].as_py()
             assert found == (value.tolist() if isinstance(value, np.ndarray) else value)
 
 
 def test_the_same_rows_give_the_same_bytes() -> None:
-    first, second = (encode_shard(iter(ROWS), SPEC, 1) for _ in range(2))
+    first, second = _shard(), _shard()
     assert first.data.equals(second.data)
     assert first == second
     assert first.sha256 == hashlib.sha256(first.data).hexdigest()
-    assert encode_shard(ROWS, SPEC, 2).sha256 != first.sha256
+    assert _shard(unit=2).sha256 != first.sha256
 
 
 def test_no_rows() -> None:
-    shard = encode_shard([], SPEC, 1)
-    assert (shard.num_rows, shard.num_tokens, len(shard.blocks)) == (0, 0, 1)
+    shard = encode_shard([], SPEC, RANKS, 1)
+    assert (shard.num_rows, shard.num_tokens, len(shard.segments)) == (0, 0, 1)
     assert shard.statistics.sum_kept_mass == 0.0
     assert set(shard.statistics.column_bytes.values()) == {0}
 
 
-def _blocks(data: pa.Buffer) -> tuple[bytes, bytes]:
-    """The schema's message and the first record batch's."""
+def test_a_row_that_breaks_a_rule_is_named() -> None:
+    rows = [ROWS[0], replace(ROWS[1], next_logprob=np.full(12, np.nan, np.float32))]
+    with pytest.raises(ValueError, match="row 1: next_logprob: position"):
+        encode_shard(rows, SPEC, RANKS, 1)
+
+
+@pytest.mark.parametrize("with_sketch", [True, False])
+def test_a_batch_from_its_segments(with_sketch: bool) -> None:
+    schema, targets, sketch, *_ = _parts(_shard())
+    if with_sketch:
+        opened = _open(schema, targets + sketch)
+    else:
+        opened = _open(schema, targets, len(sketch))
+    row = row_of_batch(opened, 1, SPEC, RANKS)
+    assert opened.schema.names == COLUMNS + (["sketch", "sketch_scale"] if with_sketch else [])
+    assert_decoded(row, ROWS[1] if with_sketch else replace(ROWS[1], sketch=None), SPEC)
+
+
+def _table() -> pa.Table:
+    with ipc.open_file(pa.BufferReader(_shard().data)) as file:
+        return file.read_all()
+
+
+def _rewritten(table: pa.Table, compression: str | None = None) -> tuple[bytes, bytes]:
+    """The schema's message and the first record batch's of two rows."""
+    sink = pa.BufferOutputStream()
+    options = ipc.IpcWriteOptions(compression=compression)
+    with ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table.combine_chunks(), max_chunksize=2)
+    data = sink.getvalue()
     reader = pa.BufferReader(data)
-    reader.seek(8)
-    ends = [8]
+    ends = []
     for _ in range(2):
         ipc.read_message(reader)
         ends.append(reader.tell())
     raw = data.to_pybytes()
-    return raw[ends[0] : ends[1]], raw[ends[1] : ends[2]]
+    return raw[: ends[0]], raw[ends[0] : ends[1]]
 
 
-def _rewritten(table: pa.Table) -> tuple[bytes, bytes]:
-    sink = pa.BufferOutputStream()
-    with ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=2)
-    return _blocks(sink.getvalue())
+def _with(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, column)
 
 
-def _table() -> pa.Table:
-    with ipc.open_file(pa.BufferReader(encode_shard(ROWS, SPEC, 1).data)) as file:
-        return file.read_all()
-
-
-@pytest.mark.parametrize("with_sketch", [True, False])
-def test_a_batch_from_two_blocks(with_sketch: bool) -> None:
-    schema, batch = _blocks(encode_shard(ROWS, SPEC, 1).data)
-    opened = open_batch(schema, batch, 1, SPEC, with_sketch=with_sketch)
-    row = row_of_batch(opened, 1, SPEC)
-    assert (row.sketch is not None) == with_sketch
-    assert ("sketch_scale" in opened.schema.names) == with_sketch
-    if with_sketch:
-        assert_decoded(row, ROWS[1], SPEC)
-
-
-def test_added_columns_and_another_order_do_not_matter() -> None:
-    table = _table().append_column("surprise", pa.array([{"a": 1}] * 5))
+@pytest.mark.parametrize("extra", [pa.array([{"a": 1}] * 5), pa.nulls(5), pa.array(["a"] * 5)])
+def test_added_columns_and_another_order_do_not_matter(extra: pa.Array) -> None:
+    table = _table().append_column("surprise", extra)
     table = table.select(table.schema.names[::-1])
-    opened = open_batch(*_rewritten(table), 1, SPEC, with_sketch=True)
-    assert_decoded(row_of_batch(opened, 0, SPEC), ROWS[0], SPEC)
-
-
-def test_uncompressed_batches_are_read() -> None:
-    opened = open_batch(*_rewritten(_table()), 1, SPEC, with_sketch=True)
-    assert_decoded(row_of_batch(opened, 1, SPEC), ROWS[1], SPEC)
+    opened = _open(*_rewritten(table))
+    assert "surprise" not in opened.schema.names
+    assert_decoded(row_of_batch(opened, 0, SPEC, RANKS), ROWS[0], SPEC)
 
 
 def test_what_is_not_of_this_cache() -> None:
-    schema, batch = _blocks(encode_shard(ROWS, SPEC, 1).data)
-    with pytest.raises(ValueError, match="says unit 1, expected 2"):
-        open_batch(schema, batch, 2, SPEC, with_sketch=True)
+    schema, targets, sketch, *_ = _parts(_shard())
+    with pytest.raises(ValueError, match=r"says unit b'1', expected b'2'"):
+        _open(schema, targets + sketch, unit=2)
     with pytest.raises(ValueError, match=r"says cache_id .* expected"):
-        open_batch(schema, batch, 1, sample_spec(seed=8), with_sketch=True)
-    plain = _table().replace_schema_metadata(None)
-    with pytest.raises(ValueError, match="says cache_id nothing"):
-        open_batch(*_rewritten(plain), 1, SPEC, with_sketch=True)
+        open_batch(schema, targets + sketch, 0, 1, sample_spec(seed=8))
+    with pytest.raises(ValueError, match="says cache_id b'nothing'"):
+        _open(*_rewritten(_table().replace_schema_metadata(None)))
 
 
 def test_columns_that_are_missing_or_of_another_type() -> None:
     table = _table()
-    with pytest.raises(ValueError, match="column gaps: expected binary, found nothing"):
-        open_batch(*_rewritten(table.drop_columns(["gaps"])), 1, SPEC, with_sketch=True)
-    other = table.set_column(0, "token_ids", pa.array([1] * 5))
-    with pytest.raises(ValueError, match="column token_ids: expected binary, found int64"):
-        open_batch(*_rewritten(other), 1, SPEC, with_sketch=True)
+    with pytest.raises(ValueError, match="column kept: expected binary, found nothing"):
+        _open(*_rewritten(table.drop_columns(["kept"])))
+    twice = table.append_column("kept", table.column("kept"))
+    with pytest.raises(ValueError, match="column kept: expected binary, found nothing"):
+        _open(*_rewritten(twice))
+    for column in (pa.array([1] * 5), pa.array([b"1"] * 5, pa.large_binary()), pa.nulls(5)):
+        with pytest.raises(ValueError, match=f"column kept: expected binary, found {column.type}"):
+            _open(*_rewritten(_with(table, "kept", column)))
 
 
-def test_bytes_that_are_not_arrow() -> None:
-    schema, batch = _blocks(encode_shard(ROWS, SPEC, 1).data)
-    for pair in ((b"no", batch), (schema, b"no"), (schema, b""), (schema, schema), (batch, batch)):
-        with pytest.raises(ValueError, match="Arrow cannot read it"):
-            open_batch(*pair, 1, SPEC, with_sketch=True)
+@pytest.mark.parametrize("name", ["kept", "sketch_scale"])
+def test_cells_that_are_null_are_refused(name: str) -> None:
+    cells = _table().column(name).to_pylist()
+    column = pa.array([cells[0], None, *cells[2:]], pa.binary())
+    with pytest.raises(ValueError, match=f"column {name}: expected no nulls"):
+        _open(*_rewritten(_with(_table(), name, column)))
+
+
+@pytest.mark.parametrize("lists", [[[1], None], [[1, None], []]])
+def test_document_starts_that_are_null_are_refused(lists: list[Any]) -> None:
+    column = pa.array([*lists, [], [], []], pa.list_(pa.int32()))
+    with pytest.raises(ValueError, match="column document_starts: expected no nulls"):
+        _open(*_rewritten(_with(_table(), "document_starts", column)))
+
+
+def test_buffers_that_arrow_compressed_are_refused() -> None:
+    bomb = pa.array([bytes(2**28)] + [b""] * 4)
+    schema, batch = _rewritten(_with(_table(), "kept", bomb), "zstd")
+    assert len(batch) < 2**16
+    allocated = pa.total_allocated_bytes()
+    with pytest.raises(ValueError, match="not compressed"):
+        _open(schema, batch)
+    assert pa.total_allocated_bytes() < allocated + 2**20
+
+
+@pytest.mark.parametrize("number", [2**30, -1])
+def test_a_list_that_claims_to_be_long_is_refused(number: int) -> None:
+    offsets = pa.py_buffer(np.array([0, 1, number], np.int32).tobytes())
+    values = pa.array([3], pa.int32())
+    lists = pa.Array.from_buffers(pa.list_(pa.int32()), 2, [None, offsets], children=[values])
+    table = _table().slice(0, 2).combine_chunks()
+    schema, batch = _rewritten(
+        _with(table, "document_starts", pa.array([[3], []], pa.list_(pa.int32())))
+    )
+    old = np.array([0, 1, 1], np.int32).tobytes()
+    assert batch.count(old) == 1
+    assert lists.buffers()[1].to_pybytes() == offsets.to_pybytes()
+    with pytest.raises(ValueError, match="Arrow cannot read it"):
+        _open(schema, batch.replace(old, offsets.to_pybytes()))
+
+
+def test_bytes_that_are_not_a_schema_and_a_batch() -> None:
+    schema, targets, sketch, *rest = _parts(_shard())
+    batch = targets + sketch
+    for pair in (
+        (b"no", batch),
+        (schema, b"no"),
+        (schema, b""),
+        (schema, schema),
+        (batch, batch),
+        (schema + batch, batch),
+        (schema, sketch + targets),
+        (schema, batch + rest[0] + rest[1]),
+    ):
+        with pytest.raises(ValueError, match=r"Arrow cannot read it|Arrow message"):
+            _open(*pair)
+
+
+def test_every_truncation_of_a_batch_is_refused() -> None:
+    schema, targets, sketch, *_ = _parts(_shard())
+    whole = targets + sketch
+    for length in range(len(whole)):
+        with pytest.raises(ValueError, match=r"Arrow cannot read it|Arrow message"):
+            _open(schema, whole[:length])
+    for length in range(len(schema)):
+        with pytest.raises(ValueError, match=r"Arrow cannot read it|Arrow message"):
+            _open(schema[:length], whole)
+
+
+def test_the_cells_of_another_column_are_refused() -> None:
+    """All are frames of a known size, so hardly any fits where another belongs."""
+    table = _table()
+    names = ["token_ids", "kept", "tail_log_mass", "sketch", "sketch_scale"]
+    for name in names:
+        for other in names:
+            if name != other:
+                opened = _open(*_rewritten(_with(table, name, table.column(other))))
+                with pytest.raises(ValueError, match=name.removesuffix("_scale")):
+                    row_of_batch(opened, 0, SPEC, RANKS)
+
+
+def _row_with(changes: dict[str, bytes]) -> Row:
+    table = _table()
+    for name, cell in changes.items():
+        table = _with(table, name, pa.array([cell] * 5))
+    return row_of_batch(_open(*_rewritten(table)), 0, SPEC, RANKS)
+
+
+@pytest.mark.parametrize("name", ["token_ids", "num_kept", "kept", "tail_log_mass", "next_logprob"])
+def test_every_truncation_of_a_cell_is_refused(name: str) -> None:
+    cell = _table().column(name)[0].as_py()
+    assert_decoded(_row_with({name: cell}), ROWS[0], SPEC)
+    for wrong in [cell + b"\0", *(cell[:length] for length in range(len(cell)))]:
+        with pytest.raises(ValueError, match=f"{name}: "):
+            _row_with({name: wrong})

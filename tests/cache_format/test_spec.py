@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cache_format.spec import CacheSpec, SketchSpec, TargetSpec, differences
-from tests.cache_format.sample_cache import sample_spec
+from cache_format.spec import CacheSpec, SketchSpec, differences
+from tests.cache_format.sample_cache import sample_spec, sampled_targets
 
 SPEC = sample_spec()
 
@@ -19,15 +19,15 @@ def test_json_and_back() -> None:
 
 
 def test_cache_id_is_the_hash_of_the_canonical_spec() -> None:
-    assert SPEC.cache_id == "bc3a5b46923d8a8c25fbdaf03a7371ff1fcf38da7c59ae0ccf6e208c55704f0d"
+    assert SPEC.cache_id == "0a380bd5c372c4b0aa04712be4c0b8ecfb0da6ad5c1fd420104c8baaba7869b9"
     assert SPEC.cache_id == hashlib.sha256(SPEC.canonical_json()).hexdigest()
     assert b" " not in SPEC.canonical_json()
     assert json.loads(SPEC.canonical_json()) == SPEC.to_json()
 
 
 def test_cache_id_does_not_depend_on_how_a_number_was_written() -> None:
-    targets = TargetSpec(top_k=5, keep_mass=1, inverse_temperatures=(1,), tail_step=1)
-    same = TargetSpec(top_k=5, keep_mass=1.0, inverse_temperatures=(1.0,), tail_step=1.0)
+    targets = replace(SPEC.targets, keep_mass=1, inverse_temperatures=(1,), log_step=1)
+    same = replace(SPEC.targets, keep_mass=1.0, inverse_temperatures=(1.0,), log_step=1.0)
     assert sample_spec(targets=targets).cache_id == sample_spec(targets=same).cache_id
 
 
@@ -38,8 +38,11 @@ def test_cache_id_does_not_depend_on_how_a_number_was_written() -> None:
         replace(SPEC, rows_per_batch=3),
         replace(SPEC, teacher=replace(SPEC.teacher, revision="r2")),
         replace(SPEC, corpus=replace(SPEC.corpus, files=())),
-        replace(SPEC, targets=replace(SPEC.targets, logit_step=1 / 8)),
+        replace(SPEC, targets=replace(SPEC.targets, num_levels=127)),
+        replace(SPEC, targets=replace(SPEC.targets, log_step=1 / 8)),
+        replace(SPEC, targets=replace(SPEC.targets, ranks_sha256="0" * 64)),
         replace(SPEC, sketch=replace(SPEC.sketch, hidden_states="last")),
+        replace(SPEC, sketch=replace(SPEC.sketch, dtype="float16")),
     ],
 )
 def test_every_field_counts(changed: CacheSpec) -> None:
@@ -87,11 +90,13 @@ BOUNDS: list[tuple[str, str, list[Any], list[Any]]] = [
         [(1.0,), tuple(n / 8 for n in range(1, 9))],
         [(), (0.5,), (0.0, 1.0), (0.5, 0.5, 1.0), (1.0, 0.5), tuple(n / 9 for n in range(1, 10))],
     ),
-    ("targets", "logit_step", [2**-10, 1.0], [2**-11, 2.0, 0.3, 0.0]),
-    ("targets", "tail_step", [2**-10, 1.0], [2**-11, 2.0, 0.3, -0.5]),
+    ("targets", "kind", ["top_k"], ["", "samples"]),
+    ("targets", "num_levels", [2, 255], [1, 256]),
+    ("targets", "log_step", [2**-10, 1.0], [2**-11, 2.0, 0.3, 0.0, -0.5]),
+    ("targets", "ranks_sha256", ["0" * 64, "f" * 64], ["", "0" * 63, "0" * 65, "F" * 64]),
     ("sketch", "dim", [1, 65_535], [0, 65_536]),
     ("sketch", "kind", ["rademacher"], ["gauss", "none"]),
-    ("sketch", "dtype", ["int8"], ["float16"]),
+    ("sketch", "dtype", ["int8", "float16", "float32"], ["", "bfloat16"]),
 ]
 
 
@@ -107,6 +112,21 @@ def test_bounds(part: str, name: str, good: list[Any], bad: list[Any]) -> None:
     for value in bad:
         with pytest.raises(ValueError, match="must be"):
             with_value(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("inverse_temperatures", (1.0,), (0.5, 1.0)),
+        ("keep_mass", 1.0, 0.9),
+        ("top_k", 20, 21),
+    ],
+)
+def test_bounds_of_samples(name: str, good: Any, bad: Any) -> None:
+    targets = sampled_targets(num_levels=20)
+    replace(targets, **{name: good})
+    with pytest.raises(ValueError, match=f"{name}: must be .*(sampled|draws)"):
+        replace(targets, **{name: bad})
 
 
 def test_top_k_beyond_the_vocabulary_is_refused() -> None:
@@ -125,6 +145,13 @@ def test_top_k_beyond_the_vocabulary_is_refused() -> None:
         ({"teacher": []}, r"teacher: expected an object, found \[\]"),
         ({"teacher": {}}, "teacher.attention: missing"),
         ({"sketch": {"kind": "x", "hidden_states": "", "dim": 1, "dtype": "int8"}}, "sketch.kind"),
+        (
+            {"sketch": {"kind": "none", "hidden_states": "", "dim": 0, "dtype": "int4"}},
+            "sketch.dtype: .*'int4'",
+        ),
+        ({"targets": SPEC.to_json()["targets"] | {"kind": "top_p"}}, "targets.kind: .*'top_p'"),
+        ({"targets": SPEC.to_json()["targets"] | {"keep_mass": 10**400}}, "targets.keep_mass"),
+        ({"targets": SPEC.to_json()["targets"] | {"log_step": float("nan")}}, "log_step"),
     ],
 )
 def test_from_json_names_the_field(change: dict[str, Any], message: str) -> None:
