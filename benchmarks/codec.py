@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from benchmarks.positions import (
     LEVELS,
     NODES,
+    SEQUENCE_LENGTH,
     Positions,
     corpus_ranks,
     demo_positions,
@@ -57,6 +58,8 @@ def codec(
     if (corpus is None) != (tokenizer is None):
         raise click.UsageError("--corpus and --tokenizer belong together")
     positions = read_logits(logits) if logits else demo_positions(rows)
+    if len(positions) < 2 * SEQUENCE_LENGTH:
+        raise click.UsageError(f"at least {2 * SEQUENCE_LENGTH} positions are needed")
     ranks = corpus_ranks(corpus, tokenizer) if corpus and tokenizer else positions.corpus_ranks
     figures: dict[str, Any] = {
         "positions": len(positions),
@@ -71,7 +74,7 @@ def codec(
 def _measure(
     positions: Positions, top_k: int, ranks: RankTable | None, repeats: int
 ) -> dict[str, float]:
-    half = len(positions) // 1024 * 512
+    half = len(positions) // (2 * SEQUENCE_LENGTH) * SEQUENCE_LENGTH
     halves = [positions.slice(0, half), positions.slice(half, 2 * half)]
     tables = [ranks or RankTable.by_weight(other.kept_weights()) for other in reversed(halves)]
     num_bytes, encode_seconds, decode_seconds = dict.fromkeys(_TARGET_COLUMNS, 0), 0.0, 0.0
@@ -119,7 +122,7 @@ def _divergence(
 
     Matched by id, so that an id that came back at another place would show.
     """
-    s, count = NODES[node], len(decoded) * 512
+    s, count = NODES[node], len(decoded) * SEQUENCE_LENGTH
     kept_ids = np.concatenate([row.kept_ids for row in decoded]).reshape(count, top_k)
     gaps = np.concatenate([row.gaps for row in decoded]).reshape(count, top_k)
     decoded_tail = np.concatenate([row.tail_log_mass[:, node] for row in decoded])

@@ -51,6 +51,9 @@ def loader(logits: Path | None, rows: int, repeats: int, as_json: bool) -> None:
     positions = read_logits(logits) if logits else demo_positions(rows)
     ranks = positions.corpus_ranks or RankTable.by_weight(positions.kept_weights())
     spec, unit = make_spec(positions, _TOP_K, ranks), make_rows(positions, _TOP_K)
+    unit = unit[: len(unit) // _ROWS_PER_BATCH * _ROWS_PER_BATCH]
+    if not unit:
+        raise click.UsageError(f"at least {_ROWS_PER_BATCH * SEQUENCE_LENGTH} positions are needed")
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
         ours = _write_cache(work / "cache", spec, ranks, unit)

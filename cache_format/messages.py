@@ -5,15 +5,11 @@ it was asked for. So both are looked at here before Arrow decodes anything. Call
 reader.
 """
 
-import struct
-
 import pyarrow as pa
 from pyarrow import ipc
 
 _HEADER = 2  # slots of the flatbuffers tables Message and RecordBatch of Arrow's format/Message.fbs
 _COMPRESSION = 3
-_LENGTH = struct.Struct("<i")
-_OFFSET = struct.Struct("<H")
 
 
 def require_message(data: pa.Buffer, kind: str) -> None:
@@ -22,7 +18,10 @@ def require_message(data: pa.Buffer, kind: str) -> None:
     ``kind`` is ``schema`` or ``record batch``.
     """
     reader = pa.BufferReader(data)
-    message = ipc.read_message(reader)
+    try:
+        message = ipc.read_message(reader)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise ValueError(f"Arrow cannot read it: {error}") from error
     if message.type != kind:
         raise ValueError(f"expected an Arrow message of a {kind}, found one of a {message.type}")
     if reader.tell() != data.size:
@@ -34,18 +33,24 @@ def require_message(data: pa.Buffer, kind: str) -> None:
 
 
 def _is_compressed(metadata: bytes) -> bool:
-    """Whether a record batch's message says so; Arrow has verified that all offsets lie inside."""
-    message: int = _LENGTH.unpack_from(metadata)[0]
-    at = _slot(metadata, message, _HEADER)
-    batch: int = at + _LENGTH.unpack_from(metadata, at)[0]
+    """Whether the flatbuffer of a record batch's message says so."""
+    message = _integer(metadata, 0, 4)
+    header = _slot(metadata, message, _HEADER)
+    batch = header + _integer(metadata, header, 4)
     return _slot(metadata, batch, _COMPRESSION) != batch
 
 
 def _slot(metadata: bytes, table: int, number: int) -> int:
     """Where field ``number`` of a flatbuffers table lies; the table itself if it has none."""
-    names: int = table - _LENGTH.unpack_from(metadata, table)[0]
+    names = table - _integer(metadata, table, 4)
     index = 4 + 2 * number
-    if index >= _OFFSET.unpack_from(metadata, names)[0]:
+    if index >= _integer(metadata, names, 2):
         return table
-    offset: int = _OFFSET.unpack_from(metadata, names + index)[0]
-    return table + offset
+    return table + _integer(metadata, names + index, 2)
+
+
+def _integer(metadata: bytes, offset: int, width: int) -> int:
+    """4 bytes are signed, 2 are not; Arrow has not verified that all of them lie inside."""
+    if not 0 <= offset <= len(metadata) - width:
+        raise ValueError("expected an Arrow message of a record batch, found offsets outside of it")
+    return int.from_bytes(metadata[offset : offset + width], "little", signed=width == 4)

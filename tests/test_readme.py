@@ -15,7 +15,7 @@ _README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def readme_commands() -> Iterator[list[str]]:
-    for block in re.findall(r"```\n(.*?)```", _README, re.DOTALL):
+    for block in re.findall(r"^```\w*\n(.*?)^```$", _README, re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
             command = line.partition(" | ")[0]
             words = shlex.split(command, comments=True) if line.startswith("pipeline ") else []

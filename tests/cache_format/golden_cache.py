@@ -1,9 +1,9 @@
 """The golden caches: one for each way of keeping targets and sketches, and their author.
 
 ``python -m tests.cache_format.golden_cache`` writes, for each name in ``SPECS``, ``golden/NAME/``
-(a cache) and ``golden/NAME.json`` (what its rows decode to). Run it only together with a new version
-of the format: that a cache written by an older program still reads the same is what the golden
-caches are for. Rows are formulas rather than random numbers, so that anyone can work them out.
+(a cache) and ``golden/NAME.json`` (what its rows decode to). Run it only together with a new
+version of the format: that a cache written by an older program still reads the same is what the
+golden caches are for. Rows are formulas rather than random numbers: anyone can work them out.
 """
 
 import json

@@ -105,10 +105,8 @@ def test_a_row_that_breaks_a_rule_is_named() -> None:
 @pytest.mark.parametrize("with_sketch", [True, False])
 def test_a_batch_from_its_segments(with_sketch: bool) -> None:
     schema, targets, sketch, *_ = _parts(_shard())
-    if with_sketch:
-        opened = _open(schema, targets + sketch)
-    else:
-        opened = _open(schema, targets, len(sketch))
+    batch, num_absent = (targets + sketch, 0) if with_sketch else (targets, len(sketch))
+    opened = _open(schema, batch, num_absent)
     row = row_of_batch(opened, 1, SPEC, RANKS)
     assert opened.schema.names == COLUMNS + (["sketch", "sketch_scale"] if with_sketch else [])
     assert_decoded(row, ROWS[1] if with_sketch else replace(ROWS[1], sketch=None), SPEC)
@@ -150,11 +148,11 @@ def test_added_columns_and_another_order_do_not_matter(extra: pa.Array) -> None:
 
 def test_what_is_not_of_this_cache() -> None:
     schema, targets, sketch, *_ = _parts(_shard())
-    with pytest.raises(ValueError, match=r"says unit b'1', expected b'2'"):
+    with pytest.raises(ValueError, match=r"says unit 1, expected 2"):
         _open(schema, targets + sketch, unit=2)
     with pytest.raises(ValueError, match=r"says cache_id .* expected"):
         open_batch(schema, targets + sketch, 0, 1, sample_spec(seed=8))
-    with pytest.raises(ValueError, match="says cache_id b'nothing'"):
+    with pytest.raises(ValueError, match="says cache_id nothing"):
         _open(*_rewritten(_table().replace_schema_metadata(None)))
 
 
@@ -197,18 +195,13 @@ def test_buffers_that_arrow_compressed_are_refused() -> None:
 
 @pytest.mark.parametrize("number", [2**30, -1])
 def test_a_list_that_claims_to_be_long_is_refused(number: int) -> None:
-    offsets = pa.py_buffer(np.array([0, 1, number], np.int32).tobytes())
-    values = pa.array([3], pa.int32())
-    lists = pa.Array.from_buffers(pa.list_(pa.int32()), 2, [None, offsets], children=[values])
-    table = _table().slice(0, 2).combine_chunks()
-    schema, batch = _rewritten(
-        _with(table, "document_starts", pa.array([[3], []], pa.list_(pa.int32())))
-    )
-    old = np.array([0, 1, 1], np.int32).tobytes()
-    assert batch.count(old) == 1
-    assert lists.buffers()[1].to_pybytes() == offsets.to_pybytes()
+    column = pa.array([[3], [], [], [], []], pa.list_(pa.int32()))
+    schema, batch = _rewritten(_with(_table(), "document_starts", column))
+    offsets = np.array([0, 1, 1], np.int32).tobytes()
+    assert batch.count(offsets) == 1
+    other = np.array([0, 1, number], np.int32).tobytes()
     with pytest.raises(ValueError, match="Arrow cannot read it"):
-        _open(schema, batch.replace(old, offsets.to_pybytes()))
+        _open(schema, batch.replace(offsets, other))
 
 
 def test_bytes_that_are_not_a_schema_and_a_batch() -> None:

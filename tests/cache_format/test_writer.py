@@ -109,7 +109,7 @@ def test_what_an_entry_says(written: Path) -> None:
     assert statistics.sum_next_logprob == pytest.approx(logprobs, rel=1e-5)
     assert statistics.sum_kept_mass == pytest.approx(sum(map(_kept_mass, rows)), rel=1e-6)
     assert set(statistics.column_bytes) == {
-        *("token_ids", "document_starts", "num_kept", "kept_ids", "gaps"),
+        *("token_ids", "document_starts", "num_kept", "kept"),
         *("tail_log_mass", "next_logprob", "sketch", "sketch_scale"),
     }
     assert all(num_bytes > 0 for num_bytes in statistics.column_bytes.values())
@@ -127,8 +127,8 @@ def _kept_mass(row: Row) -> float:
 
 
 def test_column_bytes_are_what_the_columns_take() -> None:
-    shard = encode_shard([sample_row(i, SPEC) for i in range(40)], SPEC, 0)
-    batches = sum(block.length for block in shard.blocks[1:])
+    shard = encode_shard([sample_row(i, SPEC) for i in range(40)], SPEC, sample_ranks(), 0)
+    batches = sum(segment.length for segment in shard.segments[1:])
     framing = 20 * 900  # what Arrow writes about each of the 20 batches
     assert 0 < batches - sum(shard.statistics.column_bytes.values()) < framing
 

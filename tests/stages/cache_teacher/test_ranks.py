@@ -22,7 +22,7 @@ def test_ids_with_more_different_ids_before_them_come_first(documents: list[list
     ids = [token_id for document in documents for token_id in document]
     before: set[tuple[int, int, int]] = set()
     for index, token_id in enumerate(ids):
-        for distance in range(1, min(3, index) + 1):
+        for distance in range(1, min(ranks.REACH, index) + 1):
             before.add((distance, ids[index - distance], token_id))
     weights = [sum(pair[2] == token_id for pair in before) for token_id in range(12)]
     expected = sorted(range(12), key=lambda token_id: (-weights[token_id], token_id))
@@ -30,9 +30,9 @@ def test_ids_with_more_different_ids_before_them_come_first(documents: list[list
 
 
 def test_what_follows_many_ids_is_before_what_occurs_more_often() -> None:
-    # 7 follows 1, 2 and 3; 8 occurs more often, but only ever after 9.
-    ids = [1, 7, 2, 7, 3, 7] + [9, 8] * 9
-    by_rank = rank_table(_documents(ids), 10).ids_by_rank.tolist()
+    # 7 follows 10, 11, … 39; 8 occurs more often, but only ever after 9.
+    ids = [9, 8] * 60 + [id_ for other in range(10, 40) for id_ in (other, 7)]
+    by_rank = rank_table(_documents(ids), 40).ids_by_rank.tolist()
     assert by_rank.index(7) < by_rank.index(8)
 
 

@@ -1,0 +1,362 @@
+"""Damaged bytes whose hashes are right: a named error or a row that keeps the rules, never else.
+
+Cells, record batches and sealed files are mutated at random (the same way every time) and given to
+the decoders as though their hashes had been compared. Each group of inputs runs in a child process
+with a limit on memory and on time: a crash, a hang or a hunger for memory is a failed test, not a
+dead run.
+"""
+
+import faulthandler
+import hashlib
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import zstandard
+
+import cache_format
+from cache_format import frames, plain
+from cache_format.bits import with_length
+from cache_format.codec import Row, decode_row, encode_row
+from cache_format.ranks import RankTable
+from cache_format.shard import encode_shard, open_batch, row_of_batch
+from cache_format.spec import CacheSpec, SketchSpec
+from tests.cache_format.sample_cache import (
+    reseal,
+    sample_ranks,
+    sample_row,
+    sample_spec,
+    sampled_targets,
+    write_sample_cache,
+)
+
+SECONDS_PER_INPUT = 5
+MAX_BYTES_MORE = 2**28
+"""What a child may allocate above what it had at its start; a sample row takes kilobytes."""
+
+RANKS = sample_ranks()
+SPECS = [
+    sample_spec(),
+    sample_spec(sketch=SketchSpec(kind="rademacher", dim=8, dtype="float16")),
+    sample_spec(sketch=SketchSpec(kind="rademacher", dim=8, dtype="float32")),
+    sample_spec(targets=sampled_targets(), sketch=SketchSpec(kind="none", dim=0)),
+]
+Input = Callable[[], None]
+
+
+def _mutated(data: bytes, random: np.random.Generator) -> bytes:
+    """One to three changes: bits, bytes, pieces cut out, doubled or put in."""
+    changed = bytearray(data)
+    for _ in range(random.integers(1, 4)):
+        at = int(random.integers(0, len(changed) + 1))
+        length = int(random.integers(1, 9))
+        kind = random.integers(0, 6)
+        if kind <= 1 and at < len(changed):
+            changed[at] ^= 1 << int(random.integers(0, 8))
+        elif kind == 2:
+            changed[at : at + length] = random.bytes(len(changed[at : at + length]))
+        elif kind == 3:
+            del changed[at : at + length]
+        elif kind == 4:
+            changed[at:at] = changed[at : at + length]
+        else:
+            edge = [0, 1, 0x7F, 0x80, 0xFF][int(random.integers(0, 5))]
+            changed[at : at + length] = bytes([edge]) * int(random.integers(0, 9))
+    return bytes(changed)
+
+
+def _mutated_cell(cell: bytes, random: np.random.Generator) -> bytes:
+    """Half of the time within a frame, so that what is wrong is not zstd's but ours to find."""
+    if random.random() < 0.4 or len(cell) < 8:
+        return _mutated(cell, random)
+    has_length = cell[:4] != zstandard.FRAME_HEADER
+    end = 4 + int.from_bytes(cell[:4], "little") if has_length else len(cell)
+    frame = cell[4 * has_length : end]
+    content = bytearray(frames.decompress(frame, zstandard.frame_content_size(frame)))
+    for _ in range(random.integers(1, 3)):
+        content[int(random.integers(0, len(content)))] = int(random.integers(0, 256))
+    changed = frames.compress(bytes(content))
+    return (with_length(changed) if has_length else changed) + cell[end:]
+
+
+def _accepts(decode: Callable[[], Row], spec: CacheSpec) -> None:
+    """``decode`` raises ValueError, or gives a row within all bounds."""
+    try:
+        row = decode()
+    except ValueError as error:
+        assert str(error)  # noqa: PT017
+        return
+    num_positions, num_entries = spec.sequence_length, int(row.num_kept.sum())
+    assert row.token_ids.shape == (num_positions + 1,)
+    assert row.kept_ids.shape == row.gaps.shape == (num_entries,)
+    for ids in (row.token_ids, row.kept_ids):
+        assert ((ids >= 0) & (ids < spec.teacher.vocab_size)).all()
+    assert (row.num_kept <= spec.targets.top_k).all()
+    assert ((row.num_kept > 0) == row.scored()).all()
+    assert (np.isfinite(row.gaps) & (row.gaps >= 0)).all()
+    assert row.tail_log_mass.shape == (num_positions, len(spec.targets.inverse_temperatures))
+    assert (row.tail_log_mass < np.inf).all()
+    assert ((row.next_logprob <= 0) & (row.next_logprob >= -65_504)).all()
+    assert (row.counts is None) == (spec.targets.kind == "top_k")
+    if row.counts is not None:
+        assert (row.counts >= 1).all()
+        assert row.counts.sum() == spec.targets.num_levels * row.scored().sum()
+    if row.sketch is not None:
+        assert row.sketch.shape == (num_positions, spec.sketch.dim)
+        assert np.isfinite(row.sketch).all()
+
+
+def _cells(num_inputs: int) -> Iterator[Input]:
+    random = np.random.default_rng(1)
+    rows = [
+        (spec, row, {k: v for k, v in encode_row(row, spec, RANKS).items() if isinstance(v, bytes)})
+        for spec in SPECS
+        for row in (sample_row(seed, spec) for seed in range(4))
+    ]
+    for number in range(num_inputs):
+        spec, row, cells = rows[number % len(rows)]
+        name = list(cells)[int(random.integers(0, len(cells)))]
+        starts = row.document_starts
+        if random.random() < 0.1:
+            starts = random.integers(-2, 15, int(random.integers(0, 4))).astype(np.int32)
+        changed = cells | {name: _mutated_cell(cells[name], random)}
+
+        def run(
+            spec: CacheSpec = spec, changed: dict[str, bytes] = changed, starts: np.ndarray = starts
+        ) -> None:
+            _accepts(lambda: decode_row(changed, starts, spec, RANKS), spec)
+
+        yield run
+
+
+def _batches(num_inputs: int) -> Iterator[Input]:
+    random = np.random.default_rng(2)
+    shards = []
+    for spec in SPECS:
+        shard = encode_shard([sample_row(seed, spec) for seed in range(2)], spec, RANKS, 1)
+        data = shard.data.to_pybytes()
+        shards.append((spec, [data[s.offset :][: s.length] for s in shard.segments]))
+    for number in range(num_inputs):
+        spec, (schema, targets, *sketch) = shards[number % len(shards)]
+        if random.random() < 0.2:
+            schema = _mutated(schema, random)
+        else:
+            targets = _mutated(targets, random)
+        num_absent = len(sketch[0]) if sketch and random.random() < 0.5 else 0
+        batch = targets if num_absent else b"".join([targets, *sketch])
+
+        def run(
+            spec: CacheSpec = spec,
+            schema: bytes = schema,
+            batch: bytes = batch,
+            num_absent: int = num_absent,
+        ) -> None:
+            try:
+                opened = open_batch(schema, batch, num_absent, 1, spec)
+            except ValueError:
+                return
+            for index in range(min(opened.num_rows, 4)):
+                _accepts(lambda index=index: row_of_batch(opened, index, spec, RANKS), spec)  # type: ignore[misc]
+
+        yield run
+
+
+_VALUES: list[object] = [
+    0,
+    1,
+    -1,
+    2**31,
+    2**63,
+    10**30,
+    1.5,
+    1e308,
+    True,
+    None,
+    "",
+    "x",
+    "1.0",
+    "2.0",
+    [],
+    {},
+    [[]],
+]
+
+
+def _changed_value(fields: object, random: np.random.Generator) -> None:
+    """Replace, remove or add one value somewhere inside a JSON object."""
+    while isinstance(fields, dict | list) and fields:
+        keys = list(fields) if isinstance(fields, dict) else list(range(len(fields)))
+        key = keys[int(random.integers(0, len(keys)))]
+        inner = fields[key]
+        if isinstance(inner, dict | list) and inner and random.random() < 0.8:
+            fields = inner
+            continue
+        if random.random() < 0.15:
+            del fields[key]
+        elif random.random() < 0.3 and isinstance(inner, int):
+            fields[key] = inner + int(random.integers(-2, 3))
+        else:
+            fields[key] = _VALUES[int(random.integers(0, len(_VALUES)))]
+        return
+
+
+def _files(root: Path, num_inputs: int) -> Iterator[Input]:
+    """Manifest, spec, receipts and the table of ids, changed and sealed again, all hashes right."""
+    random = np.random.default_rng(3)
+    names = ["manifest.json", "receipts/00001.json", "receipts/teacher.json", "ranks.bin"]
+    whole = {name: (root / name).read_bytes() for name in names}
+    for number in range(num_inputs):
+        name = names[number % len(names)]
+        seed = int(random.integers(0, 2**32))
+
+        def run(name: str = name, seed: int = seed) -> None:
+            random = np.random.default_rng(seed)
+            try:
+                _damage(root, name, random)
+                _read_everything(root)
+            finally:
+                for each, data in whole.items():
+                    (root / each).write_bytes(data)
+
+        yield run
+
+
+def _damage(root: Path, name: str, random: np.random.Generator) -> None:
+    path = root / name
+    if name == "ranks.bin" or random.random() < 0.3:
+        path.write_bytes(_mutated(path.read_bytes(), random))
+    else:
+        fields = plain.unseal(path.read_bytes(), path, "")
+        _changed_value(fields, random)
+        path.write_bytes(plain.seal(fields))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def adopt(fields: dict) -> None:  # type: ignore[type-arg]
+        if name == "receipts/teacher.json":
+            fields["teacher_receipt_sha256"] = digest
+        if name == "receipts/00001.json":
+            fields["shards"][1]["receipt_sha256"] = digest
+
+    if name == "manifest.json" and random.random() < 0.7:
+        try:
+            fields = json.loads(path.read_bytes())
+            spec = CacheSpec.from_json(fields["spec"])
+        except (ValueError, KeyError, TypeError):
+            return
+        fields.pop("seal", None)
+        path.write_bytes(plain.seal(fields | {"cache_id": spec.cache_id}))
+    elif name != "manifest.json":
+        reseal(root / "manifest.json", adopt)
+
+
+def _read_everything(root: Path) -> None:
+    try:
+        cache = cache_format.open(root, allow_incomplete=True)
+        cache.attachments()
+    except ValueError:
+        return
+    for split in ("train", "validation"):
+        for index in range(min(cache.num_rows(split), 3)):
+            _accepts(lambda split=split, index=index: cache.read_row(split, index)[1], cache.spec)  # type: ignore[misc]
+
+
+def _tables(num_inputs: int) -> Iterator[Input]:
+    random = np.random.default_rng(4)
+    for _ in range(num_inputs):
+        data = _mutated(RANKS.to_bytes(), random)
+
+        def run(data: bytes = data) -> None:
+            try:
+                table = RankTable.from_bytes(data, 40)
+            except ValueError:
+                return
+            assert sorted(table.ids_by_rank.tolist()) == list(range(40))
+
+        yield run
+
+
+def _child(pipe: Connection, inputs: Iterator[Input]) -> None:
+    number = -1
+    try:
+        with open("/proc/self/statm") as file:
+            size = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + MAX_BYTES_MORE, resource.RLIM_INFINITY))
+        started = time.monotonic()
+        for number, run in enumerate(inputs):  # noqa: B007
+            signal.alarm(SECONDS_PER_INPUT)  # its default action ends the process
+            run()
+        signal.alarm(0)
+        pipe.send(f"{number + 1} inputs, {time.monotonic() - started:.1f} s")
+    except BaseException:
+        pipe.send(f"input {number}: {traceback.format_exc()}")
+
+
+def _survives(inputs: Iterator[Input], num_inputs: int) -> None:
+    """All inputs run in a child of their own, and none does what it must not."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(theirs, inputs))
+    child.start()
+    theirs.close()
+    try:
+        outcome = ours.recv()
+    except EOFError:
+        outcome = "no outcome"
+    child.join()
+    assert child.exitcode == 0, f"the child ended with {child.exitcode}: {outcome}"
+    assert outcome.startswith(f"{num_inputs} inputs"), outcome
+
+
+@pytest.mark.parametrize(
+    "scale", [1, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
+def test_whatever_the_bytes(scale: int, tmp_path: Path) -> None:
+    """3,000 inputs by default, 120,000 in the slow test."""
+    pa.set_cpu_count(1)
+    write_sample_cache(tmp_path / "cache")
+    for inputs, count in (
+        (_cells(1200 * scale), 1200 * scale),
+        (_batches(1200 * scale), 1200 * scale),
+        (_files(tmp_path / "cache", 400 * scale), 400 * scale),
+        (_tables(200 * scale), 200 * scale),
+    ):
+        _survives(inputs, count)
+
+
+def test_a_child_that_misbehaves_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of what the test above watches for makes it fail."""
+
+    def crash() -> None:
+        faulthandler.disable()
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    def wrong() -> None:
+        _accepts(lambda: replace(sample_row(0, SPECS[0]), kept_ids=np.zeros(1, np.int32)), SPECS[0])
+
+    def other_error() -> None:
+        _accepts(lambda: dict[int, Row]()[0], SPECS[0])
+
+    def hungry() -> None:
+        np.ones(2**30, np.uint8)
+
+    monkeypatch.setattr(f"{__name__}.SECONDS_PER_INPUT", 1)
+    for run, message in (
+        (crash, "ended with -11"),
+        (lambda: time.sleep(9), "ended with -14"),
+        (wrong, "AssertionError"),
+        (other_error, "KeyError"),
+        (hungry, "MemoryError"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            _survives(iter([run]), 1)
