@@ -202,9 +202,13 @@ class Cache:
         wanted = (0, targets, *sketch) if with_sketch else (0, targets)
         schema, *parts = self._read_segments(entry, wanted)
         unread = () if with_sketch else sketch
-        num_absent = sum(self._segments_of(entry)[number].length for number in unread)
+        num_absent = sum(self._segments_of(entry)[segment].length for segment in unread)
+        rows_before = number * self.spec.rows_per_batch
+        num_rows = min(self.spec.rows_per_batch, entry.num_rows - rows_before)
         try:
             batch = open_batch(schema, b"".join(parts), num_absent, entry.unit, self.spec)
+            if batch.num_rows != num_rows:
+                raise ValueError(f"expected {num_rows} rows, found {batch.num_rows}")
         except ValueError as error:
             message = f"record batch {number}: {error}"
             raise _corrupt_shard(self.storage, entry, message) from error

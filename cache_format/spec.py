@@ -30,6 +30,7 @@ __all__ = [
 Split = Literal["train", "validation"]
 
 _MAX_IDS = 2**24
+_MAX_NUMBERS_OF_ROW = 2**26
 _MAX_LEVELS = 255  # a level is a byte
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -236,6 +237,13 @@ class CacheSpec:
             self.targets.top_k,
             f"at most teacher.vocab_size ({self.teacher.vocab_size}): there are no more ids",
         )
+        for name, width in (("targets.top_k", self.targets.top_k), ("sketch.dim", self.sketch.dim)):
+            _require(
+                self.sequence_length * width <= _MAX_NUMBERS_OF_ROW,
+                name,
+                width,
+                f"at most {_MAX_NUMBERS_OF_ROW} / sequence_length: a row has to fit in memory",
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON values."""

@@ -162,3 +162,15 @@ def test_from_json_names_the_field(change: dict[str, Any], message: str) -> None
 def test_from_json_needs_an_object() -> None:
     with pytest.raises(ValueError, match="expected an object, found None"):
         CacheSpec.from_json(None)
+
+
+def test_a_row_too_large_for_memory_is_refused() -> None:
+    wide = replace(SPEC.sketch, dim=2**13)
+    assert replace(SPEC, sequence_length=2**13, sketch=wide).sketch.dim == 2**13
+    with pytest.raises(ValueError, match=r"sketch.dim: must be at most 67108864 / sequence_length"):
+        replace(SPEC, sequence_length=2**13 + 1, sketch=wide)
+    teacher = replace(SPEC.teacher, vocab_size=2**14, head_rows=2**14)
+    many = replace(SPEC.targets, top_k=2**13)
+    assert replace(SPEC, teacher=teacher, targets=many, sequence_length=2**13)
+    with pytest.raises(ValueError, match=r"targets.top_k: must be at most 67108864"):
+        replace(SPEC, teacher=teacher, targets=many, sequence_length=2**13 + 1)
