@@ -35,8 +35,6 @@ from cache_format.writer import CacheWriter
 Report = Callable[[int, int], None]
 """Told the bytes of shards and of the teacher's files that are done, and of all of them."""
 
-RECIPE = "recipe.toml"
-
 _MAX_RECIPE_BYTES = 1 << 20
 _MAX_SEALED_BYTES = 1 << 26  # manifest, receipts and ranks, which are held in memory
 
@@ -78,9 +76,9 @@ def _files_of(cache: Cache, report: Report) -> Iterator[ArchivedFile]:
     yield _small(layout.MANIFEST, manifest.to_bytes(), _MAX_SEALED_BYTES)
     yield _small(layout.SPEC, spec_bytes(manifest.spec), _MAX_SEALED_BYTES)
     yield _small(layout.RANKS, cache.ranks.to_bytes(), _MAX_SEALED_BYTES)
-    if cache.storage.size(RECIPE) is not None:
-        recipe = read_file(cache.storage, RECIPE, "Pack again.")
-        yield _small(RECIPE, recipe, _MAX_RECIPE_BYTES)
+    if cache.storage.size(layout.RECIPE) is not None:
+        recipe = read_file(cache.storage, layout.RECIPE, "Pack again.")
+        yield _small(layout.RECIPE, recipe, _MAX_RECIPE_BYTES)
     if manifest.teacher_receipt_sha256 is not None:
         step = layout.TEACHER_STEP
         yield _receipt(cache, layout.TEACHER_RECEIPT, manifest.teacher_receipt_sha256, step)
@@ -127,8 +125,8 @@ class _Unpacking:
 
     def take_recipe(self) -> None:
         """The recipe, if there is one."""
-        if self._archive.next_name() == RECIPE:
-            self._recipe = self._archive.read(RECIPE, _MAX_RECIPE_BYTES)
+        if self._archive.next_name() == layout.RECIPE:
+            self._recipe = self._archive.read(layout.RECIPE, _MAX_RECIPE_BYTES)
 
     def take_teacher(self) -> None:
         """The teacher's receipt and files, if there are any."""
@@ -175,7 +173,7 @@ class _Unpacking:
         """Nothing may follow; now the cache is what the archive's manifest says."""
         self._archive.end()
         if self._recipe is not None:  # only now its bytes are checked, by the frame's checksum
-            self._writer.storage.publish(RECIPE, self._recipe)
+            self._writer.storage.publish(layout.RECIPE, self._recipe)
         manifest = self._manifest
         return self._writer.publish_manifest(manifest.num_tokens_requested, manifest.complete)
 

@@ -6,7 +6,6 @@ way first. Threads and processes share a directory: each reserves its room under
 fetches, and what is open stays readable while its name is removed. Called by ``remote.py``.
 """
 
-import fcntl
 import os
 import threading
 import time
@@ -62,10 +61,9 @@ class LocalCopies:
     def drop(self, name: str) -> bool:
         with self._lock_of(name):
             path = self._local.locate(name)
-            had_copy = path.exists()
             with writing(path):
                 path.unlink(missing_ok=True)
-            return had_copy
+            return True  # also where another thread has dropped it meanwhile
 
     def _lock_of(self, name: str) -> threading.Lock:
         """Held while a file is looked for and fetched, so that no two threads fetch it."""
@@ -98,7 +96,7 @@ class LocalCopies:
                 sink.write(chunk)
             sink.flush()
             os.fsync(descriptor)  # before the lock, which others wait for
-            with _locked(path.parent):
+            with atomic.locked(path.parent):
                 stack.close()
             on_failure.pop_all()
             return descriptor
@@ -118,7 +116,7 @@ def _reserved(path: Path, num_bytes: int, max_bytes: int | None) -> Iterator[Bin
     with ExitStack() as stack:
         sink: BinaryIO | None = None
         while sink is None:
-            with _locked(path.parent):
+            with atomic.locked(path.parent):
                 if max_bytes is None or _make_room(path.parent, max_bytes - num_bytes):
                     sink = stack.enter_context(atomic.atomic_file(path))
                     sink.truncate(num_bytes)
@@ -147,15 +145,3 @@ def _copies(directory: Path) -> Iterator[tuple[int, int, Path]]:
         with suppress(FileNotFoundError):
             found = (directory / name).stat()
             yield found.st_mtime_ns, found.st_size, directory / name
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One thread of one process at a time, where the file system has locks."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -11,6 +11,7 @@ from cache_format.storage import Storage
 MANIFEST = "manifest.json"
 SPEC = "spec.json"
 RANKS = "ranks.bin"
+RECIPE = "recipe.toml"
 RECEIPTS = "receipts"
 SHARDS = "shards"
 TEACHER = "teacher"
@@ -22,7 +23,7 @@ TEACHER_STEP = (
     f"Delete {TEACHER_RECEIPT} and {RUN_AGAIN}: the teacher's files are written again, no unit is."
 )
 
-_RECEIPT_FILE = re.compile(r"([0-9]{5,19})\.json")
+_RECEIPT_FILE = re.compile(r"([0-9]{5}|[1-9][0-9]{5,18})\.json")
 _ATTACHMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 

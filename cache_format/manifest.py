@@ -14,11 +14,19 @@ from typing import Any
 from cache_format import layout, plain
 from cache_format.errors import CorruptFileError, UnsupportedFormatError
 from cache_format.plain import FORMAT_VERSION
-from cache_format.receipt import ShardEntry, TeacherReceipt, header, parse
+from cache_format.receipt import Receipt, ShardEntry, TeacherReceipt, header, parse
 from cache_format.spec import CacheSpec
 from cache_format.storage import Storage, read_file
 
-__all__ = ["Manifest", "ShardEntry", "fold", "read_manifest", "read_spec", "spec_bytes"]
+__all__ = [
+    "Manifest",
+    "ShardEntry",
+    "fold",
+    "read_manifest",
+    "read_spec",
+    "require_agreement",
+    "spec_bytes",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +102,21 @@ def spec_bytes(spec: CacheSpec) -> bytes:
     return plain.seal(header(spec) | {"spec": spec.to_json()})
 
 
+def require_agreement(storage: Storage, entry: ShardEntry, receipt: Receipt) -> None:
+    """Raise CorruptFileError unless the manifest's ``entry`` is what the receipt says."""
+    if entry != receipt.entry:
+        raise CorruptFileError(
+            f"{storage.locate(layout.MANIFEST)}: says other things of unit {entry.unit} than "
+            f"{layout.receipt_file(entry.unit)}. Delete the manifest and {layout.RUN_AGAIN}: it is "
+            "made again from the receipts, no unit is."
+        )
+
+
 def read_spec(storage: Storage) -> CacheSpec:
     """The spec in ``spec.json``."""
     step = (
-        f"If there is a {layout.MANIFEST} beside it, delete this file and {layout.RUN_AGAIN}; "
-        "otherwise start again in another directory."
+        f"If there is a {layout.MANIFEST} beside it, {layout.RUN_AGAIN} with this file out of the "
+        "way: it is written again. Otherwise start again in another directory."
     )
     path = storage.locate(layout.SPEC)
     return _spec_of(plain.unseal(read_file(storage, layout.SPEC, step), path, step), path)

@@ -14,7 +14,6 @@ from pathlib import Path
 from threading import Lock
 
 from cache_format import layout
-from cache_format.archive import RECIPE
 from cache_format.errors import CacheError, CorruptFileError, SpecMismatchError
 from cache_format.manifest import ShardEntry
 from cache_format.reader import Cache, open_cache
@@ -68,7 +67,8 @@ def merge(
     caches = [*there, *inputs]
     _require_same_spec(caches)
     teacher = _teacher_of(caches)
-    writer = CacheWriter.create_or_open(out, caches[0].spec, caches[0].ranks)
+    # Not the ranks of ``out``: a merge that was killed early has not written them.
+    writer = CacheWriter.create_or_open(out, caches[0].spec, inputs[0].ranks)
     others = [cache for cache in inputs if not _is_same_place(cache.storage, writer.storage)]
     units, differing = _units_of(writer.finished_units(), others)
     if teacher is not None:
@@ -169,8 +169,9 @@ def _transfer_teacher(cache: Cache, directory: Path) -> None:
 def _transfer_recipe(inputs: Sequence[Cache], writer: CacheWriter) -> None:
     """The first recipe there is, unless the target has one."""
     for storage in (writer.storage, *(cache.storage for cache in inputs)):
-        if storage.size(RECIPE) is not None:
-            writer.storage.publish_exclusive(RECIPE, read_file(storage, RECIPE, "Merge again."))
+        if storage.size(layout.RECIPE) is not None:
+            recipe = read_file(storage, layout.RECIPE, "Merge again.")
+            writer.storage.publish_exclusive(layout.RECIPE, recipe)
             return
 
 

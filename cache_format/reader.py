@@ -27,7 +27,8 @@ from cache_format.errors import (
     MissingShardError,
 )
 from cache_format.failures import reading
-from cache_format.manifest import Manifest, fold, read_manifest, read_spec
+from cache_format.manifest import Manifest, fold, read_manifest, read_spec, require_agreement
+from cache_format.parts import looks_like_part, ranges_text, unit_ranges
 from cache_format.ranks import RankTable, read_ranks
 from cache_format.receipt import Segment, ShardEntry, read_receipt, read_teacher_receipt
 from cache_format.spec import CacheSpec, Split
@@ -63,6 +64,13 @@ def open_cache(
             "`pipeline cache-teacher --out` wrote."
         )
     if not manifest.complete and not allow_incomplete:
+        units = unit_ranges(manifest)
+        if looks_like_part(units):
+            raise IncompleteCacheError(
+                f"{root}: looks like a part of a cache: it holds units {ranges_text(units)}, others "
+                "are missing. Put the parts together with `pipeline merge`, or, if it is still "
+                "being written, wait for it."
+            )
         raise IncompleteCacheError(
             f"{root}: the cache is still being written, or was cut short: "
             f"{len(manifest.shards)} shards are finished. Wait for it, or run the same "
@@ -221,23 +229,29 @@ class Cache:
     def _read_segments(self, entry: ShardEntry, numbers: tuple[int, ...]) -> list[bytes]:
         """The bytes of some segments of a shard, compared with their hashes."""
         segments = [self._segments_of(entry)[number] for number in numbers]
+        descriptor = self._open(entry)
         try:
-            return self._read_open(entry, segments)
+            return self._read_open(entry, descriptor, segments)
         except CorruptShardError:
             # A copy that was damaged here says nothing of the shard that it is of.
             if not self._files.drop(entry.file):
                 raise
-        return self._read_open(entry, segments)
+        return self._read_open(entry, self._open(entry), segments)
 
-    def _read_open(self, entry: ShardEntry, segments: list[Segment]) -> list[bytes]:
+    def _open(self, entry: ShardEntry) -> int:
         expected = (entry.num_bytes, entry.sha256)
         step = layout.shard_step(entry.unit, entry.file)
         try:
-            descriptor = self._files.open(entry.file, expected, step)
+            return self._files.open(entry.file, expected, step)
         except MissingFileError as error:
             raise MissingShardError(str(error)) from error
         except CorruptFileError as error:
             raise CorruptShardError(str(error)) from error
+
+    def _read_open(
+        self, entry: ShardEntry, descriptor: int, segments: list[Segment]
+    ) -> list[bytes]:
+        """Bytes of an open shard; closes it."""
         try:
             with reading(self._files.directory / entry.file):
                 self._check_size(entry, os.fstat(descriptor).st_size)
@@ -269,6 +283,7 @@ class Cache:
         if known is not None:
             return known
         receipt = read_receipt(self.storage, entry.unit, self.spec, entry.receipt_sha256)
+        require_agreement(self.storage, entry, receipt)
         segments = receipt.segments
         if len(segments) != num_segments(entry.num_rows, self.spec) or any(
             segment.offset < 0

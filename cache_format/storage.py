@@ -62,7 +62,7 @@ class LocalFiles(Protocol):
         """Where the file lies, after all of it has been compared with ``expected``."""
 
     def drop(self, name: str) -> bool:
-        """Remove the copy of a file whose bytes are wrong; False where there is no copy."""
+        """Remove the copy of a file whose bytes are wrong; False where there are no copies."""
 
 
 class Storage(Protocol):

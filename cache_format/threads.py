@@ -1,7 +1,7 @@
 """Work on many items in a few threads; the first failure ends it and reaches the caller.
 
 Hashing, compression, reading and writing let other threads run meanwhile, so threads are enough.
-Called by the verification and the export.
+Called by the verification, the export and the merge.
 """
 
 import os
@@ -26,8 +26,13 @@ def in_threads(work: Callable[[_T], None], items: Iterable[_T], num_threads: int
     has_ended = Event()
 
     def work_unless_ended(item: _T) -> None:
-        if not has_ended.is_set():
+        if has_ended.is_set():
+            return
+        try:
             work(item)
+        except BaseException:
+            has_ended.set()  # at once: the caller may still wait for an earlier item
+            raise
 
     with ThreadPoolExecutor(num_threads) as pool:
         try:

@@ -1,7 +1,7 @@
 """Read every byte of a cache and compare it with its checksum.
 
 In: an opened cache. Out: a list of problems, each naming a file and what to do about it. Called
-by ``Cache.verify``, and file by file by the reader.
+by ``Cache.verify``.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cache_format import layout
 from cache_format.atomic import is_temporary
 from cache_format.errors import CacheError, CorruptFileError
-from cache_format.manifest import read_manifest, read_spec
+from cache_format.manifest import read_manifest, read_spec, require_agreement
 from cache_format.receipt import read_receipt
 from cache_format.storage import Storage, check_file, checked_chunks
 from cache_format.threads import in_threads
@@ -105,13 +105,12 @@ def _check_roots(cache: "Cache", problems: list[Problem]) -> None:
             read_manifest(storage)
     path = storage.locate(layout.SPEC)
     with _collecting(problems, path):
-        if storage.size(layout.SPEC) is not None:
-            found = read_spec(storage).cache_id
-            if found != cache.cache_id:
-                raise CorruptFileError(
-                    f"{path}: of another cache: expected cache_id {cache.cache_id}, found {found}. "
-                    "Delete it: the next run of `pipeline cache-teacher` writes it again."
-                )
+        found = read_spec(storage).cache_id
+        if found != cache.cache_id:
+            raise CorruptFileError(
+                f"{path}: of another cache: expected cache_id {cache.cache_id}, found {found}. "
+                "Delete it: the next run of `pipeline cache-teacher` writes it again."
+            )
     with _collecting(problems, storage.locate(layout.RANKS)):
         expected = (4 * cache.spec.teacher.vocab_size, cache.spec.targets.ranks_sha256)
         check_file(storage, layout.RANKS, expected, layout.RANKS_STEP)
@@ -127,7 +126,8 @@ def _shard_files(cache: "Cache", problems: list[Problem]) -> list[_File]:
         expected = entries[unit].receipt_sha256 if unit in entries else None
         with _collecting(problems, cache.storage.locate(layout.receipt_file(unit))):
             receipt = read_receipt(cache.storage, unit, cache.spec, expected)
-            entries[unit] = receipt.entry
+            said, entries[unit] = entries.get(unit, receipt.entry), receipt.entry
+            require_agreement(cache.storage, said, receipt)
     return [
         _File(
             entry.file,

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from cache_format.failures import reading, writing
 
+_BEGINNING = b'\n["'
 Identity = tuple[int, int, int]
 """Size, time of the last change in nanoseconds, inode."""
 
@@ -33,6 +34,7 @@ class VerifiedFiles:
 
     def __enter__(self) -> "VerifiedFiles":
         if self._path is not None:
+            require_record(self._path)
             with writing(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._sink = self._path.open("ab")
@@ -64,6 +66,20 @@ class VerifiedFiles:
             # The line feed comes first: the line before may have been cut short by a kill.
             self._sink.write(b"\n" + line.encode())
             self._sink.flush()
+
+
+def require_record(path: Path) -> None:
+    """Raise ValueError if ``path`` is a file with something else in it: it would be deleted."""
+    try:
+        with reading(path), path.open("rb") as source:
+            beginning = source.read(len(_BEGINNING))
+    except FileNotFoundError:
+        return
+    if not _BEGINNING.startswith(beginning):  # it may have been cut short by a kill
+        raise ValueError(
+            f"{path}: holds something that is no record of a verification. Name another file; "
+            "nothing was changed."
+        )
 
 
 def _entry(line: bytes) -> tuple[Any, ...]:

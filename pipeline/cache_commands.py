@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import click
 
-from pipeline.cache_location import CacheLocation
+from pipeline.cache_location import CacheLocation, LocalPath
 from pipeline.session import Session
 
 if TYPE_CHECKING:
     from cache_format.merge import Merged
 
 _CACHE = CacheLocation(exists=True)
-_LOCAL_CACHE = CacheLocation(exists=True)
 _NEW_CACHE = CacheLocation(exists=False)
-_DIRECTORY = click.Path(file_okay=False, path_type=Path)
-_FILE = click.Path(dir_okay=False, allow_dash=True, path_type=Path)
+_DIRECTORY = LocalPath(file_okay=False)
+_ARCHIVE = LocalPath(exists=True, dir_okay=False, allow_dash=True)
+_NEW_ARCHIVE = LocalPath(dir_okay=False, allow_dash=True)
 _STREAM = Path("-")
 
 threads_option = click.option(
@@ -36,7 +36,7 @@ threads_option = click.option(
 
 @click.command()
 @click.argument("cache", type=_CACHE)
-@click.argument("file", type=_FILE)
+@click.argument("file", type=_NEW_ARCHIVE)
 @click.option("--allow-incomplete", is_flag=True, help="Pack what an unfinished cache has so far.")
 @threads_option
 def pack(cache: Path | str, file: Path, allow_incomplete: bool, threads: int | None) -> None:
@@ -61,10 +61,11 @@ def pack(cache: Path | str, file: Path, allow_incomplete: bool, threads: int | N
         if file == _STREAM:
             sink: BinaryIO = sys.stdout.buffer
             if sink.isatty():
-                raise ValueError("-: standard output is a terminal. Pipe it, or name a file.")
+                raise click.ClickException(
+                    "-: standard output is a terminal. Pipe it, or name a file."
+                )
         else:
-            if file.exists():
-                raise ValueError(f"{file}: is there already. Delete it, or name another file.")
+            _require_free(file)
             remove_leftovers(file.parent, file.name)
             sink = stack.enter_context(atomic_file(file))
         write(
@@ -81,8 +82,17 @@ def pack(cache: Path | str, file: Path, allow_incomplete: bool, threads: int | N
         )
 
 
+def _require_free(file: Path) -> None:
+    if file.exists():
+        raise click.ClickException(f"{file}: is there already. Delete it, or name another file.")
+    if not file.parent.is_dir():
+        raise click.ClickException(
+            f"{file}: there is no directory {file.parent}. Make it first, or name another file."
+        )
+
+
 @click.command()
-@click.argument("file", type=_FILE)
+@click.argument("file", type=_ARCHIVE)
 @click.argument("cache", type=_NEW_CACHE)
 def unpack(file: Path, cache: Path | str) -> None:
     """Make a cache from a file that `pipeline pack` wrote.
@@ -95,24 +105,45 @@ def unpack(file: Path, cache: Path | str) -> None:
     interruption, type the same command again: what is there is kept. "-" is standard input.
     """
     from cache_format.archive import unpack as read
+    from cache_format.errors import CorruptArchiveError, SpecMismatchError
     from pipeline.progress import Bar, short
 
+    is_stream = file == _STREAM
+    name = "standard input" if is_stream else str(file)
     with ExitStack() as stack:
-        is_stream = file == _STREAM
         source = sys.stdin.buffer if is_stream else stack.enter_context(file.open("rb"))
         bar = stack.enter_context(Bar("unpack", unit="B"))
-        manifest = read(
-            source,
-            cache,
-            name="standard input" if is_stream else str(file),
-            report=lambda done, total: bar.show(done, total, ""),
-        )
+        try:
+            manifest = read(
+                source, cache, name=name, report=lambda done, total: bar.show(done, total, "")
+            )
+        except CorruptArchiveError as error:
+            if _is_begun(cache):
+                raise
+            raise CorruptArchiveError(
+                f"{error.__cause__}. It is no archive of `pipeline pack`, or not even its first "
+                f"files have arrived; {cache} was not touched. Give the file that `pipeline pack` "
+                "wrote, whole."
+            ) from error
+        except SpecMismatchError as error:
+            what, _, _ = str(error).rpartition("\n")
+            raise SpecMismatchError(
+                f"{what}\nUnpack into another directory; nothing was changed."
+            ) from error
     num_tokens = sum(shard.num_tokens for shard in manifest.shards)
     state = "complete" if manifest.complete else "NOT complete, as it was when it was packed"
     click.echo(
         f"{cache}: {state}; {short(num_tokens)} tokens in {len(manifest.shards)} shards, every "
         "byte as it was written."
     )
+
+
+def _is_begun(cache: Path | str) -> bool:
+    from cache_format import layout
+    from cache_format.storage import storage_at
+
+    storage = storage_at(cache)
+    return any(storage.has(name) for name in (layout.SPEC, layout.MANIFEST))
 
 
 @click.command()
@@ -184,9 +215,9 @@ def export(
 
 @click.command()
 @click.argument("caches", type=_CACHE, nargs=-1, required=True, metavar="CACHE...")
-@click.option("--out", type=_DIRECTORY, required=True, help="Directory of the cache to make.")
+@click.option("--out", type=_NEW_CACHE, required=True, help="The cache to make, or its URL.")
 @threads_option
-def merge(caches: Sequence[Path | str], out: Path, threads: int | None) -> None:
+def merge(caches: Sequence[Path | str], out: Path | str, threads: int | None) -> None:
     """Merge caches of one recipe that hold different units.
 
     \b
@@ -247,7 +278,7 @@ def _merged_text(merged: "Merged", out: Path | str) -> list[str]:
 
 
 @click.command()
-@click.argument("cache", type=_LOCAL_CACHE)
+@click.argument("cache", type=_CACHE)
 @click.option(
     "--num-tokens", "--tokens", "tokens", required=True, metavar="N", help="Budget, such as 1B."
 )

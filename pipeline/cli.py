@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from pipeline.cache_commands import export, extend, merge, pack, unpack
-from pipeline.cache_location import CacheLocation
+from pipeline.cache_location import CacheLocation, LocalPath
+from pipeline.finite_range import FiniteRange
 from pipeline.quiet import quieten
 from pipeline.session import PipelineGroup, Session
 from pipeline.verify_command import verify
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-_DIRECTORY = click.Path(file_okay=False, path_type=Path)
+_DIRECTORY = LocalPath(file_okay=False)
 _CACHE = CacheLocation(exists=True)
 
 
@@ -122,7 +123,7 @@ def cache_teacher(
 )
 @click.option(
     "--local-gib",
-    type=click.FloatRange(min=0.0, min_open=True),
+    type=FiniteRange(min=0.0, min_open=True, max=1_000_000.0),
     default=20.0,
     show_default=True,
     metavar="GIB",
@@ -232,14 +233,14 @@ for command in (verify, pack, unpack, merge, extend, export):
 
 
 @main.command()
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", type=LocalPath(exists=True, file_okay=False))
 @click.option("--prompt", required=True, help="The text to go on from.")
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, metavar="N"
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0.0),
+    type=FiniteRange(min=0.0),
     default=0.8,
     show_default=True,
     help="0 takes the likeliest token each time.",

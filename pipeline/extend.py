@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 
 import cache_format
-from cache_format.archive import RECIPE
+from cache_format import layout
 from cache_format.reader import Cache
 from cache_format.storage import read_file
 from pipeline.recipe import Override, Recipe, parse_recipe, token_budget
@@ -26,9 +26,9 @@ def extended_recipe(place: Path | str, tokens: str) -> Recipe:
         "Extend it with the recipe that it was made with: `pipeline cache-teacher --recipe RECIPE "
         f"--out {quote(str(place))} --tokens {quote(tokens)}`."
     )
-    text = read_file(cache.storage, RECIPE, step).decode()
+    text = read_file(cache.storage, layout.RECIPE, step).decode()
     overrides = [token_budget(tokens), *_pins(cache)]
-    recipe = parse_recipe(str(cache.storage.locate(RECIPE)), text, overrides)
+    recipe = parse_recipe(str(cache.storage.locate(layout.RECIPE)), text, overrides)
     _require_more(cache, place, recipe.cache_teacher.num_tokens)
     _require_there(cache, place, recipe, tokens)
     return recipe

@@ -19,6 +19,8 @@ _INTERRUPTED = {
     "verify": "The same command goes on with the files that were not read yet.",
     "demo": "What is finished is kept: the same command goes on after it.",
 }
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _OUT_OF_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
 
 
@@ -31,11 +33,25 @@ def explain(error: Exception, command: str, recipe: Recipe | None) -> str:
     """The message for ``error``."""
     if is_out_of_memory(error):
         return f"out of memory: {_first_line(error)}\n{_smaller(command, recipe or Recipe())}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in _FULL:
         return f"{error}\nMake room and run the same command again; nothing finished is lost."
+    if isinstance(error, OSError) and error.errno in _FORBIDDEN and error.filename:
+        return (
+            f"{error.filename}: {error.strerror}. Make it, and the directory it is in, readable "
+            "and writable, or name another place."
+        )
     if isinstance(error, ValueError | OSError) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error}"
+
+
+def says_all(error: Exception) -> bool:
+    """Whether ``error`` is explained without the place in the program where it happened."""
+    from cache_format.errors import CacheError
+
+    return isinstance(error, CacheError) or (
+        isinstance(error, OSError) and error.errno in _FULL + _FORBIDDEN
+    )
 
 
 def is_out_of_memory(error: Exception) -> bool:

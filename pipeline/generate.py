@@ -24,8 +24,15 @@ class Sampling:
 def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str], None]) -> None:
     """Hand ``prompt`` and what the student of ``run`` makes of it to ``write``, as it is made.
 
-    Raises ValueError if ``run`` holds no model, or the prompt no token.
+    Raises ValueError if ``run`` holds no model, or the prompt no token or bytes that are no text.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # such bytes reach a program as surrogates
+        raise ValueError(
+            f"--prompt: not UTF-8 text: {ascii(error.object[error.start : error.end])} at "
+            f"character {error.start}. Type it again, in UTF-8."
+        ) from error
     model_path = model_directory(run)
     import torch
     from safetensors import SafetensorError

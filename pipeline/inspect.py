@@ -5,6 +5,7 @@ In: a cache's directory or URL. Out: plain dictionaries, fit for JSON, and their
 """
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -12,15 +13,19 @@ from typing import Any, Literal
 import numpy as np
 
 import cache_format
+from cache_format import layout
 from cache_format.codec import Row
 from cache_format.manifest import ShardEntry
+from cache_format.parts import looks_like_part, ranges_text, unit_ranges
 from cache_format.reader import Cache
+from pipeline.recipe import parse_recipe
 
 _TOP = 5
+_MAX_LOSS = math.log(sys.float_info.max)
 
 
 def summarise(path: Path | str) -> dict[str, Any]:
-    """What the cache at ``path`` holds, from its manifest alone. Raises CacheError."""
+    """What the cache at ``path`` holds, from its manifest and its recipe. Raises CacheError."""
     cache = cache_format.open(path, allow_incomplete=True)
     shards = cache.manifest.shards
     return {
@@ -28,6 +33,7 @@ def summarise(path: Path | str) -> dict[str, Any]:
         "cache_id": cache.cache_id,
         "format_version": cache.manifest.format_version,
         "complete": cache.manifest.complete,
+        "units": [[units.start, units.stop] for units in unit_ranges(cache.manifest)],
         "num_shards": len(shards),
         "num_bytes": sum(shard.num_bytes for shard in shards),
         "num_tokens": {
@@ -39,6 +45,7 @@ def summarise(path: Path | str) -> dict[str, Any]:
         "num_dropped_tokens": sum(shard.num_dropped_tokens for shard in shards),
         "bytes_per_token": _bytes_per_token(shards),
         "teacher": _teacher_figures(shards),
+        "recipe": _names_in_recipe(cache),
         "spec": cache.spec.to_json(),
     }
 
@@ -46,13 +53,14 @@ def summarise(path: Path | str) -> dict[str, Any]:
 def summary_text(summary: dict[str, Any]) -> str:
     """``summarise``'s result for people."""
     spec, figures = summary["spec"], summary["teacher"]
-    state = "complete" if summary["complete"] else "NOT COMPLETE: still being written, or cut short"
+    names = summary["recipe"] or {}
     tokens = summary["num_tokens"]
     lines = [
-        f"{summary['path']}: {state}",
+        f"{summary['path']}: {_state(summary)}",
         f"  cache id    {summary['cache_id']} (format {summary['format_version']})",
-        f"  teacher     {_source(spec['teacher'])}, {spec['teacher']['dtype']}",
-        f"  corpus      {_source(spec['corpus'])}",
+        f"  teacher     {_source(spec['teacher'], names.get('teacher'))}, "
+        f"{spec['teacher']['dtype']}",
+        f"  corpus      {_source(spec['corpus'], names.get('corpus'))}",
         f"  tokens      {tokens['train']:,} train, {tokens['validation']:,} validation, "
         f"in rows of {spec['sequence_length']}",
         f"  documents   {summary['num_documents']:,}, {summary['num_skipped_documents']:,} "
@@ -60,8 +68,9 @@ def summary_text(summary: dict[str, Any]) -> str:
         f"  shards      {summary['num_shards']:,}, {summary['num_bytes'] / 1e6:,.1f} MB",
     ]
     if figures is not None:
+        perplexity = figures["perplexity"]
         lines += [
-            f"  teacher     perplexity {figures['perplexity']:.2f} "
+            f"  teacher     perplexity {'inf' if perplexity is None else f'{perplexity:.2f}'} "
             f"(loss {figures['loss']:.4f} nats) on {figures['num_scored']:,} scored positions",
             f"  kept        {figures['mean_num_kept']:.1f} ids a position, "
             f"{figures['mean_kept_mass']:.2%} of the mass",
@@ -168,8 +177,11 @@ def _bytes_per_token(shards: tuple[ShardEntry, ...]) -> dict[str, float]:
     return {name: size / num_tokens for name, size in num_bytes.items()}
 
 
-def _teacher_figures(shards: tuple[ShardEntry, ...]) -> dict[str, float] | None:
-    """What the teacher made of the corpus; None while nothing is scored."""
+def _teacher_figures(shards: tuple[ShardEntry, ...]) -> dict[str, float | None] | None:
+    """What the teacher made of the corpus; None while nothing is scored.
+
+    A perplexity that no float can hold is None: JSON has no infinity.
+    """
     statistics = [shard.statistics for shard in shards]
     num_scored = sum(one.num_scored for one in statistics)
     if not num_scored:
@@ -178,14 +190,39 @@ def _teacher_figures(shards: tuple[ShardEntry, ...]) -> dict[str, float] | None:
     return {
         "num_scored": num_scored,
         "loss": loss,
-        "perplexity": math.exp(loss),
+        "perplexity": math.exp(loss) if loss < _MAX_LOSS else None,
         "mean_kept_mass": sum(one.sum_kept_mass for one in statistics) / num_scored,
         "mean_num_kept": sum(one.sum_num_kept for one in statistics) / num_scored,
     }
 
 
-def _source(part: dict[str, Any]) -> str:
+def _state(summary: dict[str, Any]) -> str:
+    if summary["complete"]:
+        return "complete"
+    units = [range(start, stop) for start, stop in summary["units"]]
+    if looks_like_part(units):
+        return (
+            f"NOT COMPLETE: units {ranges_text(units)}, as in a part; `pipeline merge` puts parts "
+            "together"
+        )
+    return "NOT COMPLETE: still being written, or cut short"
+
+
+def _names_in_recipe(cache: Cache) -> dict[str, str] | None:
+    """How the recipe in the cache calls teacher and corpus; None if there is none that parses."""
+    try:
+        text = cache.storage.read(layout.RECIPE).decode()
+        config = parse_recipe(layout.RECIPE, text).cache_teacher
+    except (OSError, ValueError):  # what it says is for people: nothing depends on it
+        return None
+    return {"teacher": config.teacher, "corpus": config.corpus}
+
+
+def _source(part: dict[str, Any], name: str | None) -> str:
+    """What the spec knows, after what the recipe calls it where that says more."""
     names = [part["source"], part.get("config"), part.get("split")]
+    if name and name != part["source"]:
+        names.insert(1, repr(name))
     if part["revision"]:
         names.append(f"at {part['revision'][:12]}")
     elif "weights_sha256" in part:

@@ -49,8 +49,7 @@ class PipelineGroup(click.Group):
 
 def _report_failure(error: Exception, command: str, session: Session) -> int:
     """Say on stderr what went wrong; returns the exit code. What is no known failure is raised."""
-    from cache_format.errors import CacheError
-    from pipeline.failures import explain
+    from pipeline.failures import explain, says_all
     from pipeline.recipe import RecipeError
 
     is_known = isinstance(error, ValueError | OSError | RuntimeError | MemoryError)
@@ -63,6 +62,6 @@ def _report_failure(error: Exception, command: str, session: Session) -> int:
     if isinstance(error, RecipeError):
         click.echo("`pipeline recipes distil-xlstm` prints every key with its default.", err=True)
         return 2
-    if not isinstance(error, CacheError) and not session.is_debug:
+    if not says_all(error) and not session.is_debug:
         click.echo("(PIPELINE_DEBUG=1 shows where it happened.)", err=True)
     return 1

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cache_format.copies import default_directory
 from cache_format.reader import Cache
+from cache_format.verified import require_record
 
 
 def default_record(cache: Cache) -> Path:
@@ -24,9 +25,12 @@ def default_record(cache: Cache) -> Path:
 def prepared_record(cache: Cache, state: Path | None, *, fresh: bool) -> tuple[Path | None, str]:
     """The record, and what to say; no record where the default one cannot be written.
 
-    Raises OSError if the file ``state`` that the person named cannot be.
+    Raises OSError if the file ``state`` that the person named cannot be, ValueError if there is
+    something else in it.
     """
     record = state or default_record(cache)
+    if state is not None:
+        require_record(state)
     try:
         if fresh:
             record.unlink(missing_ok=True)

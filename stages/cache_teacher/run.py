@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from cache_format import layout
 from cache_format.codec import Row
 from cache_format.manifest import Manifest, ShardEntry
 from cache_format.spec import CacheSpec
@@ -89,7 +90,7 @@ def cache_teacher(
     device = choose_device(config.device)
 
     writer = CacheWriter.create_or_open(out, spec, ranks)
-    writer.storage.publish("recipe.toml", recipe_toml.encode())
+    writer.storage.publish(layout.RECIPE, recipe_toml.encode())
     maker = _UnitMaker(config, spec, source, device, corpus, writer, progress)
     writer.write_attachments(lambda directory: maker.teacher.export(directory))
     finished = writer.finished_units()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache_format.atomic import atomic_file
+from cache_format.atomic import atomic_file, make_directory
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 
@@ -48,7 +48,7 @@ def prepare(
     if not identity_file.exists() and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} holds something that is no run. Choose another --out.")
     identity = _identity(config, cache, len(cache.shards("train")), len(cache.shards("validation")))
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     for name, text in (("recipe.toml", recipe_toml), ("run.json", json.dumps(identity, indent=1))):
         with atomic_file(out / name) as file:
             file.write(text.encode())

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -159,9 +160,9 @@ def test_a_failed_fetch_leaks_no_descriptor(far: Counted, tmp_path: Path) -> Non
 
 def test_a_dropped_copy_is_fetched_again(far: Counted, tmp_path: Path) -> None:
     local = LocalCopies(far, tmp_path, 5000)
-    assert not local.drop(NAMES[0])
     read(local, NAMES[0])
     assert local.drop(NAMES[0])
+    assert local.drop(NAMES[0])  # another thread was faster
     read(local, NAMES[0])
     assert far.fetched[NAMES[0]] == 2
 
@@ -323,6 +324,28 @@ class TestReading:
         data[len(data) // 3] ^= 1
         path.write_bytes(data[: len(data) // 2] if damage == "cut" else data)
         assert_same_row(cache.read_row("train", 0)[1], first)
+
+    def test_threads_that_meet_a_damaged_copy_at_once(
+        self, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cache = cache_format.open(url, local_directory=tmp_path)
+        first = cache.read_row("train", 0)[1]
+        (path,) = (tmp_path / cache.cache_id / "shards").iterdir()
+        data = bytearray(path.read_bytes())
+        data[len(data) // 3] ^= 1
+        path.write_bytes(data)
+        drop, together = LocalCopies.drop, threading.Barrier(2, timeout=10)
+
+        def dropping(local: LocalCopies, name: str) -> bool:
+            together.wait()  # both have read it
+            result = drop(local, name)
+            together.wait()  # neither has fetched it again
+            return result
+
+        monkeypatch.setattr(LocalCopies, "drop", dropping)
+        with ThreadPoolExecutor(2) as pool:
+            for _, row in pool.map(lambda index: cache.read_row("train", index), [0, 0]):
+                assert_same_row(row, first)
 
     def test_a_shard_deleted_far_away(self, url: str, tmp_path: Path) -> None:
         cache = cache_format.open(url, local_directory=tmp_path)

@@ -236,6 +236,13 @@ def test_units_after_the_manifest_are_merged_too(tmp_path: Path) -> None:
     assert merged(tmp_path / "out", a).is_complete
 
 
+def test_killed_before_the_ranks_were_written(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    shutil.copy(root / "spec.json", tmp_path / "out")
+    assert merged(tmp_path / "out", root).is_complete
+    assert contents(tmp_path / "out") == contents(root)
+
+
 def test_killed_at_every_unit_and_gone_on_with(root: Path, tmp_path: Path) -> None:
     program = """
 import os, signal, sys

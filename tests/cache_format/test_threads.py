@@ -1,6 +1,6 @@
 """Work in threads: everything is done once, and the first failure ends it."""
 
-from threading import Event
+from threading import Event, Timer
 
 import pytest
 
@@ -28,6 +28,23 @@ def test_the_first_failure_reaches_the_caller_and_ends_it() -> None:
     with pytest.raises(ValueError, match="number 2"):
         in_threads(work, range(10_000), 2)
     assert len(done) < 10_000
+
+
+def test_a_failure_ends_it_while_an_earlier_item_is_still_at_work() -> None:
+    begun: list[int] = []
+    may_end = Event()
+
+    def work(number: int) -> None:
+        begun.append(number)
+        if number == 0:
+            assert may_end.wait(10)
+        elif number == 1:
+            Timer(0.3, may_end.set).start()
+            raise ValueError("number 1")
+
+    with pytest.raises(ValueError, match="number 1"):
+        in_threads(work, range(100), 2)
+    assert sorted(begun) == [0, 1]
 
 
 def test_there_is_a_thread() -> None:

@@ -2,10 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import cache_format
+from cache_format.errors import CorruptFileError
 from cache_format.writer import CacheWriter
 from tests.cache_format.sample_cache import (
+    reseal,
     sample_ranks,
     sample_row,
     sample_spec,
@@ -79,3 +84,26 @@ def test_a_table_of_ids_damaged_after_it_was_read(root: Path) -> None:
     path.unlink()
     (problem,) = cache.verify()
     assert "ranks.bin: missing" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_rows", 3), ("num_tokens", 36), ("num_documents", 11), ("corpus_position", "elsewhere")],
+)
+def test_a_manifest_that_contradicts_its_receipts(root: Path, field: str, value: object) -> None:
+    def change(fields: dict[str, Any]) -> None:
+        fields["shards"][1][field] = value
+
+    reseal(root / "manifest.json", change)
+    cache = cache_format.open(root)
+    (problem,) = cache.verify()
+    assert "manifest.json: says other things of unit 1 than receipts/00001.json" in problem.message
+    assert "made again from the receipts" in problem.message
+    with pytest.raises(CorruptFileError, match="says other things of unit 1"):
+        cache.read_row("train", 0)
+
+
+def test_a_missing_spec_is_a_problem(root: Path) -> None:
+    (root / "spec.json").unlink()
+    (problem,) = cache_format.open(root).verify()
+    assert "spec.json: missing" in problem.message

@@ -98,7 +98,8 @@ def test_a_record_cut_short_or_of_nonsense(root: Path, tmp_path: Path, reads: Re
     record = tmp_path / "record"
     interrupted(root, record, reads)
     lines = record.read_bytes().splitlines()
-    record.write_bytes(b"\n".join([b"\xff", b"{}", b"1", *lines[:-1], lines[-1][:20]]))
+    nonsense = [b"\xff", b"{}", b"1"]
+    record.write_bytes(b"\n".join([*lines[:2], *nonsense, *lines[2:-1], lines[-1][:20]]))
     reads.num_before_interrupt = 1
     reads.names.clear()
     with pytest.raises(KeyboardInterrupt):
@@ -108,6 +109,20 @@ def test_a_record_cut_short_or_of_nonsense(root: Path, tmp_path: Path, reads: Re
     reads.names.clear()
     assert cache_format.open(root).verify(record=record) == []
     assert len(reads.names) == 3
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2])
+def test_a_record_of_which_little_was_written(root: Path, tmp_path: Path, cut: int) -> None:
+    (tmp_path / "record").write_bytes(b'\n["/'[:cut])
+    assert cache_format.open(root).verify(record=tmp_path / "record") == []
+    assert not (tmp_path / "record").exists()
+
+
+def test_a_file_that_is_no_record_is_kept(root: Path) -> None:
+    before = contents(root)
+    with pytest.raises(ValueError, match=r"manifest\.json: holds something that is no record"):
+        cache_format.open(root).verify(record=root / "manifest.json")
+    assert contents(root) == before
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 7])

@@ -154,6 +154,15 @@ class TestMerge:
         assert ": complete; " in result.stdout
         assert "The corpus ended there." in result.stdout
 
+    def test_into_a_url(
+        self, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        out = f"memory://{tmp_path.name}"
+        assert f"{out}: complete; " in done("merge", tiny_cache, "--out", out).stdout
+        assert cache_format.open(out).verify() == []
+        assert not list(tmp_path.iterdir())  # a URL is no directory
+
     def test_another_spec(self, tiny_cache: Path, tmp_path: Path) -> None:
         other = tiny.tiny_cache(tmp_path / "other", 20, top_k=5)
         result = run("merge", tiny_cache, other, "--out", tmp_path / "new")
@@ -224,6 +233,16 @@ class TestVerify:
         (tmp_path / "file").touch()
         result = run("verify", tiny_cache, "--state", tmp_path / "file" / "mine")
         assert result.exit_code == 1
+
+    @pytest.mark.parametrize("options", [(), ("--fresh",)])
+    def test_a_state_that_is_something_else(
+        self, tiny_cache: Path, tmp_path: Path, options: tuple[str, ...]
+    ) -> None:
+        (tmp_path / "notes").write_text("mine")
+        result = run("verify", tiny_cache, "--state", tmp_path / "notes", *options)
+        assert result.exit_code == 1
+        assert "notes: holds something that is no record of a verification" in result.stderr
+        assert (tmp_path / "notes").read_text() == "mine"
 
     def test_without_a_directory_for_it(self, tiny_cache: Path, cache_home: Path) -> None:
         cache_home.touch()  # a file where the directory should be
