@@ -49,7 +49,11 @@ Reader = Callable[[Sequence[int]], int]
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def loader(logits: Path | None, rows: int, repeats: int, as_json: bool) -> None:
     positions = read_logits(logits) if logits else demo_positions(rows)
-    ranks = positions.corpus_ranks or RankTable.by_weight(positions.kept_weights())
+    ranks = positions.corpus_ranks
+    if ranks is None:  # the ids kept in the first half make the table for the second
+        half = len(positions) // 2
+        ranks = RankTable.by_weight(positions.slice(0, half).kept_weights())
+        positions = positions.slice(half, len(positions))
     spec, unit = make_spec(positions, _TOP_K, ranks), make_rows(positions, _TOP_K)
     unit = unit[: len(unit) // _ROWS_PER_BATCH * _ROWS_PER_BATCH]
     if not unit:

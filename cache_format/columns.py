@@ -82,6 +82,7 @@ def encode_tail(tail: NDArray[np.float64], step: float) -> bytes:
     allowed = ~np.isnan(flat) & (flat <= _MOST_STEPS * step / 4)
     require_all(allowed, flat, "a log-mass, a number or −inf", position)
     is_empty_nT = np.isneginf(tail).T
+    require_all(~_is_partly(is_empty_nT), tail[:, 0], "−inf at every node or at none")
     lowest = -_MOST_STEPS / 4  # less than any mass that a float has
     steps_nT = np.where(is_empty_nT, 0, np.maximum(np.rint(tail.T / step), lowest)).astype(np.int64)
     codes_nT = zigzag(steps_nT - _line_through(steps_nT)) + 1
@@ -95,6 +96,8 @@ def decode_tail(
     """Log-masses of the tail, [T, n]."""
     codes_nT = decode_numbers(data, num_positions * num_nodes).reshape(num_nodes, num_positions)
     is_empty_nT = codes_nT == 0
+    if _is_partly(is_empty_nT).any():
+        raise ValueError("expected −inf at every node of a position or at none")
     steps_nT = np.where(is_empty_nT, 0, unzigzag(codes_nT - 1))
     for node in range(num_nodes):
         line_T = _next_on_line(steps_nT[:node])
@@ -203,6 +206,12 @@ def _next_on_line(before: NDArray[np.int64]) -> NDArray[np.int64] | int:
         return before[-1] if len(before) else 0
     line: NDArray[np.int64] = 2 * before[-1] - before[-2]
     return line
+
+
+def _is_partly(is_empty_nT: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Where only some nodes say that nothing is left out, which no distribution does, [T]."""
+    partly: NDArray[np.bool_] = is_empty_nT.any(axis=0) != is_empty_nT.all(axis=0)
+    return partly
 
 
 def _line_through(steps_nT: NDArray[np.int64]) -> NDArray[np.int64]:

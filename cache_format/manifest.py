@@ -115,8 +115,8 @@ def require_agreement(storage: Storage, entry: ShardEntry, receipt: Receipt) -> 
 def read_spec(storage: Storage) -> CacheSpec:
     """The spec in ``spec.json``."""
     step = (
-        f"If there is a {layout.MANIFEST} beside it, {layout.RUN_AGAIN} with this file out of the "
-        "way: it is written again. Otherwise start again in another directory."
+        f"If there is a {layout.MANIFEST} beside it, delete this file, should it be there, and "
+        f"{layout.RUN_AGAIN}: it is written again. Otherwise start again in another directory."
     )
     path = storage.locate(layout.SPEC)
     return _spec_of(plain.unseal(read_file(storage, layout.SPEC, step), path, step), path)

@@ -67,8 +67,8 @@ def open_cache(
         units = unit_ranges(manifest)
         if looks_like_part(units):
             raise IncompleteCacheError(
-                f"{root}: looks like a part of a cache: it holds units {ranges_text(units)}, others "
-                "are missing. Put the parts together with `pipeline merge`, or, if it is still "
+                f"{root}: looks like a part of a cache: it holds units {ranges_text(units)}; "
+                "others are missing. Put the parts together with `pipeline merge`; if it is still "
                 "being written, wait for it."
             )
         raise IncompleteCacheError(

@@ -30,7 +30,7 @@ def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str
         prompt.encode()
     except UnicodeEncodeError as error:  # such bytes reach a program as surrogates
         raise ValueError(
-            f"--prompt: not UTF-8 text: {ascii(error.object[error.start : error.end])} at "
+            f"--prompt: not UTF-8 text: {error.object[error.start : error.end]!a} at "
             f"character {error.start}. Type it again, in UTF-8."
         ) from error
     model_path = model_directory(run)

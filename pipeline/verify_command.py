@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from pipeline.cache_commands import threads_option
-from pipeline.cache_location import CacheLocation
+from pipeline.cache_location import CacheLocation, LocalPath
 
 
 @click.command()
@@ -16,7 +16,7 @@ from pipeline.cache_location import CacheLocation
 @click.option("--fresh", is_flag=True, help="Do not go on with an interrupted verification.")
 @click.option(
     "--state",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=LocalPath(dir_okay=False),
     metavar="FILE",
     help="Where to remember what was read; by default in your cache directory.",
 )

@@ -44,6 +44,7 @@ def test_a_command_is_accepted_as_written(
         "my-model",
     ):
         Path(directory).mkdir()
+    Path("fineweb.tar.zst").touch()
     command = main.commands[words[0]]
     context: click.Context = command.make_context(words[0], words[1:])
     if "recipe_name" in context.params:

@@ -13,10 +13,10 @@ from benchmarks.__main__ import main
 
 @pytest.fixture(scope="module")
 def logits_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2,048 positions over 4,000 ids, with a Zipf-like prior."""
+    """4,096 positions over 4,000 ids, with a Zipf-like prior."""
     random = np.random.default_rng(0)
     prior = -1.1 * np.log(np.arange(1, 4001))
-    logits_PV = (prior + 2 * random.normal(size=(2048, 4000))).astype(np.float32)
+    logits_PV = (prior + 2 * random.normal(size=(4096, 4000))).astype(np.float32)
     order = np.argsort(-logits_PV, 1)
     fields = {
         "logits": np.take_along_axis(logits_PV, order, 1)[:, :256],

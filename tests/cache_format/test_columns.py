@@ -37,20 +37,30 @@ def test_counts_are_steps() -> None:
 
 
 @given(
-    hnp.arrays(np.float64, NODES, elements=st.one_of(st.floats(-2000, 127), st.just(-np.inf))),
+    hnp.arrays(np.float64, NODES, elements=st.floats(-2000, 127)),
     STEPS,
+    st.integers(1, 5),
 )
-def test_tails_are_off_by_half_a_step_at_most(tail: np.ndarray, step: float) -> None:
+def test_tails_are_off_by_half_a_step_at_most(tail: np.ndarray, step: float, each: int) -> None:
+    tail[::each] = -np.inf
     data = columns.encode_tail(tail, step)
     decoded = columns.decode_tail(data, tail.shape[0], tail.shape[1], step)
     np.testing.assert_allclose(decoded, tail, rtol=0, atol=step / 2)
 
 
 def test_tails_are_what_lies_off_the_line_through_two_nodes() -> None:
-    """In steps 8, 5, 1 and, where nothing is left out at the second node, 8, none, 1."""
-    tail = np.array([[8, 5, 1], [8, -np.inf, 1]]) / 64
-    codes = [[1 + 16, 1 + 16], [1 + 5, 0], [1 + 1, 1 + 18]]  # −3; 1 − 2 = −1 and 1 + 8 = 9
+    """In steps 8, 5, 1; and a position where nothing is left out."""
+    tail = np.array([[8, 5, 1], [-np.inf] * 3]) / 64
+    codes = [[1 + 16, 0], [1 + 5, 0], [1 + 1, 0]]  # 8; −3; 1 − 2 = −1
     assert columns.encode_tail(tail, 1 / 64) == encode_numbers(np.array(codes).reshape(-1))
+
+
+def test_nothing_left_out_at_some_nodes_only_is_refused() -> None:
+    tail = np.array([[-1.0, -2.0], [-np.inf, -2.0]])
+    with pytest.raises(ValueError, match="position 1: expected −inf at every node or at none"):
+        columns.encode_tail(tail, 1 / 64)
+    with pytest.raises(ValueError, match="expected −inf at every node of a position or at none"):
+        columns.decode_tail(encode_numbers(np.array([3, 0, 3, 3])), 2, 2, 1 / 64)
 
 
 @given(st.data(), STEPS)

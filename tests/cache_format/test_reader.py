@@ -159,6 +159,13 @@ def test_no_cache(tmp_path: Path) -> None:
             cache_format.open(path)
 
 
+def test_a_part_is_called_one(tmp_path: Path) -> None:
+    writer = CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks())
+    fill(writer, [1, 3])
+    with pytest.raises(IncompleteCacheError, match=r"part.*units 1:2, 3:4;.*`pipeline merge`"):
+        cache_format.open(tmp_path)
+
+
 def test_a_cache_that_is_still_being_written(tmp_path: Path) -> None:
     writer = CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks())
     fill(writer, [0, 1])

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from click.testing import CliRunner, Result
 
 import cache_format
@@ -114,6 +115,38 @@ main(sys.argv[1:], prog_name="pipeline")
         assert f"Error: {archive}: at byte" in result.stderr
         assert "cut short" in result.stderr
         assert "run the same command" in result.stderr
+
+    def test_into_no_directory(self, tiny_cache: Path, tmp_path: Path) -> None:
+        result = run("pack", tiny_cache, tmp_path / "nothing/a.tar.zst")
+        assert result.exit_code == 1
+        assert f"there is no directory {tmp_path / 'nothing'}. Make it first" in result.stderr
+        assert "PIPELINE_DEBUG" not in result.stderr
+
+
+class TestUnpack:
+    def test_no_file(self, tmp_path: Path) -> None:
+        result = run("unpack", tmp_path / "a.tar.zst", tmp_path / "new")
+        assert result.exit_code == 2
+        assert "a.tar.zst' does not exist" in result.stderr
+
+    @pytest.mark.parametrize("content", [b"", b"PAR1" * 9, zstandard.compress(bytes(2000))])
+    def test_no_archive(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "a").write_bytes(content)
+        result = run("unpack", tmp_path / "a", tmp_path / "new")
+        assert result.exit_code == 1
+        assert f"{tmp_path / 'a'}: at byte " in result.stderr
+        assert "no archive of `pipeline pack`" in result.stderr
+        assert "arrived whole" not in result.stderr
+        assert not (tmp_path / "new").exists()
+
+    def test_onto_another_cache(self, tiny_cache: Path, tmp_path: Path) -> None:
+        done("pack", tiny_cache, tmp_path / "a.tar.zst")
+        other = tiny.tiny_cache(tmp_path / "other", 20, top_k=5)
+        result = run("unpack", tmp_path / "a.tar.zst", other)
+        assert result.exit_code == 1
+        assert "targets.top_k: expected 12, found 5\n" in result.stderr
+        assert "\nUnpack into another directory; nothing was changed.\n" in result.stderr
+        assert "--out" not in result.stderr
 
 
 class TestMerge:

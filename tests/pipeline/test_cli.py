@@ -1,5 +1,6 @@
 """The command line: its help, its exit codes, and what it says on the way out."""
 
+import errno
 import json
 import os
 import re
@@ -149,6 +150,21 @@ class TestRefusals:
         assert result.exit_code == 2
         assert "--set cache_teacher.top_k=8: this command does not read" in result.stderr
 
+    @pytest.mark.parametrize("number", ["inf", "nan", "1e300", "0"])
+    def test_local_gib(self, tmp_path: Path, number: str) -> None:
+        result = run(
+            *("train-student", "--recipe", "demo", "--cache", tmp_path, "--out", tmp_path / "run"),
+            *("--local-gib", number),
+        )
+        assert result.exit_code == 2
+        assert "Invalid value for '--local-gib'" in result.stderr
+
+    @pytest.mark.parametrize("number", ["inf", "nan", "-1"])
+    def test_temperature(self, tmp_path: Path, number: str) -> None:
+        result = run("generate", tmp_path, "--prompt", "a", "--temperature", number)
+        assert result.exit_code == 2
+        assert "Invalid value for '--temperature'" in result.stderr
+
     @pytest.mark.parametrize("name", ["inspect", "verify", "generate"])
     def test_a_path_that_is_not_there(self, name: str, tmp_path: Path) -> None:
         more = ["--prompt", "x"] if name == "generate" else []
@@ -179,6 +195,13 @@ class TestFailures:
         assert "Error: what, where, next\n" in result.stderr
         assert "PIPELINE_DEBUG=1" in result.stderr
         assert "Traceback" not in result.stderr
+
+    def test_what_the_system_forbids(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        error = PermissionError(errno.EACCES, "Permission denied", "a/run")
+        result = self.failed(monkeypatch, tmp_path, error)
+        assert result.exit_code == 1
+        assert "Error: a/run: Permission denied. Make it, and" in result.stderr
+        assert "PIPELINE_DEBUG" not in result.stderr
 
     def test_a_cache_error_says_all(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         result = self.failed(monkeypatch, tmp_path, CorruptShardError("shard 3. Do this."))

@@ -2,13 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import cache_format
-from pipeline.inspect import decode_row, row_text, summarise, summary_text
+from pipeline.inspect import _teacher_figures, decode_row, row_text, summarise, summary_text
 
 
 def test_summary_agrees_with_the_rows(tiny_cache: Path) -> None:
@@ -62,6 +63,46 @@ def test_summary_text_names_what_matters(tiny_cache: Path) -> None:
 def test_an_unfinished_cache_can_be_looked_at(tmp_path: Path, tiny_cache: Path) -> None:
     unfinished = copy_without(tiny_cache, tmp_path / "cache", "manifest.json")
     assert summary_text(summarise(unfinished)).startswith(f"{unfinished}: NOT COMPLETE")
+
+
+def test_a_part_is_called_one(tmp_path: Path, tiny_cache: Path) -> None:
+    receipt = min((tiny_cache / "receipts").glob("0*.json")).relative_to(tiny_cache)
+    part = copy_without(tiny_cache, tmp_path / "cache", "manifest.json", str(receipt))
+    summary = summarise(part)
+    ((first, end),) = summary["units"]
+    assert first == 1
+    assert f"NOT COMPLETE: units 1:{end}, as in a part" in summary_text(summary)
+
+
+def test_a_perplexity_beyond_floats(tiny_cache: Path) -> None:
+    entry = cache_format.open(tiny_cache).manifest.shards[0]
+    statistics = replace(entry.statistics, num_scored=1, sum_next_logprob=-1e4)
+    summary = summarise(tiny_cache)
+    summary["teacher"] = _teacher_figures((replace(entry, statistics=statistics),))
+    assert summary["teacher"]["perplexity"] is None
+    assert "perplexity inf (loss 10000.0000 nats)" in summary_text(summary)
+
+
+def test_teacher_and_corpus_as_the_recipe_calls_them(tmp_path: Path, tiny_cache: Path) -> None:
+    cache = copy_without(tiny_cache, tmp_path / "cache")
+    recipe = '[cache_teacher]\nteacher = "models/\\u001bmine"\ncorpus = "data/web.parquet"\n'
+    (cache / "recipe.toml").write_text(recipe)
+    text = summary_text(summarise(cache))
+    assert r"  teacher     local 'models/\x1bmine' (weights " in text
+    assert "  corpus      local 'data/web.parquet'" in text
+
+
+@pytest.mark.parametrize("recipe", [b"[cache_teacher]\nof_tomorrow = 1\n", b"\xff", None])
+def test_without_a_recipe_that_parses(
+    tmp_path: Path, tiny_cache: Path, recipe: bytes | None
+) -> None:
+    cache = copy_without(tiny_cache, tmp_path / "cache")
+    (cache / "recipe.toml").unlink(missing_ok=True)
+    if recipe is not None:
+        (cache / "recipe.toml").write_bytes(recipe)
+    summary = summarise(cache)
+    assert summary["recipe"] is None
+    assert "  corpus      local" in summary_text(summary)
 
 
 def test_a_cache_without_a_shard_yet(tmp_path: Path, tiny_cache: Path) -> None:

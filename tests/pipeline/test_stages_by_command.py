@@ -84,6 +84,17 @@ def test_train_student(student: tuple[Path, Result]) -> None:
     assert load_recipe(str(out / "recipe.toml")).train_student.num_blocks == 2
 
 
+def test_train_student_where_no_directory_can_be(
+    tmp_path: Path, tiny_cache: Path, recipe: Path
+) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file/run"
+    result = run("train-student", "--recipe", recipe, "--cache", tiny_cache, "--out", out)
+    assert result.exit_code == 1
+    assert f"Error: {tmp_path / 'file'}: no directory: it is a file" in result.stderr
+    assert "PIPELINE_DEBUG" not in result.stderr
+
+
 def test_train_student_twice(student: tuple[Path, Result], tiny_cache: Path, recipe: Path) -> None:
     command = ("train-student", "--recipe", recipe, "--cache", tiny_cache, "--out", student[0])
     refused = run(*command)
@@ -120,6 +131,12 @@ def test_generate_without_a_model(student: tuple[Path, Result], tmp_path: Path) 
     assert "its training has not finished" in result.stderr
     result = run("generate", tmp_path, "--prompt", "a")
     assert "neither a run of `pipeline train-student` nor a model directory" in result.stderr
+
+
+def test_generate_from_bytes_that_are_no_text(student: tuple[Path, Result]) -> None:
+    result = run("generate", student[0], "--prompt", "a\udcff")
+    assert result.exit_code == 1
+    assert "Error: --prompt: not UTF-8 text: '\\udcff' at character 1." in result.stderr
 
 
 def test_generate_from_nothing(student: tuple[Path, Result]) -> None:

@@ -27,7 +27,11 @@ V = 97
 
 def spec_of(top_k: int, **changes: Any) -> TargetSpec:
     settings: dict[str, Any] = {
-        "ranks_sha256": "0" * 64,"top_k": top_k, "keep_mass": 1.0, "inverse_temperatures": NODES}
+        "ranks_sha256": "0" * 64,
+        "top_k": top_k,
+        "keep_mass": 1.0,
+        "inverse_temperatures": NODES,
+    }
     return TargetSpec(**(settings | changes))
 
 
