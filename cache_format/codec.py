@@ -127,15 +127,6 @@ def decode_row(
         raise ValueError("tail_log_mass: expected none: samples leave nothing out")
     tail[scored] -= logprobs[first, None] * np.array(targets.inverse_temperatures)
     tail[~scored] = 0.0
-    sketch: NDArray[np.float32] | None = None
-    if "sketch" in encoded:
-        shape = (num_positions, spec.sketch.dim)
-        sketch = _named(
-            "sketch",
-            lambda: columns.decode_sketch(
-                encoded["sketch"], encoded["sketch_scale"], shape, spec.sketch.dtype
-            ),
-        )
     token_ids = _named(
         "token_ids",
         lambda: columns.decode_token_ids(encoded["token_ids"], num_positions + 1, ranks),
@@ -154,7 +145,22 @@ def decode_row(
         counts=(targets.num_levels - entries.levels).astype(np.uint16) if is_sampled else None,
         tail_log_mass=tail.astype(np.float32),
         next_logprob=next_logprob,
-        sketch=sketch,
+        sketch=_sketch_of(encoded, spec),
+    )
+
+
+def _sketch_of(
+    encoded: Mapping[str, bytes | memoryview], spec: CacheSpec
+) -> NDArray[np.float32] | None:
+    """The sketch, [T, d], if its columns are there."""
+    if "sketch" not in encoded:
+        return None
+    shape = (spec.sequence_length, spec.sketch.dim)
+    return _named(
+        "sketch",
+        lambda: columns.decode_sketch(
+            encoded["sketch"], encoded["sketch_scale"], shape, spec.sketch.dtype
+        ),
     )
 
 
