@@ -58,6 +58,12 @@ def unpack(source: BinaryIO, target: Path | str, *, name: str, report: Report) -
     """
     try:
         archive = _Unpacking(source, target, name, report)
+    except CorruptArchiveError as error:  # nothing is written before the manifest and the ranks
+        raise CorruptArchiveError(
+            f"{error}. It is no archive of `pipeline pack`, or not even its first files have "
+            f"arrived; {target} was not touched. Give the file that `pipeline pack` wrote, whole."
+        ) from error
+    try:
         archive.take_recipe()
         archive.take_teacher()
         archive.take_units()

@@ -274,7 +274,7 @@ def begun_spec(storage: Storage) -> CacheSpec | None:
     if names:
         raise ForeignDirectoryError(
             f"{storage.root}: not a cache: expected {layout.SPEC} or an empty directory, but it "
-            f"holds {', '.join(names[:5])}. Choose another --out; nothing was changed."
+            f"holds {', '.join(names[:5])}. Choose another directory; nothing was changed."
         )
     return None
 
@@ -294,7 +294,7 @@ def require_same_spec(storage: Storage, expected: CacheSpec, found: CacheSpec) -
         raise SpecMismatchError(
             f"{storage.root}: this cache was made from another recipe, teacher or corpus:\n  "
             + "\n  ".join(fields)
-            + "\nChoose another --out, or let the recipe match it; nothing was changed."
+            + "\nChoose another directory, or let the recipe match it; nothing was changed."
         )
 
 

@@ -105,7 +105,6 @@ def unpack(file: Path, cache: Path | str) -> None:
     interruption, type the same command again: what is there is kept. "-" is standard input.
     """
     from cache_format.archive import unpack as read
-    from cache_format.errors import CorruptArchiveError, SpecMismatchError
     from pipeline.progress import Bar, short
 
     is_stream = file == _STREAM
@@ -113,37 +112,15 @@ def unpack(file: Path, cache: Path | str) -> None:
     with ExitStack() as stack:
         source = sys.stdin.buffer if is_stream else stack.enter_context(file.open("rb"))
         bar = stack.enter_context(Bar("unpack", unit="B"))
-        try:
-            manifest = read(
-                source, cache, name=name, report=lambda done, total: bar.show(done, total, "")
-            )
-        except CorruptArchiveError as error:
-            if _is_begun(cache):
-                raise
-            raise CorruptArchiveError(
-                f"{error.__cause__}. It is no archive of `pipeline pack`, or not even its first "
-                f"files have arrived; {cache} was not touched. Give the file that `pipeline pack` "
-                "wrote, whole."
-            ) from error
-        except SpecMismatchError as error:
-            what, _, _ = str(error).rpartition("\n")
-            raise SpecMismatchError(
-                f"{what}\nUnpack into another directory; nothing was changed."
-            ) from error
+        manifest = read(
+            source, cache, name=name, report=lambda done, total: bar.show(done, total, "")
+        )
     num_tokens = sum(shard.num_tokens for shard in manifest.shards)
     state = "complete" if manifest.complete else "NOT complete, as it was when it was packed"
     click.echo(
         f"{cache}: {state}; {short(num_tokens)} tokens in {len(manifest.shards)} shards, every "
         "byte as it was written."
     )
-
-
-def _is_begun(cache: Path | str) -> bool:
-    from cache_format import layout
-    from cache_format.storage import storage_at
-
-    storage = storage_at(cache)
-    return any(storage.has(name) for name in (layout.SPEC, layout.MANIFEST))
 
 
 @click.command()

@@ -256,7 +256,7 @@ def test_the_slower_of_two_writers_gives_way(empty: Storage) -> None:
 
 def test_a_place_that_holds_something_else(storage: Storage) -> None:
     storage.publish("thesis.tex", b"years of work")
-    with pytest.raises(ForeignDirectoryError, match=r"not a cache.*thesis\.tex.*another --out"):
+    with pytest.raises(ForeignDirectoryError, match=r"not a cache.*thesis\.tex.*another directory"):
         CacheWriter.create_or_open(storage.root, SPEC, sample_ranks())
     with pytest.raises(ForeignDirectoryError, match=r"no cache: expected manifest\.json"):
         cache_format.open(storage.root)

@@ -145,7 +145,7 @@ class TestUnpack:
         result = run("unpack", tmp_path / "a.tar.zst", other)
         assert result.exit_code == 1
         assert "targets.top_k: expected 12, found 5\n" in result.stderr
-        assert "\nUnpack into another directory; nothing was changed.\n" in result.stderr
+        assert "Choose another directory" in result.stderr
         assert "--out" not in result.stderr
 
 
