@@ -5,10 +5,10 @@ In: an opened cache, or the stream. Out: the stream, or the cache, byte by byte 
 
 **Order.** The manifest comes first: it tells the size and SHA-256 of all that follows, so that
 ``unpack`` knows before every file which one must come now, and refuses anything else. Then
-``spec.json`` and ``ranks.bin``, ``recipe.toml`` if there is one, the teacher's receipt and files,
-and for each unit its receipt and its shard. So a unit can be checked and published as soon as it
-has arrived, the manifest last of all: an ``unpack`` that was killed leaves a cache begun, and the
-next one goes on.
+``spec.json`` and ``ranks.bin``, ``projection.bin`` and ``recipe.toml`` if there are any, the
+teacher's receipt and files, and for each unit its receipt and its shard. So a unit can be checked
+and published as soon as it has arrived, the manifest last of all: an ``unpack`` that was killed
+leaves a cache begun, and the next one goes on.
 
 **Restarting.** The bytes are a function of the cache, whatever the number of threads. Yet a
 ``pack`` that was killed starts again: before what is there could be kept, it would have to be read,
@@ -26,6 +26,7 @@ from cache_format import layout, plain
 from cache_format.archive_stream import ArchivedFile, ArchiveReader, write_archive
 from cache_format.errors import CorruptArchiveError, CorruptFileError, ForeignDirectoryError
 from cache_format.manifest import Manifest, spec_bytes
+from cache_format.projection import Projection, projection_bytes, projection_from_bytes
 from cache_format.ranks import RankTable
 from cache_format.reader import Cache
 from cache_format.receipt import TeacherReceipt, parse, read_teacher_receipt
@@ -36,7 +37,7 @@ Report = Callable[[int, int], None]
 """Told the bytes of shards and of the teacher's files that are done, and of all of them."""
 
 _MAX_RECIPE_BYTES = 1 << 20
-_MAX_SEALED_BYTES = 1 << 26  # manifest, receipts and ranks, which are held in memory
+_MAX_SEALED_BYTES = 1 << 26  # of a file that is held in memory, the projection being the largest
 
 
 def pack(cache: Cache, sink: BinaryIO, *, num_threads: int, report: Report) -> None:
@@ -82,6 +83,8 @@ def _files_of(cache: Cache, report: Report) -> Iterator[ArchivedFile]:
     yield _small(layout.MANIFEST, manifest.to_bytes(), _MAX_SEALED_BYTES)
     yield _small(layout.SPEC, spec_bytes(manifest.spec), _MAX_SEALED_BYTES)
     yield _small(layout.RANKS, cache.ranks.to_bytes(), _MAX_SEALED_BYTES)
+    if cache.projection is not None:
+        yield _small(layout.PROJECTION, projection_bytes(cache.projection), _MAX_SEALED_BYTES)
     if cache.storage.size(layout.RECIPE) is not None:
         recipe = read_file(cache.storage, layout.RECIPE, "Pack again.")
         yield _small(layout.RECIPE, recipe, _MAX_RECIPE_BYTES)
@@ -123,7 +126,9 @@ class _Unpacking:
         self._name, self._target, self._report = name, target, report
         self._archive = ArchiveReader(source, name)
         self._manifest = self._read_manifest()
-        self._writer = CacheWriter.create_or_open(target, self._manifest.spec, self._read_ranks())
+        self._writer = CacheWriter.create_or_open(
+            target, self._manifest.spec, self._read_ranks(), self._read_projection()
+        )
         self._finished = self._writer.finished_units()
         self._require_nothing_else()
         self._recipe: bytes | None = None
@@ -201,6 +206,16 @@ class _Unpacking:
             return RankTable.from_bytes(data, spec.teacher.vocab_size)
         except ValueError as error:
             raise self._corrupt(layout.RANKS, str(error)) from error
+
+    def _read_projection(self) -> Projection | None:
+        spec = self._manifest.spec
+        if spec.sketch.projection_sha256 is None:
+            return None
+        data = self._read_sealed(layout.PROJECTION, spec.sketch.projection_sha256)
+        try:
+            return projection_from_bytes(data, spec)
+        except ValueError as error:
+            raise self._corrupt(layout.PROJECTION, str(error)) from error
 
     def _read_teacher_receipt(self, sha256: str) -> TeacherReceipt:
         name = layout.TEACHER_RECEIPT

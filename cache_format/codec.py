@@ -1,71 +1,48 @@
-"""One row of a cache, and its way to the columns of a shard and back.
+"""A row's way to the columns of a shard and back.
 
 In: a ``Row`` of NumPy arrays. Out: the bytes of each column (see ``columns.py``), or the reverse.
-Called by the writer and the reader. Position t of a row is the prediction of ``token_ids[t + 1]``.
+Called by the writer and the reader.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_format import columns
+from cache_format.draws import KeptLogprobs, check_draws, decode_draws, encode_draws
 from cache_format.entries import Entries, decode_entries, encode_entries, sort_entries
-from cache_format.levels import logprobs_of_levels, to_levels
+from cache_format.levels import ceilings_of_levels, logprobs_of_levels, to_levels
 from cache_format.ranks import RankTable
+from cache_format.row import (
+    Row,
+    check_document_starts,
+    check_gaps,
+    check_num_kept,
+    check_shapes,
+    check_tail,
+    refuse_repeated,
+    scored_positions,
+)
 from cache_format.spec import CacheSpec, TargetSpec
+
+__all__ = ["Encoded", "Row", "decode_row", "encode_row"]
 
 Encoded = Mapping[str, bytes | NDArray[np.int32]]
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Row:
-    """One packed sequence of T positions and what the teacher said at each.
-
-    N is the number of kept entries of all positions together, n the number of nodes, d the width
-    of the sketch. At positions that are not scored ``num_kept`` is 0 and the other targets are
-    unspecified on the way in, 0 on the way out.
-    """
-
-    token_ids: NDArray[np.int32]
-    """[T + 1]"""
-    document_starts: NDArray[np.int32]
-    """Rising indices from 1 to T into token_ids at which a document begins; 0 always does."""
-    num_kept: NDArray[np.uint16]
-    """[T]"""
-    kept_ids: NDArray[np.int32]
-    """[N], for each position in order of falling logit; on the way out, those of one level in order
-    of falling frequency."""
-    gaps: NDArray[np.float32]
-    """[N], the largest logit minus this one, nats at T = 1; the first of a position is 0."""
-    counts: NDArray[np.uint16] | None = None
-    """[N], how often each id was drawn where targets are samples; ``gaps`` are then
-    log(largest count / count) and the tail is empty, so that softmax(−gaps) = counts / draws."""
-    tail_log_mass: NDArray[np.float32]
-    """[T, n], log Σ exp((z_j − z_max)·s) over the ids not kept; −inf where none is left out."""
-    next_logprob: NDArray[np.float32]
-    """[T], the teacher's log-probability of the next token at T = 1."""
-    sketch: NDArray[np.float32] | None
-    """[T, d], or None without hidden states."""
-
-    def scored(self) -> NDArray[np.bool_]:
-        """[T], whether the next token belongs to the position's document."""
-        return _scored(self.document_starts, len(self.token_ids) - 1)
-
-
 def encode_row(row: Row, spec: CacheSpec, ranks: RankTable) -> Encoded:
     """The columns of ``row``; raises ValueError naming column and position if it breaks a rule."""
-    _check_shapes(row, spec)
+    check_shapes(row, spec)
     scored = row.scored()
     targets = spec.targets
-    _check_kept(row, scored)
-    _named("tail_log_mass", lambda: _check_tail(row.tail_log_mass, scored))
+    check_num_kept(row.num_kept, scored)
+    _named("tail_log_mass", lambda: check_tail(row.tail_log_mass, scored))
     next_logprob = np.where(scored, row.next_logprob, np.float32(0))
-    entries, log_z = _entries_of(row, scored, targets, ranks)
     kept = row.num_kept.astype(np.int64)
+    entries, log_z = _entries_of(row, scored, targets, ranks)
     kept_ids = ranks.ids_by_rank[entries.ranks]
     logprobs = _logprobs_of_levels(targets)[entries.levels]
     expected = _labels_logprob(row.token_ids[1:], kept_ids, logprobs, kept)
@@ -84,6 +61,10 @@ def encode_row(row: Row, spec: CacheSpec, ranks: RankTable) -> Encoded:
             "next_logprob", lambda: columns.encode_next_logprob(next_logprob, expected, step)
         ),
     }
+    if row.draws is not None:
+        encoded["drawn"] = _named(
+            "draws", lambda: _encode_draws(row, scored, entries.levels, log_z, targets, ranks)
+        )
     if row.sketch is not None:
         sketch = np.where(scored[:, None], row.sketch, np.float32(0))
         numbers, scale = _named("sketch", lambda: columns.encode_sketch(sketch, spec.sketch.dtype))
@@ -102,12 +83,12 @@ def decode_row(
     Raises ValueError naming the column if the bytes are not what the spec calls for.
     """
     num_positions, targets = spec.sequence_length, spec.targets
-    _check_document_starts(document_starts, num_positions)
+    check_document_starts(document_starts, num_positions)
     num_kept = _named(
         "num_kept",
         lambda: columns.decode_num_kept(encoded["num_kept"], num_positions, targets.top_k),
     )
-    scored = _scored(document_starts, num_positions)
+    scored = scored_positions(document_starts, num_positions)
     if not np.array_equal(num_kept > 0, scored):
         raise ValueError("num_kept: expected ids exactly where document_starts leaves a label")
     kept = num_kept.astype(np.int64)
@@ -123,7 +104,8 @@ def decode_row(
     is_sampled = targets.kind == "sampled"
     kept_ids = ranks.ids_by_rank[entries.ranks]
     first = (np.cumsum(kept) - kept)[scored]
-    if is_sampled and not np.isneginf(tail[scored]).all():
+    has_tail = scored & ~np.isneginf(tail[:, -1])
+    if is_sampled and has_tail.any():
         raise ValueError("tail_log_mass: expected none: samples leave nothing out")
     tail[scored] -= logprobs[first, None] * np.array(targets.inverse_temperatures)
     tail[~scored] = 0.0
@@ -136,6 +118,11 @@ def decode_row(
         "next_logprob",
         lambda: columns.decode_next_logprob(encoded["next_logprob"], expected, targets.log_step),
     )
+    draws = None
+    if targets.num_draws is not None:
+        known = _kept_logprobs(entries.levels, kept, has_tail, targets)
+        num_draws = targets.num_draws
+        draws = _named("drawn", lambda: decode_draws(encoded["drawn"], known, num_draws, ranks))
     return Row(
         token_ids=token_ids,
         document_starts=document_starts,
@@ -143,6 +130,7 @@ def decode_row(
         kept_ids=kept_ids,
         gaps=(np.repeat(logprobs[first], kept[scored]) - logprobs).astype(np.float32),
         counts=(targets.num_levels - entries.levels).astype(np.uint16) if is_sampled else None,
+        draws=draws,
         tail_log_mass=tail.astype(np.float32),
         next_logprob=next_logprob,
         sketch=_sketch_of(encoded, spec),
@@ -162,6 +150,48 @@ def _sketch_of(
             encoded["sketch"], encoded["sketch_scale"], shape, spec.sketch.dtype
         ),
     )
+
+
+def _encode_draws(
+    row: Row,
+    scored: NDArray[np.bool_],
+    levels: NDArray[np.int64],
+    log_z: NDArray[np.float64],
+    targets: TargetSpec,
+    ranks: RankTable,
+) -> bytes:
+    """The draws of a row whose kept entries are stored at ``levels``."""
+    assert row.draws is not None
+    assert targets.num_draws is not None
+    draws, kept = row.draws, row.num_kept.astype(np.int64)
+    has_tail = scored & ~np.isneginf(row.tail_log_mass[:, -1])
+    last_gaps = np.zeros(len(kept), np.float32)
+    last_gaps[scored] = row.gaps[np.cumsum(kept)[scored] - 1]
+    check_draws(draws, has_tail, last_gaps, targets.num_draws, len(ranks.ids_by_rank))
+    position = np.repeat(np.arange(len(kept)), kept)
+    position_of_drawn = np.repeat(np.arange(len(kept)), draws.num_ids)
+    refuse_repeated(
+        np.concatenate([row.kept_ids, draws.ids]),
+        np.concatenate([position, position_of_drawn]),
+        "is drawn twice, or drawn and kept",
+    )
+    known = _kept_logprobs(levels, kept, has_tail, targets)
+    return encode_draws(draws, log_z, known, targets.num_draws, ranks)
+
+
+def _kept_logprobs(
+    levels: NDArray[np.int64],
+    kept: NDArray[np.int64],
+    has_tail: NDArray[np.bool_],
+    targets: TargetSpec,
+) -> KeptLogprobs:
+    """What the kept entries, in the order in which they are stored, tell of the drawn ones."""
+    largest, ceiling = np.zeros(len(kept)), np.zeros(len(kept))
+    ends = np.cumsum(kept)[has_tail]
+    first_levels = levels[ends - kept[has_tail]]
+    largest[has_tail] = logprobs_of_levels(targets.num_levels)[first_levels]
+    ceiling[has_tail] = ceilings_of_levels(targets.num_levels)[levels[ends - 1]]
+    return KeptLogprobs(has_tail, largest, ceiling)
 
 
 def _logprobs_of_levels(targets: TargetSpec) -> NDArray[np.float64]:
@@ -214,7 +244,7 @@ def _entries_of(
     kept = row.num_kept.astype(np.int64)
     position = np.repeat(np.arange(len(kept)), kept)
     _named("kept_ids", lambda: columns.require_ids(row.kept_ids, vocab_size, position))
-    _refuse_repeated(row.kept_ids, position)
+    _named("kept_ids", lambda: refuse_repeated(row.kept_ids, position, "is kept twice"))
     log_z = np.zeros(len(kept))
     if targets.kind == "sampled":
         left_out = row.tail_log_mass[scored, -1]
@@ -222,7 +252,7 @@ def _entries_of(
             raise ValueError("tail_log_mass: samples leave nothing out, expected −inf")
         levels = _named("counts", lambda: _levels_of_counts(row, kept, targets.num_levels))
     else:
-        _named("gaps", lambda: _check_gaps(row.gaps, kept, position))
+        _named("gaps", lambda: check_gaps(row.gaps, kept, position))
         gaps = row.gaps.astype(np.float64)
         if scored.any():
             starts = (np.cumsum(kept) - kept)[scored]
@@ -243,86 +273,6 @@ def _levels_of_counts(row: Row, kept: NDArray[np.int64], num_draws: int) -> NDAr
     columns.require_all((sums == num_draws) | (kept == 0), sums, f"{num_draws} draws")
     levels: NDArray[np.int64] = num_draws - counts
     return levels
-
-
-def _check_gaps(
-    gaps: NDArray[np.float32], kept: NDArray[np.int64], position: NDArray[np.int64]
-) -> None:
-    columns.require_all(np.isfinite(gaps) & (gaps >= 0), gaps, "a finite gap ≥ 0", position)
-    starts = (np.cumsum(kept) - kept)[kept > 0]
-    columns.require_all(gaps[starts] == 0, gaps[starts], "a first gap of 0", position[starts])
-    falls = np.diff(gaps, prepend=np.float32(0)) < 0
-    falls[starts] = False
-    columns.require_all(~falls, gaps, "gaps that do not fall along the rank", position)
-
-
-def _check_tail(tail: NDArray[np.float32], scored: NDArray[np.bool_]) -> None:
-    worst = np.where(scored[:, None], tail, np.float32(0)).max(axis=1)  # NaN wherever there is one
-    columns.require_all(worst < np.inf, worst, "log-masses, numbers or −inf")
-
-
-def _scored(document_starts: NDArray[np.int32], num_positions: int) -> NDArray[np.bool_]:
-    mask = np.ones(num_positions, bool)
-    mask[document_starts - 1] = False
-    return mask
-
-
-def _check_shapes(row: Row, spec: CacheSpec) -> None:
-    num_positions = spec.sequence_length
-    expected: dict[str, tuple[int, ...]] = {
-        "token_ids": (num_positions + 1,),
-        "num_kept": (num_positions,),
-        "tail_log_mass": (num_positions, len(spec.targets.inverse_temperatures)),
-        "next_logprob": (num_positions,),
-    }
-    for name, is_there, kind in (
-        ("sketch", spec.sketch.kind != "none", spec.sketch.kind),
-        ("counts", spec.targets.kind == "sampled", spec.targets.kind),
-    ):
-        if (getattr(row, name) is not None) != is_there:
-            found = "one" if getattr(row, name) is not None else "none"
-            raise ValueError(f"{name}: the spec says {kind!r}, but the row has {found}")
-    num_entries = int(row.num_kept.sum(dtype=np.int64))
-    expected |= {"kept_ids": (num_entries,), "gaps": (num_entries,)}
-    if row.sketch is not None:
-        expected["sketch"] = (num_positions, spec.sketch.dim)
-    if row.counts is not None:
-        expected["counts"] = (num_entries,)
-    for name, shape in expected.items():
-        found = getattr(row, name).shape
-        if found != shape:
-            raise ValueError(f"{name}: expected shape {shape}, found {found}")
-    _check_document_starts(row.document_starts, num_positions)
-
-
-def _check_document_starts(starts: NDArray[np.int32], num_positions: int) -> None:
-    if starts.ndim != 1 or not np.issubdtype(starts.dtype, np.integer):
-        raise ValueError("document_starts: expected one dimension of integers")
-    bounded = np.concatenate([[0], starts.astype(np.int64), [num_positions + 1]])
-    if not (np.diff(bounded) > 0).all():
-        raise ValueError(
-            f"document_starts: expected rising indices from 1 to {num_positions}, "
-            f"found {starts.tolist()[:20]}"
-        )
-
-
-def _check_kept(row: Row, scored: NDArray[np.bool_]) -> None:
-    """Scored positions keep at least one id, others none."""
-    wrong = (row.num_kept > 0) != scored
-    if wrong.any():
-        position = int(np.argmax(wrong))
-        expected = "at least 1 where scored" if scored[position] else "0 where not scored"
-        raise ValueError(
-            f"num_kept: position {position}: expected {expected}, found {row.num_kept[position]}"
-        )
-
-
-def _refuse_repeated(kept_ids: NDArray[np.int32], position: NDArray[np.int64]) -> None:
-    keys = np.sort((position << 24) | kept_ids)
-    twice = keys[1:] == keys[:-1]
-    if twice.any():
-        key = int(keys[np.argmax(twice)])
-        raise ValueError(f"kept_ids: position {key >> 24}: id {key & 0xFFFFFF} is kept twice")
 
 
 def _named(column: str, action: Callable[[], _T]) -> _T:

@@ -1,17 +1,18 @@
-"""The kept entries of a row: which ids at which level, in order of falling probability.
+"""Entries of a row, kept or drawn: which ids at which level, in order of falling probability.
 
 At every position the entries are sorted by level, and within a level by rank: a level is the
 quantised probability (see ``levels.py``), a rank the place of the id in the cache's table of ids by
 frequency (see ``ranks.py``). An entry is then two small numbers: how far its level lies below the
 one before, and its rank, which within a level is the distance to the one before. So order is paid
-for once, by levels; ids of one level cost no order, being sorted.
+for once, by levels; ids of one level cost no order, being sorted. Kept ids of one level differ, so
+that their distance begins at 1, of which nothing is stored; an id may be drawn more than once.
 
 Both numbers are split into a class and raw bits (see ``bits.py``). The two classes make one byte, a
 symbol, because they depend on one another; symbols are grouped by slot (place within the position),
 because the first levels of a position lie far apart and the last ones close together; each group is
 one zstd frame. Raw bits of all entries follow, packed.
 
-Shapes: T positions, N entries of the row. Called by the codec.
+Shapes: T positions, N entries of the row. Called by the codec and the draws.
 """
 
 from functools import lru_cache
@@ -46,13 +47,19 @@ def sort_entries(entries: Entries, num_kept: _Ints) -> Entries:
     return Entries((keys >> 24) & 0xFF, keys & 0xFFFFFF)
 
 
-def encode_entries(entries: Entries, num_kept: _Ints, vocab_size: int) -> bytes:
-    """Entries as ``sort_entries`` gives them; raises ValueError if one is there twice."""
+def encode_entries(
+    entries: Entries, num_kept: _Ints, vocab_size: int, *, least_distance: int = 1
+) -> bytes:
+    """Entries as ``sort_entries`` gives them, ``num_kept`` of them at each position.
+
+    Raises ValueError if ranks of one level are closer than ``least_distance``, which is 1 unless an
+    id may be there more than once.
+    """
     alphabet = _alphabet(vocab_size)
     slots = _slots(num_kept)
     falls, is_same = _falls(entries.levels, slots)
     distances = entries.ranks.copy()
-    distances[1:] -= np.where(is_same[1:], entries.ranks[:-1] + 1, 0)
+    distances[1:] -= np.where(is_same[1:], entries.ranks[:-1] + least_distance, 0)
     if (distances < 0).any():
         raise ValueError("an id is kept twice at one level of a position")
     fall_class = alphabet.class_of_fall[falls]
@@ -70,7 +77,9 @@ def encode_entries(entries: Entries, num_kept: _Ints, vocab_size: int) -> bytes:
     return b"".join(parts) + pack(raw, alphabet.raw_bits[symbols])
 
 
-def decode_entries(data: bytes | memoryview, num_kept: _Ints, vocab_size: int) -> Entries:
+def decode_entries(
+    data: bytes | memoryview, num_kept: _Ints, vocab_size: int, *, least_distance: int = 1
+) -> Entries:
     """The entries in ``data``; raises ValueError if it is not what they are written as."""
     alphabet = _alphabet(vocab_size)
     slots = _slots(num_kept)
@@ -87,7 +96,7 @@ def decode_entries(data: bytes | memoryview, num_kept: _Ints, vocab_size: int) -
     is_first = slots == 0
     levels = _running_sums(falls, is_first)
     is_same = (falls == 0) & ~is_first
-    distances += is_same
+    distances += is_same * least_distance
     ranks = _running_sums(distances, ~is_same)
     if len(ranks) and (int(levels.max()) > 255 or int(ranks.max()) >= vocab_size):
         raise ValueError(

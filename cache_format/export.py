@@ -15,16 +15,21 @@ position that is not scored (its next token belongs to another document) are emp
 ``document_starts``       list<int32>: indices above 0 into ``token_ids`` where a document begins
 ``num_kept``              list<int32>, T
 ``kept_ids``              list<list<int32>>: the likeliest ids of each position, falling
-``logprobs``              list<list<float>>: their log-probabilities at temperature 1, in nats
+``logprobs``              list<list<float>>: their log-probabilities at temperature 1, in nats; of
+                          samples log(count / draws), at the temperature that they are drawn at
 ``tail_log_mass``         list<list<float>>: at each node s, log Σ exp((z − z_max)·s) of the rest
 ``next_logprob``          list<float>: log-probability of the next token at temperature 1
 ``counts``                list<list<int32>>: how often each id was drawn, if targets are samples
+``drawn_ids``             list<list<int32>>: ids drawn from those not kept, if any are
+``draw_counts``           list<list<int32>>: how often each of them was drawn
+``drawn_logprobs``        list<list<float>>: their log-probabilities at temperature 1
 ``sketch``                list<fixed_size_list<float>>: the projected hidden state
 ========================  ====================================================================
 
 z_max − z of a kept id is ``logprobs[0] − logprobs[i]``. At temperature 1/s the ids that are not
 kept have exp(tail) / (exp(tail) + Σ exp(−(z_max − z)·s)) of the mass. The nodes s stand in the
-files' metadata under ``inverse_temperatures``.
+files' metadata under ``inverse_temperatures``; ``draw_inverse_temperature`` is the one at which ids
+are drawn from the tail, there in proportion to exp(z·s).
 """
 
 import json
@@ -33,6 +38,7 @@ from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
 from threading import Lock
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -127,6 +133,12 @@ def _columns(spec: CacheSpec, what: Export) -> list[_Column]:
     ]
     if spec.targets.kind == "sampled":
         columns.append(_Column("counts", pa.list_(pa.int32()), _counts))
+    if spec.targets.num_draws is not None:
+        columns += [
+            _Column("drawn_ids", pa.list_(pa.int32()), lambda row: _drawn(row, "ids")),
+            _Column("draw_counts", pa.list_(pa.int32()), lambda row: _drawn(row, "counts")),
+            _Column("drawn_logprobs", pa.list_(pa.float32()), _drawn_logprobs),
+        ]
     if what.with_sketch and spec.sketch.kind != "none":
         columns.append(_Column("sketch", pa.list_(pa.float32(), spec.sketch.dim), _sketch))
     return columns
@@ -134,18 +146,40 @@ def _columns(spec: CacheSpec, what: Export) -> list[_Column]:
 
 def _by_position(row: Row, entries_N: NDArray[np.generic]) -> pa.Array:
     """What all positions keep together, cut into one list a position."""
-    ends = np.cumsum(row.num_kept, dtype=np.int32)
-    return pa.ListArray.from_arrays(np.concatenate([[0], ends]).astype(np.int32), entries_N)
+    return _cut(row.num_kept, entries_N)
+
+
+def _cut(lengths_T: NDArray[np.uint16], entries: NDArray[np.generic]) -> pa.Array:
+    ends = np.cumsum(lengths_T, dtype=np.int32)
+    return pa.ListArray.from_arrays(np.concatenate([[0], ends]).astype(np.int32), entries)
 
 
 def _logprobs(row: Row) -> NDArray[np.float32]:
-    """−gap − log Z, with Z over the kept ids and the tail at T = 1, which is the last node."""
+    """−gap − log Z."""
+    log_z_N = np.repeat(_log_z(row), row.num_kept)
+    logprobs: NDArray[np.float32] = (-row.gaps - log_z_N).astype(np.float32)
+    return logprobs
+
+
+def _log_z(row: Row) -> NDArray[np.float64]:
+    """log Z − z_max, [T], with Z over the kept ids and the tail at the last node, mostly T = 1."""
     kept_T = row.num_kept.astype(np.int64)
     position_N = np.repeat(np.arange(len(kept_T)), kept_T)
     mass_N = np.exp(-row.gaps.astype(np.float64))
-    z_T = np.bincount(position_N, mass_N, len(kept_T)) + np.exp(row.tail_log_mass[:, -1])
-    logprobs: NDArray[np.float32] = (-row.gaps - np.log(z_T)[position_N]).astype(np.float32)
-    return logprobs
+    tail_T = np.exp(row.tail_log_mass[:, -1].astype(np.float64))
+    log_z: NDArray[np.float64] = np.log(np.bincount(position_N, mass_N, len(kept_T)) + tail_T)
+    return log_z
+
+
+def _drawn(row: Row, name: Literal["ids", "counts"]) -> pa.Array:
+    assert row.draws is not None, "the spec says that there are some"
+    return _cut(row.draws.num_ids, getattr(row.draws, name).astype(np.int32))
+
+
+def _drawn_logprobs(row: Row) -> pa.Array:
+    assert row.draws is not None, "the spec says that there are some"
+    log_z_M = np.repeat(_log_z(row), row.draws.num_ids)
+    return _cut(row.draws.num_ids, (-row.draws.gaps - log_z_M).astype(np.float32))
 
 
 def _counts(row: Row) -> pa.Array:
@@ -179,6 +213,8 @@ def _schema(spec: CacheSpec, entry: ShardEntry, columns: Sequence[_Column]) -> p
         "shard_sha256": entry.sha256,
         "inverse_temperatures": json.dumps(spec.targets.inverse_temperatures),
     }
+    if spec.targets.draw_inverse_temperature is not None:
+        metadata["draw_inverse_temperature"] = json.dumps(spec.targets.draw_inverse_temperature)
     return pa.schema(fields, metadata=metadata)
 
 

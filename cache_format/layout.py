@@ -11,6 +11,7 @@ from cache_format.storage import Storage
 MANIFEST = "manifest.json"
 SPEC = "spec.json"
 RANKS = "ranks.bin"
+PROJECTION = "projection.bin"
 RECIPE = "recipe.toml"
 RECEIPTS = "receipts"
 SHARDS = "shards"
@@ -19,6 +20,10 @@ TEACHER_RECEIPT = f"{RECEIPTS}/teacher.json"
 
 RUN_AGAIN = "run the same `pipeline cache-teacher` command again"
 RANKS_STEP = f"Delete {RANKS} and {RUN_AGAIN}: it is written again, no unit is."
+PROJECTION_STEP = (
+    f"Put {PROJECTION} back from a copy of the cache; or delete it and {RUN_AGAIN}: on the same "
+    "hardware the same one is made again, and no unit is."
+)
 TEACHER_STEP = (
     f"Delete {TEACHER_RECEIPT} and {RUN_AGAIN}: the teacher's files are written again, no unit is."
 )

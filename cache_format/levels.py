@@ -27,3 +27,9 @@ def logprobs_of_levels(num_levels: int) -> NDArray[np.float64]:
     steps = np.arange(num_levels, -1, -1, dtype=np.float64)
     steps[-1] = 0.25
     return 4.0 * np.log(steps / num_levels)
+
+
+def ceilings_of_levels(num_levels: int) -> NDArray[np.float64]:
+    """The largest log-probability that each level is written for, [num_levels + 1]."""
+    steps = np.arange(num_levels, -1, -1, dtype=np.float64) + 0.5
+    return 4.0 * np.log(np.minimum(steps / num_levels, 1.0))

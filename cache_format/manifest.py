@@ -13,7 +13,6 @@ from typing import Any
 
 from cache_format import layout, plain
 from cache_format.errors import CorruptFileError, UnsupportedFormatError
-from cache_format.plain import FORMAT_VERSION
 from cache_format.receipt import Receipt, ShardEntry, TeacherReceipt, header, parse
 from cache_format.spec import CacheSpec
 from cache_format.storage import Storage, read_file
@@ -45,8 +44,8 @@ class Manifest:
 
     @property
     def format_version(self) -> str:
-        """Version of the format."""
-        return FORMAT_VERSION
+        """Version of the format that the cache is in."""
+        return self.spec.format_version
 
     @property
     def cache_id(self) -> str:

@@ -67,8 +67,9 @@ def merge(
     caches = [*there, *inputs]
     _require_same_spec(caches)
     teacher = _teacher_of(caches)
-    # Not the ranks of ``out``: a merge that was killed early has not written them.
-    writer = CacheWriter.create_or_open(out, caches[0].spec, inputs[0].ranks)
+    # Not what ``out`` has of them: a merge that was killed early has not written it.
+    ranks, projection = inputs[0].ranks, inputs[0].projection
+    writer = CacheWriter.create_or_open(out, caches[0].spec, ranks, projection)
     others = [cache for cache in inputs if not _is_same_place(cache.storage, writer.storage)]
     units, differing = _units_of(writer.finished_units(), others)
     if teacher is not None:

@@ -16,7 +16,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cache_format.errors import CorruptFileError, UnsupportedFormatError
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
+"""The newest that this program writes and reads."""
 
 _SEAL = re.compile(rb',\n "seal": "([0-9a-f]{64})"\n}\n')
 _SEAL_BYTES = len(b',\n "seal": ""\n}\n') + 64
@@ -57,10 +58,18 @@ def unseal(data: bytes, path: Path | str, next_step: str) -> dict[str, Any]:
 
 
 def to_plain(value: Any) -> Any:
-    """``value`` (dataclass, tuple, mapping, scalar) as JSON types; whole floats stay floats."""
+    """``value`` (dataclass, tuple, mapping, scalar) as JSON types; whole floats stay floats.
+
+    A dataclass's field that is None by default is left out while it is None: what an older version
+    does not know leaves no trace unless it is used.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        hints = get_type_hints(type(value))
-        return {name: _to_plain_as(hint, getattr(value, name)) for name, hint in hints.items()}
+        hints, optional = get_type_hints(type(value)), _optional_fields(type(value))
+        return {
+            name: _to_plain_as(hint, getattr(value, name))
+            for name, hint in hints.items()
+            if name not in optional or getattr(value, name) is not None
+        }
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -80,8 +89,7 @@ def from_plain(hint: Any, value: object, where: str = "", *, ignore_unknown: boo
     if origin is Literal and value in arguments:
         return value
     if origin in (Union, types.UnionType):
-        inner = next(argument for argument in arguments if argument is not types.NoneType)
-        return None if value is None else from_plain(inner, value, where)
+        return None if value is None else from_plain(_inner(hint), value, where)
     if origin is tuple and isinstance(value, list):
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(kinds) == len(value):
@@ -101,6 +109,8 @@ def from_plain(hint: Any, value: object, where: str = "", *, ignore_unknown: boo
 
 
 def _to_plain_as(hint: Any, value: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType) and value is not None:
+        hint = _inner(hint)
     if hint is float:
         return float(value)
     if get_origin(hint) is tuple and get_args(hint)[-1] is Ellipsis:
@@ -112,16 +122,29 @@ def _from_plain_dataclass(cls: Any, value: object, where: str, ignore_unknown: b
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected an object, found {value!r}")
     dot = f"{where}." if where else ""
-    hints = get_type_hints(cls)
+    hints, optional = get_type_hints(cls), _optional_fields(cls)
     unknown = set() if ignore_unknown else value.keys() - hints.keys()
-    for name in sorted((hints.keys() - value.keys()) | unknown):
+    for name in sorted((hints.keys() - value.keys() - optional) | unknown):
         raise ValueError(f"{dot}{name}: {'missing' if name in hints else 'not a known field'}")
+    # Null where ``to_plain`` leaves a field out would be a second way to write the same.
+    hints |= {name: _inner(hints[name]) for name in optional}
     return cls(
         **{
             name: from_plain(hint, value[name], dot + name, ignore_unknown=ignore_unknown)
             for name, hint in hints.items()
+            if name in value
         }
     )
+
+
+def _optional_fields(cls: Any) -> set[str]:
+    """The fields of a dataclass that are None unless they are given."""
+    return {field.name for field in dataclasses.fields(cls) if field.default is None}
+
+
+def _inner(hint: Any) -> Any:
+    """T of ``T | None``."""
+    return next(argument for argument in get_args(hint) if argument is not types.NoneType)
 
 
 def _object(data: bytes) -> dict[str, Any]:

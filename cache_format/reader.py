@@ -29,6 +29,7 @@ from cache_format.errors import (
 from cache_format.failures import reading
 from cache_format.manifest import Manifest, fold, read_manifest, read_spec, require_agreement
 from cache_format.parts import looks_like_part, ranges_text, unit_ranges
+from cache_format.projection import Projection, read_projection
 from cache_format.ranks import RankTable, read_ranks
 from cache_format.receipt import Segment, ShardEntry, read_receipt, read_teacher_receipt
 from cache_format.spec import CacheSpec, Split
@@ -122,6 +123,11 @@ class Cache:
     def ranks(self) -> RankTable:
         """The table of ids by frequency, compared with the spec's hash."""
         return read_ranks(self.storage, self.spec)
+
+    @cached_property
+    def projection(self) -> Projection | None:
+        """W of a ``pca`` sketch, [D, d], compared with the spec's hash; None for other sketches."""
+        return read_projection(self.storage, self.spec)
 
     def shards(self, split: Split) -> list[ShardEntry]:
         """The shards of ``split`` in rising order of unit."""

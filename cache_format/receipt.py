@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from cache_format import layout, plain
 from cache_format.errors import CorruptFileError
-from cache_format.plain import FORMAT_VERSION
 from cache_format.spec import CacheSpec, Split
 from cache_format.storage import Storage, read_file
 
@@ -42,6 +41,8 @@ class ShardStatistics:
     """Σ over scored positions of the teacher's log-probability of the next token."""
     sum_kept_mass: float
     """Σ over scored positions of the kept ids' share of the mass at T = 1."""
+    sum_num_drawn: int | None = None
+    """Distinct ids drawn from the tail at all positions; only where some are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +145,7 @@ def read_teacher_receipt(
 
 def header(spec: CacheSpec) -> dict[str, Any]:
     """What every sealed file of a cache begins with."""
-    return {"format_version": FORMAT_VERSION, "cache_id": spec.cache_id}
+    return {"format_version": spec.format_version, "cache_id": spec.cache_id}
 
 
 def parse(hint: Any, value: object, path: Path | str, step: str) -> Any:

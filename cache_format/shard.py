@@ -10,8 +10,10 @@ writer and the reader.
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +23,13 @@ from cache_format.codec import Encoded, Row, decode_row, encode_row
 from cache_format.messages import require_message
 from cache_format.ranks import RankTable
 from cache_format.receipt import Segment, ShardStatistics
-from cache_format.spec import FORMAT_VERSION, CacheSpec
+from cache_format.spec import CacheSpec
+from cache_format.threads import map_in_order
 
 SKETCH_COLUMNS = ("sketch", "sketch_scale")
 
 _TARGET_COLUMNS = ("token_ids", "num_kept", "kept", "tail_log_mass", "next_logprob")
+_DRAWS_COLUMN = "drawn"
 _LEADING_BYTES = 8  # the magic of an Arrow file and its padding
 
 
@@ -45,14 +49,25 @@ class EncodedShard:
         return hashlib.sha256(self.data).hexdigest()
 
 
-def encode_shard(rows: Iterable[Row], spec: CacheSpec, ranks: RankTable, unit: int) -> EncodedShard:
-    """Encode all rows of ``unit``; raises ValueError naming row, column and position."""
+def encode_shard(
+    rows: Iterable[Row],
+    spec: CacheSpec,
+    ranks: RankTable,
+    unit: int,
+    *,
+    pool: Executor | None = None,
+) -> EncodedShard:
+    """Encode all rows of ``unit``; raises ValueError naming row, column and position.
+
+    With a ``pool``, rows are encoded in it, a few at a time, while later ones are taken from
+    ``rows``. The bytes are the same.
+    """
     schema = _schema(spec, unit)
     sink = pa.BufferOutputStream()
     totals = _Totals(schema.names)
     num_batches = 0
     with ipc.new_file(sink, schema) as writer:
-        for encoded in _batched(_encode_all(rows, spec, ranks, totals), spec.rows_per_batch):
+        for encoded in _batched(_encode_all(rows, spec, ranks, totals, pool), spec.rows_per_batch):
             writer.write_batch(_record_batch(encoded, schema))
             num_batches += 1
     data = sink.getvalue()
@@ -119,40 +134,58 @@ def row_of_batch(batch: pa.RecordBatch, index: int, spec: CacheSpec, ranks: Rank
     return decode_row(encoded, np.array(starts, np.int32), spec, ranks)
 
 
+class _RowSums(NamedTuple):
+    """What the statistics take of one row."""
+
+    num_scored: int
+    num_kept: int
+    num_drawn: int
+    next_logprob: float
+    kept_mass: float
+
+
 class _Totals:
     """Sums over a shard's rows and batches, of which ``inspect`` tells without decoding."""
 
     def __init__(self, column_names: list[str]) -> None:
-        self.num_rows = 0
-        self._num_scored = 0
-        self._num_kept = 0
-        self._next_logprob: list[float] = []
-        self._kept_mass: list[float] = []
+        self._rows: list[_RowSums] = []
         self._column_bytes = dict.fromkeys(column_names, 0)
 
-    def add_row(self, row: Row, encoded: Encoded) -> None:
+    @property
+    def num_rows(self) -> int:
+        return len(self._rows)
+
+    def add_row(self, encoded: Encoded, sums: _RowSums) -> None:
         for name, cell in encoded.items():
             self._column_bytes[name] += cell.nbytes if isinstance(cell, np.ndarray) else len(cell)
-        scored = row.scored()
-        self.num_rows += 1
-        self._num_scored += int(scored.sum())
-        self._num_kept += int(row.num_kept.sum(dtype=np.int64))
-        self._next_logprob.append(math.fsum(row.next_logprob[scored].tolist()))
-        self._kept_mass.append(_kept_mass(row, scored))
+        self._rows.append(sums)
 
     def statistics(self) -> ShardStatistics:
         # Rounded: exp differs in its last bits between machines, and receipts should not.
+        has_draws = _DRAWS_COLUMN in self._column_bytes
         return ShardStatistics(
             column_bytes=self._column_bytes,
-            num_scored=self._num_scored,
-            sum_num_kept=self._num_kept,
-            sum_next_logprob=round(math.fsum(self._next_logprob), 6),
-            sum_kept_mass=round(math.fsum(self._kept_mass), 6),
+            num_scored=sum(row.num_scored for row in self._rows),
+            sum_num_kept=sum(row.num_kept for row in self._rows),
+            sum_next_logprob=round(math.fsum(row.next_logprob for row in self._rows), 6),
+            sum_kept_mass=round(math.fsum(row.kept_mass for row in self._rows), 6),
+            sum_num_drawn=sum(row.num_drawn for row in self._rows) if has_draws else None,
         )
 
 
+def _sums_of(row: Row) -> _RowSums:
+    scored = row.scored()
+    return _RowSums(
+        num_scored=int(scored.sum()),
+        num_kept=int(row.num_kept.sum(dtype=np.int64)),
+        num_drawn=0 if row.draws is None else len(row.draws.ids),
+        next_logprob=math.fsum(row.next_logprob[scored].tolist()),
+        kept_mass=_kept_mass(row, scored),
+    )
+
+
 def _kept_mass(row: Row, scored: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> float:
-    """Σ over scored positions of the kept ids' share of the mass at T = 1."""
+    """Σ over scored positions of the kept ids' share of the mass, at T = 1 or that of samples."""
     if not scored.any():
         return 0.0
     starts = np.cumsum(row.num_kept, dtype=np.int64) - row.num_kept
@@ -162,14 +195,23 @@ def _kept_mass(row: Row, scored: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> 
 
 
 def _encode_all(
-    rows: Iterable[Row], spec: CacheSpec, ranks: RankTable, totals: _Totals
+    rows: Iterable[Row],
+    spec: CacheSpec,
+    ranks: RankTable,
+    totals: _Totals,
+    pool: Executor | None,
 ) -> Iterator[Encoded]:
-    for index, row in enumerate(rows):
+    def encode(item: tuple[int, Row]) -> tuple[Encoded, _RowSums]:
+        index, row = item
         try:
-            encoded = encode_row(row, spec, ranks)
+            return encode_row(row, spec, ranks), _sums_of(row)
         except ValueError as error:
             raise ValueError(f"row {index}: {error}") from error
-        totals.add_row(row, encoded)
+
+    numbered = enumerate(rows)
+    results = map(encode, numbered) if pool is None else map_in_order(encode, numbered, pool)
+    for encoded, sums in results:
+        totals.add_row(encoded, sums)
         yield encoded
 
 
@@ -185,11 +227,13 @@ def _record_batch(rows: list[Encoded], schema: pa.Schema) -> pa.RecordBatch:
 
 def _schema(spec: CacheSpec, unit: int) -> pa.Schema:
     # The sketch comes last, so that what lies before it is a record batch without it.
-    names = _TARGET_COLUMNS if spec.sketch.kind == "none" else _TARGET_COLUMNS + SKETCH_COLUMNS
+    draws = (_DRAWS_COLUMN,) if spec.targets.num_draws is not None else ()
+    sketch = SKETCH_COLUMNS if spec.sketch.kind != "none" else ()
+    names = (*_TARGET_COLUMNS, *draws, *sketch)
     fields = [pa.field(name, pa.binary(), nullable=False) for name in names]
     fields.insert(1, pa.field("document_starts", pa.list_(pa.int32()), nullable=False))
     metadata = {
-        "format_version": FORMAT_VERSION,
+        "format_version": spec.format_version,
         "cache_id": spec.cache_id,
         "unit": str(unit),
     }

@@ -1,7 +1,8 @@
 """What determines a cache: every field here changes its bytes, and nothing else does.
 
-``CacheSpec.cache_id`` is the cache's identity. Imports nothing heavy: the command line builds a
-spec's parts before anything else is loaded.
+``CacheSpec.cache_id`` is the cache's identity. Fields that came with version 1.1 are left out of it
+while they are None, so that a cache of 1.0 keeps the identity that it had. Imports nothing heavy:
+the command line builds a spec's parts before anything else is loaded.
 """
 
 import hashlib
@@ -31,8 +32,17 @@ Split = Literal["train", "validation"]
 
 _MAX_IDS = 2**24
 _MAX_NUMBERS_OF_ROW = 2**26
+_MAX_NUMBERS_OF_PROJECTION = 2**24
 _MAX_LEVELS = 255  # a level is a byte
+_MAX_DRAWS = 255
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_TARGET_KINDS = ("top_k", "sampled", "top_k+sampled")
+_SKETCH_KINDS = ("rademacher", "pca", "none")
+_SKETCH_DTYPES = ("int8", "float16", "float32")
+_LAYER = "[1-9][0-9]{0,8}"
+_HIDDEN_STATES = re.compile(
+    f"mean_over_layers|last|layers:{_LAYER}(,{_LAYER})*|random_layers:{_LAYER}"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,15 +123,16 @@ class CorpusSpec:
 class TargetSpec:
     """What is kept of the teacher's distribution at a position."""
 
-    kind: Literal["top_k", "sampled"] = "top_k"
-    """The largest logits, or ids drawn from the teacher with their counts (RS-KD,
-    arXiv 2503.16870)."""
+    kind: Literal["top_k", "sampled", "top_k+sampled"] = "top_k"
+    """The largest logits; ids drawn from the teacher with their counts (RS-KD, arXiv 2503.16870);
+    or the largest logits and ids drawn from the rest."""
     top_k: int
     """The most ids kept of a position."""
     keep_mass: float
     """Ids are kept until they hold this share of the mass; 1 keeps top_k of them."""
     inverse_temperatures: tuple[float, ...]
-    """Nodes s = 1/T at which the log-mass of the tail is stored: rising, the last is 1."""
+    """Nodes s = 1/T at which the log-mass of the tail is stored: rising, the last is 1. Of samples
+    the one s that they are drawn at, at most 1."""
     num_levels: int = 128
     """Steps of the fourth root of a probability between 0 and 1; of samples, the draws at each
     position."""
@@ -129,15 +140,22 @@ class TargetSpec:
     """Quantisation step of tail_log_mass and next_logprob, nats; a power of two."""
     ranks_sha256: str
     """Hash of ``ranks.bin``, the table of ids by frequency."""
+    num_draws: int | None = None
+    """Draws from the tail at each position that has one; only of top_k+sampled."""
+    draw_inverse_temperature: float | None = None
+    """s that they are drawn at, one of the nodes: ids that are not kept, in proportion to exp(s z);
+    only of top_k+sampled."""
 
     def __post_init__(self) -> None:
         nodes = self.inverse_temperatures
-        _require(self.kind in ("top_k", "sampled"), "kind", self.kind, "'top_k' or 'sampled'")
+        _require(self.kind in _TARGET_KINDS, "kind", self.kind, _one_of(_TARGET_KINDS))
         _require(1 <= self.top_k <= 65_535, "top_k", self.top_k, "from 1 to 65535")
         _require(0.0 < self.keep_mass <= 1.0, "keep_mass", self.keep_mass, "above 0, at most 1")
+        if self.kind == "sampled":
+            self._require_samples()
         _require(
             1 <= len(nodes) <= 8
-            and nodes[-1] == 1.0
+            and (nodes[-1] == 1.0 or self.kind == "sampled")
             and nodes[0] > 0.0
             and all(low < high for low, high in pairwise(nodes)),
             "inverse_temperatures",
@@ -163,40 +181,92 @@ class TargetSpec:
             self.ranks_sha256,
             "64 hex digits",
         )
-        if self.kind == "sampled":
-            _require(
-                nodes == (1.0,), "inverse_temperatures", nodes, "[1.0] where kind is 'sampled'"
-            )
-            _require(self.keep_mass == 1, "keep_mass", self.keep_mass, "1 where kind is 'sampled'")
-            _require(
-                self.top_k <= self.num_levels,
-                "top_k",
-                self.top_k,
-                f"at most the draws at a position, {self.num_levels}",
-            )
+        self._require_draws()
+
+    def _require_samples(self) -> None:
+        nodes = self.inverse_temperatures
+        _require(
+            len(nodes) == 1 and 0.0 < nodes[0] <= 1.0,
+            "inverse_temperatures",
+            nodes,
+            "one number above 0, at most 1.0, where kind is 'sampled'",
+        )
+        _require(self.keep_mass == 1, "keep_mass", self.keep_mass, "1 where kind is 'sampled'")
+        _require(
+            self.top_k <= self.num_levels,
+            "top_k",
+            self.top_k,
+            f"at most the draws at a position, {self.num_levels}",
+        )
+
+    def _require_draws(self) -> None:
+        num_draws, node = self.num_draws, self.draw_inverse_temperature
+        if self.kind != "top_k+sampled":
+            for name, value in (("num_draws", num_draws), ("draw_inverse_temperature", node)):
+                _require(value is None, name, value, "left out unless kind is 'top_k+sampled'")
+            return
+        _require(
+            num_draws is not None and 1 <= num_draws <= _MAX_DRAWS,
+            "num_draws",
+            num_draws,
+            f"from 1 to {_MAX_DRAWS} where kind is 'top_k+sampled'",
+        )
+        _require(
+            node in self.inverse_temperatures,
+            "draw_inverse_temperature",
+            node,
+            f"one of inverse_temperatures {self.inverse_temperatures} where kind is "
+            "'top_k+sampled'",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SketchSpec:
     """How a position's hidden state is projected."""
 
-    kind: Literal["rademacher", "none"]
-    """Random signs drawn anew for every unit, or no hidden states at all."""
+    kind: Literal["rademacher", "pca", "none"]
+    """Random signs drawn anew for every unit; principal components, the same for all; or no hidden
+    states at all."""
     hidden_states: str = "mean_over_layers"
-    """Which hidden state of the teacher is projected."""
+    """Which of the teacher's hidden states are projected, see ``sketch.chosen_layers``:
+    ``mean_over_layers``, ``last``, ``layers:4,12`` (the mean of these) or ``random_layers:2``."""
     dim: int
     """Numbers per position; 0 when there is no sketch."""
     dtype: Literal["int8", "float16", "float32"] = "int8"
     """How they are stored; int8 with a scale for each position."""
+    projection_sha256: str | None = None
+    """Hash of ``projection.bin``, the principal components; only of pca."""
 
     def __post_init__(self) -> None:
+        _require(self.kind in _SKETCH_KINDS, "kind", self.kind, _one_of(_SKETCH_KINDS))
         if self.kind == "none":
             _require(self.dim == 0, "dim", self.dim, "0 when kind is 'none'")
         else:
-            _require(self.kind == "rademacher", "kind", self.kind, "'rademacher' or 'none'")
             _require(1 <= self.dim <= 65_535, "dim", self.dim, "from 1 to 65535")
-        allowed = ("int8", "float16", "float32")
-        _require(self.dtype in allowed, "dtype", self.dtype, "'int8', 'float16' or 'float32'")
+        _require(self.dtype in _SKETCH_DTYPES, "dtype", self.dtype, _one_of(_SKETCH_DTYPES))
+        _require(
+            _HIDDEN_STATES.fullmatch(self.hidden_states) is not None
+            and all(low < high for low, high in pairwise(self.named_layers)),
+            "hidden_states",
+            self.hidden_states,
+            "mean_over_layers, last, layers:4,12 (rising, from 1) or random_layers:2",
+        )
+        found = self.projection_sha256
+        if self.kind == "pca":
+            _require(
+                found is not None and _SHA256.fullmatch(found) is not None,
+                "projection_sha256",
+                found,
+                "64 hex digits where kind is 'pca'",
+            )
+        else:
+            _require(found is None, "projection_sha256", found, "left out unless kind is 'pca'")
+
+    @property
+    def named_layers(self) -> tuple[int, ...]:
+        """The numbers in ``hidden_states``: layers, or of random layers their number."""
+        _, _, numbers = self.hidden_states.partition(":")
+        return tuple(map(int, numbers.split(","))) if numbers else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +314,37 @@ class CacheSpec:
                 width,
                 f"at most {_MAX_NUMBERS_OF_ROW} / sequence_length: a row has to fit in memory",
             )
+        self._require_sketch()
+
+    def _require_sketch(self) -> None:
+        """What is projected, and with what, is the teacher's."""
+        sketch, teacher = self.sketch, self.teacher
+        _require(
+            max(sketch.named_layers, default=1) <= teacher.num_layers,
+            "sketch.hidden_states",
+            sketch.hidden_states,
+            f"of layers up to teacher.num_layers ({teacher.num_layers})",
+        )
+        if sketch.kind == "pca":
+            most = min(teacher.hidden_size, _MAX_NUMBERS_OF_PROJECTION // teacher.hidden_size)
+            _require(
+                sketch.dim <= most,
+                "sketch.dim",
+                sketch.dim,
+                f"at most {most} where kind is 'pca' and teacher.hidden_size {teacher.hidden_size}",
+            )
+
+    @property
+    def format_version(self) -> str:
+        """The lowest version of the format that knows all that the spec says."""
+        targets, sketch = self.targets, self.sketch
+        is_of_first_version = (
+            targets.kind in ("top_k", "sampled")
+            and targets.inverse_temperatures[-1] == 1.0
+            and sketch.kind in ("rademacher", "none")
+            and sketch.hidden_states == "mean_over_layers"
+        )
+        return "1.0" if is_of_first_version else FORMAT_VERSION
 
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON values."""
@@ -277,9 +378,9 @@ def differences(expected: CacheSpec, found: CacheSpec) -> list[str]:
     """Every field in which two specs differ, as ``teacher.dtype: expected 'a', found 'b'``."""
     ours, theirs = (dict(_leaves(spec.to_json())) for spec in (expected, found))
     return [
-        f"{name}: expected {ours[name]!r}, found {theirs[name]!r}"
-        for name in ours
-        if ours[name] != theirs[name]
+        f"{name}: expected {ours.get(name)!r}, found {theirs.get(name)!r}"
+        for name in ours | theirs
+        if ours.get(name) != theirs.get(name)
     ]
 
 
@@ -289,6 +390,10 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _leaves(item, f"{prefix}{key}.")
         else:
             yield prefix + key, item
+
+
+def _one_of(allowed: tuple[str, ...]) -> str:
+    return f"{', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}"
 
 
 def _require(holds: bool, name: str, found: object, allowed: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
-from cache_format import layout
+from cache_format import layout, projection
 from cache_format.atomic import is_temporary
 from cache_format.errors import CacheError, CorruptFileError
 from cache_format.manifest import read_manifest, read_spec, require_agreement
@@ -98,7 +98,7 @@ def _collecting(problems: list[Problem], path: Path | str) -> Iterator[None]:
 
 
 def _check_roots(cache: "Cache", problems: list[Problem]) -> None:
-    """The manifest as it is now, the spec that a writer would go by, and the table of ids."""
+    """The manifest as it is now, the spec that a writer would go by, and the files it names."""
     storage = cache.storage
     with _collecting(problems, storage.locate(layout.MANIFEST)):
         if storage.size(layout.MANIFEST) is not None:
@@ -114,6 +114,10 @@ def _check_roots(cache: "Cache", problems: list[Problem]) -> None:
     with _collecting(problems, storage.locate(layout.RANKS)):
         expected = (4 * cache.spec.teacher.vocab_size, cache.spec.targets.ranks_sha256)
         check_file(storage, layout.RANKS, expected, layout.RANKS_STEP)
+    if cache.spec.sketch.projection_sha256 is not None:
+        with _collecting(problems, storage.locate(layout.PROJECTION)):
+            expected = (projection.num_bytes(cache.spec), cache.spec.sketch.projection_sha256)
+            check_file(storage, layout.PROJECTION, expected, layout.PROJECTION_STEP)
 
 
 def _shard_files(cache: "Cache", problems: list[Problem]) -> list[_File]:

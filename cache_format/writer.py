@@ -8,6 +8,7 @@ that make the same unit end with one.
 
 import hashlib
 from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -22,6 +23,7 @@ from cache_format.errors import (
     SpecMismatchError,
 )
 from cache_format.manifest import Manifest, fold, read_manifest, read_spec, spec_bytes
+from cache_format.projection import Projection, projection_bytes, require_projection
 from cache_format.ranks import RankTable
 from cache_format.receipt import (
     Receipt,
@@ -47,14 +49,22 @@ class CacheWriter:
         self.ranks = ranks
 
     @classmethod
-    def create_or_open(cls, path: str | Path, spec: CacheSpec, ranks: RankTable) -> Self:
+    def create_or_open(
+        cls,
+        path: str | Path,
+        spec: CacheSpec,
+        ranks: RankTable,
+        projection: Projection | None = None,
+    ) -> Self:
         """The cache at ``path``, a directory or a URL, created if there is nothing.
 
-        Raises SpecMismatchError if it was made from another spec, ForeignDirectoryError if the
-        directory holds something else.
+        ``projection``, [D, d], is needed where the sketch is ``pca``. Raises SpecMismatchError if
+        the cache was made from another spec, ForeignDirectoryError if the directory holds something
+        else.
         """
         if ranks.sha256 != spec.targets.ranks_sha256:
             raise ValueError("ranks: not the table that the spec names")
+        require_projection(spec, projection)
         storage = storage_at(path)
         found = begun_spec(storage)
         if found is not None:
@@ -65,7 +75,10 @@ class CacheWriter:
             storage.prepare(name)
         # Another process may have created the cache meanwhile.
         require_same_spec(storage, spec, read_spec(storage))
-        _publish_ranks(storage, ranks)
+        _publish_known(storage, layout.RANKS, ranks.to_bytes(), layout.RANKS_STEP)
+        if projection is not None:
+            data = projection_bytes(projection)
+            _publish_known(storage, layout.PROJECTION, data, layout.PROJECTION_STEP)
         return cls(storage, spec, ranks)
 
     @property
@@ -110,16 +123,20 @@ class CacheWriter:
         num_skipped_documents: int = 0,
         num_dropped_tokens: int = 0,
         corpus_position: str = "",
+        pool: Executor | None = None,
     ) -> ShardEntry:
         """Publish the shard of ``unit``, then its receipt; returns what the receipt says.
 
-        A finished unit is left as it is and ``rows`` is not touched. A unit may have no rows.
+        A finished unit is left as it is and ``rows`` is not touched. A unit may have no rows. With
+        a ``pool`` of threads, rows are encoded in it, to the same bytes; a few of them are taken
+        from ``rows`` ahead.
+
         Raises ValueError naming row, column and position if a row breaks a rule.
         """
         existing = self._whole_or_discarded(unit)
         if existing is not None:
             return existing
-        shard = encode_shard(rows, self.spec, self.ranks, unit)
+        shard = encode_shard(rows, self.spec, self.ranks, unit, pool=pool)
         sha256 = shard.sha256
         entry = ShardEntry(
             unit=unit,
@@ -279,11 +296,10 @@ def begun_spec(storage: Storage) -> CacheSpec | None:
     return None
 
 
-def _publish_ranks(storage: Storage, ranks: RankTable) -> None:
-    """Write the table; one that is there in full is left as it is."""
-    data, name = ranks.to_bytes(), layout.RANKS
+def _publish_known(storage: Storage, name: str, data: bytes, next_step: str) -> None:
+    """Write a file whose bytes the spec names; one that is there in full is left as it is."""
     is_new = storage.publish_exclusive(name, data)
-    if not is_new and read_file(storage, name, layout.RANKS_STEP) != data:
+    if not is_new and read_file(storage, name, next_step) != data:
         storage.publish(name, data)
 
 

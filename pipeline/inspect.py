@@ -72,12 +72,27 @@ def summary_text(summary: dict[str, Any]) -> str:
         lines += [
             f"  teacher     perplexity {'inf' if perplexity is None else f'{perplexity:.2f}'} "
             f"(loss {figures['loss']:.4f} nats) on {figures['num_scored']:,} scored positions",
-            f"  kept        {figures['mean_num_kept']:.1f} ids a position, "
-            f"{figures['mean_kept_mass']:.2%} of the mass",
+            f"  kept        {_kept(spec['targets'], figures)}",
             "  bytes/token",
             *(f"    {name:18} {size:8.2f}" for name, size in summary["bytes_per_token"].items()),
         ]
     return "\n".join([*lines, "  spec", *_settings(spec)])
+
+
+def _kept(targets: dict[str, Any], figures: dict[str, float]) -> str:
+    """What a position holds, in words."""
+    num_kept = f"{figures['mean_num_kept']:.1f} ids a position"
+    if targets["kind"] == "sampled":
+        temperature = 1 / targets["inverse_temperatures"][0]
+        return f"{num_kept}, from {targets['num_levels']} draws at temperature {temperature:g}"
+    text = f"{num_kept}, {figures['mean_kept_mass']:.2%} of the mass"
+    if "mean_num_drawn" not in figures:
+        return text
+    temperature = 1 / targets["draw_inverse_temperature"]
+    return (
+        f"{text}; {figures['mean_num_drawn']:.1f} others, from {targets['num_draws']} draws at "
+        f"temperature {temperature:g}"
+    )
 
 
 def decode_row(
@@ -113,6 +128,9 @@ def row_text(decoded: dict[str, Any]) -> str:
         if position["is_scored"]:
             kept = "  ".join(f"{entry['text']!r} {entry['p']:.3f}" for entry in position["kept"])
             line += f"{position['p_next']:8.4f}  {position['tail_mass']:7.4f}  {kept}"
+            if position.get("num_drawn"):
+                drawn = "  ".join(f"{one['text']!r} ×{one['count']}" for one in position["drawn"])
+                line += f"  and {position['num_drawn']} drawn: {drawn}"
         else:
             line += "       –        –  the next token begins another document"
         lines.append(line)
@@ -121,7 +139,7 @@ def row_text(decoded: dict[str, Any]) -> str:
 
 def _positions(row: Row, piece: Callable[[int], str]) -> list[dict[str, Any]]:
     ends = np.cumsum(row.num_kept, dtype=np.int64)
-    scored = row.scored()
+    scored, drawn = row.scored(), _drawn(row, piece)
     positions = []
     for t, end in enumerate(ends.tolist()):
         token, following = int(row.token_ids[t]), int(row.token_ids[t + 1])
@@ -140,13 +158,32 @@ def _positions(row: Row, piece: Callable[[int], str]) -> list[dict[str, Any]]:
                 "num_kept": int(row.num_kept[t]),
                 "tail_mass": tail_mass,
                 "kept": [{"id": i, "text": piece(i), "p": p} for i, p in list(top)[:_TOP]],
-            }
+            } | drawn[t]
         positions.append(position)
     return positions
 
 
+def _drawn(row: Row, piece: Callable[[int], str]) -> list[dict[str, Any]]:
+    """What each position tells of ids drawn from its tail: nothing where the cache has none."""
+    draws = row.draws
+    if draws is None:
+        return [{}] * len(row.num_kept)
+    pairs = list(zip(draws.ids.tolist(), draws.counts.tolist(), strict=True))
+    ends = np.cumsum(draws.num_ids, dtype=np.int64).tolist()
+    return [
+        {
+            "num_drawn": count,
+            "drawn": [
+                {"id": i, "text": piece(i), "count": times}
+                for i, times in pairs[end - count : end][:_TOP]
+            ],
+        }
+        for end, count in zip(ends, draws.num_ids.tolist(), strict=True)
+    ]
+
+
 def _distribution(gaps: np.ndarray, tail_log_mass: float) -> tuple[np.ndarray, float]:
-    """Probabilities of the kept ids and of everything else, at T = 1 (the last node)."""
+    """Probabilities of the kept ids and of everything else, at the last node: mostly T = 1."""
     weights = np.exp(-gaps.astype(np.float64))
     tail = math.exp(tail_log_mass)
     total = weights.sum() + tail
@@ -187,13 +224,15 @@ def _teacher_figures(shards: tuple[ShardEntry, ...]) -> dict[str, float | None] 
     if not num_scored:
         return None
     loss = -sum(one.sum_next_logprob for one in statistics) / num_scored
-    return {
+    num_drawn = [one.sum_num_drawn for one in statistics if one.sum_num_drawn is not None]
+    figures = {
         "num_scored": num_scored,
         "loss": loss,
         "perplexity": math.exp(loss) if loss < _MAX_LOSS else None,
         "mean_kept_mass": sum(one.sum_kept_mass for one in statistics) / num_scored,
         "mean_num_kept": sum(one.sum_num_kept for one in statistics) / num_scored,
     }
+    return figures | ({"mean_num_drawn": sum(num_drawn) / num_scored} if num_drawn else {})
 
 
 def _state(summary: dict[str, Any]) -> str:

@@ -1,13 +1,14 @@
 """The golden caches: one for each way of keeping targets and sketches, and their author.
 
-``python -m tests.cache_format.golden_cache`` writes, for each name in ``SPECS``, ``golden/NAME/``
-(a cache) and ``golden/NAME.json`` (what its rows decode to). Run it only together with a new
-version of the format: that a cache written by an older program still reads the same is what the
-golden caches are for. Rows are formulas rather than random numbers: anyone can work them out.
+``python -m tests.cache_format.golden_cache NAME …`` writes, for each of these names in ``SPECS``,
+``golden/NAME/`` (a cache) and ``golden/NAME.json`` (what its rows decode to). Name only those that
+are new with a version of the format: that a cache written by an older program still reads the same
+is what the golden caches are for. Rows are formulas rather than random numbers: anyone can work
+them out.
 """
 
 import json
-import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 
 import cache_format
 from cache_format.codec import Row
+from cache_format.draws import TailDraws
+from cache_format.projection import projection_sha256
 from cache_format.ranks import RankTable
 from cache_format.spec import CacheSpec, CorpusSpec, SketchSpec, TargetSpec, TeacherSpec
 from cache_format.writer import CacheWriter
@@ -25,6 +28,9 @@ GOLDEN = Path(__file__).parent / "golden"
 VOCAB_SIZE = 100
 RANKS = RankTable((np.arange(VOCAB_SIZE) * 7 % VOCAB_SIZE).astype(np.int32))
 """The id of rank r is 7r modulo 100."""
+PROJECTION = np.array(
+    [[0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.5, 0.5, -0.5], [0.5, -0.5, -0.5]], np.float32
+)
 
 _TOP_K = CacheSpec(
     teacher=TeacherSpec(
@@ -91,12 +97,38 @@ SPECS = {
         sketch=replace(_TOP_K.sketch, dtype="float32"),
         sequence_length=3,
     ),
+    "tail_draws": replace(
+        _TOP_K,
+        targets=replace(
+            _TOP_K.targets, kind="top_k+sampled", num_draws=6, draw_inverse_temperature=0.5
+        ),
+        sketch=replace(_TOP_K.sketch, hidden_states="random_layers:1"),
+    ),
+    "sampled_at_2": replace(
+        _TOP_K,
+        targets=replace(
+            _TOP_K.targets, kind="sampled", top_k=5, inverse_temperatures=(0.5,), num_levels=50
+        ),
+        sketch=_NO_SKETCH,
+    ),
+    "pca": replace(
+        _TOP_K,
+        sketch=SketchSpec(
+            kind="pca",
+            dim=3,
+            hidden_states="last",
+            projection_sha256=projection_sha256(PROJECTION),
+        ),
+    ),
 }
 ROWS_OF_UNIT = {
     "top_k": {0: 3, 1: 1, 2: 0},
     "adaptive": {0: 2},
     "sampled": {0: 1, 1: 1},
     "whole": {1: 1},
+    "tail_draws": {0: 2, 1: 1},
+    "sampled_at_2": {0: 1},
+    "pca": {0: 1, 1: 1},
 }
 
 
@@ -122,12 +154,12 @@ def golden_row(name: str, number: int) -> Row:
     tail = -1 - positions[:, None] / 2 - number / 300 + (1 - nodes) * (3 + positions[:, None] / 1.5)
     tail[number % num_positions] = -np.inf
     counts = None
-    if name == "sampled":
+    if spec.targets.kind == "sampled":
         of_position = np.repeat(num_kept, num_kept).astype(int)
         first = 50 - of_position * (of_position - 1) // 2
         counts = np.where(rank == 0, first, of_position - rank).astype(np.uint16)
         gaps = np.log(first / counts)
-    if name in ("sampled", "whole"):
+    if spec.targets.kind == "sampled" or name == "whole":
         tail[:] = -np.inf
     shape = (num_positions, spec.sketch.dim)
     sketch = (np.arange(num_positions * spec.sketch.dim) * 37 * (number + 1) % 97 - 48) / 16
@@ -138,9 +170,30 @@ def golden_row(name: str, number: int) -> Row:
         kept_ids=((position * 11 + rank * 13 + number) % VOCAB_SIZE).astype(np.int32),
         gaps=gaps.astype(np.float32),
         counts=counts,
+        draws=_tail_draws(num_kept, gaps, tail[:, 0], number) if name == "tail_draws" else None,
         tail_log_mass=tail.astype(np.float32),
         next_logprob=(-(positions + 1) / 3 - number).astype(np.float32),
         sketch=sketch.reshape(shape).astype(np.float32) if spec.sketch.dim else None,
+    )
+
+
+def _tail_draws(num_kept: np.ndarray, gaps: np.ndarray, tail: np.ndarray, number: int) -> TailDraws:
+    """Six draws of 1 to 4 ids: the next ones after those kept, each second one at the same gap."""
+    counts_of = {1: [6], 2: [5, 1], 3: [3, 2, 1], 4: [2, 2, 1, 1]}
+    ends = np.cumsum(num_kept, dtype=np.int64)
+    num_ids, ids, counts, gaps_of_ids = [], [], [], []
+    for t, num in enumerate(num_kept.tolist()):
+        num_drawn = 1 + (t + number) % 4 if num and np.isfinite(tail[t]) else 0
+        num_ids.append(num_drawn)
+        for index in range(num_drawn):
+            ids.append((t * 11 + (num + index) * 13 + number) % VOCAB_SIZE)
+            counts.append(counts_of[num_drawn][index])
+            gaps_of_ids.append(gaps[ends[t] - 1] + 0.3 + 1.9 * (index // 2))
+    return TailDraws(
+        num_ids=np.array(num_ids, np.uint16),
+        ids=np.array(ids, np.int32),
+        counts=np.array(counts, np.uint16),
+        gaps=np.array(gaps_of_ids, np.float32),
     )
 
 
@@ -158,7 +211,8 @@ def _rows_of_unit(name: str, unit: int, num_rows: int) -> list[Row]:
 
 def write_golden(name: str, root: Path) -> None:
     """Write the cache ``name``; the first one has a file of its teacher."""
-    writer = CacheWriter.create_or_open(root, SPECS[name], RANKS)
+    projection = PROJECTION if name == "pca" else None
+    writer = CacheWriter.create_or_open(root, SPECS[name], RANKS, projection)
     if name == "top_k":
         writer.write_attachments(_build_teacher)
     for unit, num_rows in ROWS_OF_UNIT[name].items():
@@ -181,9 +235,18 @@ def decoded(root: Path) -> dict[str, list[dict[str, Any]]]:
     """All rows by split, as JSON values: six decimals, −inf is null."""
     cache = cache_format.open(root)
     return {
-        split: [{"unit": unit} | as_json(vars(row)) for unit, row in cache.iter_rows(split)]
+        split: [{"unit": unit} | as_json(_arrays(row)) for unit, row in cache.iter_rows(split)]
         for split in ("train", "validation")
     }
+
+
+def _arrays(row: Row) -> dict[str, Any]:
+    """The arrays of a row by name; those of its draws, if it has any, after the others."""
+    arrays = {name: array for name, array in vars(row).items() if name != "draws"}
+    if row.draws is None:
+        return arrays
+    drawn = {f"drawn_{name}": array for name, array in vars(row.draws).items()}
+    return arrays | drawn
 
 
 def as_json(arrays: dict[str, Any]) -> dict[str, Any]:
@@ -200,17 +263,15 @@ def as_json(arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Replace the golden caches."""
-    shutil.rmtree(GOLDEN, ignore_errors=True)
-    GOLDEN.mkdir()
-    for name in SPECS:
+    """Write the golden caches that are named, which must not be there."""
+    for name in sys.argv[1:]:
+        (GOLDEN / name).mkdir()
         write_golden(name, GOLDEN / name)
         lines = [
             f" {json.dumps(split)}: [\n  " + ",\n  ".join(json.dumps(row) for row in rows) + "\n ]"
             for split, rows in decoded(GOLDEN / name).items()
         ]
         (GOLDEN / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    (GOLDEN / ".gitattributes").write_text("* -text\n")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,16 @@ from typing import Any
 
 import pyarrow  # noqa: F401  (imported before the forks, which are many)
 
-from tests.cache_format.sample_cache import contents, write_sample_cache
+from tests.cache_format.sample_cache import (
+    contents,
+    drawn_targets,
+    pca_sketch,
+    sample_spec,
+    write_sample_cache,
+)
 
+SPEC = sample_spec(targets=drawn_targets(), sketch=pca_sketch())
+"""With every file that a cache may have."""
 _CALLS = ("fsync", "replace", "link", "rename", "unlink", "mkdir")
 
 
@@ -59,10 +67,10 @@ def _run(action: Callable[[], object]) -> bool:
 def _killed_then_finished(path: Path, moment: int) -> bool:
     def killed() -> None:
         _kill_at(moment)
-        write_sample_cache(path)
+        write_sample_cache(path, SPEC)
 
     lived = _run(killed)
-    write_sample_cache(path)
+    write_sample_cache(path, SPEC)
     return lived
 
 
@@ -70,7 +78,7 @@ def main(directory: Path) -> None:
     """See the top of the file."""
     # Counted all the same. It is slow, and a killed process loses nothing that it has written.
     setattr(os, "fsync", lambda descriptor: None)  # noqa: B010
-    write_sample_cache(directory / "whole")
+    write_sample_cache(directory / "whole", SPEC)
     wanted = contents(directory / "whole")
     moment = 0
     while not _killed_then_finished(directory / str(moment), moment):

@@ -9,6 +9,8 @@ import numpy as np
 
 from cache_format import plain
 from cache_format.codec import Row
+from cache_format.draws import TailDraws
+from cache_format.projection import projection_sha256
 from cache_format.ranks import RankTable
 from cache_format.spec import (
     CacheSpec,
@@ -25,6 +27,27 @@ ROWS_OF_UNIT = {0: 3, 1: 5, 2: 0, 3: 2}
 def sample_ranks(vocab_size: int = 40) -> RankTable:
     """A table that is not in order of id."""
     return RankTable.by_weight(np.random.default_rng(3).integers(0, 9, vocab_size))
+
+
+def sample_projection(spec: CacheSpec) -> np.ndarray | None:
+    """Orthonormal columns, [hidden size, dim], where the sketch is ``pca``."""
+    if spec.sketch.kind != "pca":
+        return None
+    return orthonormal(spec.teacher.hidden_size, spec.sketch.dim)
+
+
+def orthonormal(width: int, dim: int) -> np.ndarray:
+    """A reflection's first columns, [width, dim]: the same numbers on every machine."""
+    v = (np.arange(width, dtype=np.float64) * 7 % 11 + 1)[:, None]
+    reflection: np.ndarray = np.eye(width) - 2 * v @ v.T / (v.T @ v)
+    return reflection[:, :dim].astype(np.float32)
+
+
+def pca_sketch(**changes: Any) -> SketchSpec:
+    """A sketch of 8 principal components of 16."""
+    sha256 = projection_sha256(orthonormal(16, 8))
+    fields: dict[str, Any] = {"kind": "pca", "dim": 8, "projection_sha256": sha256}
+    return SketchSpec(**(fields | changes))
 
 
 def sample_spec(*, with_sketch: bool = True, **changes: Any) -> CacheSpec:
@@ -95,11 +118,45 @@ def sample_row(seed: int, spec: CacheSpec) -> Row:
         kept_ids=np.concatenate([*ids, []]).astype(np.int32),
         gaps=np.concatenate([*gaps, []]).astype(np.float32),
         counts=counts,
+        draws=_tail_draws(random, spec, ids, gaps, num_kept, ~np.isneginf(tail[:, -1])),
         tail_log_mass=tail.astype(np.float32),
         next_logprob=-random.exponential(2.0, num_positions).astype(np.float32),
         sketch=random.normal(size=(num_positions, spec.sketch.dim)).astype(np.float32)
         if spec.sketch.kind != "none"
         else None,
+    )
+
+
+def _tail_draws(
+    random: np.random.Generator,
+    spec: CacheSpec,
+    kept_ids: list[np.ndarray],
+    gaps: list[np.ndarray],
+    num_kept: np.ndarray,
+    is_left_out: np.ndarray,
+) -> TailDraws | None:
+    """Draws of ids that are not kept, at positions that leave some out, in any order."""
+    num_draws = spec.targets.num_draws
+    if num_draws is None:
+        return None
+    num_ids = np.zeros(spec.sequence_length, np.uint16)
+    drawn = [(np.zeros(0), np.zeros(0), np.zeros(0))]
+    last_gaps = iter(of_position[-1] for of_position in gaps)
+    for t in np.flatnonzero(num_kept):
+        last_gap = next(last_gaps)
+        others = np.setdiff1d(np.arange(spec.teacher.vocab_size), kept_ids[t])
+        if not is_left_out[t]:
+            continue
+        num_ids[t] = random.integers(1, min(num_draws, len(others)) + 1)
+        ids = random.choice(others, num_ids[t], replace=False)
+        counts = _draws(random, num_draws, len(ids))
+        drawn.append((ids, counts, last_gap + random.exponential(3.0, len(ids))))
+    ids, counts, gaps_of_ids = (np.concatenate(column) for column in zip(*drawn, strict=True))
+    return TailDraws(
+        num_ids=num_ids,
+        ids=ids.astype(np.int32),
+        counts=counts.astype(np.uint16),
+        gaps=gaps_of_ids.astype(np.float32),
     )
 
 
@@ -119,6 +176,20 @@ def sampled_targets(**changes: Any) -> TargetSpec:
         "inverse_temperatures": (1.0,),
         "num_levels": 50,
         "ranks_sha256": sample_ranks().sha256,
+    }
+    return TargetSpec(**(fields | changes))
+
+
+def drawn_targets(**changes: Any) -> TargetSpec:
+    """Targets of 5 ids at most, and 9 draws of the others."""
+    fields: dict[str, Any] = {
+        "kind": "top_k+sampled",
+        "top_k": 5,
+        "keep_mass": 0.9,
+        "inverse_temperatures": (0.5, 0.75, 1.0),
+        "ranks_sha256": sample_ranks().sha256,
+        "num_draws": 9,
+        "draw_inverse_temperature": 0.5,
     }
     return TargetSpec(**(fields | changes))
 
@@ -151,7 +222,7 @@ def fill(writer: CacheWriter, units: list[int]) -> None:
 def write_sample_cache(path: Path | str, spec: CacheSpec | None = None) -> CacheSpec:
     """A complete cache of four units: validation, train, an empty one, validation."""
     spec = spec or sample_spec()
-    writer = CacheWriter.create_or_open(path, spec, sample_ranks())
+    writer = CacheWriter.create_or_open(path, spec, sample_ranks(), sample_projection(spec))
     writer.write_attachments(build_teacher)
     fill(writer, sorted(ROWS_OF_UNIT))
     writer.publish_manifest(num_tokens_requested=120, complete=True)
@@ -182,8 +253,17 @@ def contents(root: Path) -> dict[str, str]:
 
 def assert_same_row(found: Row, expected: Row) -> None:
     """Every array of two rows is equal, bit by bit."""
-    for name in vars(expected):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    assert_same_arrays(vars(found), vars(expected))
+
+
+def assert_same_arrays(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """So are those of their draws."""
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        if isinstance(array, TailDraws):
+            assert_same_arrays(vars(found[name]), vars(array))
+        else:
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
 def assert_decoded(found: Row, given: Row, spec: CacheSpec) -> None:
@@ -196,6 +276,11 @@ def assert_decoded(found: Row, given: Row, spec: CacheSpec) -> None:
     else:
         assert found.counts is None
         _assert_probabilities(found, given, spec)
+    if given.draws is None:
+        assert found.draws is None
+    else:
+        assert found.draws is not None
+        _assert_draws(found, given, spec)
     half_step = spec.targets.log_step / 2
     np.testing.assert_allclose(
         found.next_logprob[scored], given.next_logprob[scored], rtol=1e-6, atol=half_step
@@ -246,6 +331,44 @@ def _assert_counts(found: Row, given: Row) -> None:
     assert np.isneginf(found.tail_log_mass[given.scored()]).all()
 
 
+def _assert_draws(found: Row, given: Row, spec: CacheSpec) -> None:
+    """Same ids and counts; log-probabilities off by 1/16 nat at most, unless they are too deep."""
+    num_levels = spec.targets.num_levels
+    assert found.draws is not None
+    assert given.draws is not None
+    np.testing.assert_array_equal(found.draws.num_ids, given.draws.num_ids)
+    kept_ends = np.cumsum(given.num_kept, dtype=np.int64)
+    ends = np.cumsum(found.draws.num_ids, dtype=np.int64)
+    for t in np.flatnonzero(found.draws.num_ids):
+        drawn = slice(ends[t] - found.draws.num_ids[t], ends[t])
+        columns = [
+            {
+                int(i): (int(count), float(gap))
+                for i, count, gap in zip(
+                    draws.ids[drawn], draws.counts[drawn], draws.gaps[drawn], strict=True
+                )
+            }
+            for draws in (found.draws, given.draws)
+        ]
+        assert columns[0].keys() == columns[1].keys()
+        assert (np.diff(found.draws.gaps[drawn]) >= 0).all()
+        gaps = given.gaps[kept_ends[t] - given.num_kept[t] : kept_ends[t]].astype(np.float64)
+        given_top = -np.log(np.exp(-gaps).sum() + np.exp(float(given.tail_log_mass[t, -1])))
+        found_top = 4 * np.log(_decoded_root(given_top, num_levels))
+        level = np.rint((1 - np.exp((given_top - gaps[-1]) / 4)) * num_levels)
+        deepest = 4 * np.log(min(1, (num_levels - level + 0.5) / num_levels)) - 255 / 8
+        for token_id, (count, gap) in columns[1].items():
+            assert columns[0][token_id][0] == count
+            logprob = found_top - columns[0][token_id][1]
+            assert abs(logprob - max(given_top - gap, deepest)) <= 1 / 16 + 1e-4
+
+
+def _decoded_root(logprob: float, num_levels: int) -> float:
+    """The fourth root of a probability after it was rounded to a level."""
+    level = np.rint((1 - np.exp(logprob / 4)) * num_levels)
+    return float(1 - level / num_levels if level < num_levels else 0.25 / num_levels)
+
+
 def _assert_probabilities(found: Row, given: Row, spec: CacheSpec) -> None:
     """Same ids; p^(1/4) off by half a step at most, and log-masses by half of theirs."""
     num_levels = spec.targets.num_levels
@@ -256,9 +379,7 @@ def _assert_probabilities(found: Row, given: Row, spec: CacheSpec) -> None:
         tail = given.tail_log_mass[t].astype(np.float64)
         gaps = np.array(list(given_gaps[t].values()))
         log_z = np.log(np.exp(-gaps).sum() + np.exp(tail[-1]))
-        largest = np.exp(-log_z / 4)  # the fourth root of the largest probability
-        level = np.rint((1 - largest) * num_levels)
-        decoded_largest = (1 - level / num_levels) if level < num_levels else 0.25 / num_levels
+        decoded_largest = _decoded_root(-log_z, num_levels)
         values = list(found_gaps[t].values())
         assert values == sorted(values)
         assert values[0] == 0

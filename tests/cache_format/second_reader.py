@@ -57,7 +57,7 @@ def signed(v: Any) -> Any:
     return np.where(v % 2, -(v + 1) // 2, v // 2)
 
 
-def entries(cell: bytes, slots: Any, vocab_size: int) -> tuple[Any, Any]:
+def entries(cell: bytes, slots: Any, vocab_size: int, least: int) -> tuple[Any, Any]:
     groups = np.array([(int(slot).bit_length() + 1) // 2 for slot in slots], int)
     symbols = np.zeros(len(slots), int)
     for group in range(groups.max(initial=-1) + 1):
@@ -71,7 +71,8 @@ def entries(cell: bytes, slots: Any, vocab_size: int) -> tuple[Any, Any]:
     levels, ranks = falls.copy(), np.where(distance_class > 0, (1 << distance_bits) + low[::2], 0)
     for i in np.flatnonzero(slots):
         levels[i] += levels[i - 1]
-        ranks[i] += 0 if falls[i] else ranks[i - 1] + 1
+        ranks[i] += 0 if falls[i] else ranks[i - 1] + least
+    check((levels < 256).all() and (ranks < vocab_size).all(), "a level or rank too high")
     return levels, ranks
 
 
@@ -83,8 +84,8 @@ def decode(cells: dict[str, Any], spec: dict[str, Any], table: Any) -> dict[str,
     scored, ends = ~np.isin(np.arange(1, T + 1), starts), np.cumsum(num_kept)
     check(((num_kept > 0) == scored).all() and num_kept.max() <= targets["top_k"], "num_kept")
     slots = np.arange(ends[-1]) - np.repeat(ends - num_kept, num_kept)
-    levels, ranks = entries(cells["kept"], slots, len(table))
-    check(max(*tokens, *ranks) < len(table) and (levels <= L).all(), "a rank or level too high")
+    levels, ranks = entries(cells["kept"], slots, len(table), 1)
+    check(max(tokens) < len(table) and (levels <= L).all(), "a token or level too high")
     draws = L - levels if targets["kind"] == "sampled" else None
     p = draws / L if draws is not None else np.where(levels < L, 1 - levels / L, 1 / (4 * L)) ** 4
     first, label = np.zeros(T), np.zeros(T)  # log p0, and log p of the label as far as it is known
@@ -101,6 +102,10 @@ def decode(cells: dict[str, Any], spec: dict[str, Any], table: Any) -> dict[str,
     row = {"token_ids": table[tokens], "document_starts": starts, "num_kept": num_kept}
     row |= {"kept_ids": table[ranks], "gaps": gaps, "counts": draws, "tail_log_mass": tail.T}
     row |= {"next_logprob": step * (steps + np.rint(label / step)), "sketch": None}
+    if targets["kind"] == "top_k+sampled":
+        tailed, last = scored & (stored[0] > 0), levels[ends - 1]
+        c = 4 * np.log(np.minimum((L - last + 0.5) / L, 1))
+        row |= drawn(cells["drawn"], tailed, targets["num_draws"], table, first, c)
     if sketch["kind"] != "none":
         kind = {"int8": "i1", "float16": "<f2", "float32": "<f4"}[sketch["dtype"]]
         row["sketch"] = planes(cells["sketch"], T * sketch["dim"], kind).reshape(T, -1)
@@ -110,6 +115,30 @@ def decode(cells: dict[str, Any], spec: dict[str, Any], table: Any) -> dict[str,
     return row
 
 
+def drawn(cell: bytes, tailed: Any, m: int, table: Any, first: Any, c: Any) -> dict[str, Any]:
+    slots = np.tile(np.arange(m), tailed.sum())
+    levels, ranks = entries(cell, slots, len(table), 0)
+    keys = [*zip(np.repeat(np.flatnonzero(tailed), m).tolist(), levels, ranks, strict=True)]
+    distinct = sorted(set(keys))
+    at = np.array([t for t, _, _ in distinct], int)
+    gaps = first[at] - c[at] + np.array([q for _, q, _ in distinct]) / 8
+    row = {"num_ids": np.bincount(at, minlength=len(tailed)), "gaps": gaps}
+    row |= {"ids": table[[r for _, _, r in distinct]], "counts": [keys.count(k) for k in distinct]}
+    return {f"drawn_{name}": np.array(values) for name, values in row.items()}
+
+
+def layers(spec: dict[str, Any], unit: int) -> list[int]:
+    rule, depth = spec["sketch"]["hidden_states"], spec["teacher"]["num_layers"]
+    if rule[:13] == "random_layers":
+        key = b"layers" + spec["seed"].to_bytes(8, "little") + unit.to_bytes(8, "little")
+        stream = np.frombuffer(hashlib.shake_256(key).digest(8 * depth), "<u8").tolist()
+        return sorted(
+            sorted(range(1, depth + 1), key=lambda layer: stream[layer - 1])[: int(rule[14:])]
+        )
+    named = {"mean_over_layers": [*range(1, depth + 1)], "last": [depth]}
+    return named[rule] if rule in named else [int(layer) for layer in rule[7:].split(",")]
+
+
 def rows(root: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     manifest = unseal(read(root / "manifest.json", None))
     spec, cache_id = manifest["spec"], manifest["cache_id"]
@@ -117,6 +146,9 @@ def rows(root: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     check(manifest["complete"] and hashlib.sha256(canonical).hexdigest() == cache_id, "manifest")
     table = np.frombuffer(read(root / "ranks.bin", spec["targets"]["ranks_sha256"]), "<i4")
     check((np.sort(table) == range(spec["teacher"]["vocab_size"])).all(), "ranks.bin")
+    if spec["sketch"]["kind"] == "pca":
+        W = np.frombuffer(read(root / "projection.bin", spec["sketch"]["projection_sha256"]), "<f4")
+        check(W.size == spec["teacher"]["hidden_size"] * spec["sketch"]["dim"], "projection.bin")
     for shard in manifest["shards"]:
         file = f"shards/{shard['unit']:05d}-{shard['sha256'][:16]}.arrow"
         split = "train" if shard["unit"] % spec["validation_every"] else "validation"

@@ -44,9 +44,10 @@ def test_round_trip(seed: int, dtype: Any, num_levels: int) -> None:
     assert_decoded(_round_trip(row, spec), row, spec)
 
 
-@given(st.integers(0, 2**32), st.sampled_from([5, 50, 255]))
-def test_samples_come_back_as_they_were(seed: int, num_draws: int) -> None:
-    spec = sample_spec(targets=sampled_targets(num_levels=num_draws))
+@given(st.integers(0, 2**32), st.sampled_from([5, 50, 255]), st.sampled_from([1.0, 0.5, 1 / 3]))
+def test_samples_come_back_as_they_were(seed: int, num_draws: int, node: float) -> None:
+    targets = sampled_targets(num_levels=num_draws, inverse_temperatures=(node,))
+    spec = sample_spec(targets=targets)
     row = sample_row(seed, spec)
     found = _round_trip(row, spec)
     assert_decoded(found, row, spec)

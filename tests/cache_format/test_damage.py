@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import cache_format
 from cache_format.errors import CacheError, CorruptShardError
 from tests.cache_format.sample_cache import (
     assert_same_row,
+    drawn_targets,
+    pca_sketch,
     sample_spec,
     write_sample_cache,
 )
@@ -96,6 +99,36 @@ def test_a_flipped_bit_in_the_teacher(root: Path) -> None:
         assert [problem.path for problem in cache.verify()] == [path]
         with pytest.raises(CacheError, match=r"config\.json: damaged"):
             cache.attachment("config.json")
+
+
+def test_a_flipped_bit_in_the_principal_components(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    write_sample_cache(root, sample_spec(sketch=pca_sketch()))
+    path = root / "projection.bin"
+    for _ in _flipped(path, list(range(0, path.stat().st_size, 3)), seed=6):
+        cache = cache_format.open(root)
+        assert [problem.path for problem in cache.verify()] == [path]
+        with pytest.raises(CacheError, match=r"projection\.bin: damaged"):
+            _ = cache.projection
+
+
+def test_a_flipped_bit_in_a_shard_with_draws(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    spec = sample_spec(targets=drawn_targets())
+    write_sample_cache(root, spec)
+    entry = cache_format.open(root).shards("train")[0]
+    path, expected = root / entry.file, list(cache_format.open(root).iter_rows("train"))
+    positions = random.Random(0).sample(range(entry.num_bytes), 200)
+    for _ in _flipped(path, positions, seed=7):
+        cache = cache_format.open(root)
+        assert [problem.path for problem in cache.verify()] == [path]
+        for index, (_, row) in enumerate(expected):
+            try:
+                found = cache.read_row("train", index, with_sketch=False)[1]
+            except CorruptShardError as error:
+                assert str(path) in str(error)  # noqa: PT017
+            else:
+                assert_same_row(found, replace(row, sketch=None))
 
 
 def test_a_shard_cut_anywhere(root: Path) -> None:

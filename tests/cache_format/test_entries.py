@@ -1,4 +1,4 @@
-"""Kept entries to bytes and back, exactly; and every cell that is not one."""
+"""Entries, kept or drawn, to bytes and back, exactly; and every cell that is not one."""
 
 import numpy as np
 import pytest
@@ -34,6 +34,22 @@ def test_round_trip(vocab_size: int, counts: list[int], seed: int) -> None:
     found = decode_entries(data, num_kept, vocab_size)
     np.testing.assert_array_equal(found.levels, entries.levels)
     np.testing.assert_array_equal(found.ranks, entries.ranks)
+
+
+@pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(0, 2**32))
+def test_round_trip_of_ids_that_may_be_there_twice(
+    vocab_size: int, counts: list[int], seed: int
+) -> None:
+    random, num_drawn = np.random.default_rng(seed), np.array(counts, np.int64)
+    most = min(vocab_size, int(random.choice([1, 3, 2**24])))
+    levels, ranks = (
+        random.integers(0, high, num_drawn.sum()) for high in (random.integers(1, 257), most)
+    )
+    entries = sort_entries(Entries(levels, ranks), num_drawn)
+    data = encode_entries(entries, num_drawn, vocab_size, least_distance=0)
+    found = decode_entries(data, num_drawn, vocab_size, least_distance=0)
+    np.testing.assert_array_equal(found, entries)
 
 
 @pytest.mark.parametrize("num_kept", [[300], [1], [300, 0, 1, 256, 255], [0], [0, 0, 0]])
@@ -94,6 +110,9 @@ def test_an_id_twice_at_one_level_is_refused() -> None:
     with pytest.raises(ValueError, match="kept twice"):
         encode_entries(entries, np.array([2]), 40)
     encode_entries(entries, np.array([1, 1]), 40)
+    data = encode_entries(entries, np.array([2]), 40, least_distance=0)
+    # A distance of 0 is what is stored, where kept ids would be 1 apart.
+    assert data == encode_entries(Entries(entries.levels, np.array([4, 5])), np.array([2]), 40)
 
 
 def _refused(data: bytes, num_kept: list[int], vocab_size: int, message: str) -> None:

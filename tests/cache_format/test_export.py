@@ -17,6 +17,7 @@ from cache_format.spec import TargetSpec
 from cache_format.writer import CacheWriter
 from tests.cache_format.sample_cache import (
     contents,
+    drawn_targets,
     sample_ranks,
     sample_row,
     sample_spec,
@@ -168,6 +169,33 @@ def test_samples_have_their_counts(tmp_path: Path) -> None:
     assert [n for position in columns["counts"] for n in position] == found.counts.tolist()
     for numbers, logprobs in zip(columns["counts"], columns["logprobs"], strict=True):
         np.testing.assert_allclose(np.exp(logprobs), np.array(numbers) / 20, atol=1e-6)
+
+
+def test_draws_from_the_tail(tmp_path: Path) -> None:
+    spec = sample_spec(with_sketch=False, targets=drawn_targets())
+    write_sample_cache(tmp_path / "cache", spec)
+    (path,) = export_parquet(cache_format.open(tmp_path / "cache"), tmp_path / "out", TRAIN)
+    metadata = pq.read_schema(path).metadata
+    assert json.loads(metadata[b"draw_inverse_temperature"]) == 0.5
+    found = pq.read_table(path).to_pylist()
+    for columns, row in zip(found, train_rows(tmp_path / "cache"), strict=True):
+        assert_is_row(columns, row)
+        assert row.draws is not None
+        assert [len(ids) for ids in columns["drawn_ids"]] == row.draws.num_ids.tolist()
+        for name, array in (("drawn_ids", row.draws.ids), ("draw_counts", row.draws.counts)):
+            assert [n for position in columns[name] for n in position] == array.tolist()
+        ends = np.cumsum(row.draws.num_ids, dtype=np.int64)
+        for t in np.flatnonzero(row.draws.num_ids):
+            gaps = row.draws.gaps[ends[t] - row.draws.num_ids[t] : ends[t]]
+            # The same zero as that of the kept ids: log p of the first one.
+            expected = columns["logprobs"][t][0] - gaps
+            np.testing.assert_allclose(columns["drawn_logprobs"][t], expected, atol=1e-5)
+
+
+def test_other_caches_have_no_columns_of_draws(out: Path) -> None:
+    schema = pq.read_schema(out / "train/00001.parquet")
+    assert not any("draw" in name for name in schema.names)
+    assert b"draw_inverse_temperature" not in schema.metadata
 
 
 def test_more_rows_than_a_group(

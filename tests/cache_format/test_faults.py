@@ -20,7 +20,10 @@ from tests.cache_format.sample_cache import (
     assert_same_row,
     build_teacher,
     contents,
+    drawn_targets,
     fill,
+    pca_sketch,
+    sample_projection,
     sample_ranks,
     sample_row,
     sample_spec,
@@ -28,7 +31,8 @@ from tests.cache_format.sample_cache import (
     write_sample_cache,
 )
 
-SPEC = sample_spec()
+SPEC = sample_spec(targets=drawn_targets(), sketch=pca_sketch())
+"""With every file that a cache may have."""
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
 FAULTS = {
@@ -43,11 +47,19 @@ FAULTS = {
 }
 
 
+def _write(path: Path) -> None:
+    write_sample_cache(path, SPEC)
+
+
+def _open(path: Path) -> CacheWriter:
+    return CacheWriter.create_or_open(path, SPEC, sample_ranks(), sample_projection(SPEC))
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete cache."""
     root = tmp_path_factory.mktemp("faults") / "whole"
-    write_sample_cache(root)
+    _write(root)
     return root
 
 
@@ -107,7 +119,9 @@ def _assert_nothing_half_published(path: Path, whole: Path) -> None:
         assert not any((path / name).exists() for name in ("spec.json", "manifest.json", "shards"))
         return
     for problem in cache.verify():
-        is_early = not cache.manifest.shards and "ranks.bin: missing" in problem.message
+        is_early = not cache.manifest.shards and any(
+            f"{name}: missing" in problem.message for name in ("ranks.bin", "projection.bin")
+        )
         assert is_early or "nothing refers to it" in problem.message
     expected = {
         (entry.unit, index): row
@@ -132,27 +146,27 @@ def _rows_by_unit(cache: Cache) -> Iterator[tuple[ShardEntry, list[Row]]]:
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_writer_whose_disk_fails_at_any_call(kind: str, whole: Path, tmp_path: Path) -> None:
     fault, path, num_moments = FAULTS[kind], tmp_path / "cache", 0
-    for disk in _moments(write_sample_cache, path, fault, lambda path: None):
+    for disk in _moments(_write, path, fault, lambda path: None):
         num_moments += 1
         if not any(call.name in REMOVING for call in disk.failed):
             assert _leftovers(path) == []
         _assert_nothing_half_published(path, whole)
         with Disk(tmp_path):
-            write_sample_cache(path)
+            _write(path)
         assert contents(path) == contents(whole)
     with Disk(tmp_path) as disk:
-        write_sample_cache(tmp_path / "other")
+        _write(tmp_path / "other")
     assert num_moments == sum(call.name in fault.calls for call in disk.calls) > 10
 
 
 def _extend(path: Path) -> None:
-    writer = CacheWriter.create_or_open(path, SPEC, sample_ranks())
+    writer = _open(path)
     writer.write_unit(4, [sample_row(0, SPEC)], num_documents=1)
     writer.publish_manifest(num_tokens_requested=150, complete=True)
 
 
 def _repair(path: Path) -> None:
-    writer = CacheWriter.create_or_open(path, SPEC, sample_ranks())
+    writer = _open(path)
     fill(writer, [1])
     writer.write_attachments(build_teacher)
     writer.publish_manifest(num_tokens_requested=120, complete=True)
@@ -183,6 +197,7 @@ def test_a_repair_whose_disk_fails_at_any_call(whole: Path, tmp_path: Path) -> N
         shutil.copytree(whole, path)
         shard_path(path, 1).write_bytes(b"cut")
         (path / "teacher/config.json").unlink()
+        (path / "projection.bin").write_bytes(b"cut")
 
     for _ in _moments(_repair, path, FAULTS["failing"], damage):
         num_moments += 1
@@ -198,6 +213,7 @@ def _read_everything(path: Path) -> list[str]:
     list(cache.iter_rows("train"))
     list(cache.iter_rows("validation"))
     cache.teacher_directory()
+    assert cache.projection is not None
     return [problem.message for problem in cache.verify()]
 
 
@@ -247,7 +263,7 @@ def test_a_writer_that_cannot_read_takes_nothing_for_missing(
         shutil.copytree(whole, path)
     while True:
         with Disk(tmp_path, Fault(errno.EIO, moment, READING)) as disk:
-            error = _error_of(write_sample_cache, path)
+            error = _error_of(_write, path)
         if error is None:
             assert all(".tmp-" in str(call.path) for call in disk.failed)
         else:
@@ -259,7 +275,7 @@ def test_a_writer_that_cannot_read_takes_nothing_for_missing(
         else:
             if moment % 4 == 0:
                 with Disk(tmp_path):
-                    write_sample_cache(path)
+                    _write(path)
                 assert contents(path) == contents(whole)
             shutil.rmtree(path, ignore_errors=True)
         if not disk.failed:

@@ -29,11 +29,16 @@ import cache_format
 from cache_format import frames, plain
 from cache_format.bits import with_length
 from cache_format.codec import Row, decode_row, encode_row
+from cache_format.draws import TailDraws
+from cache_format.projection import projection_bytes, projection_from_bytes
 from cache_format.ranks import RankTable
 from cache_format.shard import encode_shard, open_batch, row_of_batch
 from cache_format.spec import CacheSpec, SketchSpec
 from tests.cache_format.sample_cache import (
+    drawn_targets,
+    pca_sketch,
     reseal,
+    sample_projection,
     sample_ranks,
     sample_row,
     sample_spec,
@@ -51,6 +56,8 @@ SPECS = [
     sample_spec(sketch=SketchSpec(kind="rademacher", dim=8, dtype="float16")),
     sample_spec(sketch=SketchSpec(kind="rademacher", dim=8, dtype="float32")),
     sample_spec(targets=sampled_targets(), sketch=SketchSpec(kind="none", dim=0)),
+    sample_spec(targets=drawn_targets(), sketch=SketchSpec(kind="none", dim=0)),
+    sample_spec(targets=drawn_targets(num_draws=1), sketch=pca_sketch(hidden_states="last")),
 ]
 Input = Callable[[], None]
 
@@ -108,13 +115,29 @@ def _accepts(decode: Callable[[], Row], spec: CacheSpec) -> None:
     assert row.tail_log_mass.shape == (num_positions, len(spec.targets.inverse_temperatures))
     assert (row.tail_log_mass < np.inf).all()
     assert ((row.next_logprob <= 0) & (row.next_logprob >= -65_504)).all()
-    assert (row.counts is None) == (spec.targets.kind == "top_k")
+    assert (row.counts is None) == (spec.targets.kind != "sampled")
     if row.counts is not None:
         assert (row.counts >= 1).all()
         assert row.counts.sum() == spec.targets.num_levels * row.scored().sum()
+    assert (row.draws is None) == (spec.targets.kind != "top_k+sampled")
+    if row.draws is not None:
+        _accepts_draws(row.draws, row, spec)
     if row.sketch is not None:
         assert row.sketch.shape == (num_positions, spec.sketch.dim)
         assert np.isfinite(row.sketch).all()
+
+
+def _accepts_draws(draws: TailDraws, row: Row, spec: CacheSpec) -> None:
+    has_tail = row.scored() & ~np.isneginf(row.tail_log_mass[:, -1])
+    assert draws.num_ids.shape == (spec.sequence_length,)
+    assert ((draws.num_ids > 0) == has_tail).all()
+    assert draws.ids.shape == draws.counts.shape == draws.gaps.shape == (draws.num_ids.sum(),)
+    assert ((draws.ids >= 0) & (draws.ids < spec.teacher.vocab_size)).all()
+    assert np.isfinite(draws.gaps).all()
+    assert (draws.counts >= 1).all()
+    position = np.repeat(np.arange(spec.sequence_length), draws.num_ids)
+    sums = np.bincount(position, draws.counts, spec.sequence_length)
+    assert (sums == np.where(has_tail, spec.targets.num_draws or 0, 0)).all()
 
 
 def _cells(num_inputs: int) -> Iterator[Input]:
@@ -127,6 +150,8 @@ def _cells(num_inputs: int) -> Iterator[Input]:
     for number in range(num_inputs):
         spec, row, cells = rows[number % len(rows)]
         name = list(cells)[int(random.integers(0, len(cells)))]
+        if "drawn" in cells and random.random() < 0.4:
+            name = "drawn"
         starts = row.document_starts
         if random.random() < 0.1:
             starts = random.integers(-2, 15, int(random.integers(0, 4))).astype(np.int32)
@@ -214,7 +239,8 @@ def _changed_value(fields: object, random: np.random.Generator) -> None:
 def _files(root: Path, num_inputs: int) -> Iterator[Input]:
     """Manifest, spec, receipts and the table of ids, changed and sealed again, all hashes right."""
     random = np.random.default_rng(3)
-    names = ["manifest.json", "receipts/00001.json", "receipts/teacher.json", "ranks.bin"]
+    names = ["manifest.json", "receipts/00001.json", "receipts/teacher.json"]
+    names += ["ranks.bin", "projection.bin"]
     whole = {name: (root / name).read_bytes() for name in names}
     for number in range(num_inputs):
         name = names[number % len(names)]
@@ -234,7 +260,7 @@ def _files(root: Path, num_inputs: int) -> Iterator[Input]:
 
 def _damage(root: Path, name: str, random: np.random.Generator) -> None:
     path = root / name
-    if name == "ranks.bin" or random.random() < 0.3:
+    if name.endswith(".bin") or random.random() < 0.3:
         path.write_bytes(_mutated(path.read_bytes(), random))
     else:
         fields = plain.unseal(path.read_bytes(), path, "")
@@ -264,6 +290,7 @@ def _read_everything(root: Path) -> None:
     try:
         cache = cache_format.open(root, allow_incomplete=True)
         cache.attachments()
+        assert cache.projection is None or np.isfinite(cache.projection).all()
     except ValueError:
         return
     for split in ("train", "validation"):
@@ -282,6 +309,24 @@ def _tables(num_inputs: int) -> Iterator[Input]:
             except ValueError:
                 return
             assert sorted(table.ids_by_rank.tolist()) == list(range(40))
+
+        yield run
+
+
+def _projections(num_inputs: int) -> Iterator[Input]:
+    random = np.random.default_rng(5)
+    spec = sample_spec(sketch=pca_sketch())
+    whole = sample_projection(spec)
+    assert whole is not None
+    for _ in range(num_inputs):
+        data = _mutated(projection_bytes(whole), random)
+
+        def run(data: bytes = data) -> None:
+            try:
+                found = projection_from_bytes(data, spec)
+            except ValueError:
+                return
+            assert np.abs(found.T @ found - np.eye(8)).max() <= 2e-3
 
         yield run
 
@@ -322,14 +367,16 @@ def _survives(inputs: Iterator[Input], num_inputs: int) -> None:
     "scale", [1, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 )
 def test_whatever_the_bytes(scale: int, tmp_path: Path) -> None:
-    """3,000 inputs by default, 120,000 in the slow test."""
+    """3,700 inputs by default, 148,000 in the slow test."""
     pa.set_cpu_count(1)
-    write_sample_cache(tmp_path / "cache")
+    spec = sample_spec(targets=drawn_targets(), sketch=pca_sketch())
+    write_sample_cache(tmp_path / "cache", spec)
     for inputs, count in (
-        (_cells(1200 * scale), 1200 * scale),
+        (_cells(1600 * scale), 1600 * scale),
         (_batches(1200 * scale), 1200 * scale),
-        (_files(tmp_path / "cache", 400 * scale), 400 * scale),
+        (_files(tmp_path / "cache", 500 * scale), 500 * scale),
         (_tables(200 * scale), 200 * scale),
+        (_projections(200 * scale), 200 * scale),
     ):
         _survives(inputs, count)
 

@@ -1,5 +1,6 @@
 """Sealed files: what they hold comes back, and no bit of them can change unnoticed."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,28 @@ def test_from_plain() -> None:
     assert plain.from_plain(str | None, None) is None
     assert plain.from_plain(tuple[float, ...], [1, 2.5]) == (1.0, 2.5)
     assert plain.from_plain(dict[str, tuple[int, str]], {"k": [1, "a"]}) == {"k": (1, "a")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WithNewFields:
+    old: int | None
+    new: float | None = None
+
+
+def test_a_field_that_is_none_by_default_is_left_out() -> None:
+    assert plain.to_plain(_WithNewFields(old=None)) == {"old": None}
+    assert plain.to_plain(_WithNewFields(old=1, new=2.0)) == {"old": 1, "new": 2.0}
+    for value in (_WithNewFields(old=None), _WithNewFields(old=3, new=0.5)):
+        assert plain.from_plain(_WithNewFields, plain.to_plain(value)) == value
+    with pytest.raises(ValueError, match="old: missing"):
+        plain.from_plain(_WithNewFields, {"new": 1.0})
+
+
+def test_null_is_no_second_way_to_leave_it_out() -> None:
+    with pytest.raises(ValueError, match=r"x\.new: expected float, found None"):
+        plain.from_plain(_WithNewFields, {"old": None, "new": None}, "x")
+
+
+def test_whole_numbers_of_such_a_field_are_floats() -> None:
+    written = plain.canonical_json(plain.to_plain(_WithNewFields(old=1, new=1)))
+    assert written == b'{"new":1.0,"old":1}'

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cache_format import columns, entries, layout, plain
+from cache_format import columns, draws, entries, layout, plain
 from cache_format.shard import SKETCH_COLUMNS
 from tests.cache_format.golden_cache import GOLDEN
 
@@ -30,6 +30,8 @@ def test_the_version_is_the_programs() -> None:
         layout.SPEC,
         layout.TEACHER_RECEIPT,
         layout.RANKS,
+        layout.PROJECTION,
+        f"(c − log p) · {draws.STEPS_PER_NAT}",
         str(int(columns.MIN_LOGPROB)).replace("-", "−"),
         "The last four have {}, {}, {} and {} raw bits".format(*entries.ESCAPES),
         ", ".join(f"`{name}`" for name in SKETCH_COLUMNS),

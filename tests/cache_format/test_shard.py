@@ -1,6 +1,8 @@
 """The bytes of a shard: its segments, what Arrow makes of them, and what is refused."""
 
 import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from cache_format.shard import EncodedShard, encode_shard, open_batch, row_of_ba
 from cache_format.spec import CacheSpec
 from tests.cache_format.sample_cache import (
     assert_decoded,
+    drawn_targets,
     sample_ranks,
     sample_row,
     sample_spec,
@@ -100,6 +103,69 @@ def test_a_row_that_breaks_a_rule_is_named() -> None:
     rows = [ROWS[0], replace(ROWS[1], next_logprob=np.full(12, np.nan, np.float32))]
     with pytest.raises(ValueError, match="row 1: next_logprob: position"):
         encode_shard(rows, SPEC, RANKS, 1)
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_rows_encoded_in_threads_give_the_same_bytes(num_threads: int) -> None:
+    for targets in (SPEC.targets, drawn_targets()):
+        spec = replace(SPEC, targets=targets)
+        rows = [sample_row(seed, spec) for seed in range(30)]
+        with ThreadPoolExecutor(num_threads) as pool:
+            found = encode_shard(iter(rows), spec, RANKS, 1, pool=pool)
+        serial = encode_shard(rows, spec, RANKS, 1)
+        assert found.data.equals(serial.data)
+        assert found == serial
+
+
+def test_a_row_that_breaks_a_rule_is_named_in_threads_too() -> None:
+    wrong = replace(ROWS[1], next_logprob=np.full(12, np.nan, np.float32))
+    rows = [*ROWS[:3], wrong, *[ROWS[0]] * 50, wrong]
+    taken = 0
+
+    def counted() -> Iterator[Row]:
+        nonlocal taken
+        for row in rows:
+            taken += 1
+            yield row
+
+    with (
+        ThreadPoolExecutor(2) as pool,
+        pytest.raises(ValueError, match="row 3: next_logprob: position"),
+    ):
+        encode_shard(counted(), SPEC, RANKS, 1, pool=pool)
+    assert taken < 25
+
+
+def test_statistics_of_draws() -> None:
+    spec = replace(SPEC, targets=drawn_targets())
+    rows = [sample_row(seed, spec) for seed in range(5)]
+    statistics = encode_shard(rows, spec, RANKS, 1).statistics
+    assert statistics.sum_num_drawn == sum(len(row.draws.ids) for row in rows if row.draws)
+    assert statistics.column_bytes["drawn"] == sum(
+        len(encode_row(row, spec, RANKS)["drawn"]) for row in rows
+    )
+    assert encode_shard([], spec, RANKS, 1).statistics.sum_num_drawn == 0
+    assert _shard().statistics.sum_num_drawn is None
+
+
+def test_draws_lie_before_the_sketch() -> None:
+    spec = replace(SPEC, targets=drawn_targets())
+    rows = [sample_row(seed, spec) for seed in range(2)]
+    shard = encode_shard(rows, spec, RANKS, 1)
+    with ipc.open_file(pa.BufferReader(shard.data)) as file:
+        assert file.schema.names == [*COLUMNS, "drawn", "sketch", "sketch_scale"]
+        assert file.schema.metadata[b"format_version"] == b"1.1"
+    schema, targets, sketch = _parts(shard)
+    opened = open_batch(schema, targets, len(sketch), 1, spec)
+    assert_decoded(row_of_batch(opened, 1, spec, RANKS), replace(rows[1], sketch=None), spec)
+
+
+def test_a_shard_without_the_draws_that_the_spec_names_is_refused() -> None:
+    schema, targets, sketch, *_ = _parts(_shard())
+    spec = replace(SPEC, targets=drawn_targets())
+    data = schema.replace(SPEC.cache_id.encode(), spec.cache_id.encode())
+    with pytest.raises(ValueError, match="column drawn: expected binary, found nothing"):
+        open_batch(data, targets + sketch, 0, 1, spec)
 
 
 @pytest.mark.parametrize("with_sketch", [True, False])

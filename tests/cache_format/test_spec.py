@@ -8,14 +8,57 @@ from typing import Any
 import pytest
 
 from cache_format.spec import CacheSpec, SketchSpec, differences
-from tests.cache_format.sample_cache import sample_spec, sampled_targets
+from tests.cache_format.sample_cache import (
+    drawn_targets,
+    pca_sketch,
+    sample_spec,
+    sampled_targets,
+)
 
 SPEC = sample_spec()
+DRAWN = sample_spec(targets=drawn_targets())
+PCA = sample_spec(sketch=pca_sketch())
 
 
-def test_json_and_back() -> None:
-    text = json.dumps(SPEC.to_json())
-    assert CacheSpec.from_json(json.loads(text)) == SPEC
+@pytest.mark.parametrize("spec", [SPEC, DRAWN, PCA])
+def test_json_and_back(spec: CacheSpec) -> None:
+    text = json.dumps(spec.to_json())
+    assert CacheSpec.from_json(json.loads(text)) == spec
+
+
+def test_fields_that_say_nothing_are_left_out() -> None:
+    new = {"num_draws", "draw_inverse_temperature"}
+    assert not new & SPEC.to_json()["targets"].keys()
+    assert new < DRAWN.to_json()["targets"].keys()
+    assert "projection_sha256" not in SPEC.to_json()["sketch"]
+    assert "projection_sha256" in PCA.to_json()["sketch"]
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("targets", "num_draws"),
+        ("targets", "draw_inverse_temperature"),
+        ("sketch", "projection_sha256"),
+    ],
+)
+def test_null_is_refused_where_a_field_is_to_be_left_out(part: str, name: str) -> None:
+    fields = SPEC.to_json()
+    fields[part][name] = None
+    with pytest.raises(ValueError, match=f"{part}.{name}: expected .*, found None"):
+        CacheSpec.from_json(fields)
+
+
+def test_the_version_is_the_lowest_that_has_what_the_spec_says() -> None:
+    for old in (SPEC, sample_spec(with_sketch=False), sample_spec(targets=sampled_targets())):
+        assert old.format_version == "1.0"
+    for new in (
+        DRAWN,
+        PCA,
+        sample_spec(targets=sampled_targets(inverse_temperatures=(0.5,))),
+        replace(SPEC, sketch=replace(SPEC.sketch, hidden_states="last")),
+    ):
+        assert new.format_version == "1.1"
 
 
 def test_cache_id_is_the_hash_of_the_canonical_spec() -> None:
@@ -48,6 +91,28 @@ def test_cache_id_does_not_depend_on_how_a_number_was_written() -> None:
 def test_every_field_counts(changed: CacheSpec) -> None:
     assert changed.cache_id != SPEC.cache_id
     assert len(differences(SPEC, changed)) == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "changed"),
+    [
+        (DRAWN, replace(DRAWN, targets=drawn_targets(num_draws=10))),
+        (DRAWN, replace(DRAWN, targets=drawn_targets(draw_inverse_temperature=0.75))),
+        (PCA, replace(PCA, sketch=pca_sketch(projection_sha256="0" * 64))),
+    ],
+)
+def test_every_new_field_counts(spec: CacheSpec, changed: CacheSpec) -> None:
+    assert changed.cache_id != spec.cache_id
+    assert len(differences(spec, changed)) == 1
+
+
+def test_differences_name_what_only_one_has() -> None:
+    assert differences(SPEC, DRAWN) == [
+        "targets.kind: expected 'top_k', found 'top_k+sampled'",
+        "targets.num_draws: expected None, found 9",
+        "targets.draw_inverse_temperature: expected None, found 0.5",
+    ]
+    assert differences(PCA, SPEC)[-1].endswith(", found None")
 
 
 def test_differences_name_dotted_fields_and_both_values() -> None:
@@ -95,8 +160,25 @@ BOUNDS: list[tuple[str, str, list[Any], list[Any]]] = [
     ("targets", "log_step", [2**-10, 1.0], [2**-11, 2.0, 0.3, 0.0, -0.5]),
     ("targets", "ranks_sha256", ["0" * 64, "f" * 64], ["", "0" * 63, "0" * 65, "F" * 64]),
     ("sketch", "dim", [1, 65_535], [0, 65_536]),
-    ("sketch", "kind", ["rademacher"], ["gauss", "none"]),
+    ("sketch", "kind", ["rademacher"], ["gauss", "none", "pca"]),
     ("sketch", "dtype", ["int8", "float16", "float32"], ["", "bfloat16"]),
+    ("targets", "num_draws", [None], [1, 0]),
+    ("targets", "draw_inverse_temperature", [None], [0.5, 1.0]),
+    ("sketch", "projection_sha256", [None], ["0" * 64]),
+    (
+        "sketch",
+        "hidden_states",
+        [
+            *("mean_over_layers", "last", "layers:1", "layers:2", "layers:1,2"),
+            *("random_layers:1", "random_layers:2"),
+        ],
+        [
+            *("", "first", "Last", "last ", "layers:", "layers:0", "layers:3", "layers:1,3"),
+            *("layers:2,1", "layers:1,1", "layers:1,", "layers:01", "layers: 1", "layers:1e0"),
+            *("layers:\u0661", "random_layers:0", "random_layers:3", "random_layers:"),
+            "random_layers:1,2",
+        ],
+    ),
 ]
 
 
@@ -118,6 +200,9 @@ def test_bounds(part: str, name: str, good: list[Any], bad: list[Any]) -> None:
     ("name", "good", "bad"),
     [
         ("inverse_temperatures", (1.0,), (0.5, 1.0)),
+        ("inverse_temperatures", (0.5,), (0.0,)),
+        ("inverse_temperatures", (1e-9,), (1.0 + 2**-52,)),
+        ("inverse_temperatures", (1.0,), ()),
         ("keep_mass", 1.0, 0.9),
         ("top_k", 20, 21),
     ],
@@ -127,6 +212,35 @@ def test_bounds_of_samples(name: str, good: Any, bad: Any) -> None:
     replace(targets, **{name: good})
     with pytest.raises(ValueError, match=f"{name}: must be .*(sampled|draws)"):
         replace(targets, **{name: bad})
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("num_draws", 1, 0),
+        ("num_draws", 255, 256),
+        ("num_draws", 9, None),
+        ("draw_inverse_temperature", 0.75, 0.8),
+        ("draw_inverse_temperature", 1.0, None),
+    ],
+)
+def test_bounds_of_draws(name: str, good: Any, bad: Any) -> None:
+    replace(DRAWN.targets, **{name: good})
+    with pytest.raises(ValueError, match=f"{name}: must be .*top_k.sampled"):
+        replace(DRAWN.targets, **{name: bad})
+
+
+def test_bounds_of_principal_components() -> None:
+    assert replace(PCA, sketch=pca_sketch(dim=16)).sketch.dim == 16
+    with pytest.raises(ValueError, match=r"sketch.dim: must be at most 16 where kind is 'pca'"):
+        replace(PCA, sketch=pca_sketch(dim=17))
+    wide = replace(PCA.teacher, hidden_size=2**14)
+    assert replace(PCA, teacher=wide, sketch=pca_sketch(dim=2**10)).sketch.dim == 2**10
+    with pytest.raises(ValueError, match=r"sketch.dim: must be at most 1024 .*16384"):
+        replace(PCA, teacher=wide, sketch=pca_sketch(dim=2**10 + 1))
+    for wrong in (None, "", "0" * 63, "F" * 64):
+        with pytest.raises(ValueError, match="projection_sha256: must be 64 hex digits where"):
+            pca_sketch(projection_sha256=wrong)
 
 
 def test_top_k_beyond_the_vocabulary_is_refused() -> None:

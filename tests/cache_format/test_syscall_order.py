@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.cache_format.faults import Call, Disk
-from tests.cache_format.sample_cache import shard_path, write_sample_cache
+from tests.cache_format.sample_cache import (
+    pca_sketch,
+    sample_spec,
+    shard_path,
+    write_sample_cache,
+)
 
 _ROOT = Path(__file__).parents[2]
 _STRACE = ["strace", "-f", "-y", "-e", "trace=file,desc"]
@@ -61,6 +66,14 @@ def test_everything_is_durable_before_what_names_it(tmp_path: Path) -> None:
         *("new/cache/ranks.bin", "new/cache/teacher", "new/cache/receipts/teacher.json", *units),
         "new/cache/manifest.json",
     ]
+
+
+def test_principal_components_come_before_every_shard(tmp_path: Path) -> None:
+    with Disk(tmp_path) as disk:
+        write_sample_cache(tmp_path / "cache", sample_spec(sketch=pca_sketch()))
+    named = [path.name for path in assert_order(disk.calls)]
+    assert named[named.index("ranks.bin") + 1] == "projection.bin"
+    assert not any(name.endswith(".arrow") for name in named[: named.index("projection.bin")])
 
 
 def test_what_others_published_is_durable_before_the_manifest(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """Work in threads: everything is done once, and the first failure ends it."""
 
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Timer
 
 import pytest
 
-from cache_format.threads import default_num_threads, in_threads
+from cache_format.threads import default_num_threads, in_threads, map_in_order
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
@@ -49,3 +52,76 @@ def test_a_failure_ends_it_while_an_earlier_item_is_still_at_work() -> None:
 
 def test_there_is_a_thread() -> None:
     assert 1 <= default_num_threads() <= 8
+
+
+def test_results_come_in_order() -> None:
+    def work(number: int) -> int:
+        time.sleep(0.002 * (number % 3))
+        return number * number
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(map_in_order(work, range(50), pool, 5)) == [n * n for n in range(50)]
+        assert list(map_in_order(work, [], pool)) == []
+
+
+def test_only_a_few_items_are_taken_ahead() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    with ThreadPoolExecutor(2) as pool:
+        for index, _ in enumerate(map_in_order(str, items(), pool, 3)):
+            assert len(taken) <= index + 1 + 3
+    assert taken == list(range(20))
+
+
+def test_the_failure_of_the_first_item_that_fails_reaches_the_caller() -> None:
+    begun: list[int] = []
+    later_has_failed = Event()
+
+    def work(number: int) -> int:
+        begun.append(number)
+        if number == 1:
+            assert later_has_failed.wait(10)
+            raise ValueError("number 1")
+        if number == 2:
+            later_has_failed.set()
+            raise ValueError("number 2")
+        return number
+
+    with ThreadPoolExecutor(2) as pool:
+        results = map_in_order(work, range(1000), pool, 4)
+        assert next(results) == 0
+        with pytest.raises(ValueError, match="number 1"):
+            next(results)
+    assert len(begun) <= 6
+
+
+def test_what_the_items_raise_reaches_the_caller() -> None:
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise OSError("no more")
+
+    with ThreadPoolExecutor(2) as pool:
+        results = map_in_order(str, items(), pool, 2)
+        with pytest.raises(OSError, match="no more"):
+            list(results)
+
+
+def test_a_caller_that_stops_leaves_nothing_behind() -> None:
+    may_end, done = Event(), []
+
+    def work(number: int) -> None:
+        if number:
+            assert may_end.wait(10)
+            done.append(number)
+
+    with ThreadPoolExecutor(1) as pool:
+        results = map_in_order(work, range(100), pool, 8)
+        next(results)
+        results.close()  # type: ignore[attr-defined]
+        may_end.set()
+    assert len(done) <= 1

@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,6 +148,22 @@ def test_a_row_that_breaks_a_rule_is_named_and_nothing_is_written(tmp_path: Path
     with pytest.raises(ValueError, match=r"row 2: gaps: position .*expected a finite gap"):
         writer.write_unit(0, rows, num_documents=1)
     assert contents(tmp_path) == before
+
+
+def test_rows_may_be_encoded_in_threads(tmp_path: Path) -> None:
+    entries = []
+    with ThreadPoolExecutor(3) as pool:
+        for name, options in (("serial", None), ("threads", pool)):
+            writer = CacheWriter.create_or_open(tmp_path / name, SPEC, sample_ranks())
+            rows = iter(unit_rows(1, SPEC))
+            entries.append(writer.write_unit(1, rows, num_documents=1, pool=options))
+        assert entries[0] == entries[1]
+        assert contents(tmp_path / "serial") == contents(tmp_path / "threads")
+        wrong = unit_rows(0, SPEC)
+        wrong[2] = replace(wrong[2], gaps=-wrong[2].gaps)
+        with pytest.raises(ValueError, match=r"row 2: gaps: position"):
+            writer.write_unit(0, wrong, num_documents=1, pool=pool)
+    assert contents(tmp_path / "serial") == contents(tmp_path / "threads")
 
 
 def test_a_longer_budget_extends(written: Path) -> None:

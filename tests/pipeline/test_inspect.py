@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 import cache_format
+from cache_format.spec import CacheSpec
 from pipeline.inspect import _teacher_figures, decode_row, row_text, summarise, summary_text
+from tests.cache_format.sample_cache import (
+    drawn_targets,
+    pca_sketch,
+    sample_spec,
+    sampled_targets,
+    write_sample_cache,
+)
 
 
 def test_summary_agrees_with_the_rows(tiny_cache: Path) -> None:
@@ -178,3 +186,60 @@ def test_a_row_that_is_not_there(tiny_cache: Path) -> None:
     num_rows = cache_format.open(tiny_cache).num_rows("train")
     with pytest.raises(ValueError, match=f"no row {num_rows}: train has {num_rows} rows"):
         decode_row(tiny_cache, "train", num_rows)
+
+
+def of_spec(path: Path, spec: CacheSpec) -> Path:
+    write_sample_cache(path, spec)
+    return path
+
+
+def test_draws_from_the_tail(tmp_path: Path) -> None:
+    spec = sample_spec(targets=drawn_targets(), sketch=pca_sketch(hidden_states="layers:1,2"))
+    cache = of_spec(tmp_path / "cache", spec)
+    summary = summarise(cache)
+    rows = [
+        row
+        for split in ("train", "validation")
+        for _, row in cache_format.open(cache).iter_rows(split)
+    ]
+    num_scored = sum(int(row.scored().sum()) for row in rows)
+    num_drawn = sum(len(row.draws.ids) for row in rows if row.draws is not None)
+    assert summary["teacher"]["mean_num_drawn"] == pytest.approx(num_drawn / num_scored)
+    assert summary["format_version"] == "1.1"
+    text = summary_text(summary)
+    assert f"{num_drawn / num_scored:.1f} others, from 9 draws at temperature 2" in text
+    for line in ("targets.num_draws            9", "sketch.hidden_states         layers:1,2"):
+        assert line in text
+    assert "    drawn " in text  # its bytes
+
+
+def test_a_row_with_draws(tmp_path: Path) -> None:
+    cache = of_spec(tmp_path / "cache", sample_spec(targets=drawn_targets()))
+    decoded = decode_row(cache, "train", 0)
+    _, row = cache_format.open(cache).read_row("train", 0)
+    assert row.draws is not None
+    ends = np.cumsum(row.draws.num_ids, dtype=np.int64)
+    for t, position in enumerate(decoded["positions"]):
+        if not position["is_scored"]:
+            assert "drawn" not in position
+            continue
+        assert position["num_drawn"] == row.draws.num_ids[t]
+        first = ends[t] - row.draws.num_ids[t]
+        drawn = slice(first, min(first + 5, ends[t]))
+        assert [one["id"] for one in position["drawn"]] == row.draws.ids[drawn].tolist()
+        assert [one["count"] for one in position["drawn"]] == row.draws.counts[drawn].tolist()
+    first = decoded["positions"][0]
+    assert f"  and {first['num_drawn']} drawn: '#{first['drawn'][0]['id']}' ×" in row_text(decoded)
+    json.dumps(decoded)
+
+
+def test_samples_say_how_many_and_at_which_temperature(tmp_path: Path) -> None:
+    targets = sampled_targets(inverse_temperatures=(0.5,))
+    cache = of_spec(tmp_path / "cache", sample_spec(targets=targets))
+    text = summary_text(summarise(cache))
+    assert "ids a position, from 50 draws at temperature 2" in text
+    assert "of the mass" not in text
+    position = next(p for p in decode_row(cache, "train", 0)["positions"] if p["is_scored"])
+    shares = [entry["p"] * 50 for entry in position["kept"]]
+    assert shares == pytest.approx(np.rint(shares), abs=1e-4)
+    assert "drawn" not in position
