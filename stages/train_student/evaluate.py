@@ -1,7 +1,13 @@
 """Validation: how far the student is from the text and from its teacher.
 
 In: the student and the cache's validation split. Out: mean cross-entropy and KL in nats per scored
-position at T = 1, top-1 agreement, and the teacher's own cross-entropy on the same positions.
+position, top-1 agreement, and the teacher's own cross-entropy on the same positions.
+
+KL is taken at T = 1; of a cache of samples, at the temperature that these were drawn at. What it
+is depends on the cache's targets, so only figures of one cache compare: of ``top_k`` it is over K+1
+outcomes, of ``top_k+sampled`` an unbiased estimate of the whole, of ``sampled`` too high by what so
+few draws leave open (see ``loss``). The teacher's choice is its largest logit; of a cache of
+samples, the id that was drawn most.
 """
 
 import math
@@ -41,6 +47,7 @@ def validate(
     was_training = model.training
     model.train(False)
     head_VD = objective.head_VD
+    temperature = 1 / objective.spec.targets.inverse_temperatures[-1]
     totals = torch.zeros(4, dtype=torch.float64)
     num_scored = 0
     for batch in validation_batches(cache, num_rows, max_rows, batch_size):
@@ -52,8 +59,8 @@ def validate(
             hidden_BTD[on_device.labels >= 0],
             head_VD,
             on_device.labels[on_device.labels >= 0],
-            scored_targets(on_device, objective.inverse_temperatures),
-            (0.0, 1.0, 1.0),
+            scored_targets(on_device, objective.spec.targets),
+            (0.0, 1.0, temperature),
             objective.chunk,
         )
         found = torch.stack((sums.cross_entropy, sums.kl, sums.num_agreeing)).cpu()

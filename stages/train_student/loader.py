@@ -3,7 +3,8 @@
 In: an open cache and the order. Out: one ``Batch`` for each optimizer step, read ahead by threads.
 Called by ``run``.
 
-Shapes: R rows of a step (batch × accumulation), T positions, K kept ids, M nodes 1/T, d sketch.
+Shapes: R rows of a step (batch × accumulation), T positions, K kept ids, J drawn ids, M nodes 1/T,
+D width, d sketch.
 """
 
 import heapq
@@ -14,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import accumulate
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch import Tensor
 from cache_format.codec import Row
 from cache_format.reader import Cache
 from cache_format.sketch import sketch_signs
-from cache_format.spec import Split
+from cache_format.spec import Split, TargetSpec
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.row_order import RowOrder
 
@@ -46,15 +46,22 @@ class Batch:
     kept_ids: Tensor
     """int64 [R, T, K]; a position with fewer than K repeats its first id"""
     gaps: Tensor
-    """float32 [R, T, K]; +inf marks a repetition"""
+    """float32 [R, T, K], z_max − z_j in nats at T = 1; +inf marks a repetition. Of samples drawn at
+    T: T·log(largest count / count), so that softmax(−gaps/T) = counts / draws"""
     tail_log_mass: Tensor
     """float32 [R, T, M]"""
+    drawn_ids: Tensor | None
+    """int64 [R, T, J], ids drawn from those that are not kept, where the cache has such"""
+    draw_counts: Tensor | None
+    """uint8 [R, T, J], how often each was drawn; 0 marks padding"""
+    drawn_gaps: Tensor | None
+    """float32 [R, T, J], z_max − z_j in nats at T = 1"""
     next_logprob: Tensor
     """float32 [R, T]"""
     sketch: Tensor | None
     """float32 [R, T, d]"""
-    signs: Tensor | None
-    """int8 [R, D, d], the signs of each row's shard"""
+    projection: Tensor | None
+    """int8 [R, D, d], the signs of each row's shard; or float32 [1, D, d], one matrix for all"""
 
     @property
     def num_rows(self) -> int:
@@ -69,7 +76,8 @@ class Batch:
     def split(self, num_rows: int) -> "Iterator[Batch]":
         """Micro-batches of ``num_rows`` rows, in order."""
         for start in range(0, self.num_rows, num_rows):
-            yield self._mapped(itemgetter(slice(start, start + num_rows)))
+            rows = slice(start, start + num_rows)
+            yield self._mapped(lambda x: x[rows] if len(x) == self.num_rows else x)  # noqa: B023
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on ``device``."""
@@ -151,14 +159,16 @@ def read_batch(cache: Cache, split: Split, indices: Sequence[int], *, with_sketc
     """The rows ``indices`` of ``split`` as one batch."""
     read = [cache.read_row(split, index, with_sketch=with_sketch) for index in indices]
     rows = [row for _, row in read]
-    kept_ids, gaps = zip(*(_dense(row, cache.spec.targets.top_k) for row in rows), strict=True)
-    sketch = signs = None
+    targets = cache.spec.targets
+    kept_ids, gaps = zip(*(_dense(row, targets) for row in rows), strict=True)
+    drawn: Sequence[Tensor | None] = (None, None, None)
+    if targets.num_draws is not None:
+        parts = zip(*(_dense_draws(row, targets.num_draws) for row in rows), strict=True)
+        drawn = [torch.from_numpy(np.stack(part)) for part in parts]
+    sketch = projection = None
     if with_sketch:
-        spec = cache.spec
         sketch = torch.from_numpy(np.stack([row.sketch for row in rows]))  # type: ignore[misc]
-        shape = (spec.teacher.hidden_size, spec.sketch.dim)
-        by_unit = {unit: sketch_signs(spec.seed, unit, *shape) for unit, _ in read}
-        signs = torch.from_numpy(np.stack([by_unit[unit] for unit, _ in read]))
+        projection = _projection(cache, [unit for unit, _ in read])
     starts, labels = zip(*(_starts_and_labels(row) for row in rows), strict=True)
     return Batch(
         input_ids=torch.from_numpy(np.stack([row.token_ids[:-1] for row in rows]).astype(np.int64)),
@@ -168,20 +178,51 @@ def read_batch(cache: Cache, split: Split, indices: Sequence[int], *, with_sketc
         gaps=torch.from_numpy(np.stack(gaps)),
         tail_log_mass=torch.from_numpy(np.stack([row.tail_log_mass for row in rows])),
         next_logprob=torch.from_numpy(np.stack([row.next_logprob for row in rows])),
+        drawn_ids=drawn[0],
+        draw_counts=drawn[1],
+        drawn_gaps=drawn[2],
         sketch=sketch,
-        signs=signs,
+        projection=projection,
     )
 
 
-def _dense(row: Row, top_k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def _projection(cache: Cache, units: Sequence[int]) -> Tensor:
+    """What the sketches of rows of ``units`` were projected with; see ``Batch.projection``."""
+    spec = cache.spec
+    if spec.sketch.kind == "pca":
+        assert cache.projection is not None
+        return torch.from_numpy(cache.projection[None].copy())
+    shape = (spec.teacher.hidden_size, spec.sketch.dim)
+    by_unit = {unit: sketch_signs(spec.seed, unit, *shape) for unit in units}
+    return torch.from_numpy(np.stack([by_unit[unit] for unit in units]))
+
+
+def _dense(row: Row, targets: TargetSpec) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Ragged kept ids and gaps as [T, K]; what is missing repeats the first id at a gap of +inf."""
+    # Logs of counts tell of z/T at the temperature of the draws; gaps are those of z.
+    drawn_at = 1 / targets.inverse_temperatures[0] if targets.kind == "sampled" else 1.0
     num_kept = row.num_kept.astype(np.int64)
-    is_kept = np.arange(top_k) < num_kept[:, None]
+    is_kept = np.arange(targets.top_k) < num_kept[:, None]
     gaps = np.full(is_kept.shape, np.inf, np.float32)
-    gaps[is_kept] = row.gaps
+    gaps[is_kept] = row.gaps * np.float32(drawn_at)
     kept_ids = np.zeros(is_kept.shape, np.int64)
     kept_ids[is_kept] = row.kept_ids
     return np.where(is_kept, kept_ids, kept_ids[:, :1]), gaps
+
+
+def _dense_draws(
+    row: Row, most: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """Ragged drawn ids, counts and gaps as [T, most]; what is missing is id 0, drawn 0 times."""
+    assert row.draws is not None
+    is_drawn = np.arange(most) < row.draws.num_ids.astype(np.int64)[:, None]
+    ids = np.zeros(is_drawn.shape, np.int64)
+    counts = np.zeros(is_drawn.shape, np.uint8)
+    gaps = np.zeros(is_drawn.shape, np.float32)
+    ids[is_drawn] = row.draws.ids
+    counts[is_drawn] = row.draws.counts
+    gaps[is_drawn] = row.draws.gaps
+    return ids, counts, gaps
 
 
 def _starts_and_labels(row: Row) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:

@@ -3,20 +3,37 @@
 In: hidden states, the head, labels and the cache's targets. Out: one differentiable scalar and the
 detached sums behind it. Called by the training step and by validation.
 
-KL(p_T ‖ q_T) runs over K+1 outcomes: the kept ids and "everything else", whose mass the cache holds
-for the teacher and the student's own logits give exactly. Nothing is clamped: both sides are proper
-distributions, so KL ≥ 0 up to rounding. With S the kept ids, the gradient of KL by logit j is
-(q_j − p_j)/T for j in S and (q_j − p_tail·r_j)/T elsewhere, r being the student's distribution
-within the tail.
+With S the kept ids, p_tail and q_tail the mass of all others, and r the student's distribution
+within the tail, KL(p ‖ q) at a temperature is, by the chain rule,
+
+    Σ_S p_j (log p_j − log q_j) + p_tail (log p_tail − log q_tail) + p_tail · KL within the tail.
+
+The first two terms run over K+1 outcomes: the cache holds the teacher's tail mass, the student's
+own logits give its. Nothing is clamped: both sides are proper distributions, so they are ≥ 0 up to
+rounding. The gradient by logit j is (q_j − p_j)/T for j in S. The rest depends on the targets:
+
+- ``top_k``: the last term is left out. The gradient elsewhere is (q_j − p_tail·r_j)/T: the tail is
+  taught as a whole and keeps the student's own shape. So against the full KL each j there is off by
+  (p_j − p_tail·r_j)/T, and the value is too low by the last term.
+- ``top_k+sampled``: the last term is estimated from m draws (``SparseTargets.draw_shares``). With
+  w_j the estimates of p_j, 0 if j was not drawn, the value gains Σ w_j (log p_j/p_tail − log r_j),
+  and the gradient elsewhere is (q_j − p̂_j)/T with p̂_j = w_j + (p_tail − Σw)·r_j. Both are unbiased
+  for the full KL at every T within the nodes, given exact gaps and log-masses. At the temperature
+  that ids were drawn at, Σw = p_tail and no gap enters the gradient. At others the last part of p̂
+  is a control variate: gradients sum to 0, a constant added to the student's logits adds no noise,
+  and most of the value's is gone. Dividing by Σw instead would be biased, and less noisy only where
+  the two temperatures are far apart. A position's value may be negative.
+- ``sampled`` (RS-KD, arXiv 2503.16870): S are the drawn ids, p̂_j = c_j/m, and there is no tail. The
+  gradient (q_j − p̂_j)/T is unbiased for KL(p_T ‖ q_T) at the temperature of the draws, the only one
+  at which these say anything. The value is not: it is too high by H(p) − E H(p̂).
 
 The logits of ``chunk`` positions are the largest thing that exists; the gradient by the hidden
 states is taken in the same pass, and none is ever computed for the head, which is frozen.
 
-Shapes: N scored positions, n positions of a chunk, V vocabulary, K kept ids, D width, M nodes 1/T.
+Shapes: N scored positions, n positions of a chunk, V vocabulary, K kept ids, J drawn ids, D width.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,45 +41,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from stages.train_student.sparse_targets import SparseTargets
+
 _FP16_LARGEST_GRADIENT = 2.0**14  # where scaling puts it, so that small q_j do not become 0
-_NO_INFINITE_SLOPE = 1e-20  # under the root, where student and teacher agree exactly
-
-
-@dataclass(frozen=True)
-class SparseTargets:
-    """The teacher's distribution at N positions.
-
-    ``kept_ids_NK`` int64; a position with fewer than K repeats its first id. ``gaps_NK`` float32,
-    z_max − z_j ≥ 0 in nats at T = 1; +inf marks such a repetition. ``tail_log_mass_NM`` float32,
-    log Σ exp((z_j − z_max)·s) over all ids that are not kept, at every node s = 1/T; −inf where
-    there are none.
-    """
-
-    kept_ids_NK: Tensor
-    gaps_NK: Tensor
-    tail_log_mass_NM: Tensor
-    inverse_temperatures: tuple[float, ...]
-
-    def chunk(self, start: int, stop: int) -> "SparseTargets":
-        """The targets of positions ``start`` to ``stop``."""
-        return SparseTargets(
-            self.kept_ids_NK[start:stop],
-            self.gaps_NK[start:stop],
-            self.tail_log_mass_NM[start:stop],
-            self.inverse_temperatures,
-        )
-
-    def logprobs(self, temperature: float) -> tuple[Tensor, Tensor]:
-        """log p_T of the kept ids [N, K] (−inf where repeated) and of the tail [N]."""
-        weights_M = lagrange_weights(self.inverse_temperatures, 1.0 / temperature)
-        # 0·(−inf) is NaN, so nodes of weight 0 are left out: at a node its own value is exact.
-        used = [m for m, weight in enumerate(weights_M) if weight != 0.0]
-        weights = self.tail_log_mass_NM.new_tensor([weights_M[m] for m in used])
-        tail_N = self.tail_log_mass_NM[:, used] @ weights
-        tail_N = tail_N.masked_fill(self.tail_log_mass_NM[:, -1] == -math.inf, -math.inf)
-        scores_NK = self.gaps_NK / -temperature
-        log_z_N = torch.logaddexp(scores_NK.logsumexp(1), tail_N)
-        return scores_NK - log_z_N[:, None], tail_N - log_z_N
 
 
 @dataclass(frozen=True)
@@ -73,25 +54,6 @@ class LossSums:
     cross_entropy: Tensor
     kl: Tensor
     num_agreeing: Tensor
-
-
-def lagrange_weights(nodes: Sequence[float], s: float) -> list[float]:
-    """Weights of the nodes' values in the interpolating polynomial at ``s``.
-
-    The log-mass of the tail is a smooth function of 1/T, so a few nodes give it within 0.002 nats
-    anywhere between them (Berrut and Trefethen, SIAM Review 46, 2004). Raises ValueError outside
-    of the nodes, where that no longer holds.
-    """
-    if not nodes[0] - 1e-9 <= s <= nodes[-1] + 1e-9:
-        raise ValueError(
-            f"temperature {1 / s:g} lies outside of what the cache holds, "
-            f"{1 / nodes[-1]:g} to {1 / nodes[0]:g}. Choose temperatures within, or make a cache "
-            "with more cache_teacher.inverse_temperatures."
-        )
-    return [
-        math.prod((s - other) / (node - other) for other in nodes if other != node)
-        for node in nodes
-    ]
 
 
 def sparse_distillation_loss(
@@ -105,8 +67,9 @@ def sparse_distillation_loss(
     """c_ce·ΣCE + c_kl·ΣKL_T for ``weighting`` = (c_ce, c_kl, T), differentiable by ``hidden_ND``.
 
     ``head_VD`` holds the V rows that take part in the softmax, padding rows excluded; products with
-    it have float32 results. ``targets`` may be absent when c_kl is 0. Agreement with the teacher is
-    counted only where no gradient is asked for.
+    it have float32 results. ``targets`` may be absent when c_kl is 0. Agreement with the teacher,
+    whose choice is the first kept id (where all are drawn: the one drawn most), is counted only
+    where no gradient is asked for.
     The T² of Hinton et al. (arXiv 1503.02531) is the caller's, as part of c_kl.
     """
     sums = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
@@ -187,17 +150,22 @@ def _chunk(
     sums = torch.stack((weighted, cross_entropy, kl, agreeing))
     if gradient_nV is None or not needs_gradient:
         return None, sums
-    scale = 1.0
-    if head_VD.dtype == torch.float16:
-        largest = ce_weight + kl_weight / temperature
-        scale = 2.0 ** math.floor(math.log2(_FP16_LARGEST_GRADIENT / largest))
+    if head_VD.dtype != torch.float16:
+        return _product(gradient_nV, head_VD), sums
+    largest = gradient_nV.new_tensor(ce_weight + kl_weight / temperature)
+    if targets is not None and targets.draws is not None:  # estimates of p_j may exceed 1
+        largest = torch.linalg.vector_norm(gradient_nV, math.inf).maximum(largest)
+    scale = (_FP16_LARGEST_GRADIENT / largest).log2().floor().exp2()
     return _product(gradient_nV.mul_(scale), head_VD).div_(scale), sums
 
 
 def _kl(
     logits_nV: Tensor, targets: SparseTargets, temperature: float, needs_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """ΣKL(p_T ‖ q_T) over K+1 outcomes and its gradient by the logits. Consumes ``logits_nV``."""
+    """ΣKL(p_T ‖ q_T) as far as the targets tell, and its gradient by the logits.
+
+    Consumes ``logits_nV``.
+    """
     log_p_nK, log_p_tail_n = targets.logprobs(temperature)
     is_repeated_nK = targets.gaps_NK == math.inf
     scores_nV = logits_nV.div_(temperature)
@@ -209,37 +177,31 @@ def _kl(
     p_nK, p_tail_n = log_p_nK.exp(), log_p_tail_n.exp()
     # p·(log p − log q) with 0·log 0 = 0: an outcome the teacher gives no mass adds nothing.
     kl_nK = torch.where(p_nK > 0, p_nK * (log_p_nK - log_q_nK), 0.0)
-    kl_tail_n = torch.where(p_tail_n > 0, p_tail_n * (log_p_tail_n - log_q_tail_n), 0.0)
-    kl = (kl_nK.sum(1) + kl_tail_n).double().sum()
+    kl_n = torch.where(p_tail_n > 0, p_tail_n * (log_p_tail_n - log_q_tail_n), 0.0) + kl_nK.sum(1)
+    has_tail_n = tail_n > -math.inf
+    # By scores in the tail, r_j·surplus − w_j; q_j − p_tail·r_j = r_j·(q_tail − p_tail).
+    surplus_n = torch.where(has_tail_n, log_q_tail_n.exp() - p_tail_n, 0.0)
+    drawn_nJ = None
+    if targets.draws is not None:
+        share_nJ, log_p_nJ = targets.draw_shares(temperature)
+        log_r_nJ = scores_nV.gather(1, targets.draws.ids_NJ) - tail_n[:, None]
+        drawn_nJ = share_nJ * p_tail_n[:, None]
+        kl_n += torch.where(drawn_nJ > 0, drawn_nJ * (log_p_nJ - log_r_nJ), 0.0).sum(1)
+        surplus_n += drawn_nJ.sum(1)
+    kl = kl_n.double().sum()
     if not needs_gradient:
         return kl, None
-    # Elsewhere: q_j − p_tail·r_j = r_j·(q_tail − p_tail), with r_j = exp(score_j − tail).
-    has_tail_n = tail_n > -math.inf
-    surplus_n = torch.where(has_tail_n, log_q_tail_n.exp() - p_tail_n, 0.0)
     tail_n = torch.where(has_tail_n, tail_n, 0.0)
     by_scores_nV = scores_nV.sub_(tail_n[:, None]).exp_().mul_(surplus_n[:, None])
     by_scores_nV.scatter_add_(1, targets.kept_ids_NK, log_q_nK.exp() - p_nK)
+    if targets.draws is not None and drawn_nJ is not None:
+        by_scores_nV.scatter_add_(1, targets.draws.ids_NJ, -drawn_nJ)
     return kl, by_scores_nV.div_(temperature)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in float32; on GPUs from factors in the precision of ``right``."""
+    """left @ right in float32, from factors in the precision of ``right``."""
+    left = left.to(right.dtype)
     if right.is_cuda and right.dtype != torch.float32:
-        return torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)
+        return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
-
-
-def sketched_frobenius(
-    hidden_BTD: Tensor, sketch_BTd: Tensor, signs_BDd: Tensor, is_scored_BT: Tensor
-) -> Tensor:
-    """L_F = ‖h_teacher − h_student‖_F / √numel over scored positions, estimated from sketches.
-
-    With S = signs/√d, E[‖Sᵀx‖²] = ‖x‖², so the mean over positions of ‖Sᵀ(h_t − h_s)‖²/D is an
-    unbiased estimate of the mean square; the root of it is the paper's term.
-    """
-    with torch.autocast(hidden_BTD.device.type, enabled=False):
-        width, dim = signs_BDd.shape[1:]
-        projected_BTd = hidden_BTD.float() @ signs_BDd.float() / math.sqrt(dim)
-        squares_BT = (projected_BTd - sketch_BTd).square().sum(2) * is_scored_BT
-        mean_square = squares_BT.sum() / (is_scored_BT.sum() * width)
-        return (mean_square + _NO_INFINITE_SLOPE).sqrt()

@@ -6,14 +6,18 @@ micro-batches equals one large batch whatever the number of documents in each. L
 micro-batch, as in the paper, and averaged.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cache_format.spec import CacheSpec, TargetSpec
+from stages.train_student.frobenius import sketched_frobenius
 from stages.train_student.loader import Batch
-from stages.train_student.loss import SparseTargets, sketched_frobenius, sparse_distillation_loss
+from stages.train_student.loss import sparse_distillation_loss
 from stages.train_student.schedule import LossWeights
+from stages.train_student.sparse_targets import SparseDraws, SparseTargets
 from stages.train_student.student import DistilXLSTMForCausalLM
 
 
@@ -22,7 +26,7 @@ class Objective:
     """What stays the same over a run. ``head_VD`` is the frozen head without its padding rows."""
 
     head_VD: Tensor
-    inverse_temperatures: tuple[float, ...]
+    spec: CacheSpec
     chunk: int
     dtype: torch.dtype
 
@@ -51,7 +55,7 @@ class Objective:
             hidden_BTD[is_scored],
             self.head_VD,
             batch.labels[is_scored],
-            scored_targets(batch, self.inverse_temperatures) if weights.alpha else None,
+            scored_targets(batch, self.spec.targets) if weights.alpha else None,
             (
                 (1 - weights.alpha - weights.beta) / num_scored,
                 weights.alpha * T * T / num_scored,
@@ -60,20 +64,35 @@ class Objective:
             self.chunk,
         )
         loss, frobenius = sums.weighted, torch.zeros_like(sums.weighted)
-        if weights.beta and batch.sketch is not None and batch.signs is not None:
-            frobenius = sketched_frobenius(hidden_BTD, batch.sketch, batch.signs, is_scored)
+        if weights.beta and batch.sketch is not None and batch.projection is not None:
+            scale = 1.0 if self.spec.sketch.kind == "pca" else 1 / math.sqrt(self.spec.sketch.dim)
+            frobenius = sketched_frobenius(
+                hidden_BTD, batch.sketch, batch.projection, scale, is_scored
+            )
             frobenius = frobenius * (batch.num_rows / num_rows)
             loss = loss + weights.beta * frobenius
         terms = (loss, sums.cross_entropy / num_scored, sums.kl / num_scored, frobenius)
         return loss, torch.stack([term.detach().double() for term in terms])
 
 
-def scored_targets(batch: Batch, inverse_temperatures: tuple[float, ...]) -> SparseTargets:
+def scored_targets(batch: Batch, spec: TargetSpec) -> SparseTargets:
     """The targets of the scored positions, in the order of ``batch.labels >= 0``."""
     is_scored = batch.labels >= 0
+    draws = None
+    if batch.drawn_ids is not None:
+        assert batch.draw_counts is not None
+        assert batch.drawn_gaps is not None
+        assert spec.draw_inverse_temperature is not None
+        draws = SparseDraws(
+            batch.drawn_ids[is_scored],
+            batch.draw_counts[is_scored],
+            batch.drawn_gaps[is_scored],
+            spec.draw_inverse_temperature,
+        )
     return SparseTargets(
         batch.kept_ids[is_scored],
         batch.gaps[is_scored],
         batch.tail_log_mass[is_scored],
-        inverse_temperatures,
+        spec.inverse_temperatures,
+        draws,
     )

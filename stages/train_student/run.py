@@ -27,6 +27,7 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.loader import Batch, Loader, row_order
 from stages.train_student.metrics import MetricsLog
 from stages.train_student.objective import Objective
+from stages.train_student.requirements import require_targets
 from stages.train_student.run_directory import RunRows
 from stages.train_student.schedule import learning_rate, loss_weights
 from stages.train_student.student import DistilXLSTMForCausalLM, build_student
@@ -68,7 +69,7 @@ def train_student(
     Raises ValueError where recipe, cache and ``out`` do not fit together, CacheError for a cache
     that is corrupt or still being written, and NonFiniteLossError when the loss diverges.
     """
-    _check_targets(config, cache)
+    require_targets(config, cache)
     device = choose_device(config.device)
     rows = run_directory.prepare(out, cache, config, resume=resume, recipe_toml=recipe_toml)
     return _Run(config, cache, rows, device, out, report).train()
@@ -100,7 +101,7 @@ class _Run:
             head_VD=self.model.lm_head.weight[: cache.spec.teacher.vocab_size].to(
                 dtype if device.type == "cuda" else torch.float32
             ),
-            inverse_temperatures=cache.spec.targets.inverse_temperatures,
+            spec=cache.spec,
             chunk=config.loss_chunk,
             dtype=dtype,
         )
@@ -280,25 +281,6 @@ def load_student(config: TrainStudentConfig, cache: Cache) -> DistilXLSTMForCaus
         head=frozen.get("head"),
         seed=config.seed,
     )
-
-
-def _check_targets(config: TrainStudentConfig, cache: Cache) -> None:
-    """Refuse what the cache cannot answer before anything is loaded."""
-    if cache.num_rows("validation") == 0:
-        raise ValueError(f"{cache.path}: no validation rows. Cache more tokens.")
-    nodes = cache.spec.targets.inverse_temperatures
-    hottest = max(config.temperature_start, config.temperature_end)
-    if max(config.alpha_start, config.alpha_end) and 1 / hottest < nodes[0] - 1e-9:
-        raise ValueError(
-            f"train_student.temperature_start: the cache holds temperatures up to "
-            f"{1 / nodes[0]:g}, the recipe asks for {hottest:g}. Lower it, or make a cache with "
-            "more cache_teacher.inverse_temperatures."
-        )
-    if max(config.beta_start, config.beta_end) > 0 and cache.spec.sketch.kind == "none":
-        raise ValueError(
-            "train_student.beta_start: the cache holds no hidden states (cache_teacher.sketch is "
-            "'none'). Set beta_start and beta_end to 0, or make a cache with sketches."
-        )
 
 
 def _adamw(config: TrainStudentConfig, model: DistilXLSTMForCausalLM) -> torch.optim.AdamW:

@@ -21,7 +21,7 @@ def test_metrics_equal_those_of_full_logits(tiny_cache: Path) -> None:
         model,
         Objective(
             head_VD=model.lm_head.weight[:vocab_size],
-            inverse_temperatures=cache.spec.targets.inverse_temperatures,
+            spec=cache.spec,
             chunk=17,
             dtype=torch.float32,
         ),

@@ -47,7 +47,7 @@ def test_threads_change_nothing(tiny_cache: Path, num_threads: int) -> None:
         rows = order.rows_of_step(step).tolist()
         expected = read_batch(cache, "train", rows, with_sketch=True)
         assert torch.equal(batch.input_ids, expected.input_ids)
-        assert torch.equal(batch.signs, expected.signs)  # type: ignore[arg-type]
+        assert torch.equal(batch.projection, expected.projection)  # type: ignore[arg-type]
 
 
 def test_a_reader_s_failure_reaches_the_caller(tiny_cache: Path, tmp_path: Path) -> None:

@@ -339,8 +339,37 @@ def test_a_run_keeps_to_its_rows_when_the_cache_is_extended(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "temperatures"),
+    [
+        ({"targets": "sampled", "num_draws": 20, "draw_temperature": 4 / 3}, (4 / 3, 4 / 3)),
+        ({"targets": "top_k+sampled", "num_draws": 20, "keep_mass": 0.7}, (2.0, 1.0)),
+        ({"sketch": "pca", "hidden_states": "last"}, (2.0, 1.0)),
+        ({"hidden_states": "random_layers:1"}, (2.0, 1.0)),
+    ],
+    ids=["sampled", "top_k+sampled", "pca", "random layers"],
+)
+def test_whatever_stage_one_was_told_to_keep_teaches(
+    tmp_path: Path, changes: dict[str, Any], temperatures: tuple[float, float]
+) -> None:
+    from tests import tiny
+
+    cache = tiny.tiny_cache(tmp_path, 40, **changes)
+    start, end = temperatures
+    config = tiny_config(
+        temperature_start=start, temperature_end=end, max_steps=15, dropout=0.0, validate_every=15
+    )
+    out = tmp_path / "run"
+    run(config, cache, out)
+    first, last = (row for row in metrics(out) if "validation/kl" in row)
+    assert last["validation/kl"] < 0.95 * first["validation/kl"]
+    assert last["validation/loss"] < first["validation/loss"]
+    frobenius = [row["train/frobenius"] for row in metrics(out) if "train/frobenius" in row]
+    assert sum(frobenius[-3:]) < sum(frobenius[:3])
+
+
 def test_what_the_cache_cannot_answer_is_refused_at_once(tiny_cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds temperatures up to 2, the recipe asks for 3"):
+    with pytest.raises(ValueError, match=r"holds temperatures from 1 to 2, the recipe asks for 3"):
         run(tiny_config(temperature_start=3.0), tiny_cache, tmp_path / "run")
     with pytest.raises(ValueError, match="fewer than one step's 800"):
         run(tiny_config(batch_size=200, accumulation=4), tiny_cache, tmp_path / "run2")

@@ -1,0 +1,33 @@
+"""The Frobenius term: how far the student's hidden states are from the teacher's sketches.
+
+In: the student's hidden states, the cache's sketches and what these were projected with. Out: a
+differentiable scalar. Called by the training step. B rows, T positions, D width, d sketch.
+"""
+
+import torch
+from torch import Tensor
+
+_NO_INFINITE_SLOPE = 1e-20  # under the root, where student and teacher agree exactly
+
+
+def sketched_frobenius(
+    hidden_BTD: Tensor,
+    sketch_BTd: Tensor,
+    projection_BDd: Tensor,
+    scale: float,
+    is_scored_BT: Tensor,
+) -> Tensor:
+    """L_F = ‖h_teacher − h_student‖_F / √numel over scored positions, estimated from sketches.
+
+    With S = ``scale``·``projection_BDd`` (one matrix for each row, or one for all), the mean over
+    positions of ‖Sᵀ(h_t − h_s)‖²/D stands for the mean square, and the root of it is the paper's
+    term. Of random signs, scale 1/√d, E[‖Sᵀx‖²] = ‖x‖²: unbiased. Of orthonormal columns, scale 1,
+    it counts what lies in their d directions and misses the rest: never too high, and too low by
+    the share of the difference outside of them.
+    """
+    with torch.autocast(hidden_BTD.device.type, enabled=False):
+        width = hidden_BTD.shape[2]
+        projected_BTd = hidden_BTD.float() @ projection_BDd.float() * scale
+        squares_BT = (projected_BTd - sketch_BTd).square().sum(2) * is_scored_BT
+        mean_square = squares_BT.sum() / (is_scored_BT.sum() * width)
+        return (mean_square + _NO_INFINITE_SLOPE).sqrt()
