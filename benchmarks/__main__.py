@@ -5,7 +5,9 @@ import click
 from benchmarks.codec import codec
 from benchmarks.full_vocabulary import full_vocabulary
 from benchmarks.loader import loader
+from benchmarks.stage_one import stage_one
 from benchmarks.student import student
+from benchmarks.targets import targets
 
 
 @click.group(invoke_without_command=True)
@@ -19,7 +21,9 @@ def main(context: click.Context) -> None:
 main.add_command(codec)
 main.add_command(full_vocabulary)
 main.add_command(loader)
+main.add_command(stage_one)
 main.add_command(student)
+main.add_command(targets)
 
 if __name__ == "__main__":
     main(prog_name="python -m benchmarks")

@@ -80,7 +80,7 @@ def _measure(
     num_bytes, encode_seconds, decode_seconds = dict.fromkeys(_TARGET_COLUMNS, 0), 0.0, 0.0
     errors: dict[float, list[NDArray[np.float64]]] = {node: [] for node in NODES}
     for part, table in zip(halves, tables, strict=True):
-        spec, rows = make_spec(part, top_k, table), make_rows(part, top_k)
+        spec, rows = make_spec(top_k, table), make_rows(part, top_k)
         encoded, seconds = _timed(lambda: [encode_row(r, spec, table) for r in rows], repeats)  # noqa: B023
         encode_seconds += seconds
         decoded, seconds = _timed(lambda: _decode(encoded, spec, table), repeats)  # noqa: B023

@@ -54,7 +54,7 @@ def loader(logits: Path | None, rows: int, repeats: int, as_json: bool) -> None:
         half = len(positions) // 2
         ranks = RankTable.by_weight(positions.slice(0, half).kept_weights())
         positions = positions.slice(half, len(positions))
-    spec, unit = make_spec(positions, _TOP_K, ranks), make_rows(positions, _TOP_K)
+    spec, unit = make_spec(_TOP_K, ranks), make_rows(positions, _TOP_K)
     unit = unit[: len(unit) // _ROWS_PER_BATCH * _ROWS_PER_BATCH]
     if not unit:
         raise click.UsageError(f"at least {_ROWS_PER_BATCH * SEQUENCE_LENGTH} positions are needed")

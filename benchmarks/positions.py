@@ -9,7 +9,9 @@ and ``log_z_t2`` [P] over the whole vocabulary at temperatures 1 and 2, ``label`
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,10 @@ from numpy.typing import NDArray
 from cache_format.codec import Row
 from cache_format.ranks import RankTable
 from cache_format.spec import CacheSpec, CorpusSpec, SketchSpec, TargetSpec, TeacherSpec
+
+if TYPE_CHECKING:
+    from stages.cache_teacher.packing import PackedUnit
+    from stages.cache_teacher.teacher import Teacher
 
 QWEN_VOCABULARY = 151_936
 SEQUENCE_LENGTH = 512
@@ -83,8 +89,10 @@ def read_logits(path: Path) -> Positions:
     return Positions(logits, ids, log_z, fields["label"], vocab_size, None)
 
 
-def demo_positions(num_rows: int) -> Positions:
-    """``num_rows`` × 512 positions of the demo's teacher, and the rank table of its corpus."""
+def demo_teacher(
+    num_rows: int, num_documents: int = 800
+) -> tuple["Teacher", "PackedUnit", RankTable]:
+    """The demo's teacher, ``num_rows`` × 512 positions to show it, and the documents' ranks."""
     import torch
 
     from pipeline.demo.corpus import documents
@@ -97,16 +105,21 @@ def demo_positions(num_rows: int) -> Positions:
 
     source = resolve_teacher(CacheTeacherConfig(teacher=str(TEACHER), teacher_dtype="float32"))
     vocab_size = source.spec.vocab_size
-    texts = [document.text for document, _ in zip(documents("demo"), range(800), strict=False)]
+    texts = [document.text for document in islice(documents("demo"), num_documents)]
     token_ids = tokenize(source.tokenizer, texts, vocab_size)
     packed = pack(token_ids, source.spec.eos_token_id, SEQUENCE_LENGTH).rows(0, num_rows)
-    teacher = Teacher(source, torch.device("cpu"))
+    return Teacher(source, torch.device("cpu")), packed, rank_table(token_ids, vocab_size)
+
+
+def demo_positions(num_rows: int) -> Positions:
+    """``num_rows`` × 512 positions of the demo's teacher, and the rank table of its corpus."""
+    import torch
+
+    teacher, packed, ranks = demo_teacher(num_rows)
     parts = []
     for row in range(len(packed.token_ids_RT)):
         one = packed.rows(row, row + 1)
-        hidden_BTD, _ = teacher.forward(
-            one.token_ids_RT[:, :-1], one.document_starts, with_mean=False
-        )
+        hidden_BTD, _ = teacher.forward(one.token_ids_RT[:, :-1], one.document_starts, layers=())
         logits_TV = teacher.head.logits(hidden_BTD[0])
         values, ids = logits_TV.topk(256)
         log_z = torch.stack([torch.logsumexp(logits_TV * s, 1) for s in NODES], 1)
@@ -117,8 +130,8 @@ def demo_positions(num_rows: int) -> Positions:
         ids_all.astype(np.int32),
         log_z_all.astype(np.float64),
         label.astype(np.int32),
-        vocab_size,
-        rank_table(token_ids, vocab_size),
+        teacher.source.spec.vocab_size,
+        ranks,
     )
 
 
@@ -138,8 +151,9 @@ def corpus_ranks(corpus: Path, tokenizer: Path) -> RankTable:
     return rank_table(counted, QWEN_VOCABULARY)
 
 
-def make_spec(positions: Positions, top_k: int, ranks: RankTable, sketch_dim: int = 0) -> CacheSpec:
-    """The spec of a cache that would hold ``positions``."""
+def make_spec(top_k: int, ranks: RankTable, sketch_dim: int = 0) -> CacheSpec:
+    """The spec of a cache of ``top_k`` ids a position; its vocabulary is that of ``ranks``."""
+    vocab_size = len(ranks.ids_by_rank)
     return CacheSpec(
         teacher=TeacherSpec(
             source="benchmark",
@@ -150,8 +164,8 @@ def make_spec(positions: Positions, top_k: int, ranks: RankTable, sketch_dim: in
             attention="sdpa",
             hidden_size=64,
             num_layers=1,
-            vocab_size=positions.vocab_size,
-            head_rows=positions.vocab_size,
+            vocab_size=vocab_size,
+            head_rows=vocab_size,
             eos_token_id=0,
         ),
         corpus=CorpusSpec(

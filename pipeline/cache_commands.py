@@ -271,12 +271,11 @@ def extend(session: Session, cache: Path | str, tokens: str) -> None:
     interruption, type the same command again.
     """
     from pipeline.extend import extended_recipe
-    from pipeline.stage_one import cached_text, recipe_in, run_stage_one
-    from stages.cache_teacher.config import ALL_UNITS
+    from pipeline.stage_one import EngineOptions, cached_text, recipe_in, run_stage_one
 
     session.recipe = extended_recipe(cache, tokens)
-    manifest = run_stage_one(session.recipe, cache, ALL_UNITS)
-    click.echo(cached_text(manifest, cache, recipe_in(cache)))
+    outcome = run_stage_one(session.recipe, cache, EngineOptions())
+    click.echo(cached_text(outcome, cache, recipe_in(cache)))
 
 
 def _num_threads(threads: int | None) -> int:

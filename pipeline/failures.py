@@ -24,9 +24,9 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _OUT_OF_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
 
 
-def interrupted(command: str) -> str:
-    """What Ctrl-C left behind, and how to go on."""
-    return f"Interrupted. {_INTERRUPTED.get(command, '')}".strip()
+def interrupted(command: str, what: str = "Interrupted") -> str:
+    """What Ctrl-C, or another end from outside, left behind, and how to go on."""
+    return f"{what}. {_INTERRUPTED.get(command, '')}".strip()
 
 
 def explain(error: Exception, command: str, recipe: Recipe | None) -> str:
@@ -70,10 +70,12 @@ def _smaller(command: str, recipe: Recipe) -> str:
     """The settings to lower, with their values now."""
     one, two = recipe.cache_teacher, recipe.train_student
     if command == "cache-teacher":
+        num_rows = one.rows_per_forward
+        now = "as many as seemed to fit" if num_rows is None else num_rows
         return (
-            f"Lower cache_teacher.rows_per_forward (now {one.rows_per_forward}) or "
+            f"Lower cache_teacher.rows_per_forward (now {now}) or "
             f"cache_teacher.head_chunk (now {one.head_chunk}), such as\n"
-            f"  --set cache_teacher.rows_per_forward={max(1, one.rows_per_forward // 2)} "
+            f"  --set cache_teacher.rows_per_forward={max(1, (num_rows or 16) // 2)} "
             f"--set cache_teacher.head_chunk={max(1, one.head_chunk // 2)}\n"
             "and run the command again; finished shards are kept."
         )

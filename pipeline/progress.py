@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from stages.cache_teacher.run import CacheProgress
+    from stages.cache_teacher.progress import CacheProgress
     from stages.train_student.run import TrainProgress
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -23,6 +23,7 @@ _BAR = (
 _PHASES = {
     "resolving": "finding the teacher and the corpus",
     "loading teacher": "loading the teacher",
+    "waiting for workers": "waiting for the cluster's workers to load the teacher",
     "corpus ended": "the corpus ended before the budget was reached",
 }
 _VALIDATION = {
@@ -128,13 +129,15 @@ class Bar:
 
 
 class CacheReport:
-    """Shows stage one's reports on ``bar``."""
+    """Shows stage one's reports on ``bar``; ``last`` is the latest."""
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
         self._phase = ""
+        self.last: CacheProgress | None = None
 
     def __call__(self, progress: "CacheProgress") -> None:
+        self.last = progress
         if progress.phase != self._phase:
             self._phase = progress.phase
             if progress.phase in _PHASES:
@@ -159,11 +162,25 @@ class TrainReport:
 
 
 def cache_figures(progress: "CacheProgress") -> str:
-    """Bytes written, and where in the corpus the teacher is reading."""
-    return (
-        f"{size(progress.bytes_written)} · unit {progress.unit} · "
-        f"{short(progress.documents)} documents · {progress.corpus_position}"
-    )
+    """How well the device is used, bytes on disk, and where the teacher is reading."""
+    parts = [
+        *device_figures(progress),
+        size(progress.bytes_held),
+        f"unit {progress.unit}",
+        f"{short(progress.documents)} documents",
+        progress.corpus_position,
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def device_figures(progress: "CacheProgress") -> list[str]:
+    """The share of time that the device waited, and MFU, as far as they are known."""
+    parts = []
+    if progress.device_wait_share is not None:
+        parts.append(f"device waited {progress.device_wait_share:.0%}")
+    if progress.mfu is not None:
+        parts.append(f"MFU {progress.mfu:.0%}")
+    return parts
 
 
 def train_figures(progress: "TrainProgress") -> str:

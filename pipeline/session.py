@@ -1,11 +1,16 @@
 """The command group: turns what a command raises into a message and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 130 interrupted. Wrapped around every command
-of ``cli.py``.
+Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 130 interrupted, 143 terminated. Wrapped
+around every command of ``cli.py``.
 """
 
+import signal
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,16 +40,40 @@ class PipelineGroup(click.Group):
             return super().invoke(ctx)
         ctx.obj = Session(is_debug=bool(ctx.params["debug"]))
         try:
-            return super().invoke(ctx)
+            with _terminated_like_interrupted():
+                return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             from pipeline.failures import interrupted
 
-            click.echo(f"\n{interrupted(ctx.invoked_subcommand or '')}", err=True)
-            ctx.exit(130)
+            is_terminated = isinstance(error, Terminated)
+            what = "Terminated by a signal (SIGTERM)" if is_terminated else "Interrupted"
+            click.echo(f"\n{interrupted(ctx.invoked_subcommand or '', what)}", err=True)
+            ctx.exit(143 if is_terminated else 130)
         except Exception as error:
             ctx.exit(_report_failure(error, ctx.invoked_subcommand or "", ctx.obj))
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, by which schedulers take a machine back; ends a command as Ctrl-C does."""
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Raise ``Terminated`` for SIGTERM inside the block; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _report_failure(error: Exception, command: str, session: Session) -> int:

@@ -1,31 +1,105 @@
-"""Run stage one with a bar, and say what came of it. Called by ``cache-teacher`` and ``extend``."""
+"""Run stage one with a bar, and say what came of it. Called by ``cache-teacher`` and ``extend``.
 
+In: a recipe, the place of the cache, and who makes its units. Out: an ``Outcome``, as text or JSON.
+"""
+
+import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
+import click
+
 from pipeline.quiet import quieten
-from stages.cache_teacher.config import UnitRange
+from stages.cache_teacher.config import ALL_UNITS, UnitRange
+from stages.cache_teacher.workers import WorkerShare
 
 if TYPE_CHECKING:
     from cache_format.manifest import Manifest
     from pipeline.recipe import Recipe
+    from stages.cache_teacher.progress import CacheProgress
+    from stages.cache_teacher.ray_engine import RaySettings
 
 
-def run_stage_one(recipe: "Recipe", out: Path | str, units: UnitRange) -> "Manifest":
-    """The manifest of the cache at ``out``, now filled as ``recipe`` says."""
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Who makes the units, as the command line has it."""
+
+    units: str | None = None
+    worker: str | None = None
+    engine: str = "local"
+    ray_workers: int | None = None
+    ray_address: str | None = None
+
+    def checked(self) -> "EngineOptions":
+        """Itself. Raises UsageError where options do not go together, or mean nothing."""
+        self.share()
+        if self.units is not None and self.worker is not None:
+            raise click.UsageError("--units and --worker: each says which units to make; give one")
+        if self.engine == "ray" and (self.units is not None or self.worker is not None):
+            raise click.UsageError("--engine ray makes all units: leave out --units and --worker")
+        if self.engine != "ray" and (self.ray_workers or self.ray_address):
+            raise click.UsageError("--ray-workers and --ray-address go with --engine ray")
+        return self
+
+    def share(self) -> UnitRange | WorkerShare:
+        """The units to make."""
+        hint = "--units" if self.worker is None else "--worker"
+        try:
+            if self.worker is not None:
+                return WorkerShare.parse(self.worker, os.environ)
+            return ALL_UNITS if self.units is None else UnitRange.parse(self.units)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint=hint) from error
+
+    def ray(self) -> "RaySettings | None":
+        """The cluster, if one is asked for."""
+        from stages.cache_teacher.ray_engine import RaySettings
+
+        if self.engine != "ray":
+            return None
+        return RaySettings(num_workers=self.ray_workers, address=self.ray_address)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the cache holds, and what this run did for it."""
+
+    manifest: "Manifest"
+    progress: "CacheProgress"
+    share: UnitRange | WorkerShare
+
+
+def run_stage_one(recipe: "Recipe", out: Path | str, engine: EngineOptions) -> Outcome:
+    """Fill the cache at ``out`` as ``recipe`` says."""
     quieten()
     from pipeline.progress import Bar, CacheReport
     from stages.cache_teacher.run import cache_teacher
 
     with Bar("cache") as bar:
-        return cache_teacher(
+        report = CacheReport(bar)
+        manifest = cache_teacher(
             recipe.cache_teacher,
             out,
             recipe_toml=recipe.to_toml(),
-            report=CacheReport(bar),
-            units=units,
+            report=report,
+            units=engine.share(),
+            ray=engine.ray(),
         )
+    assert report.last is not None, "a run tells how far it is"
+    return Outcome(manifest=manifest, progress=report.last, share=engine.share())
+
+
+def require_place(summary: Path, out: Path | str) -> None:
+    """Raise BadParameter where a summary cannot be written, before hours are spent."""
+    if isinstance(out, Path) and summary.resolve().is_relative_to(out.resolve()):
+        raise click.BadParameter(
+            f"{summary} is in the cache; name another place", param_hint="--summary"
+        )
+    if not summary.resolve().parent.is_dir():
+        raise click.BadParameter(f"{summary.parent}: no such directory", param_hint="--summary")
 
 
 def recipe_in(place: Path | str) -> str:
@@ -33,12 +107,49 @@ def recipe_in(place: Path | str) -> str:
     return quote(str(place / "recipe.toml")) if isinstance(place, Path) else "RECIPE"
 
 
-def cached_text(manifest: "Manifest", out: Path | str, recipe_name: str) -> str:
-    """What the cache holds, and the next command, in which the recipe is ``recipe_name``."""
+def summary_json(outcome: Outcome) -> str:
+    """The run's figures as JSON."""
+    from stages.cache_teacher.summary import summarise_run
+
+    return json.dumps(summarise_run(outcome.manifest, outcome.progress), indent=1) + "\n"
+
+
+def cached_text(outcome: Outcome, out: Path | str, recipe_name: str) -> str:
+    """What was made and what the cache holds, and the next command; the recipe is
+    ``recipe_name``."""
+    return "\n".join([*_run_lines(outcome), _held_text(outcome, out, recipe_name)])
+
+
+def _run_lines(outcome: Outcome) -> list[str]:
+    """How fast it went, if anything was made."""
+    from pipeline.progress import device_figures, short, size
+
+    progress = outcome.progress
+    if progress.tokens_cached_this_run == 0 or progress.seconds <= 0:
+        return []
+    rate = progress.tokens_cached_this_run / progress.seconds
+    figures = [
+        f"Made {short(progress.tokens_cached_this_run)} tokens in {progress.seconds:,.0f} s",
+        f"{short(round(rate))} tokens/s",
+        *device_figures(progress),
+        f"{size(progress.bytes_written)}, "
+        f"{progress.bytes_written / progress.tokens_cached_this_run:.1f} bytes a token",
+    ]
+    return [" · ".join(figures) + "."]
+
+
+def _held_text(outcome: Outcome, out: Path | str, recipe_name: str) -> str:
     from pipeline.progress import short
 
+    manifest, missing = outcome.manifest, outcome.progress.missing_units
     num_tokens = sum(shard.num_tokens for shard in manifest.shards)
     held = f"{out} holds {short(num_tokens)} tokens in {len(manifest.shards)} shards."
+    if missing:
+        return (
+            f"{held} This worker has made its share; {len(missing)} units of other workers were "
+            f"not finished ({_some(missing)}). The last worker to end completes the cache. What "
+            "a lost one leaves, the same command without --worker makes."
+        )
     if not manifest.complete:
         return (
             f"{held} It is a part: units before them, or after, are missing. When the other parts "
@@ -53,3 +164,7 @@ def cached_text(manifest: "Manifest", out: Path | str, recipe_name: str) -> str:
         f"{held} Next:\n  pipeline train-student --recipe {recipe_name} "
         f"--cache {quote(str(out))} --out RUN"
     )
+
+
+def _some(units: tuple[int, ...]) -> str:
+    return ", ".join(map(str, units[:10])) + (", …" if len(units) > 10 else "")

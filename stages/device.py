@@ -1,5 +1,7 @@
 """Which device a stage runs on."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 
@@ -15,3 +17,11 @@ def choose_device(name: str) -> torch.device:
         found = torch.cuda.device_count()
         raise ValueError(f"device: {name!r} is not there; PyTorch sees {found} GPUs")
     return device
+
+
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """A block in which ``device`` is this thread's GPU, if it is one.
+
+    Every thread begins with the first GPU, and events, streams and compiled kernels go by that.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -31,15 +31,18 @@ _PRELOADED = [
 ]
 
 
-def run_stage_one(root: Path, out: Path) -> None:
+def run_stage_one(root: Path, out: Path, worker: str | None = None) -> None:
     """What a killed process was doing. Runs in a process of its own."""
     import torch
 
+    from stages.cache_teacher.config import ALL_UNITS
     from stages.cache_teacher.run import cache_teacher
+    from stages.cache_teacher.workers import WorkerShare
 
     torch.set_num_threads(1)
     config = tiny_config(root / "teacher", root / "corpus.parquet", documents_per_unit=6)
-    cache_teacher(config, out, recipe_toml="# tiny\n", report=lambda _: None)
+    units = ALL_UNITS if worker is None else WorkerShare.parse(worker, {})
+    cache_teacher(config, out, recipe_toml="# tiny\n", report=lambda _: None, units=units)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +64,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(server: ForkServerContext, root: Path, out: Path) -> ForkServerProcess:
-    process = server.Process(target=run_stage_one, args=(root, out))
+def start(
+    server: ForkServerContext, root: Path, out: Path, worker: str | None = None
+) -> ForkServerProcess:
+    process = server.Process(target=run_stage_one, args=(root, out, worker))
     process.start()
     return process
 
@@ -116,3 +121,35 @@ def test_stage_one_killed_anywhere_ends_with_the_same_bytes(
     # Not vacuous: runs were killed after they had made something, and others went on from there.
     assert num_units_found > 0
     print(f"{num_kills} kills in {num_rounds} rounds, {num_units_found} units found by restarts")
+
+
+@pytest.mark.timeout(300)
+def test_workers_who_share_a_cache_and_are_killed_make_the_same_bytes(
+    server: ForkServerContext, root: Path
+) -> None:
+    whole = start(server, root, root / "alone")
+    whole.join()
+    expected = content(root / "alone")
+    rng = random.Random(1)
+    num_kills = num_rounds = 0
+    while num_kills < 10:
+        out = root / f"shared-{num_rounds}"
+        num_rounds += 1
+        workers = {name: start(server, root, out, name) for name in ("0/2", "1/2")}
+        while workers:
+            name = rng.choice(sorted(workers))
+            process = workers[name]
+            process.join(rng.uniform(0, 0.8))
+            if process.exitcode is None and num_kills < 12:
+                assert process.pid is not None
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            assert process.exitcode in (0, -signal.SIGKILL)
+            if process.exitcode == 0:
+                del workers[name]
+            else:
+                num_kills += 1
+                workers[name] = start(server, root, out, name)
+        assert content(out) == expected
+    print(f"{num_kills} kills in {num_rounds} rounds")

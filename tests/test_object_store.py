@@ -59,9 +59,14 @@ def test_stages_one_and_two(bucket: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert begun.exit_code == 0, begun.output
     assert f"--cache {url} --out RUN" in begun.stdout
     first = {entry.unit: entry for entry in cache_format.open(url).manifest.shards}
-    for out in (url, local):
-        done = run(*command, "--out", out, "--tokens", "1M")
+    for out in (
+        ["--out", url, "--worker", "1/2"],
+        ["--out", url, "--worker", "0/2"],
+        ["--out", local],
+    ):
+        done = run(*command, *out, "--tokens", "1M")
         assert done.exit_code == 0, done.output
+    assert not (tmp_path / "xdg").exists()
     on_disk = cache_format.open(local).manifest
     held = cache_format.open(url).manifest
     assert held == on_disk

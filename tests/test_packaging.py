@@ -42,7 +42,8 @@ def test_every_import_is_declared() -> None:
 
     from tests.test_imports import imports
 
-    declared = {Requirement(text).name.replace("-", "_") for text in project()["dependencies"]}
+    requirements = [*project()["dependencies"], *project()["optional-dependencies"]["ray"]]
+    declared = {Requirement(text).name.replace("-", "_") for text in requirements}
     ours = {"pipeline", "stages", "cache_format"}
     for found in imports():
         top = found.imported.partition(".")[0]
@@ -54,3 +55,10 @@ def test_files_that_ship() -> None:
     assert (package / "recipes" / "distil-xlstm.toml").is_file()
     assert (package / "recipes" / "demo.toml").is_file()
     assert (resources.files("cache_format") / "README.md").is_file()
+
+
+def test_extras_are_imported_where_they_are_asked_for() -> None:
+    from tests.test_imports import imports
+
+    users = {found.importer for found in imports() if found.imported.partition(".")[0] == "ray"}
+    assert users == {"stages.cache_teacher.ray_engine"}

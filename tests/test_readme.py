@@ -25,7 +25,7 @@ def readme_commands() -> Iterator[list[str]]:
 
 def test_there_are_commands() -> None:
     assert {words[0] for words in readme_commands()} == {
-        *("cache-teacher", "train-student", "generate", "inspect", "verify"),
+        *("cache-teacher", "train-student", "generate", "inspect", "verify", "estimate"),
         *("pack", "unpack", "extend", "export", "merge"),
     }
 

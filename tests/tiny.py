@@ -118,6 +118,7 @@ def tiny_config(teacher: Path | str, corpus: Path | str, **changes: Any) -> Cach
         "sketch_dim": 8,
         "rows_per_forward": 4,
         "head_chunk": 50,
+        "compile": "off",
     }
     return CacheTeacherConfig(**(settings | changes))
 

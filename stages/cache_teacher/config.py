@@ -3,6 +3,7 @@
 Imports nothing heavy, so that a wrong recipe is refused at once.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ class CacheTeacherConfig:
     """Branch, tag or commit of the teacher on the Hub; resolved to a commit before use."""
     teacher_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Precision of the teacher's body. The head always accumulates in float32."""
-    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """Attention implementation; ``auto`` is ``sdpa``."""
+    attention: Literal["auto", "eager", "sdpa", "varlen", "flash_attention_2"] = "auto"
+    """Attention implementation; ``auto`` is ``varlen`` in half precision for architectures that are
+    tested with it, else ``sdpa``."""
     device: str = "auto"
     """``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
 
@@ -47,8 +49,11 @@ class CacheTeacherConfig:
     validation_every: int = 50
     """Every n-th unit, from unit 0 on, is validation."""
 
+    targets: Literal["top_k", "sampled", "top_k+sampled"] = "top_k"
+    """What is kept of a distribution: the k largest logits and the mass of the rest; ids drawn from
+    all, with their counts (RS-KD, arXiv 2503.16870); or the k largest, and draws from the rest."""
     top_k: int = 64
-    """K: the most kept ids of a position."""
+    """K: the most kept ids of a position; not used where all are drawn."""
     keep_mass: float = 1.0
     """Stop keeping ids of a position once they hold this share of the mass; 1 keeps all K."""
     num_levels: int = 128
@@ -56,8 +61,19 @@ class CacheTeacherConfig:
     with 104 at top_k = 32, 128 at 64 and 176 at 128; it falls with the square."""
     inverse_temperatures: tuple[float, ...] = (0.5, 0.625, 0.75, 0.875, 1.0)
     """Nodes 1/T at which the log-mass of the tail is stored: rising eighths that end at 1."""
-    sketch: Literal["rademacher", "none"] = "rademacher"
-    """How the mean hidden state is projected; ``none`` stores no hidden states."""
+    num_draws: int = 50
+    """Draws at each position where ids are drawn, with replacement, 1 to 255."""
+    draw_temperature: float | None = None
+    """T that ids are drawn at, 1/T being one of inverse_temperatures. By default 1 of all ids, and
+    4/3 of the rest, which serves all temperatures from 1 to 2 nearly as well as the best for each.
+    """
+    hidden_states: str = "mean_over_layers"
+    """Which hidden states are projected: ``mean_over_layers``, ``last`` (after the final norm),
+    ``layers:4,12`` (the mean of those; 1 is the first) or ``random_layers:2`` (the mean of so many,
+    drawn anew for every unit)."""
+    sketch: Literal["rademacher", "pca", "none"] = "rademacher"
+    """How they are projected: by random signs drawn anew for every unit, or onto the principal
+    components of the first unit's; ``none`` stores no hidden states."""
     sketch_dim: int = 64
     """d: width of the sketch."""
     sketch_dtype: Literal["int8", "float16", "float32"] = "int8"
@@ -65,10 +81,12 @@ class CacheTeacherConfig:
     seed: int = 0
     """Seed of the sketch's signs."""
 
-    rows_per_forward: int = 16
-    """Sequences in one forward pass of the teacher; lower it when memory runs out."""
+    rows_per_forward: int | None = None
+    """Sequences in one forward pass of the teacher; by default as many as fit and pay."""
     head_chunk: int = 1024
     """Positions whose full logits exist at once; lower it when memory runs out."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether PyTorch compiles what is done with the logits; ``auto``: if it finds a compiler."""
 
     def __post_init__(self) -> None:
         _require(2 <= self.sequence_length <= 65_535, "sequence_length", "from 2 to 65,535")
@@ -78,7 +96,11 @@ class CacheTeacherConfig:
         _require(1 <= self.top_k <= 65_535, "top_k", "from 1 to 65,535")
         _require(0.0 < self.keep_mass <= 1.0, "keep_mass", "above 0 and at most 1")
         _require(2 <= self.num_levels <= 255, "num_levels", "from 2 to 255")
-        _require(self.rows_per_forward >= 1, "rows_per_forward", "1 or more")
+        _require(
+            self.rows_per_forward is None or self.rows_per_forward >= 1,
+            "rows_per_forward",
+            '1 or more, or "none" to have it found',
+        )
         _require(self.head_chunk >= 1, "head_chunk", "1 or more")
         _require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 − 1")
         _require(
@@ -95,6 +117,35 @@ class CacheTeacherConfig:
             "inverse_temperatures",
             "1 to 8 rising multiples of 1/8 that end at 1.0, such as [0.5, 0.75, 1.0]",
         )
+        _require(1 <= self.num_draws <= 255, "num_draws", "from 1 to 255")
+        _require(
+            self.targets != "sampled" or self.num_draws >= 2,
+            "num_draws",
+            "2 or more where targets is 'sampled'",
+        )
+        _require(
+            self.targets == "top_k"
+            or (self.drawn_at > 0 and any(math.isclose(1 / self.drawn_at, node) for node in nodes)),
+            "draw_temperature",
+            "1 over one of inverse_temperatures, such as 2.0 for 0.5",
+        )
+        _require(
+            self.targets != "sampled" or self.keep_mass == 1.0,
+            "keep_mass",
+            "1 where targets is 'sampled'",
+        )
+        _require(
+            _names_hidden_states(self.hidden_states),
+            "hidden_states",
+            "mean_over_layers, last, layers:4,12 (rising) or random_layers:2",
+        )
+
+    @property
+    def drawn_at(self) -> float:
+        """The temperature that ids are drawn at."""
+        if self.draw_temperature is not None:
+            return self.draw_temperature
+        return 1.0 if self.targets == "sampled" else 4 / 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +171,13 @@ class UnitRange:
     def numbers(self) -> Iterable[int]:
         """The units, rising."""
         return count(self.first) if self.end is None else range(self.first, self.end)
+
+
+def _names_hidden_states(text: str) -> bool:
+    if match := re.fullmatch(r"layers:([1-9]\d{0,4}(?:,[1-9]\d{0,4})*)", text):
+        layers = [int(layer) for layer in match[1].split(",")]
+        return layers == sorted(set(layers))
+    return re.fullmatch(r"mean_over_layers|last|random_layers:[1-9]\d{0,4}", text) is not None
 
 
 def _require(holds: bool, key: str, allowed: str) -> None:

@@ -6,6 +6,7 @@ file (the last of a file may be shorter); units are numbered across the files in
 what a unit holds depends on nothing but the spec.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -50,23 +51,34 @@ class UnitDocuments:
 
 
 class Corpus:
-    """Documents by unit. Units read in order cost one pass over each file."""
+    """Documents by unit, for any number of threads. In order they cost one pass over each file."""
 
     def __init__(self, spec: CorpusSpec, files: Sequence[CorpusFile]) -> None:
         self.spec = spec
         self._files = files
         self._unit_ends: list[int] = []  # per file opened so far, the first unit of the next file
         self._open: tuple[int, DocumentFile] | None = None
+        self._lock = threading.Lock()
 
     def has_unit(self, unit: int) -> bool:
         """Whether the corpus reaches ``unit``; opens files, and so checks them, only that far."""
-        return self._file_of(unit) is not None
+        with self._lock:
+            return self._file_of(unit) is not None
 
     def read_unit(self, unit: int) -> UnitDocuments | None:
         """Documents of ``unit``; None where the corpus has ended.
 
         Raises ValueError naming file and document where one is not text, unless those are skipped.
         """
+        with self._lock:
+            return self._read_unit(unit)
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        with self._lock:
+            self._close()
+
+    def _read_unit(self, unit: int) -> UnitDocuments | None:
         number = self._file_of(unit)
         if number is None:
             return None
@@ -87,8 +99,7 @@ class Corpus:
         )
         return UnitDocuments(texts, len(documents) - len(texts), position)
 
-    def close(self) -> None:
-        """Close the file that is open."""
+    def _close(self) -> None:
         if self._open is not None:
             self._open[1].close()
             self._open = None
@@ -105,7 +116,7 @@ class Corpus:
 
     def _opened(self, number: int) -> DocumentFile:
         if self._open is None or self._open[0] != number:
-            self.close()
+            self._close()
             self._open = (number, _open_file(self._files[number], self.spec))
         return self._open[1]
 

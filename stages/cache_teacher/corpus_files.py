@@ -6,15 +6,19 @@ and plain text hold one document a line and are read by seeking to a line whose 
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
+
+from cache_format.storage import is_url
+from stages.cache_teacher.retry import NetworkFailedError, retrying
 
 FileKind = Literal["parquet", "jsonl", "text"]
 KIND_OF_SUFFIX: dict[str, FileKind] = {
@@ -25,6 +29,8 @@ KIND_OF_SUFFIX: dict[str, FileKind] = {
     ".txt": "text",
 }
 _BLOCK_BYTES = 4 << 20
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,9 @@ class ParquetDocuments:
         self._raw = open_binary(url)
         try:
             self._parquet = pq.ParquetFile(self._raw, buffer_size=_BLOCK_BYTES)
+        except NetworkFailedError:
+            self._raw.close()
+            raise
         except (pa.ArrowException, OSError) as error:
             self._raw.close()
             raise ValueError(f"{name}: not a readable Parquet file: {error}") from error
@@ -104,6 +113,8 @@ class ParquetDocuments:
     def _next_batch(self) -> pa.RecordBatch | None:
         try:
             return next(self._batches, None)
+        except NetworkFailedError:
+            raise
         except (pa.ArrowException, OSError) as error:
             message = f"{self._name}: damaged near document {self._next:,}: {error}"
             raise ValueError(message) from error
@@ -226,10 +237,74 @@ def _decode_text(raw: bytes) -> str | BadDocument:
 
 
 def open_binary(url: str) -> IO[bytes]:
-    """Open a local path or a URL for reading; nothing is downloaded before it is read."""
+    """Open a local path or a URL for reading; nothing is downloaded before it is read.
+
+    What a network lets fail is tried again, see ``retry``; NetworkFailedError
+    once it has failed for good.
+    """
+    if is_url(url):
+        return cast(IO[bytes], _RemoteFile(url))
     filesystem, path = url_to_fs(url)
-    file: Any = filesystem.open(path, "rb")
-    return file  # type: ignore[no-any-return]
+    return cast(IO[bytes], filesystem.open(path, "rb"))
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file behind a network. A read that fails is made again on a new connection."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._file: Any = None
+        self._position = 0
+        self._retrying(lambda file: None)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
+        self._position = int(begin + offset)
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Up to ``size`` bytes, fewer only at the end of the file."""
+
+        def read(file: Any) -> bytes:
+            file.seek(self._position)
+            data: bytes = file.read(-1 if size is None else size)
+            return data
+
+        data = self._retrying(read)
+        self._position += len(data)
+        return data
+
+    def close(self) -> None:
+        self._drop()
+        super().close()
+
+    def _retrying(self, action: Callable[[Any], _T]) -> _T:
+        def attempt() -> _T:
+            try:
+                if self._file is None:
+                    filesystem, path = url_to_fs(self._url)
+                    # Whoever reads knows how much is wanted: nothing more is fetched ahead.
+                    self._file = filesystem.open(path, "rb", cache_type="none")
+                return action(self._file)
+            except Exception:
+                self._drop()  # whatever it remembers of a connection
+                raise
+
+        return retrying(attempt, self._url)
+
+    def _drop(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
 
 
 def sha256_of(url: str) -> str:

@@ -6,7 +6,7 @@ Such a run writes nothing, so it succeeds on a finished cache that is read-only.
 from pathlib import Path
 
 import cache_format
-from cache_format import layout
+from cache_format import layout, projection
 from cache_format.errors import CacheError
 from cache_format.manifest import Manifest
 from cache_format.reader import Cache
@@ -39,6 +39,8 @@ def _is_whole(cache: Cache) -> bool:
     for name, (num_bytes, _) in cache.attachments().items():
         sizes[f"{layout.TEACHER}/{name}"] = num_bytes
     sizes[layout.RANKS] = 4 * cache.spec.teacher.vocab_size
+    if cache.spec.sketch.kind == "pca":
+        sizes[layout.PROJECTION] = projection.num_bytes(cache.spec)
     units = [entry.unit for entry in cache.manifest.shards]
     return (
         cache.manifest.teacher_receipt_sha256 is not None

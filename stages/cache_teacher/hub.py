@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub.errors import HfHubHTTPError
 
 from stages.cache_teacher.config import CacheTeacherConfig
+from stages.cache_teacher.retry import retrying
 
 # Not there, no access, not allowed offline; and connections that fail, whose base class comes from
 # the HTTP library that this version of huggingface_hub happens to use.
@@ -22,9 +23,16 @@ def split_files(config: CacheTeacherConfig) -> tuple[str, list[str]]:
 
     what = f"corpus {config.corpus!r} (revision {config.corpus_revision!r})"
     try:
-        sha = HfApi().dataset_info(config.corpus, revision=config.corpus_revision).sha
+        sha = retrying(
+            lambda: HfApi().dataset_info(config.corpus, revision=config.corpus_revision).sha, what
+        )
         assert sha is not None, "the Hub names the commit of every revision"
-        builder = datasets.load_dataset_builder(config.corpus, config.corpus_config, revision=sha)
+        builder = retrying(
+            lambda: datasets.load_dataset_builder(
+                config.corpus, config.corpus_config, revision=sha
+            ),
+            what,
+        )
     except _HUB_ERRORS as error:
         raise ValueError(
             f"{what}: no such local path, and the Hub dataset cannot be resolved: {error}"
@@ -43,11 +51,14 @@ def model_snapshot(config: CacheTeacherConfig, tokenizer_files: tuple[str, ...])
     from huggingface_hub import snapshot_download
 
     try:
-        snapshot = snapshot_download(
-            config.teacher,
-            revision=config.teacher_revision,
-            allow_patterns=["*.safetensors", "*.json", *tokenizer_files],
-            ignore_patterns=["*/*", "consolidated*"],
+        snapshot = retrying(
+            lambda: snapshot_download(
+                config.teacher,
+                revision=config.teacher_revision,
+                allow_patterns=["*.safetensors", "*.json", *tokenizer_files],
+                ignore_patterns=["*/*", "consolidated*"],
+            ),
+            f"teacher {config.teacher!r}",
         )
     except _HUB_ERRORS as error:
         raise ValueError(

@@ -1,10 +1,11 @@
 """The teacher on a device: token ids become hidden states. The head is left to ``targets``.
 
-In: rows of T ids and the places where documents start. Out: last hidden states, and their mean
-over layers for the sketch. Called by ``run``. Documents in one row do not attend to each other,
-and their positions count from 0. B rows, T positions, D width, V vocabulary.
+In: rows of T ids and the places where documents start. Out: last hidden states, and those of the
+layers asked for. Called by ``step``. Documents in one row do not attend to each other, and their
+positions count from 0. B rows, T positions, D width, V vocabulary.
 """
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,13 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 
+from cache_format.spec import TeacherSpec
+from stages.cache_teacher.attention import VARLEN, body_inputs, register_varlen
+from stages.cache_teacher.head import Head
 from stages.cache_teacher.packing import IntArray
-from stages.cache_teacher.targets import Head
 from stages.cache_teacher.teacher_files import TeacherSource
+from stages.cache_teacher.teacher_probe import refuse_unfaithful
 
 
 class Teacher:
@@ -27,53 +30,35 @@ class Teacher:
     def __init__(self, source: TeacherSource, device: torch.device) -> None:
         """Raises ValueError if weights are missing, or documents or logits would come out wrong."""
         self.source, self.device = source, device
-        if source.spec.attention == "flash_attention_2" and (
-            device.type != "cuda" or source.spec.dtype == "float32"
-        ):
-            raise ValueError(
-                "attention: flash_attention_2 needs a GPU and half precision; use sdpa"
-            )
-        model = _load_model(source).to(device)
-        self._model = model
+        spec = source.spec
+        _refuse_attention(spec, device)
+        self._model = model = _load_model(source).to(device)
         self.embedding = model.get_input_embeddings().weight
-        head = model.get_output_embeddings()
-        if getattr(head, "bias", None) is not None:
-            raise ValueError("the teacher's head has a bias, which a cache does not hold")
-        self.head_weight = head.weight
-        if len(self.head_weight) != source.spec.head_rows:
-            raise ValueError(
-                f"the teacher's head has {len(self.head_weight)} rows, its config.json says "
-                f"vocab_size {source.spec.head_rows}"
-            )
-        self.head = Head(self.head_weight, source.spec.vocab_size)
-        self._refuse_leaks()
-        self._refuse_other_logits()
+        self.head_weight = _head_weight(model, spec)
+        self.head = Head(self.head_weight, spec.vocab_size)
+        self._blocks = _blocks_of(model, spec.num_layers)
+        refuse_unfaithful(
+            model, spec, self.head, lambda ids, starts: self.forward(ids, starts, layers=())[0]
+        )
 
     @torch.inference_mode()
     def forward(
-        self, input_ids: IntArray, document_starts: Sequence[IntArray], *, with_mean: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Last hidden states [B, T, D], and on request their float32 mean over layers [B, T, D].
+        self, input_ids: IntArray, document_starts: Sequence[IntArray], *, layers: Sequence[int]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Last hidden states [B, T, D], and those of ``layers``, each [B, T, D], in that order.
 
-        The last hidden state is what the head is applied to. The mean runs over the output of
-        every layer, the last one after the final norm; the embedding's output is no layer.
+        The last hidden state is what the head is applied to. Layer 1 is the first block's output;
+        the last layer's is taken after the final norm, so it is the last hidden state. The
+        embedding's output is no layer. Nothing is kept of a layer that is not asked for.
         """
-        ids_BT = torch.from_numpy(input_ids.astype(np.int64)).to(self.device)
-        is_start_BT = _starts_of(document_starts, ids_BT.shape).to(self.device)
-        positions_BT = _positions(is_start_BT)
-        if self.source.spec.attention == "flash_attention_2":
-            # One long row whose positions restart: the only packing that kernel understands.
-            inputs = {"input_ids": ids_BT.view(1, -1), "position_ids": positions_BT.view(1, -1)}
-            mask = None
-        else:
-            inputs = {"input_ids": ids_BT, "position_ids": positions_BT}
-            mask = self._mask(is_start_BT)
-        output = self._model.base_model(
-            **inputs, attention_mask=mask, use_cache=False, output_hidden_states=with_mean
-        )
-        shape = (*ids_BT.shape, -1)
-        last_BTD = output.last_hidden_state.view(shape)
-        return last_BTD, _mean(output.hidden_states[1:]).view(shape) if with_mean else None
+        attention = self.source.spec.attention
+        inputs = body_inputs(input_ids, document_starts, attention, self._model.dtype, self.device)
+        with _outputs_kept(self._blocks, layers) as kept:
+            output = self._model.base_model(**inputs, use_cache=False)
+        kept[len(self._blocks)] = output.last_hidden_state
+        shape = (*input_ids.shape, -1)
+        last_BTD = output.last_hidden_state.reshape(shape)
+        return last_BTD, [kept[layer].reshape(shape) for layer in layers]
 
     def export(self, directory: Path) -> None:
         """Write what a student needs: config, tokenizer, embedding, and the head if untied."""
@@ -106,53 +91,50 @@ class Teacher:
         }
         (directory / "teacher.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
-    def _mask(self, is_start_BT: torch.Tensor) -> torch.Tensor:
-        """[B, 1, T, T], 4-D so that transformers takes it as it is: same document, not later."""
-        document_BT = is_start_BT.cumsum(1)
-        allowed_BTT = (document_BT[:, :, None] == document_BT[:, None, :]).tril()
-        if self.source.spec.attention != "eager":
-            return allowed_BTT[:, None]
-        # The eager code adds the mask to the scores; a boolean one would add 0 and 1.
-        dtype = self._model.dtype
-        added_BTT = torch.zeros(allowed_BTT.shape, dtype=dtype, device=self.device)
-        return added_BTT.masked_fill_(~allowed_BTT, torch.finfo(dtype).min)[:, None]
 
-    def _probe(self, first: int) -> torch.Tensor:
-        """Hidden states of two documents of four tokens; the first one depends on ``first``."""
-        ids = np.arange(8, dtype=np.int32)[None] % self.source.spec.vocab_size
-        ids[0, :4] = (ids[0, :4] + first) % self.source.spec.vocab_size
-        hidden_BTD, _ = self.forward(ids, [np.array([4], np.int32)], with_mean=False)
-        return hidden_BTD
-
-    def _refuse_leaks(self) -> None:
-        """Some architectures ignore the mask without a word; then packed documents mix."""
-        one_TD, other_TD = self._probe(1)[0, 4:], self._probe(7)[0, 4:]
-        if not _agree(one_TD, other_TD, 4 * torch.finfo(one_TD.dtype).eps):
+def _refuse_attention(spec: TeacherSpec, device: torch.device) -> None:
+    """Raise ValueError for an attention that cannot run here, before the weights are loaded."""
+    is_fast_gpu = device.type == "cuda" and spec.dtype != "float32"
+    if spec.attention == "flash_attention_2":
+        if not is_fast_gpu:
             raise ValueError(
-                f"teacher {self._model.config.model_type!r}: a document's hidden states depend on "
-                "the document before it in the row. Use a teacher with ordinary attention."
+                "attention: flash_attention_2 needs a GPU and half precision; use sdpa"
             )
+        if importlib.util.find_spec("flash_attn") is None:
+            raise ValueError(
+                "attention: flash_attention_2 needs the flash-attn package; use varlen, which is "
+                "PyTorch's own"
+            )
+    if spec.attention == VARLEN and device.type == "cuda" and not is_fast_gpu:
+        raise ValueError("attention: varlen on a GPU needs half precision; use sdpa")
 
-    def _refuse_other_logits(self) -> None:
-        """Some models change their logits after the head; then hidden @ head is not the teacher."""
-        spec = self.source.spec
-        ids_BT = torch.arange(8, device=self.device)[None] % spec.vocab_size
-        with torch.inference_mode():
-            theirs_TV = self._model(input_ids=ids_BT, use_cache=False).logits[
-                0, :, : spec.vocab_size
-            ]
-            hidden_BTD, _ = self.forward(ids_BT.cpu().numpy(), [np.empty(0, int)], with_mean=False)
-            rounding = 1e-3 if spec.dtype == "float32" else 5e-2
-            if not _agree(self.head.logits(hidden_BTD[0]), theirs_TV, rounding):
-                raise ValueError(
-                    f"teacher {self._model.config.model_type!r}: its logits are not its head "
-                    "applied to its last hidden state. Use a teacher with a plain head."
-                )
+
+def _head_weight(model: Any, spec: TeacherSpec) -> torch.Tensor:
+    """The head's weight [V, D]. Raises ValueError where a cache cannot do with it alone."""
+    name = f"teacher {model.config.model_type!r}"
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"{name}: has no head; the teacher must be a causal language model")
+    if getattr(head, "bias", None) is not None:
+        raise ValueError(f"{name}: its head has a bias, which a cache does not hold")
+    weight: torch.Tensor = head.weight
+    expected = (spec.head_rows, spec.hidden_size)
+    for part, found in (
+        ("head", tuple(weight.shape)),
+        ("embedding", tuple(model.get_input_embeddings().weight.shape)),
+    ):
+        if found != expected:
+            raise ValueError(
+                f"{name}: its {part} is {found[0]} × {found[1]}, expected vocab_size × hidden_size "
+                f"of its config.json, {expected[0]} × {expected[1]}"
+            )
+    return weight
 
 
 def _load_model(source: TeacherSource) -> Any:
     from transformers import AutoModelForCausalLM
 
+    register_varlen()
     try:
         with _no_progress_bar():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -166,7 +148,12 @@ def _load_model(source: TeacherSource) -> Any:
     except (ImportError, OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise ValueError(f"{source.directory}: the teacher cannot be loaded: {error}") from error
+        hint = ""
+        if "attention" in str(error) or repr(source.spec.attention) in str(error):
+            hint = f'\nattention is {source.spec.attention!r}: set it to "sdpa" or "eager".'
+        raise ValueError(
+            f"{source.directory}: the teacher cannot be loaded: {error}{hint}"
+        ) from error
     model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:5])
@@ -189,33 +176,45 @@ def _no_progress_bar() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-def _starts_of(document_starts: Sequence[IntArray], shape: torch.Size) -> torch.Tensor:
-    """bool [B, T], true where a document begins; index T belongs to the last label alone."""
-    is_start_BT = np.zeros((shape[0], shape[1] + 1), dtype=np.bool_)
-    is_start_BT[:, 0] = True
-    for row, starts in enumerate(document_starts):
-        is_start_BT[row, starts] = True
-    return torch.from_numpy(is_start_BT[:, :-1])
+def _blocks_of(model: Any, num_layers: int) -> list[torch.nn.Module]:
+    """The blocks of the model's body, first to last. Raises ValueError where they are not found."""
+    lists = {
+        name: module
+        for name, module in model.base_model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers
+    }
+    # A block may hold lists of its own, such as experts, and as many of them.
+    outer = [
+        module
+        for name, module in lists.items()
+        if not any(name.startswith(f"{other}.") for other in lists)
+    ]
+    if len(outer) != 1:
+        raise ValueError(
+            f"teacher {model.config.model_type!r}: {len(outer)} lists of {num_layers} blocks in "
+            "its body, expected 1. Use a teacher with one stack of layers."
+        )
+    return list(outer[0])
 
 
-def _positions(is_start_BT: torch.Tensor) -> torch.Tensor:
-    """Position ids that count from 0 in every document, int64 [B, T]."""
-    index_T = torch.arange(is_start_BT.shape[1], device=is_start_BT.device)
-    last_start_BT = torch.where(is_start_BT, index_T, 0).cummax(1).values
-    return index_T - last_start_BT
+@contextmanager
+def _outputs_kept(
+    blocks: Sequence[torch.nn.Module], layers: Sequence[int]
+) -> Iterator[dict[int, torch.Tensor]]:
+    """What the blocks ``layers`` (from 1) return while this is open, by their number."""
+    kept: dict[int, torch.Tensor] = {}
 
+    def keep(layer: int) -> Any:
+        def hook(block: torch.nn.Module, inputs: Any, output: Any) -> None:
+            kept[layer] = output[0] if isinstance(output, tuple) else output
 
-def _mean(hidden_states: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Mean over layers in float32, one layer at a time."""
-    total = hidden_states[0].float()
-    for hidden in hidden_states[1:]:
-        total = total + hidden.float()
-    return total / len(hidden_states)
+        return hook
 
-
-def _agree(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> bool:
-    """Equal but for rounding; what is not finite is for ``targets`` to report."""
-    ours, theirs = ours.float(), theirs.float()
-    if not (torch.isfinite(ours).all() and torch.isfinite(theirs).all()):
-        return True
-    return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())
+    # The last layer's output is wanted after the final norm, which is no block's.
+    wanted = set(layers) - {len(blocks)}
+    handles = [blocks[layer - 1].register_forward_hook(keep(layer)) for layer in wanted]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_format.spec import TeacherSpec
+from stages.cache_teacher.attention import choose_attention
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus_files import sha256_of
 from stages.cache_teacher.hub import model_snapshot
@@ -28,13 +29,8 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
-_LOGIT_CHANGES = (
-    "final_logit_softcapping",
-    "logits_scaling",
-    "logit_scale",
-    "lm_head_multiplier",
-    "output_multiplier",
-)
+_LOGIT_CAPS = ("final_logit_softcapping",)
+_LOGIT_SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +62,11 @@ def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
         raise ValueError(
             f"{name}: its configuration or tokenizer is unreadable: {error}"
         ) from error
-    attention = "sdpa" if config.attention == "auto" else config.attention
     text_config = model_config.get_text_config()
+    attention = choose_attention(config.attention, config.teacher_dtype, text_config)
     vocab_size = max(tokenizer.get_vocab().values()) + 1
     _refuse_model(name, text_config, config.sequence_length)
+    _refuse_attention(name, text_config, attention)
     _refuse_vocabulary(name, tokenizer, vocab_size, text_config.vocab_size, config.top_k)
     spec = TeacherSpec(
         source=config.teacher if revision else "local",
@@ -148,9 +145,9 @@ def _refuse_model(name: str, text_config: Any, sequence_length: int) -> None:
     """Raise ValueError for a model whose targets this stage would get wrong."""
     if getattr(text_config, "is_encoder_decoder", False):
         raise ValueError(f"{name}: an encoder-decoder; the teacher must be a causal language model")
-    for key in _LOGIT_CHANGES:
+    for key in (*_LOGIT_CAPS, *_LOGIT_SCALES):
         value = getattr(text_config, key, None)
-        if value not in (None, 1, 1.0):
+        if value is not None and (value != 1 or key in _LOGIT_CAPS):
             raise ValueError(
                 f"{name}: changes its logits after the head ({key} = {value}), which a copy "
                 "of the head in a student would not do. Use a teacher without it."
@@ -161,6 +158,17 @@ def _refuse_model(name: str, text_config: Any, sequence_length: int) -> None:
             f"sequence_length: {sequence_length} is more than the {longest} positions of {name}"
         )
     _refuse_windows(name, text_config, sequence_length)
+    _refuse_long_rope(name, text_config, sequence_length)
+
+
+def _refuse_attention(name: str, text_config: Any, attention: str) -> None:
+    """Soft-capped scores are transformers' own code alone; other kernels may pass over the cap."""
+    cap = getattr(text_config, "attn_logit_softcapping", None)
+    if cap is not None and attention != "eager":
+        raise ValueError(
+            f"{name}: caps its attention scores (attn_logit_softcapping = {cap}), which attention "
+            f'{attention!r} does not. Set attention to "eager".'
+        )
 
 
 def _refuse_windows(name: str, text_config: Any, sequence_length: int) -> None:
@@ -181,6 +189,21 @@ def _refuse_windows(name: str, text_config: Any, sequence_length: int) -> None:
                 f"{name}: attends within {window} positions only ({key}). Set sequence_length to "
                 f"{window} or less, or use a teacher with full attention."
             )
+
+
+def _refuse_long_rope(name: str, text_config: Any, sequence_length: int) -> None:
+    """Beyond a length, longrope has other angles for all rows of a batch if one is longer."""
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return
+    longest = rope.get("original_max_position_embeddings") or getattr(
+        text_config, "original_max_position_embeddings", None
+    )
+    if longest is not None and sequence_length > longest:
+        raise ValueError(
+            f"sequence_length: {sequence_length} is more than {longest}, beyond which {name} reads "
+            f"a document otherwise if one beside it is long (longrope). Lower it."
+        )
 
 
 def _refuse_vocabulary(

@@ -38,6 +38,7 @@ class TestHelp:
     def test_commands(self) -> None:
         assert set(_COMMANDS) == {
             *("cache-teacher", "train-student", "recipes", "inspect", "verify"),
+            "estimate",
             *("pack", "unpack", "merge", "extend", "export", "generate", "demo"),
         }
 
@@ -141,6 +142,38 @@ class TestRefusals:
         assert result.exit_code == 2
         assert expected in result.stderr
         assert not (tmp_path / "cache").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            (["--units", "7"], "Invalid value for --units: '7': expected FIRST:END"),
+            (["--worker", "7"], "Invalid value for --worker: '7': expected r/R"),
+            (["--worker", "8/8"], "workers count from 0 to 7"),
+            (["--worker", "auto"], "neither RANK and WORLD_SIZE (torchrun)"),
+            (["--worker", "0/2", "--units", "0:5"], "give one"),
+            (["--engine", "ray", "--units", "0:5"], "leave out --units and --worker"),
+            (["--engine", "ray", "--worker", "0/2"], "leave out --units and --worker"),
+            (["--ray-workers", "2"], "go with --engine ray"),
+            (["--ray-address", "auto"], "go with --engine ray"),
+            (["--engine", "dask"], "Invalid value for '--engine'"),
+            (["--summary", "cache/summary.json"], "is in the cache; name another place"),
+            (["--summary", "nowhere/summary.json"], "nowhere: no such directory"),
+        ],
+    )
+    def test_who_makes_the_units(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        arguments: list[str],
+        expected: str,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for name in ("RANK", "SLURM_PROCID", "SLURM_ARRAY_TASK_ID"):
+            monkeypatch.delenv(name, raising=False)
+        result = run("cache-teacher", "--recipe", "demo", "--out", "cache", *arguments)
+        assert result.exit_code == 2
+        assert expected in result.stderr
+        assert list(tmp_path.iterdir()) == []
 
     def test_train_student_reads_its_own_table(self, tmp_path: Path) -> None:
         result = run(
@@ -344,13 +377,19 @@ class TestDemo:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")
-def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "code", "expected"),
+    [("SIGINT", 130, "Interrupted."), ("SIGTERM", 143, "Terminated by a signal (SIGTERM).")],
+)
+def test_signals_to_a_process_of_its_own(
+    tmp_path: Path, name: str, code: int, expected: str
+) -> None:
     """The signal itself, not the exception that stands for it elsewhere in this file."""
-    program = """
+    program = f"""
 import os, signal
 import stages.cache_teacher.run as stage
 from pipeline.cli import main
-stage.cache_teacher = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)
+stage.cache_teacher = lambda *_, **__: os.kill(os.getpid(), signal.{name})
 main(["cache-teacher", "--recipe", "demo", "--out", "cache"], prog_name="pipeline")
 """
     finished = subprocess.run(
@@ -361,5 +400,5 @@ main(["cache-teacher", "--recipe", "demo", "--out", "cache"], prog_name="pipelin
         env={**os.environ, "PYTHONPATH": str(_ROOT)},
         check=False,
     )
-    assert finished.returncode == 130, finished.stderr
-    assert "Interrupted." in finished.stderr
+    assert finished.returncode == code, finished.stderr
+    assert f"{expected} Finished shards are kept" in finished.stderr

@@ -1,11 +1,20 @@
 """Progress on a terminal and beside one, with a clock that the tests wind."""
 
 import io
+from dataclasses import replace
 
 import pytest
 
-from pipeline.progress import Bar, CacheReport, TrainReport, short, size
-from stages.cache_teacher.run import CacheProgress, Phase
+from pipeline.progress import (
+    Bar,
+    CacheReport,
+    TrainReport,
+    cache_figures,
+    device_figures,
+    short,
+    size,
+)
+from stages.cache_teacher.progress import CacheProgress, Phase
 from stages.train_student.run import TrainProgress
 
 
@@ -32,11 +41,19 @@ def caching(tokens_done: int, phase: Phase = "caching") -> CacheProgress:
         tokens_done=tokens_done,
         tokens_total=10_000,
         tokens_cached_this_run=tokens_done,
-        bytes_written=1_500_000,
+        bytes_written=1_000_000,
+        bytes_held=1_500_000,
         unit=3,
         corpus_position="a.parquet, documents 30-39",
         documents=2000,
     )
+
+
+def test_what_is_known_of_the_device() -> None:
+    assert device_figures(caching(1)) == []
+    known = replace(caching(1), device_wait_share=0.034, mfu=0.517)
+    assert device_figures(known) == ["device waited 3%", "MFU 52%"]
+    assert cache_figures(known).startswith("device waited 3% · MFU 52% · 1.50MB · unit 3")
 
 
 class TestBesideATerminal:

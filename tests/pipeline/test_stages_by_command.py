@@ -66,11 +66,47 @@ def test_cache_teacher(tmp_path: Path) -> None:
     assert resolved.cache_teacher.teacher == str(teacher)
     assert resolved.cache_teacher.num_tokens == 1000
     shards = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache/shards").iterdir()}
+    assert "tokens/s · device waited " in result.stdout
     again = run(*command)
     assert again.exit_code == 0, again.output
     assert "loading the teacher" not in again.stderr
+    assert "tokens/s" not in again.stdout
     found = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache/shards").iterdir()}
     assert found == shards
+
+
+def test_workers_share_a_cache(tmp_path: Path) -> None:
+    teacher = tiny.save_tiny_teacher(tmp_path / "teacher")
+    corpus = tiny.write_fineweb_parquet(tmp_path / "corpus.parquet", tiny.tiny_texts(40))
+    command = (
+        *("cache-teacher", "--recipe", "demo", "--out", tmp_path / "cache"),
+        *("--set", f"cache_teacher.teacher={teacher}", "--set", f"cache_teacher.corpus={corpus}"),
+        *("--set", "cache_teacher.sequence_length=32"),
+        *("--set", "cache_teacher.documents_per_unit=10"),
+    )
+    first = run(*command, "--worker", "1/2", "--summary", tmp_path / "first.json")
+    assert first.exit_code == 0, first.output
+    assert "2 units of other workers were not finished (0, 2)" in first.stdout
+    figures = json.loads((tmp_path / "first.json").read_text())
+    assert not figures["complete"]
+    assert figures["missing_units"] == [0, 2]
+    assert figures["run"]["units"] == 2
+    second = run(*command, "--worker", "0/2", "--json")
+    assert second.exit_code == 0, second.output
+    figures = json.loads(second.stdout)
+    assert figures["complete"]
+    assert figures["missing_units"] == []
+    assert figures["cache"]["units"] == 4
+    made, held = figures["run"], figures["cache"]
+    assert held["bytes"] > made["bytes"] > 0
+    assert 0 < held["tokens"] - made["tokens"] < held["tokens"]
+    assert 0 < sum(held["column_bytes"].values()) < held["bytes"]
+    assert 0 <= made["device_wait_share"] <= 1
+    assert made["mfu"] is None
+    assert made["tokens_per_second"] > 0
+    again = json.loads(run(*command, "--worker", "1/2", "--json").stdout)
+    assert again["run"]["tokens"] == 0
+    assert again["run"]["tokens_per_second"] is None
 
 
 def test_train_student(student: tuple[Path, Result]) -> None:

@@ -9,9 +9,10 @@ import cache_format
 from cache_format.codec import Row
 from cache_format.manifest import Manifest
 from cache_format.reader import Cache
-from stages.cache_teacher import packing, run, teacher
+from stages.cache_teacher import make, packing, teacher, unit_reader
 from stages.cache_teacher.config import ALL_UNITS
-from stages.cache_teacher.run import CacheProgress, cache_teacher
+from stages.cache_teacher.progress import CacheProgress
+from stages.cache_teacher.run import cache_teacher
 from tests.tiny import tiny_config, tiny_texts, write_fineweb_parquet
 
 TEXTS = tiny_texts(80)
@@ -65,8 +66,8 @@ class Watch:
             self.teachers += 1
             return teacher_class(*arguments)
 
-        monkeypatch.setattr(run, "tokenize", tokenize_counted)
-        monkeypatch.setattr(run, "Teacher", teacher_counted)
+        monkeypatch.setattr(unit_reader, "tokenize", tokenize_counted)
+        monkeypatch.setattr(make, "Teacher", teacher_counted)
 
     def since(self) -> tuple[int, int]:
         """Documents and teachers since the last call."""

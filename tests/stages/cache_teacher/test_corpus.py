@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -328,3 +330,17 @@ def test_any_file_system_will_do(tmp_path: Path, suffix: str) -> None:
     kind = corpus_files.KIND_OF_SUFFIX[suffix]
     file = CorpusFile(f"memory://corpus{suffix}", f"corpus{suffix}", kind)
     assert list(all_units(Corpus(local.spec, [file]))) == list(all_units(local))
+
+
+def test_threads_may_read_any_unit(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_fineweb_parquet(tmp_path / "many" / f"{name}.parquet", tiny_texts(60, seed=ord(name)))
+    corpus = resolve_corpus(settings(tmp_path / "many", documents_per_unit=7))
+    alone = [corpus.read_unit(unit) for unit in range(20)]
+    assert alone[17] is not None
+    assert alone[18] is None
+    order = [*range(20)] * 5
+    random.Random(0).shuffle(order)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(corpus.read_unit, order)) == [alone[unit] for unit in order]
+    corpus.close()

@@ -9,6 +9,7 @@ import cache_format
 from cache_format.manifest import Manifest
 from cache_format.writer import CacheWriter
 from stages.cache_teacher import run
+from stages.cache_teacher.make import UNITS_IN_FLIGHT
 from stages.cache_teacher.teacher import Teacher
 from tests.stages.cache_teacher.bench import Bench, Watch, shard_bytes
 
@@ -81,7 +82,8 @@ def test_a_run_cut_short_is_gone_on_with(
     documents, _ = watch.since()
     cut_short = cache_format.open(bench.root / "cache", allow_incomplete=True).manifest
     assert 0 < len(cut_short.shards) < 8
-    assert documents == 10 * len(cut_short.shards) + 10
+    num_begun = documents // 10 - len(cut_short.shards)
+    assert 1 <= num_begun <= UNITS_IN_FLIGHT
     bench.run()
     assert watch.since() == (80 - 10 * len(cut_short.shards), 1)
     assert shard_bytes(bench.root / "cache") == shard_bytes(bench.root / "whole")
@@ -99,7 +101,12 @@ def test_progress_counts_what_the_cache_holds(bench: Bench) -> None:
     assert last.tokens_done == sum(entry.num_tokens for entry in manifest.shards)
     assert last.bytes_written == sum(entry.num_bytes for entry in manifest.shards)
     assert last.documents == sum(entry.num_documents for entry in manifest.shards)
-    assert last.corpus_position == manifest.shards[-1].corpus_position
+    assert last.corpus_position in {entry.corpus_position for entry in manifest.shards}
+    assert last.units_made == len(manifest.shards)
+    assert last.bytes_held == last.bytes_written
+    assert last.device_wait_share is not None
+    assert 0 < last.device_wait_share < 1
+    assert last.mfu is None  # a processor's peak is not known
     assert {report.unit for report in bench.reports} == {entry.unit for entry in manifest.shards}
     assert len(done) > sum(entry.num_rows for entry in manifest.shards)
 
@@ -116,13 +123,14 @@ def test_the_manifest_is_published_while_the_run_goes_on(
     def recording(self: Any, num_tokens: int, complete: bool) -> Manifest:
         manifest = publish(self, num_tokens, complete)
         published.append(len(manifest.shards))
-        assert manifest.complete == (len(published) == 9)
+        assert manifest.complete == complete
         return manifest
 
     monkeypatch.setattr(CacheWriter, "publish_manifest", recording)
     monkeypatch.setattr(run, "_MANIFEST_SECONDS", 0.0)
     bench.run()
-    assert published == [1, 2, 3, 4, 5, 6, 7, 8, 8]
+    assert published == sorted(published)
+    assert published[0] < len(published) - 1 == published[-1] == 8
 
 
 def test_an_extension_that_is_cut_short_leaves_the_complete_cache_as_it_was(

@@ -12,14 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_format.spec import TargetSpec
-from stages.cache_teacher import targets as module
-from stages.cache_teacher.targets import (
-    Head,
-    NonFiniteError,
-    Targets,
-    compute_targets,
-    exact_top_k,
-)
+from stages.cache_teacher.blocks import blocks_of, largest
+from stages.cache_teacher.compiling import has_compiler
+from stages.cache_teacher.head import Head
+from stages.cache_teacher.targets import TargetMaker, Targets
 
 NODES = (0.5, 0.625, 0.75, 0.875, 1.0)
 V = 97
@@ -41,11 +37,29 @@ def logits_PV(num_positions: int, seed: int = 0, scale: float = 3.0, v: int = V)
     return torch.randn(num_positions, v, generator=generator).pow(3) * scale / 3
 
 
-def targets_of(logits: torch.Tensor, spec: TargetSpec, chunk: int = 7) -> Targets:
-    """Targets of given logits: the head is the identity. Label t is t modulo the vocabulary."""
-    labels_P = torch.arange(len(logits)) % logits.shape[1]
-    head = Head(torch.eye(logits.shape[1]), logits.shape[1])
-    return compute_targets(logits, labels_P, head, spec, chunk)
+def made(
+    hidden_PD: torch.Tensor, head: Head, spec: TargetSpec, chunk: int = 7, compile: Any = "off"
+) -> Targets:
+    """Label t is t modulo the vocabulary; nothing is drawn."""
+    maker = TargetMaker(head, spec, chunk=chunk, compile=compile)
+    labels_P = torch.arange(len(hidden_PD)) % head.vocab_size
+    return maker.make(hidden_PD, labels_P, torch.empty(len(hidden_PD), 0))
+
+
+def targets_of(
+    logits: torch.Tensor, spec: TargetSpec, chunk: int = 7, compile: Any = "off"
+) -> Targets:
+    """Targets of given logits: the head is the identity."""
+    num_ids = logits.shape[1]
+    return made(logits, Head(torch.eye(num_ids), num_ids), spec, chunk, compile)
+
+
+def exact_top_k(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Through blocks, the last of which is padded."""
+    num_padding = -logits.shape[1] % 64
+    padded_CV = torch.nn.functional.pad(logits, (0, num_padding), value=-torch.inf)
+    found = largest(padded_CV, blocks_of(padded_CV, (1.0,)), top_k)
+    return found.values_CK, found.ids_CK
 
 
 def dense_order(logits: torch.Tensor) -> np.ndarray:
@@ -58,17 +72,17 @@ def check_against_dense(logits: torch.Tensor, targets: Targets, nodes: tuple[flo
     z_PV = logits.double().numpy()
     order_PV = dense_order(logits)
     for p, (z_V, order_V) in enumerate(zip(z_PV, order_PV, strict=True)):
-        n = targets.num_kept_P[p]
+        n = int(targets.num_kept_P[p])
         kept, left = order_V[:n], order_V[n:]
         assert targets.kept_ids_PK[p, :n].tolist() == kept.tolist()
         np.testing.assert_allclose(targets.gaps_PK[p, :n], z_V[kept[0]] - z_V[kept], atol=2e-6)
         for at, node in enumerate(nodes):
             expected = np.logaddexp.reduce((z_V[left] - z_V[kept[0]]) * node, initial=-np.inf)
-            close(targets.tail_log_mass_PN[p, at], expected)
-        close(targets.next_logprob_P[p], z_V[p % V] - np.logaddexp.reduce(z_V))
+            close(float(targets.tail_log_mass_PN[p, at]), expected)
+        close(float(targets.next_logprob_P[p]), z_V[p % V] - np.logaddexp.reduce(z_V))
 
 
-def close(found: np.ndarray, expected: float) -> None:
+def close(found: float, expected: float) -> None:
     """Within 1e-4 nats; beyond 100 nats, within the rounding of the float32 logits."""
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-6)
 
@@ -84,7 +98,7 @@ def test_all_targets_equal_the_dense_formulas(top_k: int, scale: float) -> None:
 
 def test_nothing_is_left_out_at_the_whole_vocabulary() -> None:
     targets = targets_of(logits_PV(5), spec_of(V))
-    assert np.isneginf(targets.tail_log_mass_PN).all()
+    assert torch.isneginf(targets.tail_log_mass_PN).all()
 
 
 @pytest.mark.parametrize("nodes", [(1.0,), (0.125, 1.0), (0.5, 0.75, 1.0), (0.125, 0.875, 1.0)])
@@ -153,7 +167,7 @@ def test_padding_rows_of_the_head_have_no_mass() -> None:
     weight_VD = torch.randn(V + 11, 16, generator=generator)
     weight_VD[V:] *= 10  # would win everywhere
     head = Head(weight_VD, V)
-    targets = compute_targets(hidden_PD, torch.arange(9), head, spec_of(V), 4)
+    targets = made(hidden_PD, head, spec_of(V), 4)
     assert targets.kept_ids_PK.max() < V
     check_against_dense(hidden_PD @ weight_VD[:V].T, targets, NODES)
 
@@ -168,14 +182,19 @@ def test_half_precision_is_multiplied_in_float32() -> None:
     torch.testing.assert_close(logits.double(), exact, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])
 @pytest.mark.parametrize("position", [0, 7, 19])
-def test_logits_that_are_not_finite_are_named(bad: float, position: int) -> None:
+def test_logits_that_are_not_finite_show(bad: float, position: int) -> None:
     logits = logits_PV(20)
     logits[position, 50] = bad
-    with pytest.raises(NonFiniteError) as caught:
-        module.compute_targets(logits, torch.zeros(20, dtype=torch.long), Plain(), spec_of(8), 7)
-    assert caught.value.position == position
+    targets = made(logits, Plain(), spec_of(8))
+    assert torch.isfinite(targets.log_z_P).logical_not().nonzero().tolist() == [[position]]
+
+
+def test_an_id_that_is_ruled_out_is_no_failure() -> None:
+    logits = logits_PV(20)
+    logits[:, 3:90] = -torch.inf
+    check_against_dense(logits, made(logits, Plain(), spec_of(8)), NODES)
 
 
 class Plain(Head):
@@ -183,9 +202,10 @@ class Plain(Head):
 
     def __init__(self) -> None:
         self.vocab_size = V
+        self.device = torch.device("cpu")
 
-    def logits(self, hidden_CD: torch.Tensor) -> torch.Tensor:
-        return hidden_CD.clone()
+    def padded_logits(self, hidden_CD: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(hidden_CD, (0, -V % 64), value=-torch.inf)
 
 
 def test_no_positions_give_empty_targets() -> None:
@@ -194,16 +214,28 @@ def test_no_positions_give_empty_targets() -> None:
     assert targets.tail_log_mass_PN.shape == (0, 5)
 
 
-def test_memory_is_bounded_by_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded_by_the_chunk() -> None:
     seen: list[int] = []
 
     class Watched(Plain):
-        def logits(self, hidden_CD: torch.Tensor) -> torch.Tensor:
+        def padded_logits(self, hidden_CD: torch.Tensor) -> torch.Tensor:
             seen.append(len(hidden_CD))
-            return super().logits(hidden_CD)
+            return super().padded_logits(hidden_CD)
 
-    compute_targets(logits_PV(20), torch.zeros(20, dtype=torch.long), Watched(), spec_of(8), 6)
+    made(logits_PV(20), Watched(), spec_of(8), chunk=6)
     assert seen == [6, 6, 6, 2]
+
+
+@pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="there is no C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
+def test_compiled_they_are_the_same() -> None:
+    logits = logits_PV(20, v=1000)
+    logits[5, 200:400] = logits[5].max()  # ties
+    plain, compiled = (targets_of(logits, spec_of(8), compile=mode) for mode in ("off", "on"))
+    assert torch.equal(plain.kept_ids_PK, compiled.kept_ids_PK)
+    assert torch.equal(plain.gaps_PK, compiled.gaps_PK)
+    torch.testing.assert_close(plain.tail_log_mass_PN, compiled.tail_log_mass_PN)
+    torch.testing.assert_close(plain.next_logprob_P, compiled.next_logprob_P)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.1, 1.37, 1.8, 2.0])
@@ -216,9 +248,9 @@ def test_the_nodes_determine_the_tail_at_any_temperature(temperature: float) -> 
         np.prod([(s - other) / (node - other) for other in nodes if other != node])
         for node in nodes
     ]
-    found = targets.tail_log_mass_PN.astype(np.float64) @ np.array(weights)
+    found = targets.tail_log_mass_PN.double().numpy() @ np.array(weights)
     z_PV = logits.double()
     left = z_PV - z_PV.amax(1, keepdim=True)
-    left.scatter_(1, torch.from_numpy(targets.kept_ids_PK).long(), -torch.inf)
+    left.scatter_(1, targets.kept_ids_PK.long(), -torch.inf)
     expected = torch.logsumexp(left * s, 1).numpy()
     assert np.abs(found - expected).max() < 0.01

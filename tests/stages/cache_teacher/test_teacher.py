@@ -1,11 +1,10 @@
-"""Hidden states of packed documents equal those of each document alone; what is exported is true.
+"""Which hidden states come out, what is refused before and while loading, what is exported.
 
-B rows, T positions, D width, V vocabulary.
+B rows, T positions, D width.
 """
 
 import json
 import shutil
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,75 +34,40 @@ def starts_of(lists: list[list[int]]) -> list[np.ndarray]:
     return [np.array(starts, dtype=np.int32) for starts in lists]
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_packed_documents_equal_documents_alone(tiny_teacher: Path, attention: str) -> None:
-    from transformers import AutoModelForCausalLM
-
-    ids_BT = rows()
-    packed_BTD, mean_BTD = load(tiny_teacher, attention=attention).forward(
-        ids_BT, starts_of(STARTS), with_mean=True
-    )
-    assert mean_BTD is not None
-    model = AutoModelForCausalLM.from_pretrained(tiny_teacher, dtype=torch.float32)
-    for row, starts in enumerate(STARTS):
-        bounds = [0, *(start for start in starts if start < 32), 32]
-        for low, high in pairwise(bounds):
-            alone_T = torch.from_numpy(ids_BT[row, low:high]).long()[None]
-            with torch.no_grad():  # transformers' own forward pass, no mask, no positions
-                output = model(alone_T, output_hidden_states=True)
-            layers = output.hidden_states[1:]
-            torch.testing.assert_close(packed_BTD[row, low:high], layers[-1][0], atol=1e-4, rtol=0)
-            torch.testing.assert_close(
-                mean_BTD[row, low:high], torch.stack(layers).mean(0)[0], atol=1e-4, rtol=0
-            )
-            logits = load_head(tiny_teacher) @ packed_BTD[row, low:high].T
-            torch.testing.assert_close(logits.T, output.logits[0], atol=1e-4, rtol=0)
-
-
 def load_head(directory: Path) -> torch.Tensor:
     return load_file(directory / "model.safetensors")["model.embed_tokens.weight"]
 
 
-def test_the_mean_is_made_only_when_wanted(tiny_teacher: Path) -> None:
-    _, mean_BTD = load(tiny_teacher).forward(rows(), starts_of(STARTS), with_mean=False)
-    assert mean_BTD is None
-
-
-def test_half_precision_gives_half_hidden_states_and_a_float_mean(tiny_teacher: Path) -> None:
-    teacher = load(tiny_teacher, teacher_dtype="bfloat16")
-    last_BTD, mean_BTD = teacher.forward(rows(), starts_of(STARTS), with_mean=True)
-    assert last_BTD.dtype == torch.bfloat16
-    assert mean_BTD is not None
-    assert mean_BTD.dtype == torch.float32
-    exact_BTD, _ = load(tiny_teacher).forward(rows(), starts_of(STARTS), with_mean=False)
-    assert (last_BTD.float() - exact_BTD).abs().mean() < 0.05
-
-
-def test_flash_attention_gets_one_row_whose_positions_restart(
-    tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its kernel is not to be had on a CPU; what it is given is: packing by positions alone."""
+def test_layers_come_in_the_order_asked_for(tiny_teacher: Path) -> None:
     teacher = load(tiny_teacher)
-    expected_BTD, expected_mean = teacher.forward(rows(), starts_of(STARTS), with_mean=True)
-    calls: list[dict[str, Any]] = []
-    run_body = teacher._model.base_model.forward
+    last_BTD, (one_BTD, two_BTD) = teacher.forward(rows(), starts_of(STARTS), layers=(1, 2))
+    assert torch.equal(two_BTD, last_BTD)  # after the final norm
+    assert not torch.equal(one_BTD, last_BTD)
+    _, turned = teacher.forward(rows(), starts_of(STARTS), layers=(2, 1, 2))
+    for found_BTD, expected_BTD in zip(turned, (two_BTD, one_BTD, two_BTD), strict=True):
+        assert torch.equal(found_BTD, expected_BTD)
 
-    def body(**inputs: Any) -> Any:
-        calls.append(inputs)
-        return run_body(**inputs)
 
-    monkeypatch.setattr(teacher._model.base_model, "forward", body)
-    object.__setattr__(teacher.source.spec, "attention", "flash_attention_2")
-    last_BTD, mean_BTD = teacher.forward(rows(), starts_of(STARTS), with_mean=True)
-    (call,) = calls
-    assert call["attention_mask"] is None
-    assert call["use_cache"] is False
-    assert call["input_ids"].shape == (1, 128)
-    lengths = np.diff([0, 32, 37, 64, 65, 66, 95, 96, 103, 115, 128])
-    assert call["position_ids"][0].tolist() == [p for length in lengths for p in range(length)]
-    # With one row, sdpa too infers the packing from the positions.
-    torch.testing.assert_close(last_BTD, expected_BTD, atol=1e-4, rtol=0)
-    torch.testing.assert_close(mean_BTD, expected_mean, atol=1e-4, rtol=0)
+def test_layers_that_are_not_asked_for_are_not_kept(tiny_teacher: Path) -> None:
+    """Only the blocks that were asked for have something that looks at their outputs."""
+    teacher = load(tiny_teacher)
+    blocks, seen = list(teacher._model.model.layers), []
+    for block in blocks:
+        block.register_forward_pre_hook(lambda block, _: seen.append(len(block._forward_hooks)))
+    for layers, watched in (((), [0, 0]), ((2,), [0, 0]), ((1,), [1, 0]), ((1, 2), [1, 0])):
+        seen.clear()
+        _, kept = teacher.forward(rows(), starts_of(STARTS), layers=layers)
+        assert len(kept) == len(layers)
+        assert seen == watched
+        assert not any(block._forward_hooks for block in blocks)
+
+
+def test_half_precision_gives_half_hidden_states(tiny_teacher: Path) -> None:
+    teacher = load(tiny_teacher, teacher_dtype="bfloat16")
+    last_BTD, (one_BTD,) = teacher.forward(rows(), starts_of(STARTS), layers=(1,))
+    assert last_BTD.dtype == one_BTD.dtype == torch.bfloat16
+    exact_BTD, _ = load(tiny_teacher).forward(rows(), starts_of(STARTS), layers=())
+    assert (last_BTD.float() - exact_BTD).abs().mean() < 0.05
 
 
 def test_flash_attention_needs_a_gpu(tiny_teacher: Path) -> None:
@@ -111,32 +75,18 @@ def test_flash_attention_needs_a_gpu(tiny_teacher: Path) -> None:
         load(tiny_teacher, attention="flash_attention_2")
 
 
-def test_a_model_that_ignores_the_mask_is_refused(
-    tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def whole_row(self: Teacher, is_start_BT: torch.Tensor) -> torch.Tensor:
-        return torch.ones(is_start_BT.shape[1], is_start_BT.shape[1]).bool().tril()[None, None]
-
-    monkeypatch.setattr(Teacher, "_mask", whole_row)
-    with pytest.raises(ValueError, match="depend on the document before it"):
-        load(tiny_teacher)
+def test_flash_attention_without_its_package_is_refused(tiny_teacher: Path) -> None:
+    """transformers would fetch a compiled kernel in its place."""
+    settings = {"attention": "flash_attention_2", "teacher_dtype": "bfloat16"}
+    source = resolve_teacher(tiny_config(tiny_teacher, "unused", **settings))
+    with pytest.raises(ValueError, match="needs the flash-attn package; use varlen"):
+        Teacher(source, torch.device("cuda"))
 
 
-def test_a_model_that_changes_its_logits_is_refused(
-    tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from transformers import Qwen2ForCausalLM
-
-    forward = Qwen2ForCausalLM.forward
-
-    def capped(self: Any, **inputs: Any) -> Any:
-        output = forward(self, **inputs)
-        output.logits = 5 * torch.tanh(output.logits / 5)
-        return output
-
-    monkeypatch.setattr(Qwen2ForCausalLM, "forward", capped)
-    with pytest.raises(ValueError, match="its logits are not its head applied to"):
-        load(tiny_teacher)
+def test_varlen_on_a_gpu_needs_half_precision(tiny_teacher: Path) -> None:
+    source = resolve_teacher(tiny_config(tiny_teacher, "unused", attention="varlen"))
+    with pytest.raises(ValueError, match="varlen on a GPU needs half precision; use sdpa"):
+        Teacher(source, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

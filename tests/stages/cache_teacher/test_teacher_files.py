@@ -133,6 +133,21 @@ def test_a_hub_model_is_pinned_by_its_commit(
     [
         ({"is_encoder_decoder": True}, "an encoder-decoder"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0"),
+        ({"final_logit_softcapping": 1.0}, "final_logit_softcapping = 1.0"),
+        ({"attn_logit_softcapping": 50.0}, r"softcapping = 50.0\), which attention \'sdpa\'"),
+        (
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "factor": 4.0,
+                    "short_factor": [1.0] * 4,
+                    "long_factor": [2.0] * 4,
+                    "original_max_position_embeddings": 31,
+                }
+            },
+            "sequence_length: 32 is more than 31, beyond which .*longrope",
+        ),
         ({"logits_scaling": 8.0}, "logits_scaling = 8.0"),
         ({"logit_scale": 0.0625}, "logit_scale = 0.0625"),
         ({"max_position_embeddings": 31}, "sequence_length: 32 is more than the 31 positions"),
@@ -157,12 +172,13 @@ def test_teachers_that_cannot_be_cached_faithfully(
 ) -> None:
     edit(copy / "config.json", **changes)
     with pytest.raises(ValueError, match=problem):
-        resolve(copy)
+        resolve(copy, attention="sdpa")
 
 
 @pytest.mark.parametrize(
     "changes",
     [
+        {"attn_logit_softcapping": 50.0},  # auto is eager then
         {"logits_scaling": 1.0},
         {"max_position_embeddings": 32},
         {
@@ -178,6 +194,24 @@ def test_teachers_that_cannot_be_cached_faithfully(
 def test_teachers_just_inside_the_bounds(copy: Path, changes: dict[str, Any]) -> None:
     edit(copy / "config.json", **changes)
     resolve(copy)
+
+
+def test_attention_is_chosen_by_the_model_and_its_precision(copy: Path) -> None:
+    def chosen(**changes: Any) -> str:
+        return resolve(copy, **({"teacher_dtype": "bfloat16"} | changes)).spec.attention
+
+    assert chosen() == chosen(teacher_dtype="float16") == "varlen"
+    assert chosen(teacher_dtype="float32") == "sdpa"
+    assert [chosen(attention=name) for name in ("eager", "sdpa")] == ["eager", "sdpa"]
+    assert chosen(attention="varlen", teacher_dtype="float32") == "varlen"
+    edit(copy / "config.json", head_dim=12)  # the kernels take multiples of 8
+    assert chosen() == "sdpa"
+    edit(copy / "config.json", head_dim=256)
+    assert chosen() == "varlen"
+    edit(copy / "config.json", head_dim=264)
+    assert chosen() == "sdpa"
+    edit(copy / "config.json", model_type="stablelm", head_dim=8)
+    assert chosen() == "sdpa"
 
 
 def test_top_k_up_to_the_vocabulary(tiny_teacher: Path) -> None:

@@ -11,8 +11,9 @@ import cache_format
 from cache_format.errors import StorageError
 from cache_format.merge import merge
 from stages.cache_teacher.config import ALL_UNITS, UnitRange
+from stages.cache_teacher.workers import WorkerShare
 from tests.cache_format.sample_cache import contents
-from tests.stages.cache_teacher.bench import Bench, shard_bytes
+from tests.stages.cache_teacher.bench import Bench, Watch, shard_bytes
 
 
 def units(text: str) -> UnitRange:
@@ -111,6 +112,40 @@ def test_the_estimate_of_a_range_ends_at_what_it_holds(bench: Bench, text: str) 
     manifest = bench.run(units=units(text))
     held = sum(entry.num_tokens for entry in manifest.shards)
     assert bench.reports[-1].tokens_done == bench.reports[-1].tokens_total == held
+
+
+def test_workers_share_a_cache_whichever_is_faster(bench: Bench) -> None:
+    whole = bench.run("whole")
+    for order in ([0, 1, 2], [2, 1, 0]):
+        out = f"by-{order[0]}"
+        for number in order:
+            manifest = bench.run(out, units=WorkerShare(worker=number, num_workers=3))
+            assert manifest.complete == (number == order[-1])
+        assert contents(bench.root / out) == contents(bench.root / "whole")
+    assert whole.complete
+
+
+def test_a_worker_says_what_others_have_not_finished(bench: Bench, watch: Watch) -> None:
+    sizes = [entry.num_tokens for entry in bench.run("whole").shards]
+    watch.since()
+    budget = sum(sizes[:5]) - 1  # units 0 to 4
+    bench.run(units=WorkerShare(worker=1, num_workers=3), num_tokens=budget)
+    assert list(bench.reports[-1].missing_units) == [0, 2, 3]
+    documents, teachers = watch.since()
+    assert teachers == 1
+    assert documents <= 60  # its two, and what it had to count near the end, each once
+    bench.run(units=WorkerShare(worker=2, num_workers=3), num_tokens=budget)
+    assert list(bench.reports[-1].missing_units) == [0, 3]
+    # Worker 0 is lost; the plain command makes what it leaves.
+    bench.run("alone", num_tokens=budget)
+    assert bench.run(num_tokens=budget).complete
+    assert contents(bench.root / "cache") == contents(bench.root / "alone")
+
+
+def test_a_worker_without_units(bench: Bench) -> None:
+    manifest = bench.run(units=WorkerShare(worker=50, num_workers=60))
+    assert manifest.shards == ()
+    assert bench.reports[-1].missing_units == tuple(range(8))
 
 
 class ReadOnly:

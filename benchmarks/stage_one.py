@@ -1,0 +1,333 @@
+"""Stage one beside its teacher alone: what everything but the forward pass costs.
+
+A teacher of random weights reads the demo's documents, cut to the length that FineWeb's have, with
+the full Qwen vocabulary. ``bare`` is its body and head over the same rows, in the same batches and
+precision, with nothing kept; ``cached`` is the whole of stage one: reading, tokenising, body, head,
+targets, sketch, encoding, hashing, fsync. Runs alternate, and a ratio is that of two neighbours;
+figures are medians. Neither speed nor memory depends on what the weights are.
+"""
+
+import json
+import resource
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import pipeline.demo
+
+if TYPE_CHECKING:
+    import torch
+
+    from stages.cache_teacher.packing import PackedUnit
+    from stages.cache_teacher.progress import CacheProgress
+    from stages.cache_teacher.unit_reader import PreparedUnit
+
+_PRESETS = {
+    "94M": (512, 1536, 5, 8, 2),
+    "qwen2.5-0.5b": (896, 4864, 24, 14, 2),
+    "qwen2.5-1.5b": (1536, 8960, 28, 12, 2),
+}
+"""Width, feed-forward width, layers, heads, key-value heads."""
+_HEAD_ROWS, _NUM_IDS = 151_936, 151_665  # Qwen2.5's
+_CHARS_OF_A_DOCUMENT = 3_000
+_NUM_UNITS = 3  # so that one is read, one on the device, one written
+
+
+@click.command("stage-one", help=__doc__)
+@click.option(
+    "--teacher",
+    "preset",
+    type=click.Choice(sorted(_PRESETS)),
+    default="qwen2.5-0.5b",
+    show_default=True,
+    help="Dimensions of the teacher.",
+)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--dtype", default="float32", show_default=True)
+@click.option("--sequence-length", type=int, default=512, show_default=True)
+@click.option("--rows", type=int, default=4, show_default=True, help="Rows of a forward pass.")
+@click.option("--chunk", type=int, default=1024, show_default=True, help="Positions of a chunk.")
+@click.option("--documents", type=int, default=2, show_default=True, help="Documents of a unit.")
+@click.option("--targets", default="top_k", show_default=True)
+@click.option("--compile", "compile_mode", default="auto", show_default=True)
+@click.option("--repeats", type=int, default=5, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def stage_one(preset: str, repeats: int, as_json: bool, **options: Any) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        figures = _Bench(Path(directory), preset, **options).measure(repeats)
+    if as_json:
+        click.echo(json.dumps(figures))
+        return
+    for name, value in figures.items():
+        click.echo(f"{name:32}{value!s:>36}")
+
+
+class _Bench:
+    """A teacher, some units of text, and a cache that they are written to again and again."""
+
+    def __init__(
+        self,
+        work: Path,
+        preset: str,
+        *,
+        device: str,
+        dtype: Any,
+        sequence_length: int,
+        rows: int,
+        chunk: int,
+        documents: int,
+        targets: Any,
+        compile_mode: Any,
+    ) -> None:
+        from stages.cache_teacher.begin import Beginning
+        from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig
+        from stages.cache_teacher.corpus import resolve_corpus
+        from stages.cache_teacher.make import Job, LazyTeacher, UnitMaker
+        from stages.cache_teacher.progress import Progress
+        from stages.cache_teacher.teacher_files import resolve_teacher
+        from stages.cache_teacher.unit_reader import UnitReader
+        from stages.device import choose_device
+
+        self.preset, self.device = preset, choose_device(device)
+        save_random_teacher(work / "teacher", preset)
+        _write_corpus(work / "corpus.parquet", num_documents=_NUM_UNITS * documents)
+        self.config = config = CacheTeacherConfig(
+            teacher=str(work / "teacher"),
+            teacher_dtype=dtype,
+            corpus=str(work / "corpus.parquet"),
+            device=device,
+            sequence_length=sequence_length,
+            documents_per_unit=documents,
+            rows_per_forward=rows,
+            head_chunk=chunk,
+            targets=targets,
+            compile=compile_mode,
+        )
+        self._last: CacheProgress | None = None
+        progress = Progress(1, ALL_UNITS, self._note)
+        lazy = LazyTeacher(resolve_teacher(config), self.device, progress)
+        corpus = resolve_corpus(config)
+        beginning = Beginning(config=config, out=work / "cache", corpus=corpus, teacher=lazy)
+        self.writer, identity = beginning.open(beginning.identity())
+        self.spec = identity.spec
+        job = Job(config=config, spec=self.spec, projection=identity.projection, teacher=lazy)
+        self.reader = UnitReader(corpus, lazy.source, self.spec)
+        self.maker = UnitMaker(job, self.reader, self.writer, progress)
+        self.teacher = self.maker.load()
+        units = [self.reader.read(unit) for unit in range(_NUM_UNITS)]
+        self.packed = [unit.packed for unit in units if unit is not None]
+        self.num_tokens = sum(packed.scored_RT().size for packed in self.packed)
+
+    def measure(self, repeats: int) -> dict[str, Any]:
+        """All figures. The first run of each is not counted: it compiles, and fills caches."""
+        import torch
+
+        self.bare(), self.cached()
+        before = self._busy_seconds()
+        pairs = [(self.bare(), self.cached()) for _ in range(repeats)]
+        busy = self._busy_seconds() - before
+        bare, cached = (statistics.median(column) for column in zip(*pairs, strict=True))
+        ratios = sorted(one / other for one, other in pairs)
+        return {
+            "teacher": self.preset,
+            "device": _name(self.device),
+            "dtype": self.spec.teacher.dtype,
+            "attention": self.spec.teacher.attention,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "tokens": self.num_tokens,
+            "sequence_length": self.spec.sequence_length,
+            "rows_per_forward": self.config.rows_per_forward,
+            "head_chunk": self.config.head_chunk,
+            "targets": self.config.targets,
+            "bare_tokens_per_s": round(self.num_tokens / bare, 1),
+            "cached_tokens_per_s": round(self.num_tokens / cached, 1),
+            "ratio_to_bare_forward": round(statistics.median(ratios), 4),
+            "ratio_least": round(ratios[0], 4),
+            "ratio_most": round(ratios[-1], 4),
+            "device_wait_share": round(1 - busy / sum(one for _, one in pairs), 4),
+            "mfu": self._mfu(self.num_tokens / cached),
+            "peak_bytes": _peak_bytes(self.device),
+            **self._chunk_milliseconds(repeats),
+        }
+
+    def bare(self) -> float:
+        """Seconds of body and head over all rows; logits are made and dropped."""
+        import torch
+
+        begin = time.perf_counter()
+        with torch.inference_mode():
+            for batch in self._batches():
+                hidden_BTD, _ = self.teacher.forward(
+                    batch.token_ids_RT[:, :-1], batch.document_starts, layers=()
+                )
+                for hidden_CD in torch.split(hidden_BTD.flatten(0, 1), self.config.head_chunk):
+                    self.teacher.head.padded_logits(hidden_CD)
+        _synchronize(self.device)
+        return time.perf_counter() - begin
+
+    def cached(self) -> float:
+        """Seconds of stage one over all units, from text to durable shards."""
+        from stages.cache_teacher.local_engine import make_units
+
+        for unit in range(_NUM_UNITS):
+            self.writer.discard_unit(unit)
+        units = iter(range(_NUM_UNITS))
+        lock = threading.Lock()
+
+        def next_unit() -> "PreparedUnit | None":
+            with lock:
+                unit = next(units, None)
+                return None if unit is None else self.maker.prepare(unit)
+
+        begin = time.perf_counter()
+        make_units(self.maker, next_unit, lambda _: None)
+        return time.perf_counter() - begin
+
+    def _batches(self) -> "Iterator[PackedUnit]":
+        num_rows = self.config.rows_per_forward
+        assert num_rows is not None
+        for packed in self.packed:
+            for first in range(0, len(packed.token_ids_RT), num_rows):
+                yield packed.rows(first, first + num_rows)
+
+    def _note(self, progress: "CacheProgress") -> None:
+        self._last = progress
+
+    def _busy_seconds(self) -> float:
+        """How long the device has been busy for stage one, all runs together."""
+        assert self._last is not None
+        return (1 - (self._last.device_wait_share or 0.0)) * self._last.seconds
+
+    def _mfu(self, tokens_per_second: float) -> float | None:
+        """Operations that the model needs over those that a known GPU could do."""
+        import torch
+
+        from stages.cache_teacher.device_use import model_operations, peak_operations
+
+        operations = model_operations(self.teacher.source.directory)
+        if self.device.type != "cuda" or operations is None:
+            return None
+        peak = peak_operations(torch.cuda.get_device_name(self.device), self.spec.teacher.dtype)
+        if peak is None:
+            return None
+        needed = sum(operations.of(packed) for packed in self.packed) / self.num_tokens
+        return round(needed * tokens_per_second / peak, 4)
+
+    def _chunk_milliseconds(self, repeats: int) -> dict[str, float]:
+        """Of one chunk: the head, all that is taken from its logits, and torch.topk alone."""
+        import torch
+
+        from stages.cache_teacher.targets import TargetMaker
+
+        num, targets = self.config.head_chunk, self.spec.targets
+        hidden_CD = torch.randn(num, self.spec.teacher.hidden_size, device=self.device)
+        labels_C = torch.zeros(num, dtype=torch.int64, device=self.device)
+        num_draws = targets.num_levels if targets.kind == "sampled" else targets.num_draws or 0
+        uniform_CM = torch.rand(num, num_draws, dtype=torch.float64, device=self.device)
+        with torch.inference_mode():
+            logits_CV = self.teacher.head.padded_logits(hidden_CD)
+            head = self._milliseconds(lambda: self.teacher.head.padded_logits(hidden_CD), repeats)
+            figures = {"head_ms": head}
+            for mode in ("on", "off"):
+                maker = TargetMaker(self.teacher.head, targets, chunk=num, compile=mode)
+                name = "topk_ms" if mode == "on" else "topk_not_compiled_ms"
+                figures[name] = self._milliseconds(
+                    partial(maker.reduce, logits_CV, labels_C, uniform_CM), repeats
+                )
+            figures["torch_topk_ms"] = self._milliseconds(
+                lambda: torch.topk(logits_CV, targets.top_k, dim=1), repeats
+            )
+            figures["torch_topk_and_logsumexp_ms"] = self._milliseconds(
+                lambda: (torch.topk(logits_CV, targets.top_k, dim=1), logits_CV.logsumexp(1)),
+                repeats,
+            )
+        return figures
+
+    def _milliseconds(self, work: Callable[[], object], repeats: int) -> float:
+        """Median, after one call that is not counted."""
+        seconds = []
+        for _ in range(repeats + 1):
+            begin = time.perf_counter()
+            work()
+            _synchronize(self.device)
+            seconds.append(time.perf_counter() - begin)
+        return round(1000 * statistics.median(seconds[1:]), 2)
+
+
+def save_random_teacher(target: Path, preset: str) -> None:
+    """A ``Qwen2ForCausalLM`` of these dimensions, and a tokenizer with as many ids as Qwen2's.
+
+    The ids are the demo's and others that no text is made of: they take part in every sum.
+    """
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    width, feed_forward, layers, heads, kv_heads = _PRESETS[preset]
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=_HEAD_ROWS,
+        hidden_size=width,
+        intermediate_size=feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    model: Any = Qwen2ForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(target)
+    demo = Path(pipeline.demo.__file__).parent / "teacher"
+    tokenizer = json.loads((demo / "tokenizer.json").read_text("utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary |= {f"<unused {number}>": number for number in range(len(vocabulary), _NUM_IDS)}
+    (target / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    shutil.copyfile(demo / "tokenizer_config.json", target / "tokenizer_config.json")
+
+
+def _write_corpus(path: Path, num_documents: int) -> None:
+    from itertools import islice
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from pipeline.demo.corpus import documents
+
+    texts = (
+        document.text[start : start + _CHARS_OF_A_DOCUMENT]
+        for document in documents("demo")
+        for start in range(0, len(document.text), _CHARS_OF_A_DOCUMENT)
+    )
+    table = pa.table({"text": list(islice(texts, num_documents))})
+    pq.write_table(table, path, row_group_size=16)
+
+
+def _synchronize(device: "torch.device") -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _name(device: "torch.device") -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _peak_bytes(device: "torch.device") -> int:
+    """The most that was allocated on a GPU; of a CPU, the most that the process has held."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

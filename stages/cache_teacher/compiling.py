@@ -1,0 +1,63 @@
+"""A function of tensors, compiled by PyTorch where that is asked for and possible.
+
+Called by ``targets``. Compiled, a chain of passes over a chunk's logits becomes one: several times
+faster, the same but for the last bits of its sums. Sizes stay symbolic, so that it is compiled
+once.
+"""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+class Compiled:
+    """``function``, compiled when it is first called."""
+
+    def __init__(
+        self, function: Function, mode: Literal["auto", "on", "off"], device: torch.device
+    ) -> None:
+        """``auto`` compiles if there is a compiler, and does without if that fails."""
+        self._function, self._mode = function, mode
+        self._compiled: Function | None = None
+        self.failure = ""
+        """Why ``auto`` did without."""
+        if mode == "auto" and not has_compiler(device):
+            self.failure = "there is no C++ compiler" if device.type == "cpu" else "no Triton"
+        if mode != "off" and not self.failure:
+            self._compiled = torch.compile(function, fullgraph=True, dynamic=True)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether calls run compiled."""
+        return self._compiled is not None
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The function's value. The first dimension may be anything."""
+        # A size of 0 or 1 would be compiled anew: PyTorch takes those for constants.
+        if self._compiled is None or len(tensors[0]) < 2:
+            return self._function(*tensors)
+        try:
+            return self._compiled(*tensors)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # compilers fail in many ways, none of which is a result
+            if self._mode == "on":
+                raise
+            self.failure, self._compiled = f"{type(error).__name__}: {error}", None
+            return self._function(*tensors)
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether PyTorch's compiler finds what it needs for ``device``."""
+    compilers = [os.environ.get("CXX", ""), "g++", "c++", "clang++"]
+    has_cpp = any(shutil.which(name) for name in compilers if name)
+    if device.type == "cuda":
+        return importlib.util.find_spec("triton") is not None and has_cpp
+    return has_cpp

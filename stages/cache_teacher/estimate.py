@@ -1,0 +1,143 @@
+"""What a cache will cost, before anyone pays for it: measured by making a little of it.
+
+In: the settings, a number of seconds. Out: an ``Estimate``. Called by ``pipeline estimate``. The
+teacher is loaded, a cache of the same settings is made in a temporary directory until the time is
+up, and what came of it is scaled to the budget. Only units are smaller, so that some are finished.
+"""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cache_format
+from cache_format.errors import CacheError
+from cache_format.reader import Cache
+from stages.cache_teacher.config import CacheTeacherConfig
+from stages.cache_teacher.progress import CacheProgress
+from stages.cache_teacher.run import cache_teacher
+
+_DOCUMENTS_PER_UNIT = 8
+FRAMING = "framing"
+"""What is in no column: Arrow's messages and padding, and receipts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A cache of ``num_tokens``, scaled up from a small one made with the same settings."""
+
+    num_tokens: int
+    """The budget."""
+    probe_tokens: int
+    """Tokens that were cached to find out."""
+    tokens_per_second: float
+    """Of one such device, once it runs."""
+    device_wait_share: float | None
+    mfu: float | None
+    column_bytes_per_token: dict[str, float]
+    """Bytes a token of each column, and of the framing."""
+    teacher_bytes: int
+    """The teacher's files in the cache: embedding, head, tokenizer."""
+    tokens_per_document: float
+    documents_per_unit: int
+
+    @property
+    def seconds(self) -> float:
+        """On one such device."""
+        return self.num_tokens / self.tokens_per_second
+
+    @property
+    def num_bytes(self) -> float:
+        """On disk."""
+        return self.num_tokens * sum(self.column_bytes_per_token.values()) + self.teacher_bytes
+
+    @property
+    def num_documents(self) -> float:
+        """Documents that the budget takes."""
+        return self.num_tokens / self.tokens_per_document
+
+    @property
+    def num_shards(self) -> float:
+        """Units, each of which is a shard."""
+        return self.num_documents / self.documents_per_unit
+
+
+class _Enough(Exception):
+    """Ends the probe."""
+
+
+class _Watch:
+    """Hands progress on, and ends the run once it has gone on for long enough."""
+
+    def __init__(self, seconds: float, report: Callable[[CacheProgress], None]) -> None:
+        self._seconds, self._report = seconds, report
+        self._first: CacheProgress | None = None
+        self._last: CacheProgress | None = None
+
+    def __call__(self, progress: CacheProgress) -> None:
+        self._report(progress)
+        if progress.tokens_cached_this_run == 0:
+            return
+        self._first = self._first or progress
+        self._last = progress
+        has_run = progress.seconds - self._first.seconds
+        if has_run >= self._seconds and progress.units_made > 0:
+            raise _Enough
+
+    def last(self) -> CacheProgress:
+        """How far the probe came."""
+        assert self._last is not None
+        return self._last
+
+    def rate(self) -> float:
+        """Tokens a second; the first forward pass, which may compile, is left out if it can be."""
+        assert self._first is not None
+        assert self._last is not None
+        seconds = self._last.seconds - self._first.seconds
+        tokens = self._last.tokens_cached_this_run - self._first.tokens_cached_this_run
+        if tokens == 0 or seconds <= 0:
+            return self._last.tokens_cached_this_run / self._last.seconds
+        return tokens / seconds
+
+
+def estimate(
+    config: CacheTeacherConfig, seconds: float, report: Callable[[CacheProgress], None]
+) -> Estimate:
+    """Cache for ``seconds`` after the first rows, and scale up. Nothing is left on disk.
+
+    Raises what ``cache_teacher`` does, and whatever ends it before it has cached anything.
+    """
+    num_documents = min(config.documents_per_unit, _DOCUMENTS_PER_UNIT)
+    probe = replace(config, documents_per_unit=num_documents)
+    watch = _Watch(seconds, report)
+    with tempfile.TemporaryDirectory(prefix="xlstm-distill-") as directory:
+        with suppress(_Enough):
+            cache_teacher(probe, Path(directory) / "cache", recipe_toml="", report=watch)
+        cache = cache_format.open(Path(directory) / "cache", allow_incomplete=True)
+        return _scaled(config, cache, watch)
+
+
+def _scaled(config: CacheTeacherConfig, cache: Cache, watch: _Watch) -> Estimate:
+    shards = cache.manifest.shards
+    num_tokens = sum(shard.num_tokens for shard in shards)
+    if num_tokens == 0:
+        raise CacheError("the probe finished no shard: give it more seconds")
+    names = shards[0].statistics.column_bytes
+    columns = {
+        name: sum(shard.statistics.column_bytes[name] for shard in shards) / num_tokens
+        for name in names
+    }
+    num_bytes = sum(shard.num_bytes for shard in shards)
+    last = watch.last()
+    return Estimate(
+        num_tokens=config.num_tokens,
+        probe_tokens=num_tokens,
+        tokens_per_second=watch.rate(),
+        device_wait_share=last.device_wait_share,
+        mfu=last.mfu,
+        column_bytes_per_token=columns | {FRAMING: num_bytes / num_tokens - sum(columns.values())},
+        teacher_bytes=sum(size for size, _ in cache.attachments().values()),
+        tokens_per_document=num_tokens / sum(shard.num_documents for shard in shards),
+        documents_per_unit=config.documents_per_unit,
+    )
