@@ -21,8 +21,8 @@ from cache_format.ranks import RankTable
 from cache_format.spec import CacheSpec, CorpusSpec, SketchSpec, TargetSpec, TeacherSpec
 
 if TYPE_CHECKING:
-    from stages.cache_teacher.packing import PackedUnit
-    from stages.cache_teacher.teacher import Teacher
+    from stages.cache_teacher.corpus.packing import PackedUnit
+    from stages.cache_teacher.teacher.teacher import Teacher
 
 QWEN_VOCABULARY = 151_936
 SEQUENCE_LENGTH = 512
@@ -98,10 +98,10 @@ def demo_teacher(
     from pipeline.demo.corpus import documents
     from pipeline.demo.run import TEACHER
     from stages.cache_teacher.config import CacheTeacherConfig
-    from stages.cache_teacher.packing import pack, tokenize
-    from stages.cache_teacher.ranks import rank_table
-    from stages.cache_teacher.teacher import Teacher
-    from stages.cache_teacher.teacher_files import resolve_teacher
+    from stages.cache_teacher.corpus.packing import pack, tokenize
+    from stages.cache_teacher.corpus.ranks import rank_table
+    from stages.cache_teacher.teacher.teacher import Teacher
+    from stages.cache_teacher.teacher.teacher_files import resolve_teacher
 
     source = resolve_teacher(CacheTeacherConfig(teacher=str(TEACHER), teacher_dtype="float32"))
     vocab_size = source.spec.vocab_size
@@ -138,10 +138,10 @@ def demo_positions(num_rows: int) -> Positions:
 def corpus_ranks(corpus: Path, tokenizer: Path) -> RankTable:
     """The table that a cache of ``corpus`` would have."""
     from stages.cache_teacher.config import CacheTeacherConfig
-    from stages.cache_teacher.corpus import resolve_corpus
-    from stages.cache_teacher.packing import tokenize
-    from stages.cache_teacher.ranks import ENOUGH_TOKENS, rank_table
-    from stages.cache_teacher.teacher_files import load_tokenizer
+    from stages.cache_teacher.corpus.corpus import resolve_corpus
+    from stages.cache_teacher.corpus.packing import tokenize
+    from stages.cache_teacher.corpus.ranks import ENOUGH_TOKENS, rank_table
+    from stages.cache_teacher.teacher.teacher_files import load_tokenizer
 
     documents = resolve_corpus(CacheTeacherConfig(corpus=str(corpus))).read_unit(0)
     assert documents is not None

@@ -26,9 +26,9 @@ import pipeline.demo
 if TYPE_CHECKING:
     import torch
 
-    from stages.cache_teacher.packing import PackedUnit
-    from stages.cache_teacher.progress import CacheProgress
-    from stages.cache_teacher.unit_reader import PreparedUnit
+    from stages.cache_teacher.corpus.packing import PackedUnit
+    from stages.cache_teacher.engine.progress import CacheProgress
+    from stages.cache_teacher.engine.unit_reader import PreparedUnit
 
 _PRESETS = {
     "94M": (512, 1536, 5, 8, 2),
@@ -87,13 +87,13 @@ class _Bench:
         targets: Any,
         compile_mode: Any,
     ) -> None:
-        from stages.cache_teacher.begin import Beginning
         from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig
-        from stages.cache_teacher.corpus import resolve_corpus
-        from stages.cache_teacher.make import Job, LazyTeacher, UnitMaker
-        from stages.cache_teacher.progress import Progress
-        from stages.cache_teacher.teacher_files import resolve_teacher
-        from stages.cache_teacher.unit_reader import UnitReader
+        from stages.cache_teacher.corpus.corpus import resolve_corpus
+        from stages.cache_teacher.engine.begin import Beginning
+        from stages.cache_teacher.engine.make import Job, LazyTeacher, UnitMaker
+        from stages.cache_teacher.engine.progress import Progress
+        from stages.cache_teacher.engine.unit_reader import UnitReader
+        from stages.cache_teacher.teacher.teacher_files import resolve_teacher
         from stages.device import choose_device
 
         self.preset, self.device = preset, choose_device(device)
@@ -176,7 +176,7 @@ class _Bench:
 
     def cached(self) -> float:
         """Seconds of stage one over all units, from text to durable shards."""
-        from stages.cache_teacher.local_engine import make_units
+        from stages.cache_teacher.engine.local_engine import make_units
 
         for unit in range(_NUM_UNITS):
             self.writer.discard_unit(unit)
@@ -211,7 +211,7 @@ class _Bench:
         """Operations that the model needs over those that a known GPU could do."""
         import torch
 
-        from stages.cache_teacher.device_use import model_operations, peak_operations
+        from stages.cache_teacher.engine.device_use import model_operations, peak_operations
 
         operations = model_operations(self.teacher.source.directory)
         if self.device.type != "cuda" or operations is None:
@@ -226,7 +226,7 @@ class _Bench:
         """Of one chunk: the head, all that is taken from its logits, and torch.topk alone."""
         import torch
 
-        from stages.cache_teacher.targets import TargetMaker
+        from stages.cache_teacher.targets.targets import TargetMaker
 
         num, targets = self.config.head_chunk, self.spec.targets
         hidden_CD = torch.randn(num, self.spec.teacher.hidden_size, device=self.device)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from stages.cache_teacher.progress import CacheProgress
+    from stages.cache_teacher.engine.progress import CacheProgress
     from stages.train_student.run import TrainProgress
 
 _SECONDS_BETWEEN_LINES = 10.0

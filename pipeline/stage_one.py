@@ -14,13 +14,13 @@ import click
 
 from pipeline.quiet import quieten
 from stages.cache_teacher.config import ALL_UNITS, UnitRange
-from stages.cache_teacher.workers import WorkerShare
+from stages.cache_teacher.engine.workers import WorkerShare
 
 if TYPE_CHECKING:
     from cache_format.manifest import Manifest
     from pipeline.recipe import Recipe
-    from stages.cache_teacher.progress import CacheProgress
-    from stages.cache_teacher.ray_engine import RaySettings
+    from stages.cache_teacher.engine.progress import CacheProgress
+    from stages.cache_teacher.engine.ray_engine import RaySettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class EngineOptions:
 
     def ray(self) -> "RaySettings | None":
         """The cluster, if one is asked for."""
-        from stages.cache_teacher.ray_engine import RaySettings
+        from stages.cache_teacher.engine.ray_engine import RaySettings
 
         if self.engine != "ray":
             return None
@@ -109,7 +109,7 @@ def recipe_in(place: Path | str) -> str:
 
 def summary_json(outcome: Outcome) -> str:
     """The run's figures as JSON."""
-    from stages.cache_teacher.summary import summarise_run
+    from stages.cache_teacher.engine.summary import summarise_run
 
     return json.dumps(summarise_run(outcome.manifest, outcome.progress), indent=1) + "\n"
 

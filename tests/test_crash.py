@@ -36,8 +36,8 @@ def run_stage_one(root: Path, out: Path, worker: str | None = None) -> None:
     import torch
 
     from stages.cache_teacher.config import ALL_UNITS
+    from stages.cache_teacher.engine.workers import WorkerShare
     from stages.cache_teacher.run import cache_teacher
-    from stages.cache_teacher.workers import WorkerShare
 
     torch.set_num_threads(1)
     config = tiny_config(root / "teacher", root / "corpus.parquet", documents_per_unit=6)

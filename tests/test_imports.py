@@ -74,6 +74,19 @@ def test_stages_do_not_know_each_other() -> None:
     assert crossing == []
 
 
+def test_stage_one_is_in_layers() -> None:
+    layers = ["corpus", "targets", "teacher", "engine"]
+    upwards = [
+        found
+        for number, layer in enumerate(layers)
+        for found in imports()
+        if _is_within(found.importer, f"stages.cache_teacher.{layer}")
+        and _is_within(found.imported, "stages.cache_teacher")
+        and found.imported.split(".")[2] not in (*layers[: number + 1], "config")
+    ]
+    assert upwards == []
+
+
 def test_cache_format_needs_little() -> None:
     allowed = sys.stdlib_module_names | {"cache_format", "numpy", "pyarrow", "fsspec", "zstandard"}
     foreign = [

@@ -61,4 +61,4 @@ def test_extras_are_imported_where_they_are_asked_for() -> None:
     from tests.test_imports import imports
 
     users = {found.importer for found in imports() if found.imported.partition(".")[0] == "ray"}
-    assert users == {"stages.cache_teacher.ray_engine"}
+    assert users == {"stages.cache_teacher.engine.ray_engine"}

@@ -15,7 +15,7 @@ import cache_format
 from cache_format.errors import CacheError
 from cache_format.reader import Cache
 from stages.cache_teacher.config import CacheTeacherConfig
-from stages.cache_teacher.progress import CacheProgress
+from stages.cache_teacher.engine.progress import CacheProgress
 from stages.cache_teacher.run import cache_teacher
 
 _DOCUMENTS_PER_UNIT = 8

@@ -20,21 +20,21 @@ from cache_format import layout
 from cache_format.manifest import Manifest
 from cache_format.receipt import ShardEntry
 from cache_format.writer import CacheWriter
-from stages.cache_teacher.begin import Beginning
 from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig, UnitRange
-from stages.cache_teacher.corpus import Corpus, resolve_corpus
-from stages.cache_teacher.held import held_already
-from stages.cache_teacher.local_engine import make_units
-from stages.cache_teacher.make import Job, LazyTeacher, UnitMaker
-from stages.cache_teacher.need import Budget
-from stages.cache_teacher.progress import CacheProgress, Progress
-from stages.cache_teacher.ray_engine import RaySettings, make_units_on_ray
-from stages.cache_teacher.remote_maker import RemoteJob
-from stages.cache_teacher.self_check import choose_witness
-from stages.cache_teacher.teacher_files import resolve_teacher
-from stages.cache_teacher.unit_queue import UnitQueue
-from stages.cache_teacher.unit_reader import PreparedUnit, UnitReader
-from stages.cache_teacher.workers import WorkerShare, device_of_worker
+from stages.cache_teacher.corpus.corpus import Corpus, resolve_corpus
+from stages.cache_teacher.engine.begin import Beginning
+from stages.cache_teacher.engine.held import held_already
+from stages.cache_teacher.engine.local_engine import make_units
+from stages.cache_teacher.engine.make import Job, LazyTeacher, UnitMaker
+from stages.cache_teacher.engine.need import Budget
+from stages.cache_teacher.engine.progress import CacheProgress, Progress
+from stages.cache_teacher.engine.ray_engine import RaySettings, make_units_on_ray
+from stages.cache_teacher.engine.remote_maker import RemoteJob
+from stages.cache_teacher.engine.self_check import choose_witness
+from stages.cache_teacher.engine.unit_queue import UnitQueue
+from stages.cache_teacher.engine.unit_reader import PreparedUnit, UnitReader
+from stages.cache_teacher.engine.workers import WorkerShare, device_of_worker
+from stages.cache_teacher.teacher.teacher_files import resolve_teacher
 from stages.device import choose_device
 
 _MANIFEST_SECONDS = 60.0  # receipts are what a resume goes by; the manifest may lag behind them

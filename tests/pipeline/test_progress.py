@@ -14,7 +14,7 @@ from pipeline.progress import (
     short,
     size,
 )
-from stages.cache_teacher.progress import CacheProgress, Phase
+from stages.cache_teacher.engine.progress import CacheProgress, Phase
 from stages.train_student.run import TrainProgress
 
 

@@ -9,10 +9,12 @@ import cache_format
 from cache_format.codec import Row
 from cache_format.manifest import Manifest
 from cache_format.reader import Cache
-from stages.cache_teacher import make, packing, teacher, unit_reader
 from stages.cache_teacher.config import ALL_UNITS
-from stages.cache_teacher.progress import CacheProgress
+from stages.cache_teacher.corpus import packing, unit_reader
+from stages.cache_teacher.engine import make
+from stages.cache_teacher.engine.progress import CacheProgress
 from stages.cache_teacher.run import cache_teacher
+from stages.cache_teacher.teacher import teacher
 from tests.tiny import tiny_config, tiny_texts, write_fineweb_parquet
 
 TEXTS = tiny_texts(80)

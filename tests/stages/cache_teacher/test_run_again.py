@@ -9,8 +9,8 @@ import cache_format
 from cache_format.manifest import Manifest
 from cache_format.writer import CacheWriter
 from stages.cache_teacher import run
-from stages.cache_teacher.make import UNITS_IN_FLIGHT
-from stages.cache_teacher.teacher import Teacher
+from stages.cache_teacher.engine.make import UNITS_IN_FLIGHT
+from stages.cache_teacher.teacher.teacher import Teacher
 from tests.stages.cache_teacher.bench import Bench, Watch, shard_bytes
 
 

@@ -1,0 +1,1 @@
+"""Text: a corpus becomes units, units become rows of token ids."""

@@ -1,0 +1,1 @@
+"""Who makes the units, and how: threads, processes, a cluster."""

@@ -1,0 +1,59 @@
+"""The sketch of hidden states: a projection of each position's, narrow enough to store.
+
+In: hidden states of some layers at a unit's scored positions. Out: float32 [P, d], the projection
+of their mean. Called by ``step``. It is taken layer by layer: the projection is linear, so no mean
+of whole hidden states is ever held. Two kinds:
+
+- random signs S, drawn anew for every unit. With E[S Sᵀ] = I, ‖Sᵀx‖² estimates ‖x‖² without bias,
+  and over training every direction of the hidden space counts.
+- W, the first d principal components of the first unit's hidden states: ‖Wᵀx‖² ≤ ‖x‖², and what
+  lies outside of them is never seen.
+
+P positions, D width, d sketch.
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cache_format.sketch import chosen_layers, sketch_signs
+from cache_format.spec import CacheSpec
+
+Projection = npt.NDArray[np.float32]
+
+
+class UnitSketch:
+    """How the hidden states of one unit are projected."""
+
+    def __init__(
+        self, spec: CacheSpec, unit: int, projection_Dd: Projection | None, device: torch.device
+    ) -> None:
+        """``projection_Dd`` are the principal components, where the spec asks for them."""
+        sketch, width = spec.sketch, spec.teacher.hidden_size
+        self.layers: tuple[int, ...] = ()
+        self._matrix_Dd = torch.empty(width, 0, device=device)
+        if sketch.kind == "none":
+            return
+        layers = chosen_layers(sketch.hidden_states, spec.teacher.num_layers, spec.seed, unit)
+        self.layers = layers
+        if sketch.kind == "pca":
+            assert projection_Dd is not None, "a cache with principal components has them"
+            matrix_Dd = torch.from_numpy(projection_Dd)
+        else:
+            signs_Dd = torch.from_numpy(sketch_signs(spec.seed, unit, width, sketch.dim))
+            matrix_Dd = signs_Dd.float() / math.sqrt(sketch.dim)
+        self._matrix_Dd = matrix_Dd.to(device)
+
+    def of(self, hidden_PD: Iterable[Tensor], num_positions: int) -> Tensor:
+        """The projected mean of the hidden states of ``layers``, float32 [P, d].
+
+        d is 0 where there is no sketch.
+        """
+        total_Pd = self._matrix_Dd.new_zeros(num_positions, self._matrix_Dd.shape[1])
+        for one_PD in hidden_PD:
+            total_Pd += one_PD.float() @ self._matrix_Dd
+        return total_Pd / max(1, len(self.layers))

@@ -1,0 +1,1 @@
+"""The teacher: files become a model, rows of ids become hidden states."""

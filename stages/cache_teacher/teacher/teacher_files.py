@@ -1,0 +1,223 @@
+"""The teacher's files: a name becomes a directory, hashes and a ``TeacherSpec``; no weights yet.
+
+In: the ``teacher*`` settings. Out: ``TeacherSource``, after every refusal that the files allow, so
+that a wrong setting costs seconds and not a model's loading time. Called by ``run``.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache_format.spec import TeacherSpec
+from stages.cache_teacher.config import CacheTeacherConfig
+from stages.cache_teacher.corpus.corpus_files import sha256_of
+from stages.cache_teacher.corpus.hub import model_snapshot
+from stages.cache_teacher.teacher.attention import choose_attention
+
+_TOKENIZER_FILES = (
+    "added_tokens.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+_LOGIT_CAPS = ("final_logit_softcapping",)
+_LOGIT_SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSource:
+    """A teacher on disk: what it is, and what reads its text."""
+
+    directory: Path
+    spec: TeacherSpec
+    tokenizer: Any
+
+
+def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
+    """Find the teacher's files, fetching them from the Hub if need be, and describe them.
+
+    Raises ValueError where there is no such model, or it cannot be cached faithfully.
+    """
+    from transformers import AutoConfig
+
+    name = f"teacher {config.teacher!r}"
+    directory, revision = _directory_of(config)
+    weights = _weight_files(directory, name)
+    tokenizer_files = tuple(f for f in _TOKENIZER_FILES if (directory / f).is_file())
+    if not tokenizer_files:
+        raise ValueError(f"{name}: {directory} holds no tokenizer")
+    try:
+        model_config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        tokenizer = load_tokenizer(directory)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{name}: its configuration or tokenizer is unreadable: {error}"
+        ) from error
+    text_config = model_config.get_text_config()
+    attention = choose_attention(config.attention, config.teacher_dtype, text_config)
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    _refuse_model(name, text_config, config.sequence_length)
+    _refuse_attention(name, text_config, attention)
+    _refuse_vocabulary(name, tokenizer, vocab_size, text_config.vocab_size, config.top_k)
+    spec = TeacherSpec(
+        source=config.teacher if revision else "local",
+        revision=revision,
+        # The configuration changes what the same weights compute, so it counts as one of them.
+        weights_sha256=_sha256_over(directory, ["config.json", *weights]),
+        tokenizer_sha256=_sha256_over(directory, tokenizer_files),
+        dtype=config.teacher_dtype,
+        attention=attention,
+        hidden_size=text_config.hidden_size,
+        num_layers=text_config.num_hidden_layers,
+        vocab_size=vocab_size,
+        head_rows=text_config.vocab_size,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return TeacherSource(
+        directory=directory,
+        spec=spec,
+        tokenizer=tokenizer,
+    )
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer exactly as its ``tokenizer.json`` has it.
+
+    ``AutoTokenizer`` goes by the model's type: beside a Qwen2 model it would split the text by
+    Qwen2's rules whatever that file says, and the teacher would read ids it was not trained on.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if (directory / "tokenizer.json").is_file():
+        fast: Any = PreTrainedTokenizerFast
+        return fast.from_pretrained(directory)
+    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+
+
+def _directory_of(config: CacheTeacherConfig) -> tuple[Path, str]:
+    """The directory with the teacher's files, and the commit if it came from the Hub."""
+    path = Path(config.teacher).expanduser()
+    if path.is_dir():
+        return path.resolve(), ""
+    if path.exists() or config.teacher.startswith(("/", "./", "../", "~")):
+        raise ValueError(f"teacher {config.teacher!r}: no such directory")
+    snapshot = model_snapshot(config, _TOKENIZER_FILES)
+    return snapshot, snapshot.name
+
+
+def _weight_files(directory: Path, name: str) -> list[str]:
+    """The safetensors files that make up the model; pickled weights are refused, not read."""
+    index = directory / "model.safetensors.index.json"
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"{name}: {directory} holds no config.json, so it is no model directory")
+    if (directory / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    if not index.is_file():
+        pickled = sorted(path.name for path in directory.glob("*.bin"))
+        found = f" (its {pickled[0]} is a pickle, which is never loaded)" if pickled else ""
+        raise ValueError(
+            f"{name}: {directory} holds no safetensors weights{found}. Save the model with "
+            "save_pretrained(..., safe_serialization=True) and use that directory."
+        )
+    parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    missing = [part for part in parts if not (directory / part).is_file()]
+    if missing:
+        raise ValueError(f"{name}: {directory} lacks {', '.join(missing)}, named by {index.name}")
+    return parts
+
+
+def _sha256_over(directory: Path, names: Iterable[str]) -> str:
+    """One hash over the names and contents of several files."""
+    lines = [f"{sha256_of(str(directory / name))}  {name}\n" for name in sorted(names)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _refuse_model(name: str, text_config: Any, sequence_length: int) -> None:
+    """Raise ValueError for a model whose targets this stage would get wrong."""
+    if getattr(text_config, "is_encoder_decoder", False):
+        raise ValueError(f"{name}: an encoder-decoder; the teacher must be a causal language model")
+    for key in (*_LOGIT_CAPS, *_LOGIT_SCALES):
+        value = getattr(text_config, key, None)
+        if value is not None and (value != 1 or key in _LOGIT_CAPS):
+            raise ValueError(
+                f"{name}: changes its logits after the head ({key} = {value}), which a copy "
+                "of the head in a student would not do. Use a teacher without it."
+            )
+    longest = getattr(text_config, "max_position_embeddings", None)
+    if longest is not None and sequence_length > longest:
+        raise ValueError(
+            f"sequence_length: {sequence_length} is more than the {longest} positions of {name}"
+        )
+    _refuse_windows(name, text_config, sequence_length)
+    _refuse_long_rope(name, text_config, sequence_length)
+
+
+def _refuse_attention(name: str, text_config: Any, attention: str) -> None:
+    """Soft-capped scores are transformers' own code alone; other kernels may pass over the cap."""
+    cap = getattr(text_config, "attn_logit_softcapping", None)
+    if cap is not None and attention != "eager":
+        raise ValueError(
+            f"{name}: caps its attention scores (attn_logit_softcapping = {cap}), which attention "
+            f'{attention!r} does not. Set attention to "eager".'
+        )
+
+
+def _refuse_windows(name: str, text_config: Any, sequence_length: int) -> None:
+    layer_types = set(getattr(text_config, "layer_types", None) or ["unknown"])
+    known = {"full_attention", "sliding_attention", "chunked_attention", "unknown"}
+    if layer_types - known:
+        kinds = ", ".join(sorted(layer_types - known))
+        raise ValueError(
+            f"{name}: has layers ({kinds}) through which documents in one row would see each "
+            "other. Use a teacher with ordinary attention."
+        )
+    if layer_types == {"full_attention"}:
+        return
+    for key in ("sliding_window", "attention_chunk_size"):
+        window = getattr(text_config, key, None)
+        if window is not None and window < sequence_length:
+            raise ValueError(
+                f"{name}: attends within {window} positions only ({key}). Set sequence_length to "
+                f"{window} or less, or use a teacher with full attention."
+            )
+
+
+def _refuse_long_rope(name: str, text_config: Any, sequence_length: int) -> None:
+    """Beyond a length, longrope has other angles for all rows of a batch if one is longer."""
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return
+    longest = rope.get("original_max_position_embeddings") or getattr(
+        text_config, "original_max_position_embeddings", None
+    )
+    if longest is not None and sequence_length > longest:
+        raise ValueError(
+            f"sequence_length: {sequence_length} is more than {longest}, beyond which {name} reads "
+            f"a document otherwise if one beside it is long (longrope). Lower it."
+        )
+
+
+def _refuse_vocabulary(
+    name: str, tokenizer: Any, vocab_size: int, head_rows: int, top_k: int
+) -> None:
+    if vocab_size > head_rows:
+        raise ValueError(
+            f"{name}: its tokenizer makes ids up to {vocab_size - 1}, but its head has "
+            f"{head_rows} rows. Tokenizer and model do not belong together."
+        )
+    if top_k > vocab_size:
+        raise ValueError(f"top_k: {top_k} is more than the {vocab_size} ids of {name}")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"{name}: its tokenizer has no end-of-text token (eos_token), so documents cannot be "
+            "told apart. Set one in tokenizer_config.json."
+        )

@@ -1,0 +1,120 @@
+"""Every token of a unit lands in one place, and every label's document is known."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.cache_teacher.corpus.packing import IntArray, pack, tokenize
+from stages.cache_teacher.teacher.teacher_files import load_tokenizer
+
+EOS = 0
+
+
+def documents_of(lengths: Sequence[int]) -> list[IntArray]:
+    """Documents whose ids count up from 1, so that every id of the stream is different."""
+    ends = np.cumsum([0, *lengths])
+    return [np.arange(first + 1, last + 1, dtype=np.int32) for first, last in pairwise(ends)]
+
+
+def naive_rows(documents: Sequence[IntArray], length: int) -> list[tuple[list[int], list[int]]]:
+    """Token ids and document starts of each row, one token at a time."""
+    stream, is_start = [], []
+    for document in documents:
+        stream += [*document.tolist(), EOS]
+        is_start += [True] + [False] * len(document)
+    return [
+        (
+            stream[at : at + length + 1],
+            [place for place in range(1, length + 1) if is_start[at + place]],
+        )
+        for at in range(0, len(stream) - length, length)
+    ]
+
+
+@given(lengths=st.lists(st.integers(0, 12), max_size=12), sequence_length=st.integers(2, 9))
+def test_packing_equals_the_naive_loop(lengths: list[int], sequence_length: int) -> None:
+    documents = documents_of(lengths)
+    packed = pack(documents, EOS, sequence_length)
+    expected = naive_rows(documents, sequence_length)
+    assert packed.token_ids_RT.tolist() == [ids for ids, _ in expected]
+    assert [starts.tolist() for starts in packed.document_starts] == [s for _, s in expected]
+    assert packed.token_ids_RT.dtype == np.int32
+    assert packed.token_ids_RT.shape == (len(expected), sequence_length + 1)
+
+
+@given(lengths=st.lists(st.integers(0, 12), max_size=12), sequence_length=st.integers(2, 9))
+def test_no_token_is_lost_or_doubled(lengths: list[int], sequence_length: int) -> None:
+    documents = documents_of(lengths)
+    packed = pack(documents, EOS, sequence_length)
+    stream = [id for document in documents for id in [*document.tolist(), EOS]]
+    rows = packed.token_ids_RT
+    joined = [*rows[:, :-1].ravel(), *rows[-1:, -1]]
+    assert joined == stream[: len(joined)]
+    assert len(joined) + packed.num_dropped_tokens == len(stream)
+
+
+def test_only_labels_of_the_same_document_are_scored() -> None:
+    packed = pack(documents_of([2, 4]), EOS, 4)  # 1 2 EOS 3 | 4 5 6 EOS
+    assert packed.token_ids_RT.tolist() == [[1, 2, EOS, 3, 4]]
+    assert packed.scored_RT().tolist() == [[True, True, False, True]]
+    assert packed.num_dropped_tokens == 3
+
+
+def test_a_document_that_starts_where_a_row_ends_belongs_to_the_next_row() -> None:
+    packed = pack(documents_of([3, 6]), EOS, 4)  # 1 2 3 EOS | 4 5 6 7 | 8 9 EOS
+    assert [starts.tolist() for starts in packed.document_starts] == [[4], []]
+    assert packed.scored_RT().tolist() == [[True, True, True, False], [True] * 4]
+
+
+def test_a_document_longer_than_a_row_goes_on() -> None:
+    packed = pack(documents_of([20]), EOS, 4)
+    assert packed.token_ids_RT.tolist() == [
+        [1, 2, 3, 4, 5],
+        [5, 6, 7, 8, 9],
+        [9, 10, 11, 12, 13],
+        [13, 14, 15, 16, 17],
+        [17, 18, 19, 20, EOS],
+    ]
+    assert all(len(starts) == 0 for starts in packed.document_starts)
+    assert packed.num_dropped_tokens == 0
+
+
+def test_part_of_the_rows() -> None:
+    packed = pack(documents_of([5, 5, 5]), EOS, 3)
+    part = packed.rows(1, 3)
+    assert part.token_ids_RT.tolist() == packed.token_ids_RT[1:3].tolist()
+    assert part.scored_RT().tolist() == packed.scored_RT()[1:3].tolist()
+
+
+def fake_tokenizer(texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
+    assert options["add_special_tokens"] is False
+    return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
+
+
+def test_ids_up_to_the_vocabulary_are_fine_and_no_further() -> None:
+    assert [ids.tolist() for ids in tokenize(fake_tokenizer, ["1 2", "", "9"], 10)] == [
+        [1, 2],
+        [],
+        [9],
+    ]
+    with pytest.raises(ValueError, match="token id 10, but the vocabulary ends at 9"):
+        tokenize(fake_tokenizer, ["1 2", "10"], 10)
+
+
+def test_no_texts_make_no_tokens() -> None:
+    assert tokenize(SimpleNamespace(), [], 10) == []
+    assert pack([], EOS, 4).token_ids_RT.shape == (0, 5)
+
+
+def test_a_real_tokenizer_adds_nothing(tiny_teacher: Path) -> None:
+    tokenizer = load_tokenizer(tiny_teacher)
+    texts = ["the teacher and the student", "東京 42"]
+    ids = tokenize(tokenizer, texts, 320)
+    assert [tokenizer.decode(document) for document in ids] == texts

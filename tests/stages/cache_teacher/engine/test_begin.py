@@ -1,0 +1,117 @@
+"""Who begins a cache, and what others then find: the table of ids, the principal components."""
+
+from typing import Any
+
+import pytest
+
+from cache_format.errors import MissingFileError, SpecMismatchError
+from cache_format.projection import Projection
+from cache_format.writer import CacheWriter
+from stages.cache_teacher.config import ALL_UNITS
+from stages.cache_teacher.engine import components
+from stages.cache_teacher.engine.workers import WorkerShare
+from tests.cache_format.sample_cache import contents
+from tests.stages.cache_teacher.bench import TEXTS, Bench, shard_bytes
+from tests.tiny import write_fineweb_parquet
+
+PCA: dict[str, Any] = {"sketch": "pca"}
+
+
+class Fits:
+    """Counts the fits. One may give another matrix, as two machines do in their last bits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, other: int | None = None) -> None:
+        """Fit number ``other``, from 1, has its signs turned: as good a matrix, and another one."""
+        self.num = 0
+        fit = components.principal_components
+
+        def counted(*arguments: Any) -> Projection:
+            self.num += 1
+            found: Projection = fit(*arguments)
+            return -found if self.num == other else found
+
+        monkeypatch.setattr("stages.cache_teacher.engine.begin.principal_components", counted)
+
+
+def test_components_are_fitted_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = bench.run("whole", **PCA)
+    fits = Fits(monkeypatch)
+    bench.run(num_tokens=700, **PCA)
+    assert fits.num == 1
+    assert bench.run(**PCA) == whole
+    assert bench.run(**PCA) == whole  # nothing to do
+    assert fits.num == 1
+    assert contents(bench.root / "cache") == contents(bench.root / "whole")
+    cache = bench.open()
+    assert cache.projection is not None
+    assert cache.projection.shape == (32, 8)
+
+
+def test_components_that_are_lost_are_fitted_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.run(**PCA)
+    before = contents(bench.root / "cache")
+    (bench.root / "cache/projection.bin").unlink()
+    fits = Fits(monkeypatch)
+    bench.run(**PCA)
+    assert fits.num == 1
+    assert contents(bench.root / "cache") == before
+
+
+def test_components_that_cannot_be_made_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.run(**PCA)
+    (bench.root / "cache/projection.bin").unlink()
+    Fits(monkeypatch, other=1)
+    with pytest.raises(MissingFileError, match=r"projection\.bin"):
+        bench.run(**PCA)
+
+
+def test_two_workers_begin_at_the_same_moment(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is overtaken between its fit and its first file."""
+    whole = bench.run("whole", **PCA)
+    fits = Fits(monkeypatch, other=1)
+    create = CacheWriter.create_or_open
+    num_calls = 0
+
+    def overtaken(*arguments: Any) -> CacheWriter:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 1:
+            bench.run(units=WorkerShare(worker=0, num_workers=2), **PCA)
+        return create(*arguments)
+
+    monkeypatch.setattr(CacheWriter, "create_or_open", overtaken)
+    manifest = bench.run(units=WorkerShare(worker=1, num_workers=2), **PCA)
+    assert fits.num == 2  # each its own, of which the first to write counts
+    assert manifest == whole
+    assert shard_bytes(bench.root / "cache") == shard_bytes(bench.root / "whole")
+
+
+def test_who_is_overtaken_by_another_recipe_is_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = CacheWriter.create_or_open
+    num_calls = 0
+
+    def overtaken(*arguments: Any) -> CacheWriter:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 1:
+            bench.run(num_tokens=1, seed=1, units=ALL_UNITS, **PCA)
+        return create(*arguments)
+
+    monkeypatch.setattr(CacheWriter, "create_or_open", overtaken)
+    with pytest.raises(SpecMismatchError, match="seed"):
+        bench.run(**PCA)
+
+
+def test_a_first_unit_without_rows(bench: Bench) -> None:
+    bench.corpus = write_fineweb_parquet(bench.root / "short.parquet", ["a", *TEXTS])
+    with pytest.raises(ValueError, match="principal components need as many positions"):
+        bench.run(sketch="pca", documents_per_unit=1)
+    assert not (bench.root / "cache").exists()

@@ -1,0 +1,147 @@
+"""A real cluster of this machine: the cache is the one that one process makes, whoever dies."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from stages.cache_teacher.config import UnitRange
+from stages.cache_teacher.engine.progress import CacheProgress
+from stages.cache_teacher.engine.ray_engine import RaySettings
+from stages.cache_teacher.run import cache_teacher
+from tests.cache_format.sample_cache import contents
+from tests.stages.cache_teacher.bench import Bench
+from tests.tiny import tiny_config
+
+ray = pytest.importorskip("ray", reason="Ray is not installed")
+pytestmark = [pytest.mark.enable_socket, pytest.mark.timeout(180)]
+
+TWO = RaySettings(num_workers=2)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A cluster with places for three workers, which import what is on this path."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[4]))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield
+        ray.shutdown()
+
+
+def workers() -> list[int]:
+    """Process ids of this process's actors."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (path / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if command.startswith(b"ray::RemoteMaker") and os.getpid() in ancestors(int(path.name)):
+            found.append(int(path.name))
+    return sorted(found)
+
+
+def ancestors(process: int) -> Iterator[int]:
+    while process > 1:
+        try:
+            stat = Path(f"/proc/{process}/stat").read_text()
+        except OSError:
+            return
+        process = int(stat.rpartition(")")[2].split()[1])
+        yield process
+
+
+def run_on_ray(
+    bench: Bench,
+    out: str,
+    settings: RaySettings = TWO,
+    report: Callable[[CacheProgress], None] = lambda _: None,
+    **changes: Any,
+) -> Any:
+    return cache_teacher(
+        tiny_config(bench.teacher, bench.corpus, **changes),
+        bench.root / out,
+        recipe_toml="# a recipe\n",
+        report=report,
+        ray=settings,
+    )
+
+
+class Killer:
+    """Kills a worker each time so many units have been made, as the machine's owner might."""
+
+    def __init__(self, at: set[int]) -> None:
+        self.at, self.killed = at, 0
+        self.last: CacheProgress | None = None
+
+    def __call__(self, progress: CacheProgress) -> None:
+        self.last = progress
+        if progress.units_made in self.at:
+            self.at.discard(progress.units_made)
+            for process in workers()[:1]:
+                os.kill(process, signal.SIGKILL)
+                self.killed += 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_that_are_killed_change_nothing(bench: Bench) -> None:
+    whole = bench.run("whole", documents_per_unit=4)
+    assert len(whole.shards) == 20
+    killer = Killer({2, 9})
+    manifest = run_on_ray(bench, "cache", report=killer, documents_per_unit=4)
+    assert killer.killed == 2
+    assert manifest == whole
+    assert contents(bench.root / "cache") == contents(bench.root / "whole")
+    assert killer.last is not None
+    assert killer.last.units_made == 20
+    assert killer.last.tokens_done == sum(entry.num_tokens for entry in whole.shards)
+    assert killer.last.device_wait_share is not None
+
+
+@pytest.mark.usefixtures("cluster")
+def test_no_unit_beyond_the_budget_is_made_and_other_engines_go_on(bench: Bench) -> None:
+    sizes = [entry.num_tokens for entry in bench.run("whole").shards]
+    budget = sum(sizes[:6]) - 1
+    bench.run(num_tokens=sum(sizes[:2]))
+    manifest = run_on_ray(bench, "cache", RaySettings(num_workers=1), num_tokens=budget)
+    assert [entry.unit for entry in manifest.shards] == list(range(6))
+    bench.run()
+    assert contents(bench.root / "cache") == contents(bench.root / "whole")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_a_worker_refuses_ends_the_run(bench: Bench) -> None:
+    teacher = Path(shutil.copytree(bench.teacher, bench.root / "spoilt"))
+    weights = load_file(teacher / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
+    bench.teacher = teacher
+    with pytest.raises(ValueError, match=r"the weights lack model\.norm\.weight"):
+        run_on_ray(bench, "cache", RaySettings(num_workers=1))
+    assert not list(bench.root.glob("cache/shards/*"))
+
+
+def test_a_cluster_makes_all_units(bench: Bench) -> None:
+    with pytest.raises(ValueError, match="a cluster makes all units"):
+        cache_teacher(
+            tiny_config(bench.teacher, bench.corpus),
+            bench.root / "cache",
+            recipe_toml="",
+            report=lambda _: None,
+            units=UnitRange(first=1),
+            ray=TWO,
+        )
+
+
+def test_settings() -> None:
+    with pytest.raises(ValueError, match="ray_workers: must be 1 or more, found 0"):
+        RaySettings(num_workers=0)
+    assert RaySettings(num_workers=1).address is None
