@@ -37,6 +37,7 @@ def test_a_command_is_accepted_as_written(
     monkeypatch.chdir(tmp_path)
     for directory in (
         "fineweb-cache",
+        "sampled-cache",
         "part-a",
         "part-b",
         "run",

@@ -10,8 +10,8 @@ from cache_format.codec import Row
 from cache_format.manifest import Manifest
 from cache_format.reader import Cache
 from stages.cache_teacher.config import ALL_UNITS
-from stages.cache_teacher.corpus import packing, unit_reader
-from stages.cache_teacher.engine import make
+from stages.cache_teacher.corpus import packing
+from stages.cache_teacher.engine import make, unit_reader
 from stages.cache_teacher.engine.progress import CacheProgress
 from stages.cache_teacher.run import cache_teacher
 from stages.cache_teacher.teacher import teacher
