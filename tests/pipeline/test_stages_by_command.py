@@ -48,6 +48,27 @@ def student(
     return out, result
 
 
+def test_estimate(tmp_path: Path) -> None:
+    teacher = tiny.save_tiny_teacher(tmp_path / "teacher")
+    corpus = tiny.write_fineweb_parquet(tmp_path / "corpus.parquet", tiny.tiny_texts(40))
+    command = (
+        *("estimate", "--recipe", "demo", "--tokens", "1M", "--seconds", "0"),
+        *("--set", f"cache_teacher.teacher={teacher}", "--set", f"cache_teacher.corpus={corpus}"),
+        *("--set", "cache_teacher.sequence_length=32", "--set", "cache_teacher.compile=off"),
+    )
+    text = run(*command)
+    assert text.exit_code == 0, text.output
+    assert text.stdout.startswith("1.00M tokens: ")
+    assert "on one such device" in text.stdout
+    assert "next_logprob" in text.stdout
+    figures = json.loads(run(*command, "--json").stdout)
+    assert figures["tokens"] == 1_000_000
+    assert figures["hours"] > 0
+    columns = figures["column_bytes_per_token"]
+    expected = 1_000_000 * sum(columns.values()) + figures["teacher_bytes"]
+    assert figures["bytes"] == pytest.approx(expected, rel=1e-3)
+
+
 def test_cache_teacher(tmp_path: Path) -> None:
     teacher = tiny.save_tiny_teacher(tmp_path / "teacher")
     corpus = tiny.write_fineweb_parquet(tmp_path / "corpus.parquet", tiny.tiny_texts(40))

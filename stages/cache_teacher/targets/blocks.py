@@ -11,6 +11,7 @@ Ids that are kept leave their blocks, whose masses are then taken anew from what
 C positions, V ids with padding, G blocks, B of them, I ids of a block, K kept, N nodes.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ class Blocks(NamedTuple):
     def masses(self, nodes: tuple[float, ...]) -> Tensor:
         """Σ exp((z − z_largest)·s) of each block at every node: [C, G, N]."""
         weight_CG = self.max_CG.sub(self.largest_C1()).div(POWERS).exp()
-        return self.sums_CGN * torch.stack(_powers(weight_CG, nodes), 2)
+        return self.sums_CGN * torch.stack([power.clone() for power in _powers(weight_CG, nodes)], 2)
 
     def at(self, node: int) -> "Blocks":
         """With the sums of one node alone."""
@@ -138,18 +139,19 @@ def _first(keys_CX: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _sum_up(logits_CGI: Tensor, nodes: tuple[float, ...]) -> Blocks:
     max_CG = logits_CGI.amax(2).clamp_min(torch.finfo(logits_CGI.dtype).min)
-    weight_CGI = logits_CGI.sub(max_CG[:, :, None]).div(POWERS).exp()
+    weight_CGI = logits_CGI.sub(max_CG[:, :, None]).div_(POWERS).exp_()
     sums = [power_CGI.sum(2) for power_CGI in _powers(weight_CGI, nodes)]
     return Blocks(max_CG, torch.stack(sums, 2))
 
 
-def _powers(base: Tensor, nodes: tuple[float, ...]) -> list[Tensor]:
-    """``base`` to the power of 8s for every node s, each power being made once."""
-    made = {1: base}
+def _powers(base: Tensor, nodes: tuple[float, ...]) -> Iterator[Tensor]:
+    """``base`` to the power of 8s for every rising node s; each overwrites the one before it.
 
-    def power(exponent: int) -> Tensor:
-        if exponent not in made:
-            made[exponent] = power(exponent // 2) * power(exponent - exponent // 2)
-        return made[exponent]
-
-    return [power(round(node * POWERS)) for node in nodes]
+    New memory for each would cost a CPU more than the products.
+    """
+    power, exponent = base.clone(), 1
+    for node in nodes:
+        while exponent < round(node * POWERS):
+            power.mul_(base)
+            exponent += 1
+        yield power
