@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from stages.cache_teacher.engine.progress import CacheProgress
     from stages.cache_teacher.engine.unit_reader import PreparedUnit
 
-_PRESETS = {
+PRESETS = {
     "94M": (512, 1536, 5, 8, 2),
     "qwen2.5-0.5b": (896, 4864, 24, 14, 2),
     "qwen2.5-1.5b": (1536, 8960, 28, 12, 2),
 }
 """Width, feed-forward width, layers, heads, key-value heads."""
-_HEAD_ROWS, _NUM_IDS = 151_936, 151_665  # Qwen2.5's
+HEAD_ROWS, NUM_IDS = 151_936, 151_665  # Qwen2.5's
 _CHARS_OF_A_DOCUMENT = 3_000
 _NUM_UNITS = 3  # so that one is read, one on the device, one written
 
@@ -45,7 +45,7 @@ _NUM_UNITS = 3  # so that one is read, one on the device, one written
 @click.option(
     "--teacher",
     "preset",
-    type=click.Choice(sorted(_PRESETS)),
+    type=click.Choice(sorted(PRESETS)),
     default="qwen2.5-0.5b",
     show_default=True,
     help="Dimensions of the teacher.",
@@ -53,7 +53,7 @@ _NUM_UNITS = 3  # so that one is read, one on the device, one written
 @click.option("--device", default="auto", show_default=True)
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--sequence-length", type=int, default=512, show_default=True)
-@click.option("--rows", type=int, default=4, show_default=True, help="Rows of a forward pass.")
+@click.option("--rows", type=int, help="Rows of a forward pass; found if not given.")
 @click.option("--chunk", type=int, default=1024, show_default=True, help="Positions of a chunk.")
 @click.option("--documents", type=int, default=2, show_default=True, help="Documents of a unit.")
 @click.option("--targets", default="top_k", show_default=True)
@@ -81,7 +81,7 @@ class _Bench:
         device: str,
         dtype: Any,
         sequence_length: int,
-        rows: int,
+        rows: int | None,
         chunk: int,
         documents: int,
         targets: Any,
@@ -145,7 +145,7 @@ class _Bench:
             "threads": torch.get_num_threads(),
             "tokens": self.num_tokens,
             "sequence_length": self.spec.sequence_length,
-            "rows_per_forward": self.config.rows_per_forward,
+            "rows_per_forward": self.maker.rows_per_forward,
             "head_chunk": self.config.head_chunk,
             "targets": self.config.targets,
             "bare_tokens_per_s": round(self.num_tokens / bare, 1),
@@ -193,8 +193,7 @@ class _Bench:
         return time.perf_counter() - begin
 
     def _batches(self) -> "Iterator[PackedUnit]":
-        num_rows = self.config.rows_per_forward
-        assert num_rows is not None
+        num_rows = self.maker.rows_per_forward
         for packed in self.packed:
             for first in range(0, len(packed.token_ids_RT), num_rows):
                 yield packed.rows(first, first + num_rows)
@@ -237,9 +236,12 @@ class _Bench:
             logits_CV = self.teacher.head.padded_logits(hidden_CD)
             head = self._milliseconds(lambda: self.teacher.head.padded_logits(hidden_CD), repeats)
             figures = {"head_ms": head}
-            for mode in ("on", "off"):
+            modes: dict[str, Literal["auto", "on", "off"]] = {
+                "topk_ms": self.config.compile,
+                "topk_eager_ms": "off",
+            }
+            for name, mode in modes.items():
                 maker = TargetMaker(self.teacher.head, targets, chunk=num, compile=mode)
-                name = "topk_ms" if mode == "on" else "topk_not_compiled_ms"
                 figures[name] = self._milliseconds(
                     partial(maker.reduce, logits_CV, labels_C, uniform_CM), repeats
                 )
@@ -271,10 +273,10 @@ def save_random_teacher(target: Path, preset: str) -> None:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    width, feed_forward, layers, heads, kv_heads = _PRESETS[preset]
+    width, feed_forward, layers, heads, kv_heads = PRESETS[preset]
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=_HEAD_ROWS,
+        vocab_size=HEAD_ROWS,
         hidden_size=width,
         intermediate_size=feed_forward,
         num_hidden_layers=layers,
@@ -284,12 +286,16 @@ def save_random_teacher(target: Path, preset: str) -> None:
         bos_token_id=None,
         eos_token_id=0,
     )
-    model: Any = Qwen2ForCausalLM(config)
-    model.to(torch.bfloat16).save_pretrained(target)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # peak memory is to be that of stage one
+    try:
+        Qwen2ForCausalLM(config).save_pretrained(target)
+    finally:
+        torch.set_default_dtype(default)
     demo = Path(pipeline.demo.__file__).parent / "teacher"
     tokenizer = json.loads((demo / "tokenizer.json").read_text("utf-8"))
     vocabulary = tokenizer["model"]["vocab"]
-    vocabulary |= {f"<unused {number}>": number for number in range(len(vocabulary), _NUM_IDS)}
+    vocabulary |= {f"<unused {number}>": number for number in range(len(vocabulary), NUM_IDS)}
     (target / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
     shutil.copyfile(demo / "tokenizer_config.json", target / "tokenizer_config.json")
 

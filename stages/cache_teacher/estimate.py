@@ -2,12 +2,14 @@
 
 In: the settings, a number of seconds. Out: an ``Estimate``. Called by ``pipeline estimate``. The
 teacher is loaded, a cache of the same settings is made in a temporary directory until the time is
-up, and what came of it is scaled to the budget. Only units are smaller, so that some are finished.
+up, and what came of it is scaled to the budget. Only on a CPU units are smaller, so that some are
+finished.
 """
 
+import math
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,10 +17,16 @@ import cache_format
 from cache_format.errors import CacheError
 from cache_format.reader import Cache
 from stages.cache_teacher.config import CacheTeacherConfig
+from stages.cache_teacher.corpus.corpus import resolve_corpus
+from stages.cache_teacher.corpus.packing import tokenize
+from stages.cache_teacher.engine.batch_size import CPU_POSITIONS
 from stages.cache_teacher.engine.progress import CacheProgress
 from stages.cache_teacher.run import cache_teacher
+from stages.cache_teacher.teacher.teacher_files import resolve_teacher
+from stages.device import choose_device
 
-_DOCUMENTS_PER_UNIT = 8
+_FORWARDS = 4
+"""Forward passes of a unit on a CPU: enough that the last, which may be small, does not count."""
 FRAMING = "framing"
 """What is in no column: Arrow's messages and padding, and receipts."""
 
@@ -108,14 +116,30 @@ def estimate(
 
     Raises what ``cache_teacher`` does, and whatever ends it before it has cached anything.
     """
-    num_documents = min(config.documents_per_unit, _DOCUMENTS_PER_UNIT)
-    probe = replace(config, documents_per_unit=num_documents)
+    probe = replace(config, documents_per_unit=_documents_of_probe(config))
     watch = _Watch(seconds, report)
     with tempfile.TemporaryDirectory(prefix="xlstm-distill-") as directory:
         with suppress(_Enough):
             cache_teacher(probe, Path(directory) / "cache", recipe_toml="", report=watch)
         cache = cache_format.open(Path(directory) / "cache", allow_incomplete=True)
         return _scaled(config, cache, watch)
+
+
+def _documents_of_probe(config: CacheTeacherConfig) -> int:
+    """Documents of a unit that is finished soon; a GPU is soon done with any."""
+    if choose_device(config.device).type == "cuda":
+        return config.documents_per_unit
+    source = resolve_teacher(config)
+    with closing(resolve_corpus(config)) as corpus:
+        documents = corpus.read_unit(0)
+    if documents is None:
+        return config.documents_per_unit
+    ids = tokenize(source.tokenizer, documents.texts, source.spec.vocab_size)
+    num_tokens = sum(len(one) + 1 for one in ids)
+    num_rows = config.rows_per_forward or max(1, CPU_POSITIONS // config.sequence_length)
+    wanted = _FORWARDS * num_rows * config.sequence_length
+    share = min(1.0, wanted / max(1, num_tokens))
+    return max(1, math.ceil(share * config.documents_per_unit))
 
 
 def _scaled(config: CacheTeacherConfig, cache: Cache, watch: _Watch) -> Estimate:

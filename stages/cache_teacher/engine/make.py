@@ -113,6 +113,12 @@ class UnitMaker:
                     self._loaded = self._load(teacher)
             return self._loaded.teacher
 
+    @property
+    def rows_per_forward(self) -> int:
+        """Rows of a forward pass, once the teacher is loaded."""
+        assert self._loaded is not None
+        return self._loaded.rows_per_forward
+
     def make(self, unit: int) -> ShardEntry | None:
         """Make and publish ``unit``; None where the corpus has ended before it."""
         prepared = self.prepare(unit)

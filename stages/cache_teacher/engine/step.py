@@ -7,6 +7,8 @@ anyone has looked at this one.
 B rows of a forward pass, T positions, P of them scored, K kept, M draws, D width, d sketch.
 """
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -73,7 +75,8 @@ class TeacherStep:
 
     def _sketch_of(self, unit: int) -> UnitSketch:
         if self._sketch is None or self._sketch[0] != unit:
-            sketch = UnitSketch(self._spec, unit, self._projection, self._teacher.device)
+            place = partial(to_device, device=self._teacher.device)
+            sketch = UnitSketch(self._spec, unit, self._projection, place)
             self._sketch = (unit, sketch)
         return self._sketch[1]
 

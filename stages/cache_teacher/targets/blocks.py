@@ -35,16 +35,17 @@ class Blocks(NamedTuple):
 
     def log_mass(self, nodes: tuple[float, ...]) -> Tensor:
         """log Σ exp(z·s) over all blocks at every node: [C, N]; −inf where nothing is left."""
-        return self.largest_C1() * self.max_CG.new_tensor(nodes) + self.masses(nodes).sum(1).log()
+        return times_nodes(self.largest_C1(), nodes) + self.masses(nodes).sum(1).log()
 
     def masses(self, nodes: tuple[float, ...]) -> Tensor:
         """Σ exp((z − z_largest)·s) of each block at every node: [C, G, N]."""
         weight_CG = self.max_CG.sub(self.largest_C1()).div(POWERS).exp()
-        return self.sums_CGN * torch.stack([power.clone() for power in _powers(weight_CG, nodes)], 2)
+        powers = [power_CG.clone() for power_CG in _powers(weight_CG, nodes)]
+        return self.sums_CGN * torch.stack(powers, 2)
 
     def at(self, node: int) -> "Blocks":
-        """With the sums of one node alone."""
-        return Blocks(self.max_CG, self.sums_CGN[:, :, [node]])
+        """With the sums of one node alone, the ``node``-th."""
+        return Blocks(self.max_CG, self.sums_CGN[:, :, node : node + 1])
 
     def largest_C1(self) -> Tensor:
         """The largest logit of all blocks: however deep a tail, its own masses do not vanish."""
@@ -102,6 +103,11 @@ def without(
         blocks.max_CG.scatter(1, index_CB, rest.max_CG),
         blocks.sums_CGN.scatter(1, index_CBN, rest.sums_CGN),
     )
+
+
+def times_nodes(values_C1: Tensor, nodes: tuple[float, ...]) -> Tensor:
+    """Values times every node, [C, N]; a tensor made of the nodes would make a GPU's host wait."""
+    return torch.cat([values_C1 * node for node in nodes], 1)
 
 
 def order_keys(logits: Tensor, ids: Tensor) -> Tensor:

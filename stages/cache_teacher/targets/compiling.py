@@ -8,6 +8,7 @@ once.
 import importlib.util
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
@@ -26,11 +27,9 @@ class Compiled:
         """``auto`` compiles if there is a compiler, and does without if that fails."""
         self._function, self._mode = function, mode
         self._compiled: Function | None = None
-        self.failure = ""
-        """Why ``auto`` did without."""
         if mode == "auto" and not has_compiler(device):
-            self.failure = "there is no C++ compiler" if device.type == "cpu" else "no Triton"
-        if mode != "off" and not self.failure:
+            _warn("there is no C++ compiler" + (", or no Triton" if device.type == "cuda" else ""))
+        elif mode != "off":
             self._compiled = torch.compile(function, fullgraph=True, dynamic=True)
 
     @property
@@ -50,8 +49,19 @@ class Compiled:
         except Exception as error:  # compilers fail in many ways, none of which is a result
             if self._mode == "on":
                 raise
-            self.failure, self._compiled = f"{type(error).__name__}: {error}", None
+            _warn(" ".join(str(error).split("\n")[:2]) or type(error).__name__)
+            self._compiled = None
             return self._function(*tensors)
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"targets are made without torch.compile, at a fraction of the speed: {reason}. With g++ "
+        "(on GPUs also triton) installed they are compiled; cache_teacher.compile=off does without "
+        "and says nothing.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def has_compiler(device: torch.device) -> bool:

@@ -13,40 +13,42 @@ P positions, D width, d sketch.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from cache_format.sketch import chosen_layers, sketch_signs
 from cache_format.spec import CacheSpec
 
 Projection = npt.NDArray[np.float32]
+Place = Callable[[Projection], Tensor]
 
 
 class UnitSketch:
     """How the hidden states of one unit are projected."""
 
     def __init__(
-        self, spec: CacheSpec, unit: int, projection_Dd: Projection | None, device: torch.device
+        self, spec: CacheSpec, unit: int, projection_Dd: Projection | None, place: Place
     ) -> None:
-        """``projection_Dd`` are the principal components, where the spec asks for them."""
+        """``projection_Dd`` are the principal components, where the spec asks for them.
+
+        ``place`` brings a matrix to the device.
+        """
         sketch, width = spec.sketch, spec.teacher.hidden_size
         self.layers: tuple[int, ...] = ()
-        self._matrix_Dd = torch.empty(width, 0, device=device)
         if sketch.kind == "none":
+            self._matrix_Dd = place(np.empty((width, 0), np.float32))
             return
         layers = chosen_layers(sketch.hidden_states, spec.teacher.num_layers, spec.seed, unit)
         self.layers = layers
         if sketch.kind == "pca":
             assert projection_Dd is not None, "a cache with principal components has them"
-            matrix_Dd = torch.from_numpy(projection_Dd)
+            self._matrix_Dd = place(projection_Dd)
         else:
-            signs_Dd = torch.from_numpy(sketch_signs(spec.seed, unit, width, sketch.dim))
-            matrix_Dd = signs_Dd.float() / math.sqrt(sketch.dim)
-        self._matrix_Dd = matrix_Dd.to(device)
+            signs_Dd = sketch_signs(spec.seed, unit, width, sketch.dim).astype(np.float32)
+            self._matrix_Dd = place(signs_Dd / np.float32(math.sqrt(sketch.dim)))
 
     def of(self, hidden_PD: Iterable[Tensor], num_positions: int) -> Tensor:
         """The projected mean of the hidden states of ``layers``, float32 [P, d].

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cache_format.spec import TargetSpec
-from stages.cache_teacher.targets.blocks import blocks_of, largest, without
+from stages.cache_teacher.targets.blocks import blocks_of, largest, times_nodes, without
 from stages.cache_teacher.targets.compiling import Compiled
 from stages.cache_teacher.targets.draws import draw
 from stages.cache_teacher.targets.head import Head
@@ -97,18 +97,18 @@ def _chunk(
     label_gap_C1 = z_max_C1 - logits_CV.gather(1, labels_C[:, None])
     if spec.kind == "sampled":
         last_kept_C, s = None, spec.inverse_temperatures[0]
-        log_z_C1 = blocks.at(-1).log_mass((1.0,)) - z_max_C1
+        log_z_C1 = blocks.at(len(nodes) - 1).log_mass((1.0,)) - z_max_C1
         kept = _nothing_kept(labels_C, z_max_C1)
     else:
         found = largest(logits_CV, blocks, spec.top_k)
         gaps_CK = z_max_C1 - found.values_CK
         num_kept_C = torch.full_like(labels_C, spec.top_k)
         if spec.keep_mass < 1:
-            log_z_C1 = blocks.at(-1).log_mass((1.0,)) - z_max_C1
+            log_z_C1 = blocks.at(len(nodes) - 1).log_mass((1.0,)) - z_max_C1
             num_kept_C = _num_needed((-gaps_CK - log_z_C1).exp(), spec.keep_mass)
         last_kept_C = found.keys_CK.gather(1, num_kept_C[:, None] - 1)[:, 0]
         blocks = without(logits_CV, blocks, found, last_kept_C, nodes)
-        tail_CN = blocks.log_mass(nodes) - z_max_C1 * z_max_C1.new_tensor(nodes)
+        tail_CN = blocks.log_mass(nodes) - times_nodes(z_max_C1, nodes)
         is_kept_CK = torch.arange(spec.top_k, device=gaps_CK.device) < num_kept_C[:, None]
         kept_log_mass_C1 = torch.logsumexp(
             -gaps_CK.masked_fill(~is_kept_CK, torch.inf), 1, keepdim=True

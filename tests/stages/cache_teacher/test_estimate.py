@@ -58,3 +58,11 @@ def test_what_cannot_be_cached_cannot_be_estimated(bench: Bench, tmp_path: Path)
     config = tiny_config(bench.teacher, corpus, sequence_length=120)
     with pytest.raises(ValueError, match="no unit fills a row of 120 tokens"):
         estimate(config, seconds=0.0, report=lambda _: None)
+
+
+def test_short_documents_fill_a_row_together(bench: Bench, tmp_path: Path) -> None:
+    corpus = write_fineweb_parquet(tmp_path / "short.parquet", ["the cat."] * 400)
+    config = tiny_config(
+        bench.teacher, corpus, documents_per_unit=200, sequence_length=120, rows_per_forward=1
+    )
+    assert estimate(config, seconds=0.0, report=lambda _: None).probe_tokens > 0
