@@ -79,7 +79,7 @@ class CacheTeacherConfig:
     sketch_dtype: Literal["int8", "float16", "float32"] = "int8"
     """How sketches are stored; int8 has a scale for each position."""
     seed: int = 0
-    """Seed of the sketch's signs."""
+    """Seed of all that is drawn: the sketch's signs, ids, and random layers."""
 
     rows_per_forward: int | None = None
     """Sequences in one forward pass of the teacher; by default as many as fit and pay."""

@@ -123,7 +123,8 @@ class _Filling:
         return self._queue.is_empty()
 
     def make_on_ray(self, job: RemoteJob, settings: RaySettings, recipe_toml: str) -> None:
-        """Make what is missing on a cluster."""
+        """Make what is missing on a cluster, whose workers load teachers of their own."""
+        self._job.teacher.unload()  # principal components may have needed it
 
         def made(entry: ShardEntry) -> None:
             if not self._has_recipe:  # a worker has agreed with the cache
@@ -194,7 +195,7 @@ class _Filling:
 def _device(config: CacheTeacherConfig, units: Units) -> torch.device:
     name = config.device
     if isinstance(units, WorkerShare):
-        name = device_of_worker(name, torch.cuda.device_count(), os.environ)
+        name = device_of_worker(name, units.worker, torch.cuda.device_count(), os.environ)
     return choose_device(name)
 
 

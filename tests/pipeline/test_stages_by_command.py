@@ -75,7 +75,7 @@ def test_cache_teacher(tmp_path: Path) -> None:
     command = (
         *("cache-teacher", "--recipe", "demo", "--out", tmp_path / "cache", "--tokens", "1K"),
         *("--set", f"cache_teacher.teacher={teacher}", "--set", f"cache_teacher.corpus={corpus}"),
-        *("--set", "cache_teacher.sequence_length=32"),
+        *("--set", "cache_teacher.sequence_length=32", "--set", "cache_teacher.compile=off"),
         *("--set", "cache_teacher.documents_per_unit=10"),
     )
     result = run(*command)
@@ -102,7 +102,7 @@ def test_workers_share_a_cache(tmp_path: Path) -> None:
     command = (
         *("cache-teacher", "--recipe", "demo", "--out", tmp_path / "cache"),
         *("--set", f"cache_teacher.teacher={teacher}", "--set", f"cache_teacher.corpus={corpus}"),
-        *("--set", "cache_teacher.sequence_length=32"),
+        *("--set", "cache_teacher.sequence_length=32", "--set", "cache_teacher.compile=off"),
         *("--set", "cache_teacher.documents_per_unit=10"),
     )
     first = run(*command, "--worker", "1/2", "--summary", tmp_path / "first.json")

@@ -132,10 +132,10 @@ class Corpus:
 def _open_file(file: CorpusFile, spec: CorpusSpec) -> DocumentFile:
     if file.kind == "parquet":
         return ParquetDocuments(file.url, file.name, spec.text_column)
-    index = file.index or index_lines(file.url, spec.documents_per_unit)
+    assert file.index is not None, "lines are found in files that were read to be pinned"
     if file.kind == "text":
-        return LineDocuments(file.url, index, parse_text_line)
-    return LineDocuments(file.url, index, partial(parse_json_line, text_key=spec.text_column))
+        return LineDocuments(file.url, file.index, parse_text_line)
+    return LineDocuments(file.url, file.index, partial(parse_json_line, text_key=spec.text_column))
 
 
 def resolve_corpus(config: CacheTeacherConfig) -> Corpus:
@@ -143,7 +143,8 @@ def resolve_corpus(config: CacheTeacherConfig) -> Corpus:
 
     Where local files lie is no part of the spec, so that a cache survives moving its corpus.
 
-    Raises ValueError where there is no such corpus, no such split, or a file of unknown kind.
+    Raises ValueError where there is no such corpus, no such split, or a file of unknown kind; on
+    the Hub, of any but Parquet.
     """
     if _is_local(config.corpus):
         source, revision, files = "local", "", _local_files(config)
@@ -151,6 +152,7 @@ def resolve_corpus(config: CacheTeacherConfig) -> Corpus:
         source = config.corpus
         revision, urls = split_files(config)
         files = [CorpusFile(url, url.split(f"@{revision}/")[-1], _kind_of(url)) for url in urls]
+        _refuse_remote_lines(config, files)
     spec = CorpusSpec(
         source=source,
         config=config.corpus_config if revision else "",
@@ -170,6 +172,18 @@ def _is_local(corpus: str) -> bool:
     if looks_local and not path.exists():
         raise ValueError(f"corpus {corpus!r}: no such file or directory")
     return looks_local or path.exists()
+
+
+def _refuse_remote_lines(config: CacheTeacherConfig, files: Sequence[CorpusFile]) -> None:
+    """Nobody knows where the lines of a file begin who has not read all of it."""
+    lines = next((file for file in files if file.kind != "parquet"), None)
+    if lines is not None:
+        raise ValueError(
+            f"corpus {config.corpus!r}: {lines.name} is {lines.kind}, of which every run would "
+            "have to fetch all to find one unit; from the Hub, only Parquet is read. Download the "
+            f"files (hf download --repo-type dataset {config.corpus} --local-dir corpus) and set "
+            "corpus to their directory, or convert them to Parquet."
+        )
 
 
 def _local_files(config: CacheTeacherConfig) -> list[CorpusFile]:

@@ -2,7 +2,8 @@
 
 In: a URL that fsspec opens (a local path, ``hf://…``). Out: documents as strings, in the file's
 order. Called by ``corpus``. Parquet is read row group by row group, the text column alone; JSONL
-and plain text hold one document a line and are read by seeking to a line whose offset is known.
+and plain text hold one document a line and are read by seeking to a line whose offset is known,
+which takes one pass over the whole file before: nothing for files behind a network.
 """
 
 import hashlib
@@ -267,8 +268,11 @@ class _RemoteFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
-        self._position = int(begin + offset)
+        if whence == io.SEEK_CUR:
+            offset += self._position
+        elif whence == io.SEEK_END:  # only this asks the network
+            offset += self._retrying(lambda file: int(file.size))
+        self._position = offset
         return self._position
 
     def read(self, size: int | None = -1) -> bytes:

@@ -1,7 +1,7 @@
 """Documents become rows: token ids in one stream per unit, cut every T tokens.
 
 In: the texts of one unit. Out: ``PackedUnit``, rows of T + 1 ids with the places where documents
-start. Called by ``run``. R rows, T positions.
+start. Called by ``unit_reader`` and ``identity``. R rows, T positions.
 """
 
 from collections.abc import Sequence

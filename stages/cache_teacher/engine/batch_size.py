@@ -19,6 +19,8 @@ MOST_POSITIONS = 32_768
 """On a GPU: products are large by then, and a unit is to be many batches."""
 CPU_POSITIONS = 2_048
 """On a processor, where 1 to 16 rows of 512 positions run at about one speed."""
+_NO_MEMORY = ("out of memory", "alloc_failed")
+"""What the driver and cuBLAS say of it, in errors of no class of their own."""
 _HELD_BACK = 0.1  # of all memory: for longer documents, other sizes, fragments
 
 
@@ -85,7 +87,7 @@ def _fits(try_rows: Callable[[int], None], num_rows: int) -> bool:
     except torch.OutOfMemoryError:
         return False
     except RuntimeError as error:
-        if "alloc_failed" not in str(error).lower():  # what cuBLAS says of it
+        if not any(words in str(error).lower() for words in _NO_MEMORY):
             raise
         return False
     return True

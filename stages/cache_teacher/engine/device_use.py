@@ -1,13 +1,22 @@
 """How well a device is used: the share of time it waited, and of its arithmetic it did (MFU).
 
 In: the seconds that forward passes kept it busy, and the teacher's shape. Out: two ratios. Called
-by ``make`` and ``progress``. MFU (Chowdhery et al. 2022, appendix B) counts the operations that the
-model's definition needs, not those that were done: 2 for each weight that a token meets, and of
-attention only the pairs that a document has. D width, L layers.
+by ``make`` and ``progress``.
+
+A device is taken to be busy with a forward pass, targets included, from when the host begins to
+launch it, or the pass before is done, until it is done itself. So the share waited is the time in
+which there was no pass to do: documents were not ready, or rows not taken off. Where the host
+launches operations more slowly than the device does them, the gaps within a pass count as busy; MFU
+shows them.
+
+MFU (Chowdhery et al. 2022, appendix B) counts the operations that the model's definition needs, not
+those that were done: 2 for each weight that a token meets, and of attention only the pairs that a
+document has. D width, L layers.
 """
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +25,17 @@ import numpy as np
 from stages.cache_teacher.corpus.packing import PackedUnit
 
 # Dense bfloat16 products with float32 sums, operations a second, by NVIDIA's data sheets. The
-# first name that is part of the device's own counts.
+# first name whose words are in the device's own counts.
 _PEAKS = (
     ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
     ("H100", 989e12),
     ("H200", 989e12),
+    ("GH200", 989e12),
     ("A100", 312e12),
     ("B200", 2250e12),
     ("L40S", 362e12),
+    ("L40", 181e12),
     ("L4", 121e12),
     ("RTX 4090", 165e12),
 )
@@ -34,6 +46,7 @@ class DeviceUse:
     """What a device has done for a run."""
 
     busy_seconds: float = 0.0
+    """In forward passes, gaps within them included."""
     num_operations: float = 0.0
     """Those that the model's definition needs; 0 where they are not known."""
 
@@ -50,7 +63,7 @@ class DeviceUse:
         )
 
     def wait_share(self, seconds: float) -> float:
-        """The share of ``seconds`` in which the device had nothing to do."""
+        """The share of ``seconds`` in which the device was at no forward pass."""
         return min(1.0, max(0.0, 1 - self.busy_seconds / seconds)) if seconds > 0 else 0.0
 
 
@@ -58,7 +71,10 @@ def peak_operations(device_name: str, dtype: str) -> float | None:
     """Operations a second of a known GPU in half precision; None for what is not known."""
     if dtype == "float32":
         return None
-    return next((peak for name, peak in _PEAKS if name in device_name), None)
+    return next(
+        (peak for name, peak in _PEAKS if re.search(rf"\b{name}\b", device_name)),
+        None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Which cache a run asks for: its spec, and the files that are part of it.
 
 In: the settings, the teacher and the corpus. Out: a spec, whose hash is the cache's identity, the
-table of ids, and the matrix of principal components if there is one. Called by ``run`` before
+table of ids, and the matrix of principal components if there is one. Called by ``begin`` before
 anything is written. A cache that was begun has both already, so that only a new one counts tokens
 and runs the teacher for them.
 """

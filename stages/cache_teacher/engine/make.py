@@ -10,6 +10,7 @@ forward passes are on the device and not yet copied from it: memory does not gro
 slow, and the device has work while one thread waits for another.
 """
 
+import gc
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -38,7 +39,7 @@ from stages.cache_teacher.engine.progress import Progress
 from stages.cache_teacher.engine.self_check import require_agreement
 from stages.cache_teacher.engine.step import PendingRows, TeacherStep
 from stages.cache_teacher.engine.turns import Turns
-from stages.cache_teacher.engine.unit_reader import PreparedUnit, UnitReader
+from stages.cache_teacher.engine.unit_reader import PreparedUnit, Stopped, UnitReader
 from stages.cache_teacher.teacher.teacher import Teacher
 from stages.cache_teacher.teacher.teacher_files import TeacherSource
 from stages.device import current_device
@@ -46,10 +47,6 @@ from stages.device import current_device
 UNITS_IN_FLIGHT = 3
 """One is read, one on the device, one encoded and written."""
 _LAUNCHED = 3
-
-
-class Stopped(Exception):
-    """Raised in the threads that another one's failure has stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +77,16 @@ class LazyTeacher:
                 with current_device(self._device):
                     self._teacher = Teacher(self.source, self._device)
             return self._teacher
+
+    def unload(self) -> None:
+        """Free its memory, where nobody else holds it; ``load`` would load it again."""
+        with self._lock:
+            if self._teacher is None:
+                return
+            self._teacher = None
+            gc.collect()  # modules refer to one another
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 class UnitMaker:
@@ -126,7 +133,6 @@ class UnitMaker:
 
     def prepare(self, unit: int) -> PreparedUnit | None:
         """Read ``unit``; None where the corpus has ended before it."""
-        self._check_stopping()
         prepared = self.reader.read(unit)
         if prepared is not None:
             self._turns.join(unit)
@@ -152,8 +158,9 @@ class UnitMaker:
         return entry
 
     def stop(self) -> None:
-        """Launch nothing more. What the device has done of whole units is still published."""
+        """Read and launch nothing more. Whole units that the device is done with are published."""
         self._stopping.set()
+        self.reader.stop()
         self._turns.end()
 
     def close(self) -> None:

@@ -45,7 +45,8 @@ class CacheProgress:
     seconds: float = 0.0
     """Since the first unit was begun."""
     device_wait_share: float | None = None
-    """The share of that time in which the devices had nothing to do; None before there is any."""
+    """The share of that time in which the devices were at no forward pass; None before there is
+    any. Gaps within a pass are not in it."""
     mfu: float | None = None
     """Operations that the model needs, over those the devices could have done; None where not
     known."""

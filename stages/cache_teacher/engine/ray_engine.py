@@ -14,7 +14,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -38,7 +38,8 @@ class RaySettings:
     """Which cluster, and how much of it."""
 
     num_workers: int | None = None
-    """Actors, each with a teacher; by default one for each GPU, or one."""
+    """Actors, each with a teacher; by default one for each GPU that has a processor beside it, or
+    one."""
     address: str | None = None
     """Of a running cluster; by default $RAY_ADDRESS, or one that is started for this run."""
 
@@ -56,9 +57,10 @@ def make_units_on_ray(
 ) -> None:
     """Make what ``queue`` gives; tell ``made`` of each.
 
-    Raises ValueError where Ray is not installed or the cluster cannot be reached, what a unit
-    raised if it is a ValueError, and RuntimeError with the last cause where units or workers keep
-    failing. Then, and after Ctrl-C, all workers are killed: only whole shards are there.
+    Raises ValueError where Ray is not installed, the cluster cannot be reached or has no room for
+    so many workers, what a unit raised if it is a ValueError, and RuntimeError with the last cause
+    where units or workers keep failing. Then, and after Ctrl-C, all workers are killed: only whole
+    shards are there.
     """
     progress.show("waiting for workers")
     with _cluster(settings) as ray:
@@ -105,9 +107,11 @@ def _cluster(settings: RaySettings) -> Iterator[Any]:
 def _signals_kept() -> Iterator[None]:
     """Ray takes SIGTERM for itself, and would end the program without a word of what is kept."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _require_reachable(address: str) -> None:
@@ -115,6 +119,31 @@ def _require_reachable(address: str) -> None:
     match = re.fullmatch(r"(?:ray://)?([^:/]+):([0-9]+)", address)
     if match is not None:
         socket.create_connection((match[1], int(match[2])), timeout=10).close()
+
+
+def _num_workers_with_room(
+    nodes: Sequence[Mapping[str, Any]], has_gpus: bool, wanted: int | None
+) -> int:
+    """How many actors there are to be, each with a processor and, if there are any, a GPU.
+
+    Raises ValueError where that is more than the cluster, as it is now, can ever have room for: Ray
+    would wait for the others without a word. What is in use by others counts as room, for they end.
+    """
+    needs = ("CPU", "GPU") if has_gpus else ("CPU",)
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    room = sum(min(int(resources.get(name, 0)) for name in needs) for resources in alive)
+    num_workers = wanted or max(1, room if has_gpus else 1)
+    if num_workers > room:
+        has = " and ".join(
+            f"{sum(node.get(name, 0) for node in alive):g} {name}s" for name in needs
+        )
+        use = f"use --ray-workers {room}, or " if room else ""
+        raise ValueError(
+            f"--engine ray: {num_workers} workers need 1 {' and 1 '.join(needs)} each, on one "
+            f"machine; the cluster has {has}, which is room for {room}. To go on, {use}add "
+            "machines to the cluster first (`ray status` shows them)."
+        )
+    return num_workers
 
 
 @dataclass(eq=False)
@@ -146,7 +175,7 @@ class _Crew:
     ) -> None:
         self._ray, self._queue, self._progress, self._made = ray, queue, progress, made
         has_gpus = ray.cluster_resources().get("GPU", 0) >= 1
-        self._num_workers = num_workers or max(1, int(ray.cluster_resources().get("GPU", 0)))
+        self._num_workers = _num_workers_with_room(ray.nodes(), has_gpus, num_workers)
         self._job = ray.put(job)
         self._actor = ray.remote(
             num_cpus=1,

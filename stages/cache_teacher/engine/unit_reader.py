@@ -30,6 +30,10 @@ class PreparedUnit:
         return int(num_rows * (num_ids - 1))
 
 
+class Stopped(Exception):
+    """Raised in the threads that another one's failure has stopped."""
+
+
 class UnitReader:
     """Reads units, in any order and for any number of threads, of which one at a time reads."""
 
@@ -38,14 +42,22 @@ class UnitReader:
         self._source, self._spec = source, spec
         self._lock = threading.Lock()  # a tokenizer serves one thread at a time
         self._num_tokens: dict[int, int] = {}
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Read nothing more, in whatever thread."""
+        self._is_stopped = True
 
     def read(self, unit: int) -> PreparedUnit | None:
         """The rows of ``unit``; None where the corpus has ended before it.
 
-        Raises ValueError naming file and document where one is not text.
+        Raises ValueError naming file and document where one is not text, and Stopped after
+        ``stop``.
         """
         teacher = self._spec.teacher
         with self._lock:
+            if self._is_stopped:
+                raise Stopped
             documents = self.corpus.read_unit(unit)
             if documents is None:
                 return None

@@ -44,14 +44,17 @@ class WorkerShare:
         return count(self.worker, self.num_workers)
 
 
-def device_of_worker(device: str, num_gpus: int, environment: Mapping[str, str]) -> str:
+def device_of_worker(
+    device: str, worker: int, num_gpus: int, environment: Mapping[str, str]
+) -> str:
     """The device that ``auto`` stands for: each worker of a machine has a GPU of its own.
 
+    Where nothing says which of the machine's workers this is, they are taken to be consecutive.
     Where the machine shows every worker its own GPU alone, that is the one.
     """
     if device != "auto" or num_gpus == 0:
         return device
-    index = next((environment[name] for name in _LOCAL_INDEX if name in environment), "0")
+    index = next((environment[name] for name in _LOCAL_INDEX if name in environment), str(worker))
     return f"cuda:{_number('the index of this worker on its machine', index) % num_gpus}"
 
 

@@ -1,8 +1,8 @@
 """What goes to a device and comes back without anyone waiting, and how long the device took.
 
-Called by ``step``. On a GPU, copies go through pinned memory and are queued behind the work that
-makes what they copy: the host goes on, and waits for a ``DeviceClock`` before it looks. On a CPU
-there is nothing to wait for.
+Called by ``step`` and ``attention``. On a GPU, copies go through pinned memory and are queued
+behind the work that makes what they copy: the host goes on, and waits for a ``DeviceClock`` before
+it looks. On a CPU there is nothing to wait for.
 """
 
 import time
@@ -31,7 +31,11 @@ def to_host(tensor: Tensor) -> Tensor:
 
 
 class DeviceClock:
-    """Runs from where it is made to ``stop``, in the device's own time."""
+    """Runs from where it is made to ``stop``, in the device's own time.
+
+    It starts when the device comes to the mark: after what was queued before, or at once if that is
+    nothing. Where the device then waits for the host to queue the rest, it runs on.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._is_gpu = device.type == "cuda"

@@ -13,7 +13,7 @@ from pipeline.demo import run as demo_run
 _SMALL = {
     "cache-teacher": (
         *("--tokens", "12K", "--set", "cache_teacher.documents_per_unit=2"),
-        *("--set", "cache_teacher.validation_every=3"),
+        *("--set", "cache_teacher.validation_every=3", "--set", "cache_teacher.compile=off"),
     ),
     "train-student": (
         *("--set", "train_student.max_steps=3", "--set", "train_student.batch_size=2"),

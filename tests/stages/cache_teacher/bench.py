@@ -29,7 +29,7 @@ class Bench:
         self.reports: list[CacheProgress] = []
 
     def run(self, out: str = "cache", **changes: Any) -> Manifest:
-        units = changes.pop("units", ALL_UNITS)
+        units, ray = changes.pop("units", ALL_UNITS), changes.pop("ray", None)
         config = tiny_config(changes.pop("teacher", self.teacher), self.corpus, **changes)
         self.reports = []
         return cache_teacher(
@@ -38,6 +38,7 @@ class Bench:
             recipe_toml="# a recipe\n",
             report=self.reports.append,
             units=units,
+            ray=ray,
         )
 
     def open(self, out: str = "cache") -> Cache:

@@ -319,16 +319,24 @@ def test_hub_datasets_that_are_not_there(hub: Path) -> None:
         resolve_corpus(settings("org/web", corpus_revision="v1", corpus_split="dev"))
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
-def test_any_file_system_will_do(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("suffix", [".jsonl", ".txt"])
+def test_lines_on_the_hub_are_refused_before_any_is_read(hub: Path, suffix: str) -> None:
+    for path in list(hub.rglob("*.parquet")):
+        path.unlink()
+        write(path.with_suffix(suffix), TEXTS)
+    expected = rf"'org/web': sample/10BT/000\{suffix} is .*hf download .* org/web .*Parquet"
+    with pytest.raises(ValueError, match=expected):
+        resolve_corpus(settings("org/web", corpus_revision="v1"))
+
+
+def test_any_file_system_will_do(tmp_path: Path) -> None:
     import fsspec
 
-    content = write(tmp_path / f"corpus{suffix}", TEXTS).read_bytes()
-    local = resolve_corpus(settings(tmp_path / f"corpus{suffix}"))
+    content = write(tmp_path / "corpus.parquet", TEXTS).read_bytes()
+    local = resolve_corpus(settings(tmp_path / "corpus.parquet"))
     remote = fsspec.filesystem("memory")
-    remote.pipe_file(f"/corpus{suffix}", content)
-    kind = corpus_files.KIND_OF_SUFFIX[suffix]
-    file = CorpusFile(f"memory://corpus{suffix}", f"corpus{suffix}", kind)
+    remote.pipe_file("/corpus.parquet", content)
+    file = CorpusFile("memory://corpus.parquet", "corpus.parquet", "parquet")
     assert list(all_units(Corpus(local.spec, [file]))) == list(all_units(local))
 
 

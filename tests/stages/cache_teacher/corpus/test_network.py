@@ -1,5 +1,6 @@
 """A corpus behind a network that fails: a local HTTP server that does what it is told."""
 
+import os
 import random
 import socket
 import struct
@@ -140,6 +141,23 @@ def test_what_does_not_pass_is_named(server: Server, pauses: list[float], how: s
     assert len(pauses) == NUM_TRIES - 1
     with pytest.raises(NetworkFailedError, match=expected):
         ParquetDocuments(f"{server.url}/a.parquet", "a.parquet", "text")
+
+
+def test_a_file_that_was_lost_can_still_be_sought(server: Server, pauses: list[float]) -> None:
+    """Whoever cleans up after a failure sees that failure, and no other."""
+    (server.root / "a.bin").write_bytes(bytes(range(100)))
+    file = open_binary(f"{server.url}/a.bin")
+    server.fail("503", 10**6)
+    with pytest.raises(NetworkFailedError):
+        file.read(10)
+    assert file.seek(40) == 40
+    assert file.seek(2, os.SEEK_CUR) == 42
+    with pytest.raises(NetworkFailedError):
+        file.seek(-1, os.SEEK_END)
+    server.fail("503", 0)
+    assert file.read(1) == b"\x2a"
+    assert file.seek(-1, os.SEEK_END) == 99
+    assert file.read() == b"\x63"
 
 
 @pytest.mark.parametrize(("how", "expected"), [("404", FileNotFoundError), ("403", Exception)])

@@ -27,7 +27,8 @@ class Device:
     def try_rows(self, num_rows: int) -> None:
         self.tried.append(num_rows)
         if num_rows > self.capacity:
-            raise self.error("CUDA out of memory")
+            is_memory = self.error is torch.OutOfMemoryError
+            raise self.error("CUDA out of memory" if is_memory else "an illegal memory access")
 
     def free(self) -> None:
         self.num_freed += 1
@@ -54,10 +55,17 @@ def test_the_largest_power_of_two_that_fits(
     assert device.num_freed >= len(tried)
 
 
-def test_what_cublas_says_is_running_out_of_memory_too() -> None:
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+    ],
+)
+def test_what_cublas_and_the_driver_say_is_running_out_of_memory_too(message: str) -> None:
     def try_rows(num_rows: int) -> None:
         if num_rows > 2:
-            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
+            raise RuntimeError(message)
 
     assert rows_that_fit(try_rows, 64, lambda: None) == 2
 

@@ -1,5 +1,6 @@
 """Who begins a cache, and what others then find: the table of ids, the principal components."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from cache_format.projection import Projection
 from cache_format.writer import CacheWriter
 from stages.cache_teacher.config import ALL_UNITS
 from stages.cache_teacher.engine import components
+from stages.cache_teacher.engine.ray_engine import RaySettings
 from stages.cache_teacher.engine.workers import WorkerShare
+from stages.cache_teacher.teacher.teacher import Teacher
 from tests.cache_format.sample_cache import contents
 from tests.stages.cache_teacher.bench import TEXTS, Bench, shard_bytes
 from tests.tiny import write_fineweb_parquet
@@ -45,6 +48,26 @@ def test_components_are_fitted_once(bench: Bench, monkeypatch: pytest.MonkeyPatc
     cache = bench.open()
     assert cache.projection is not None
     assert cache.projection.shape == (32, 8)
+
+
+def test_no_teacher_is_kept_where_a_cluster_makes_the_units(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[Teacher]] = []
+
+    def loaded(*arguments: Any) -> Teacher:
+        teacher = Teacher(*arguments)
+        alive.append(weakref.ref(teacher))
+        return teacher
+
+    def make_units(*_: Any) -> None:
+        assert [teacher() for teacher in alive] == [None]
+        raise InterruptedError("the cluster has begun")
+
+    monkeypatch.setattr("stages.cache_teacher.engine.make.Teacher", loaded)
+    monkeypatch.setattr("stages.cache_teacher.run.make_units_on_ray", make_units)
+    with pytest.raises(InterruptedError, match="the cluster has begun"):
+        bench.run(ray=RaySettings(), **PCA)
 
 
 def test_components_that_are_lost_are_fitted_again(

@@ -16,6 +16,7 @@ from cache_format.writer import CacheWriter
 from stages.cache_teacher.engine import make
 from stages.cache_teacher.engine.step import PendingRows, TeacherStep
 from stages.cache_teacher.engine.unit_reader import UnitReader
+from stages.cache_teacher.engine.workers import WorkerShare
 from tests.stages.cache_teacher.bench import Bench, shard_bytes
 
 Call = Callable[..., Any]
@@ -153,6 +154,36 @@ def test_ctrl_c_ends_the_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(shards) < 8
     assert all(entry in whole.shards for entry in shards)
     assert bench.run() == whole
+
+
+def test_ctrl_c_ends_the_counting_of_others_units(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worker 0 of 40, for whom unit 40 is the next, counts those between: the budget is near."""
+    read: list[int] = []
+    stopped = threading.Event()
+
+    def stop(reader: UnitReader) -> None:
+        original(reader)
+        stopped.set()
+
+    def hook(name: str, unit: int) -> None:
+        if name == "read":
+            read.append(unit)
+            if unit == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+                stopped.wait(10)  # the main thread hears of it
+
+    original = UnitReader.stop
+    share = WorkerShare(worker=0, num_workers=40)
+    with monkeypatch.context() as patch:
+        patch.setattr(UnitReader, "stop", stop)
+        Steps(patch, hook)
+        with pytest.raises(KeyboardInterrupt):
+            bench.run(units=share, documents_per_unit=1, num_tokens=1000)
+    require_no_threads()
+    assert 5 in read
+    assert max(unit for unit in read if unit < 40) < 10
 
 
 def test_what_the_device_is_done_with_is_still_published(

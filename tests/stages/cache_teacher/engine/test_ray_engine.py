@@ -1,5 +1,6 @@
 """What the engine does about workers and units that fail: a cluster that is only imagined."""
 
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -36,8 +37,9 @@ class FakeRay:
 
     exceptions = SimpleNamespace(RayError=FakeRayError)
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, outcome: Outcome, machines: list[dict[str, float]] | None = None) -> None:
         self.outcome = outcome
+        self.machines = machines or [{"CPU": 4.0}]
         self.asked: list[int] = []
         self.num_hired = self.num_killed = 0
         self.most_open = 0
@@ -46,7 +48,11 @@ class FakeRay:
         return True
 
     def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 4.0}
+        return {name: sum(node.get(name, 0.0) for node in self.machines) for name in ("CPU", "GPU")}
+
+    def nodes(self) -> list[dict[str, Any]]:
+        gone = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+        return [gone, *({"Alive": True, "Resources": node} for node in self.machines)]
 
     def put(self, job: Any) -> Any:
         return job
@@ -94,8 +100,13 @@ def made(unit: int) -> Any:
     return MadeUnit(entry=entry, use=DeviceUse(busy_seconds=1.0), peak_operations=None)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, outcome: Outcome, num_workers: int = 2) -> Any:
-    ray = FakeRay(outcome)
+def run(
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: Outcome,
+    num_workers: int | None = 2,
+    machines: list[dict[str, float]] | None = None,
+) -> Any:
+    ray = FakeRay(outcome, machines)
     monkeypatch.setitem(sys.modules, "ray", ray)
     finished: list[int] = []
     progress: Any = SimpleNamespace(
@@ -160,6 +171,70 @@ def test_what_would_only_happen_again_is_raised_at_once(
     with pytest.raises(ValueError, match="the document is no text"):
         run(monkeypatch, outcome)
     assert tries == [1]
+
+
+GPUS: dict[str, float] = {"CPU": 16.0, "GPU": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("machines", "num_workers", "expected"),
+    [
+        ([{"CPU": 3.0}], 4, r"4 workers need 1 CPU each.* has 3 CPUs, .*use --ray-workers 3,"),
+        ([GPUS, GPUS], 9, r"1 CPU and 1 GPU each.* has 32 CPUs and 8 GPUs.*--ray-workers 8,"),
+        ([GPUS, {"CPU": 64.0}], 5, r"has 80 CPUs and 4 GPUs, which is room for 4"),
+        ([{"CPU": 2.0, "GPU": 4.0}], 3, "room for 2"),
+        ([{"CPU": 0.0, "GPU": 4.0}], None, "room for 0. To go on, add machines"),
+    ],
+)
+def test_workers_that_no_machine_has_room_for_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    machines: list[dict[str, float]],
+    num_workers: int | None,
+    expected: str,
+) -> None:
+    with pytest.raises(ValueError, match=expected):
+        run(monkeypatch, lambda unit, _: made(unit), num_workers, machines)
+
+
+@pytest.mark.parametrize(
+    ("machines", "num_workers", "expected"),
+    [
+        ([{"CPU": 4.0}], None, 1),
+        ([{"CPU": 4.0}], 4, 4),
+        ([GPUS, GPUS], None, 8),
+        ([GPUS, GPUS], 8, 8),
+        ([{"CPU": 2.0, "GPU": 4.0}], None, 2),
+    ],
+)
+def test_workers_that_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+    machines: list[dict[str, float]],
+    num_workers: int | None,
+    expected: int,
+) -> None:
+    found = run(monkeypatch, lambda unit, _: made(unit), num_workers, machines)
+    assert found.ray.num_hired == expected
+
+
+def test_sigterm_is_given_back_where_ray_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    ray: Any = FakeRay(lambda unit, _: made(unit))
+
+    def init(**_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise RuntimeError("no shared memory")
+
+    ray.init = init
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    nothing: Any = SimpleNamespace(show=lambda *_: None)
+    try:
+        with pytest.raises(ValueError, match="Ray does not start: no shared memory"):
+            make_units_on_ray(nothing, RaySettings(), nothing, nothing, nothing)
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_where_ray_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,15 +95,20 @@ def test_auto_where_it_is_no_number() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "num_gpus", "environment", "expected"),
+    ("device", "worker", "num_gpus", "environment", "expected"),
     [
-        ("auto", 0, {"LOCAL_RANK": "3"}, "auto"),
-        ("cuda:1", 8, {"LOCAL_RANK": "3"}, "cuda:1"),
-        ("auto", 8, {"LOCAL_RANK": "3"}, "cuda:3"),
-        ("auto", 8, {"SLURM_LOCALID": "5"}, "cuda:5"),
-        ("auto", 1, {"SLURM_LOCALID": "5"}, "cuda:0"),  # it is shown one GPU, its own
-        ("auto", 8, {}, "cuda:0"),
+        ("auto", 11, 0, {"LOCAL_RANK": "3"}, "auto"),
+        ("cuda:1", 11, 8, {"LOCAL_RANK": "3"}, "cuda:1"),
+        ("auto", 12, 8, {"LOCAL_RANK": "3"}, "cuda:3"),
+        ("auto", 12, 8, {"SLURM_LOCALID": "5"}, "cuda:5"),
+        ("auto", 12, 1, {"SLURM_LOCALID": "5"}, "cuda:0"),  # it is shown one GPU, its own
+        ("auto", 0, 8, {}, "cuda:0"),  # eight commands by hand
+        ("auto", 7, 8, {}, "cuda:7"),
+        ("auto", 12, 8, {}, "cuda:4"),
+        ("auto", 5, 1, {}, "cuda:0"),
     ],
 )
-def test_device(device: str, num_gpus: int, environment: dict[str, str], expected: str) -> None:
-    assert device_of_worker(device, num_gpus, environment) == expected
+def test_device(
+    device: str, worker: int, num_gpus: int, environment: dict[str, str], expected: str
+) -> None:
+    assert device_of_worker(device, worker, num_gpus, environment) == expected
