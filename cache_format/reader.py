@@ -69,8 +69,9 @@ def open_cache(
         if looks_like_part(units):
             raise IncompleteCacheError(
                 f"{root}: looks like a part of a cache: it holds units {ranges_text(units)}; "
-                "others are missing. Put the parts together with `pipeline merge`; if it is still "
-                "being written, wait for it."
+                "others are missing. Parts made by --units are put together by `pipeline merge`. "
+                "What workers that share it have left is made by the same `pipeline "
+                "cache-teacher` command, without --worker."
             )
         raise IncompleteCacheError(
             f"{root}: the cache is still being written, or was cut short: "

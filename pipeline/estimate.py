@@ -11,6 +11,7 @@ def estimate_figures(found: "Estimate") -> dict[str, Any]:
     """An estimate as JSON values; rounded, because it is one."""
     return {
         "tokens": found.num_tokens,
+        "is_whole_corpus": found.is_whole_corpus,
         "documents": round(found.num_documents),
         "shards": max(1, round(found.num_shards)),
         "hours": round(found.seconds / 3600, 4),
@@ -32,14 +33,15 @@ def estimate_text(found: "Estimate") -> str:
 
     per_token = found.column_bytes_per_token
     lines = [
-        f"{short(found.num_tokens)} tokens: {size(found.num_bytes)} on disk, "
+        f"{'The whole corpus, ' if found.is_whole_corpus else ''}{short(found.num_tokens)} tokens: "
+        f"{size(found.num_bytes)} on disk, "
         f"{_duration(found.seconds)} on one such device",
         f"  measured    {short(round(found.tokens_per_second))} tokens/s over "
         f"{short(found.probe_tokens)} tokens{_use(found)}",
         f"  documents   {short(round(found.num_documents))}, "
         f"{found.tokens_per_document:,.0f} tokens each",
         f"  shards      {max(1, round(found.num_shards)):,} of about "
-        f"{size(found.num_bytes / max(1, found.num_shards))}",
+        f"{size((found.num_bytes - found.teacher_bytes) / max(1, found.num_shards))}",
         f"  {'column':18} {'bytes/token':>12} {'on disk':>10}",
         *(
             f"  {name:18} {one:12.2f} {size(one * found.num_tokens):>10}"
@@ -65,8 +67,10 @@ def _use(found: "Estimate") -> str:
 
 
 def _duration(seconds: float) -> str:
-    """1 to 90 minutes, then hours, then days."""
+    """Seconds, minutes, hours or days."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
     if seconds < 90 * 60:
-        return f"{max(1, round(seconds / 60))} min"
+        return f"{round(seconds / 60)} min"
     hours = seconds / 3600
     return f"{hours:.1f} hours" if hours < 72 else f"{hours / 24:.1f} days"

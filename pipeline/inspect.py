@@ -242,7 +242,7 @@ def _state(summary: dict[str, Any]) -> str:
     if looks_like_part(units):
         return (
             f"NOT COMPLETE: units {ranges_text(units)}, as in a part; `pipeline merge` puts parts "
-            "together"
+            "together, `pipeline cache-teacher` without --worker makes what workers have left"
         )
     return "NOT COMPLETE: still being written, or cut short"
 

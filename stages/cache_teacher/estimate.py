@@ -36,7 +36,9 @@ class Estimate:
     """A cache of ``num_tokens``, scaled up from a small one made with the same settings."""
 
     num_tokens: int
-    """The budget."""
+    """The budget; at least a unit, and at most the corpus, if it ends before the probe does."""
+    is_whole_corpus: bool
+    """Whether it does."""
     probe_tokens: int
     """Tokens that were cached to find out."""
     tokens_per_second: float
@@ -80,33 +82,39 @@ class _Watch:
 
     def __init__(self, seconds: float, report: Callable[[CacheProgress], None]) -> None:
         self._seconds, self._report = seconds, report
-        self._first: CacheProgress | None = None
-        self._last: CacheProgress | None = None
+        self._started: float | None = None
+        self._marks: list[CacheProgress] = []
+        """How far it was when it first told of one more finished unit."""
+        self.last: CacheProgress | None = None
+        """How far it came."""
 
     def __call__(self, progress: CacheProgress) -> None:
         self._report(progress)
-        if progress.tokens_cached_this_run == 0:
+        self.last = progress
+        if progress.tokens_cached_this_run == 0 or progress.phase != "caching":
             return
-        self._first = self._first or progress
-        self._last = progress
-        has_run = progress.seconds - self._first.seconds
-        if has_run >= self._seconds and progress.units_made > 0:
+        if self._started is None:
+            self._started = progress.seconds
+        if progress.units_made > len(self._marks):
+            self._marks.append(progress)
+        has_run = progress.seconds - self._started
+        enough = len(self._marks) >= 2 or (self._marks and has_run >= 3 * self._seconds)
+        if enough and has_run >= self._seconds:
             raise _Enough
 
-    def last(self) -> CacheProgress:
-        """How far the probe came."""
-        assert self._last is not None
-        return self._last
-
     def rate(self) -> float:
-        """Tokens a second; the first forward pass, which may compile, is left out if it can be."""
-        assert self._first is not None
-        assert self._last is not None
-        seconds = self._last.seconds - self._first.seconds
-        tokens = self._last.tokens_cached_this_run - self._first.tokens_cached_this_run
-        if tokens == 0 or seconds <= 0:
-            return self._last.tokens_cached_this_run / self._last.seconds
-        return tokens / seconds
+        """Tokens a second between the ends of the first unit and the last.
+
+        At both, as much is on the device and not yet told of; and the first forward pass, which may
+        compile, lies before. With one unit alone, all there is.
+        """
+        assert self.last is not None
+        if len(self._marks) >= 2:
+            first, last = self._marks[0], self._marks[-1]
+            tokens = last.tokens_cached_this_run - first.tokens_cached_this_run
+            if tokens > 0 and last.seconds > first.seconds:
+                return tokens / (last.seconds - first.seconds)
+        return self.last.tokens_cached_this_run / max(1e-9, self.last.seconds)
 
 
 def estimate(
@@ -153,15 +161,19 @@ def _scaled(config: CacheTeacherConfig, cache: Cache, watch: _Watch) -> Estimate
         for name in names
     }
     num_bytes = sum(shard.num_bytes for shard in shards)
-    last = watch.last()
+    last, num_documents = watch.last, sum(shard.num_documents for shard in shards)
+    assert last is not None
+    is_whole = last.phase == "corpus ended"
+    least = num_tokens / num_documents * config.documents_per_unit  # a unit is made as a whole
     return Estimate(
-        num_tokens=config.num_tokens,
+        num_tokens=num_tokens if is_whole else max(config.num_tokens, round(least)),
+        is_whole_corpus=is_whole,
         probe_tokens=num_tokens,
         tokens_per_second=watch.rate(),
         device_wait_share=last.device_wait_share,
         mfu=last.mfu,
         column_bytes_per_token=columns | {FRAMING: num_bytes / num_tokens - sum(columns.values())},
         teacher_bytes=sum(size for size, _ in cache.attachments().values()),
-        tokens_per_document=num_tokens / sum(shard.num_documents for shard in shards),
+        tokens_per_document=num_tokens / num_documents,
         documents_per_unit=config.documents_per_unit,
     )

@@ -157,7 +157,8 @@ class TestMerge:
             "[cache_teacher]\n"
             f'teacher = "{teacher}"\ncorpus = "{corpus}"\nteacher_dtype = "float32"\n'
             'device = "cpu"\nsequence_length = 32\ndocuments_per_unit = 10\nnum_tokens = 1000\n'
-            "validation_every = 4\ntop_k = 12\nsketch_dim = 8\nrows_per_forward = 4\ncompile = 'off'\n"
+            "validation_every = 4\ntop_k = 12\nsketch_dim = 8\nrows_per_forward = 4\n"
+            "compile = 'off'\n"
         )
         for name, units in (("a", "0:1"), ("c", "2:")):
             result = done(

@@ -56,7 +56,7 @@ def retrying(action: Callable[[], _T], what: str, *, first_pause: float | None =
                 raise NetworkFailedError(
                     f"{what}: the network has failed {NUM_TRIES} times in a row, the last time "
                     f"with {_text(error)}. See that the machine reaches it, then run the same "
-                    "command again: what is finished is kept."
+                    "command again: what is finished is kept"
                 ) from error
         time.sleep(pause * random.uniform(0.8, 1.2))  # not all workers at the same moment
         pause *= 2

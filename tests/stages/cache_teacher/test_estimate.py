@@ -12,7 +12,7 @@ from tests.tiny import tiny_config, write_fineweb_parquet
 
 def test_bytes_are_those_of_the_cache(bench: Bench) -> None:
     manifest = bench.run(documents_per_unit=8, num_tokens=1000)
-    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=8, num_tokens=1000)
+    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=8)
     found = estimate(config, seconds=3600, report=lambda _: None)  # to the corpus's end
     shards = manifest.shards
     num_tokens = sum(shard.num_tokens for shard in shards)
@@ -24,10 +24,11 @@ def test_bytes_are_those_of_the_cache(bench: Bench) -> None:
             for shard in shards
         )
         assert size == pytest.approx(held / num_tokens, rel=0.2, abs=2.0), name
-    assert found.num_tokens == 1000
+    assert found.num_tokens == found.probe_tokens
+    assert found.is_whole_corpus
     assert found.probe_tokens >= num_tokens
     assert found.tokens_per_document == pytest.approx(num_tokens / (8 * len(shards)), rel=0.3)
-    assert found.seconds == pytest.approx(1000 / found.tokens_per_second)
+    assert found.seconds == pytest.approx(found.num_tokens / found.tokens_per_second)
     assert found.teacher_bytes == sum(size for size, _ in bench.open().attachments().values())
 
 
@@ -36,6 +37,13 @@ def test_it_ends_when_the_time_is_up(bench: Bench) -> None:
     found = estimate(config, seconds=0.0, report=lambda _: None)
     whole = estimate(config, seconds=3600, report=lambda _: None)
     assert 0 < found.probe_tokens < whole.probe_tokens
+
+
+def test_less_than_a_unit_is_a_unit(bench: Bench) -> None:
+    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=10, num_tokens=1)
+    found = estimate(config, seconds=0.0, report=lambda _: None)
+    assert found.num_tokens == pytest.approx(10 * found.tokens_per_document, abs=1)
+    assert not found.is_whole_corpus
 
 
 def test_units_of_the_probe_are_small(bench: Bench) -> None:
