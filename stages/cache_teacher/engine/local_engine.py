@@ -39,16 +39,17 @@ def make_units(
         threading.Thread(target=work, name=f"unit-{number}", daemon=True)
         for number in range(UNITS_IN_FLIGHT)
     ]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         _wait(outcomes, len(threads), made)
     except BaseException:
         maker.stop()
         raise
     finally:
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:  # Ctrl-C may come before all have been started
+                thread.join()
 
 
 def _wait(

@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -137,6 +137,15 @@ def test_a_failure_anywhere_ends_the_run_with_its_cause(
     assert shard_bytes(bench.root / "cache") == shard_bytes(bench.root / "whole")
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C is heard, also where the tests run in the background of a shell that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bench.run("whole")
 
@@ -156,6 +165,7 @@ def test_ctrl_c_ends_the_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> N
     assert bench.run() == whole
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_counting_of_others_units(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
