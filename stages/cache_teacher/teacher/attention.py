@@ -8,7 +8,8 @@ B rows, T positions, N = B·T, H heads, G key-value heads, E width of a head.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -152,6 +153,12 @@ def has_kernel(query: torch.Tensor) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
+@cache  # every layer of every forward pass asks
+def _options(kernel: Callable[..., Any]) -> dict[str, Any]:
+    """Fewer key-value heads than heads must be announced; before PyTorch 2.12 they need not be."""
+    return {"enable_gqa": True} if "enable_gqa" in inspect.signature(kernel).parameters else {}
+
+
 def _by_kernel(
     query_NHE: torch.Tensor,
     key_NGE: torch.Tensor,
@@ -162,9 +169,6 @@ def _by_kernel(
 ) -> torch.Tensor:
     from torch.nn.attention import varlen
 
-    # Fewer key-value heads than heads must be announced; before PyTorch 2.12 they need not be.
-    parameters = inspect.signature(varlen.varlen_attn).parameters
-    options: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in parameters else {}
     causal = (-1, 0)
     out_NHE = varlen.varlen_attn(
         query_NHE,
@@ -176,7 +180,7 @@ def _by_kernel(
         longest,
         scale=scaling,
         window_size=causal,
-        **options,
+        **_options(varlen.varlen_attn),
     )
     assert isinstance(out_NHE, torch.Tensor)
     return out_NHE
