@@ -210,7 +210,8 @@ class _Bench:
         """Operations that the model needs over those that a known GPU could do."""
         import torch
 
-        from stages.cache_teacher.engine.device_use import model_operations, peak_operations
+        from stages.cache_teacher.engine.device_use import model_operations
+        from stages.peak_operations import peak_operations
 
         operations = model_operations(self.teacher.source.directory)
         if self.device.type != "cuda" or operations is None:

@@ -42,9 +42,9 @@ def _contenders(
     """Forward and backward of one sLSTM layer, ours and the package's."""
     import torch
 
-    from stages.train_student.document_layout import lay_out_documents
-    from stages.train_student.isolated_stack import slstm_layer_forward
-    from stages.train_student.package_stack import StackSettings, make_stack
+    from stages.train_student.student.document_layout import lay_out_documents
+    from stages.train_student.student.isolated_stack import slstm_layer_forward
+    from stages.train_student.student.package_stack import StackSettings, make_stack
 
     stack: Any = make_stack(
         StackSettings(

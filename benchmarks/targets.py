@@ -31,10 +31,10 @@ from cache_format.draws import TailDraws
 from cache_format.ranks import RankTable
 from cache_format.spec import CacheSpec
 from cache_format.writer import CacheWriter
-from stages.train_student.loader import Batch, read_batch
-from stages.train_student.loss import sparse_distillation_loss
-from stages.train_student.objective import scored_targets
-from stages.train_student.sparse_targets import covers, lagrange_weights
+from stages.train_student.batches.loader import Batch, read_batch
+from stages.train_student.objective.loss import sparse_distillation_loss
+from stages.train_student.objective.objective import scored_targets
+from stages.train_student.objective.sparse_targets import covers, lagrange_weights
 
 TOP_K = (32, 64)
 NUM_DRAWS = (12, 50, 64)

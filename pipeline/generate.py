@@ -38,7 +38,7 @@ def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
 
-    import stages.train_student.student  # noqa: F401  (registers the student with transformers)
+    import stages.train_student.student.model  # noqa: F401  (registers the student with transformers)
 
     class Stream(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

@@ -74,14 +74,20 @@ def test_stages_do_not_know_each_other() -> None:
     assert crossing == []
 
 
-def test_stage_one_is_in_layers() -> None:
-    layers = ["corpus", "targets", "teacher", "engine"]
+@pytest.mark.parametrize(
+    ("stage", "layers"),
+    [
+        ("cache_teacher", ["corpus", "targets", "teacher", "engine"]),
+        ("train_student", ["student", "batches", "objective", "training"]),
+    ],
+)
+def test_a_stage_is_in_layers(stage: str, layers: list[str]) -> None:
     upwards = [
         found
         for number, layer in enumerate(layers)
         for found in imports()
-        if _is_within(found.importer, f"stages.cache_teacher.{layer}")
-        and _is_within(found.imported, "stages.cache_teacher")
+        if _is_within(found.importer, f"stages.{stage}.{layer}")
+        and _is_within(found.imported, f"stages.{stage}")
         and found.imported.split(".")[2] not in (*layers[: number + 1], "config")
     ]
     assert upwards == []

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from cache_format.reader import Cache
-from stages.train_student.loader import Batch, read_batch
-from stages.train_student.loss import sparse_distillation_loss
-from stages.train_student.objective import Objective, scored_targets
-from stages.train_student.student import DistilXLSTMForCausalLM
+from stages.train_student.batches.loader import Batch, read_batch
+from stages.train_student.objective.loss import sparse_distillation_loss
+from stages.train_student.objective.objective import Objective, scored_targets
+from stages.train_student.student.model import DistilXLSTMForCausalLM
 
 
 def validation_batches(

@@ -22,15 +22,16 @@ from safetensors.torch import load_file
 from cache_format.atomic import publish_directory
 from cache_format.reader import Cache
 from stages.device import choose_device
-from stages.train_student import checkpoint, evaluate, run_directory
+from stages.train_student import evaluate
+from stages.train_student.batches.loader import Batch, Loader, row_order
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.loader import Batch, Loader, row_order
-from stages.train_student.metrics import MetricsLog
-from stages.train_student.objective import Objective
+from stages.train_student.objective.objective import Objective
+from stages.train_student.objective.schedule import learning_rate, loss_weights
 from stages.train_student.requirements import require_targets
-from stages.train_student.run_directory import RunRows
-from stages.train_student.schedule import learning_rate, loss_weights
-from stages.train_student.student import DistilXLSTMForCausalLM, build_student
+from stages.train_student.student.model import DistilXLSTMForCausalLM, build_student
+from stages.train_student.training import checkpoint, run_directory
+from stages.train_student.training.metrics import MetricsLog
+from stages.train_student.training.run_directory import RunRows
 
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

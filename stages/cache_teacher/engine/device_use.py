@@ -16,29 +16,12 @@ document has. D width, L layers.
 
 import json
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from stages.cache_teacher.corpus.packing import PackedUnit
-
-# Dense bfloat16 products with float32 sums, operations a second, by NVIDIA's data sheets. The
-# first name whose words are in the device's own counts.
-_PEAKS = (
-    ("H100 PCIe", 756e12),
-    ("H100 NVL", 835e12),
-    ("H100", 989e12),
-    ("H200", 989e12),
-    ("GH200", 989e12),
-    ("A100", 312e12),
-    ("B200", 2250e12),
-    ("L40S", 362e12),
-    ("L40", 181e12),
-    ("L4", 121e12),
-    ("RTX 4090", 165e12),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +48,6 @@ class DeviceUse:
     def wait_share(self, seconds: float) -> float:
         """The share of ``seconds`` in which the device was at no forward pass."""
         return min(1.0, max(0.0, 1 - self.busy_seconds / seconds)) if seconds > 0 else 0.0
-
-
-def peak_operations(device_name: str, dtype: str) -> float | None:
-    """Operations a second of a known GPU in half precision; None for what is not known."""
-    if dtype == "float32":
-        return None
-    return next(
-        (peak for name, peak in _PEAKS if re.search(rf"\b{name}\b", device_name)),
-        None,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

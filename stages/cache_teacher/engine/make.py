@@ -33,7 +33,6 @@ from stages.cache_teacher.engine.device_use import (
     DeviceUse,
     ModelOperations,
     model_operations,
-    peak_operations,
 )
 from stages.cache_teacher.engine.progress import Progress
 from stages.cache_teacher.engine.self_check import require_agreement
@@ -43,6 +42,7 @@ from stages.cache_teacher.engine.unit_reader import PreparedUnit, Stopped, UnitR
 from stages.cache_teacher.teacher.teacher import Teacher
 from stages.cache_teacher.teacher.teacher_files import TeacherSource
 from stages.device import current_device
+from stages.peak_operations import peak_operations
 
 UNITS_IN_FLIGHT = 3
 """One is read, one on the device, one encoded and written."""

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from cache_format.spec import TargetSpec
 from stages.cache_teacher.targets.blocks import blocks_of, largest, times_nodes, without
-from stages.cache_teacher.targets.compiling import Compiled
 from stages.cache_teacher.targets.draws import draw
 from stages.cache_teacher.targets.head import Head
+from stages.compiling import Compiled
 
 _ROWS_IN_CPU_CACHE = 4  # what is not compiled passes over its logits many times
 
@@ -58,7 +58,13 @@ class TargetMaker:
     ) -> None:
         """``chunk`` positions have their logits at once. ``compile`` as in the settings."""
         self._head, self._chunk = head, chunk
-        self.reduction = Compiled(partial(_chunk, spec=spec), compile, head.device)
+        self.reduction = Compiled(
+            partial(_chunk, spec=spec),
+            compile,
+            head.device,
+            what="targets are made",
+            setting="cache_teacher.compile",
+        )
 
     def make(self, hidden_PD: Tensor, labels_P: Tensor, uniform_PM: Tensor) -> Targets:
         """Targets of P positions. ``uniform_PM`` has no columns where nothing is drawn."""

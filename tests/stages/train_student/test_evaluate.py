@@ -8,7 +8,7 @@ import torch
 
 import cache_format
 from stages.train_student.evaluate import validate, validation_batches
-from stages.train_student.objective import Objective
+from stages.train_student.objective.objective import Objective
 from stages.train_student.run import load_student
 from tests.stages.train_student.test_run import tiny_config
 

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 import cache_format
-from stages.train_student.checkpoint import load_newest
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.run import NonFiniteLossError, TrainProgress, train_student
+from stages.train_student.training.checkpoint import load_newest
 
 
 def tiny_config(**changes: Any) -> TrainStudentConfig:
@@ -223,7 +223,7 @@ def test_a_gradient_that_stays_not_finite_under_fp16_stops_the_run(
     tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scaler skips such a step and halves its scale, 16 times at most."""
-    from stages.train_student.objective import Objective
+    from stages.train_student.objective.objective import Objective
 
     terms = Objective.terms
 

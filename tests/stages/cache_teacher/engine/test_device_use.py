@@ -8,8 +8,9 @@ import torch
 
 from stages.cache_teacher.config import ALL_UNITS
 from stages.cache_teacher.corpus.packing import PackedUnit
-from stages.cache_teacher.engine.device_use import DeviceUse, model_operations, peak_operations
+from stages.cache_teacher.engine.device_use import DeviceUse, model_operations
 from stages.cache_teacher.engine.progress import CacheProgress, Progress
+from stages.peak_operations import peak_operations
 from tests.tiny import save_tiny_teacher
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from cache_format.spec import TargetSpec
 from stages.cache_teacher.targets.blocks import blocks_of, largest
-from stages.cache_teacher.targets.compiling import has_compiler
 from stages.cache_teacher.targets.head import Head
 from stages.cache_teacher.targets.targets import TargetMaker, Targets
+from stages.compiling import has_compiler
 
 NODES = (0.5, 0.625, 0.75, 0.875, 1.0)
 V = 97

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from stages.cache_teacher.targets.compiling import Compiled
+from stages.compiling import Compiled
 
 CPU = torch.device("cpu")
+NAMES = {"what": "sums are made", "setting": "a_stage.compile"}
 
 
 def depends_on_values(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -15,8 +16,10 @@ def depends_on_values(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
 def test_a_compiler_that_fails_is_done_without() -> None:
-    function = Compiled(depends_on_values, "auto", CPU)
-    with pytest.warns(RuntimeWarning, match="without torch.compile, at a fraction of the speed: "):
+    function = Compiled(depends_on_values, "auto", CPU, **NAMES)
+    with pytest.warns(
+        RuntimeWarning, match="sums are made without torch.compile, at a"
+    ):
         (found,) = function(torch.ones(3))
     assert found.tolist() == [2, 2, 2]
     assert not function.is_compiled
@@ -26,15 +29,15 @@ def test_a_compiler_that_fails_is_done_without() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_on_means_on() -> None:
     with pytest.raises(torch._dynamo.exc.Unsupported):
-        Compiled(depends_on_values, "on", CPU)(torch.ones(3))
+        Compiled(depends_on_values, "on", CPU, **NAMES)(torch.ones(3))
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.warns(RuntimeWarning, match=r"there is no C\+\+ compiler"):
-        function = Compiled(depends_on_values, "auto", CPU)
+    with pytest.warns(RuntimeWarning, match=r"no C\+\+ compiler"):
+        function = Compiled(depends_on_values, "auto", CPU, **NAMES)
     assert function(torch.ones(2))[0].tolist() == [2, 2]
 
 
 def test_off_says_nothing() -> None:
-    assert not Compiled(depends_on_values, "off", CPU).is_compiled
+    assert not Compiled(depends_on_values, "off", CPU, **NAMES).is_compiled

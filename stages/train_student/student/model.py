@@ -19,10 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers.utils.generic import ModelOutput
 
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.document_layout import lay_out_documents
-from stages.train_student.isolated_stack import StackState, empty_stack_state, stack_forward
-from stages.train_student.package_stack import make_stack
-from stages.train_student.student_config import DistilXLSTMConfig
+from stages.train_student.student.document_layout import lay_out_documents
+from stages.train_student.student.isolated_stack import StackState, empty_stack_state, stack_forward
+from stages.train_student.student.model_config import DistilXLSTMConfig
+from stages.train_student.student.package_stack import make_stack
 
 _HEAD_CHUNK_ROWS = 8192  # rows of a half-precision head that are held in float32 at once
 

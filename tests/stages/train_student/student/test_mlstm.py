@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.train_student.document_layout import DocumentLayout, lay_out_documents
-from stages.train_student.mlstm import (
+from stages.train_student.student.document_layout import DocumentLayout, lay_out_documents
+from stages.train_student.student.mlstm import (
     CellState,
     decay,
     empty_cell_state,

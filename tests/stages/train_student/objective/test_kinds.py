@@ -12,12 +12,12 @@ import torch
 
 from cache_format.reader import Cache
 from cache_format.spec import SketchSpec
+from stages.train_student.batches.loader import Batch, read_batch
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.evaluate import validate
-from stages.train_student.loader import Batch, read_batch
-from stages.train_student.objective import Objective, scored_targets
+from stages.train_student.objective.objective import Objective, scored_targets
+from stages.train_student.objective.schedule import LossWeights
 from stages.train_student.run import load_student, train_student
-from stages.train_student.schedule import LossWeights
 from tests.cache_format.sample_cache import pca_sketch
 from tests.stages.train_student.caches import TARGETS, TEMPERATURES, write_cache
 

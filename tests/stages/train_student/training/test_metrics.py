@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from stages.train_student.metrics import MetricsLog
+from stages.train_student.training.metrics import MetricsLog
 
 _FLUSH = "tensorboard.compat.tensorflow_stub.io.gfile.GFile.flush"
 

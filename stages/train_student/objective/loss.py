@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from stages.train_student.sparse_targets import SparseTargets
+from stages.train_student.objective.sparse_targets import SparseTargets
 
 _FP16_LARGEST_GRADIENT = 2.0**14  # where scaling puts it, so that small q_j do not become 0
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from stages.train_student.loss import sparse_distillation_loss
-from stages.train_student.sparse_targets import SparseTargets
+from stages.train_student.objective.loss import sparse_distillation_loss
+from stages.train_student.objective.sparse_targets import SparseTargets
 from tests.stages.train_student.teachers import samples, sparse, with_draws
 
 _TRIALS = 6000

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stages.train_student.document_layout import lay_out_documents
-from stages.train_student.isolated_stack import empty_stack_state, stack_forward
-from stages.train_student.package_stack import StackSettings, make_stack
+from stages.train_student.student.document_layout import lay_out_documents
+from stages.train_student.student.isolated_stack import empty_stack_state, stack_forward
+from stages.train_student.student.package_stack import StackSettings, make_stack
 
 WIDTH, KERNEL = 32, 4
 

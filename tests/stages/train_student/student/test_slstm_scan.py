@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.train_student.slstm_scan import Resets, ScanState, slstm_scan
+from stages.train_student.student.slstm_scan import Resets, ScanState, slstm_scan
 
 HEADS, BATCH, WIDTH = 2, 3, 4
 

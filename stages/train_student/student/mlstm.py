@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
-from stages.train_student.document_layout import DocumentLayout
+from stages.train_student.student.document_layout import DocumentLayout
 
 _EPSILON = 1e-6  # the package's
 

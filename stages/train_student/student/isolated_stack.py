@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from stages.train_student.document_layout import DocumentLayout
-from stages.train_student.mlstm import (
+from stages.train_student.student.document_layout import DocumentLayout
+from stages.train_student.student.mlstm import (
     CellState,
     decay,
     empty_cell_state,
     mlstm_final_state,
     mlstm_parallel,
 )
-from stages.train_student.slstm_scan import ScanState, empty_state, slstm_scan
+from stages.train_student.student.slstm_scan import ScanState, empty_state, slstm_scan
 
 
 class LayerState(NamedTuple):

@@ -3,7 +3,7 @@
 import pytest
 
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.schedule import annealed, learning_rate, loss_weights
+from stages.train_student.objective.schedule import annealed, learning_rate, loss_weights
 
 
 @pytest.mark.parametrize(

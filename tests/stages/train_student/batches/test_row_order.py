@@ -5,8 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.train_student.batches.row_order import (
+    RowOrder,
+    _splitmix64,
+    epoch_order,
+    steps_per_epoch,
+)
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.row_order import RowOrder, _splitmix64, epoch_order, steps_per_epoch
 
 SHARDS = (7, 0, 12, 5, 9, 3, 8)
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.student import (
+from stages.train_student.student.model import (
     DistilXLSTMForCausalLM,
     build_student,
     count_parameters,
 )
-from stages.train_student.student_config import DistilXLSTMConfig
+from stages.train_student.student.model_config import DistilXLSTMConfig
 
 WIDTH, VOCAB, ROWS, EOS = 32, 90, 100, 3
 CONFIG = TrainStudentConfig(num_blocks=4, slstm_at=(0, 2), num_heads=4, qkv_block_size=8)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.train_student.loss import sparse_distillation_loss
-from stages.train_student.sparse_targets import SparseDraws, SparseTargets
+from stages.train_student.objective.loss import sparse_distillation_loss
+from stages.train_student.objective.sparse_targets import SparseDraws, SparseTargets
 from tests.stages.train_student.teachers import make_problem, sparse, with_draws
 
 

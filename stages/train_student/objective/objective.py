@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from cache_format.spec import CacheSpec, TargetSpec
-from stages.train_student.frobenius import sketched_frobenius
-from stages.train_student.loader import Batch
-from stages.train_student.loss import sparse_distillation_loss
-from stages.train_student.schedule import LossWeights
-from stages.train_student.sparse_targets import SparseDraws, SparseTargets
-from stages.train_student.student import DistilXLSTMForCausalLM
+from stages.train_student.batches.loader import Batch
+from stages.train_student.objective.frobenius import sketched_frobenius
+from stages.train_student.objective.loss import sparse_distillation_loss
+from stages.train_student.objective.schedule import LossWeights
+from stages.train_student.objective.sparse_targets import SparseDraws, SparseTargets
+from stages.train_student.student.model import DistilXLSTMForCausalLM
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from stages.train_student.package_stack import StackSettings, make_stack
+from stages.train_student.student.package_stack import StackSettings, make_stack
 
 
 def settings(**changes: Any) -> StackSettings:
@@ -87,7 +87,8 @@ def test_a_visible_gpu_without_a_toolkit_does_not_stop_the_import() -> None:
         "{}\n"
         "print(cpp_extension.CUDA_HOME, os.environ.get('CUDA_LIB'))\n"
     )
-    guarded = "from tests.stages.train_student.test_package_stack import *; make_stack(settings())"
+    here = "tests.stages.train_student.student.test_package_stack"
+    guarded = f"from {here} import *; make_stack(settings())"
     unguarded = "import xlstm"
     results = [
         subprocess.run(

@@ -9,8 +9,8 @@ import torch
 import cache_format
 from cache_format.errors import CacheError
 from cache_format.reader import Cache
+from stages.train_student.batches.loader import Loader, read_batch, row_order
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.loader import Loader, read_batch, row_order
 
 
 def test_batches_hold_the_rows_of_the_cache(tiny_cache: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.train_student.slstm_scan import Resets
+from stages.train_student.student.slstm_scan import Resets
 
 
 @dataclass(frozen=True, kw_only=True)

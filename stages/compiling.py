@@ -1,8 +1,8 @@
 """A function of tensors, compiled by PyTorch where that is asked for and possible.
 
-Called by ``targets``. Compiled, a chain of passes over a chunk's logits becomes one: several times
-faster, the same but for the last bits of its sums. Sizes stay symbolic, so that it is compiled
-once.
+Called by stage one's ``targets`` and stage two's ``loss``. Compiled, a chain of passes over a
+chunk's logits becomes one: several times faster, the same but for the last bits of its sums. Sizes
+stay symbolic, so that it is compiled once.
 """
 
 import importlib.util
@@ -16,19 +16,24 @@ import torch
 from torch import Tensor
 
 Function = Callable[..., tuple[Tensor, ...]]
+Mode = Literal["auto", "on", "off"]
 
 
 class Compiled:
     """``function``, compiled when it is first called."""
 
     def __init__(
-        self, function: Function, mode: Literal["auto", "on", "off"], device: torch.device
+        self, function: Function, mode: Mode, device: torch.device, *, what: str, setting: str
     ) -> None:
-        """``auto`` compiles if there is a compiler, and does without if that fails."""
+        """``auto`` compiles if there is a compiler, and does without if that fails.
+
+        A warning says ``what`` is then slow, and names the recipe's ``setting``.
+        """
         self._function, self._mode = function, mode
+        self._what, self._setting = what, setting
         self._compiled: Function | None = None
         if mode == "auto" and not has_compiler(device):
-            _warn("there is no C++ compiler" + (", or no Triton" if device.type == "cuda" else ""))
+            self._warn("no C++ compiler" + (", or no Triton" if device.type == "cuda" else ""))
         elif mode != "off":
             self._compiled = torch.compile(function, fullgraph=True, dynamic=True)
 
@@ -49,19 +54,18 @@ class Compiled:
         except Exception as error:  # compilers fail in many ways, none of which is a result
             if self._mode == "on":
                 raise
-            _warn(" ".join(str(error).split("\n")[:2]) or type(error).__name__)
+            self._warn(" ".join(str(error).split("\n")[:2]) or type(error).__name__)
             self._compiled = None
             return self._function(*tensors)
 
-
-def _warn(reason: str) -> None:
-    warnings.warn(
-        f"targets are made without torch.compile, at a fraction of the speed: {reason}. With g++ "
-        "(on GPUs also triton) installed they are compiled; cache_teacher.compile=off does without "
-        "and says nothing.",
-        RuntimeWarning,
-        stacklevel=3,
-    )
+    def _warn(self, reason: str) -> None:
+        warnings.warn(
+            f"{self._what} without torch.compile, at a fraction of the speed: {reason}. With g++ "
+            f"(on GPUs also triton) installed it is compiled; {self._setting}=off does without "
+            "and says nothing.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def has_compiler(device: torch.device) -> bool:

@@ -2,7 +2,7 @@
 
 from transformers import PretrainedConfig
 
-from stages.train_student.package_stack import StackSettings
+from stages.train_student.student.package_stack import StackSettings
 
 
 class DistilXLSTMConfig(PretrainedConfig):  # type: ignore[no-untyped-call]

@@ -26,8 +26,8 @@ from cache_format.codec import Row
 from cache_format.reader import Cache
 from cache_format.sketch import sketch_signs
 from cache_format.spec import Split, TargetSpec
+from stages.train_student.batches.row_order import RowOrder
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.row_order import RowOrder
 
 _STEPS_AHEAD = 3
 _UNLABELLED = -100

@@ -1,0 +1,1 @@
+"""What is minimised: cross-entropy, KL and the Frobenius term, and their schedules."""

@@ -1,0 +1,1 @@
+"""The student: a Hugging Face model of xLSTM blocks, and how its cells are computed."""

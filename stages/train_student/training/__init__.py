@@ -1,0 +1,1 @@
+"""What a training run keeps and tells: checkpoints, its directory, its figures."""
