@@ -4,8 +4,12 @@ import click
 
 from benchmarks.codec import codec
 from benchmarks.full_vocabulary import full_vocabulary
+from benchmarks.head_columns import head_columns
 from benchmarks.loader import loader
+from benchmarks.loss import loss
+from benchmarks.online import online
 from benchmarks.stage_one import stage_one
+from benchmarks.stage_two import stage_two
 from benchmarks.student import student
 from benchmarks.targets import targets
 
@@ -20,8 +24,12 @@ def main(context: click.Context) -> None:
 
 main.add_command(codec)
 main.add_command(full_vocabulary)
+main.add_command(head_columns)
 main.add_command(loader)
+main.add_command(loss)
+main.add_command(online)
 main.add_command(stage_one)
+main.add_command(stage_two)
 main.add_command(student)
 main.add_command(targets)
 

@@ -98,7 +98,7 @@ class _Bench:
 
         self.preset, self.device = preset, choose_device(device)
         save_random_teacher(work / "teacher", preset)
-        _write_corpus(work / "corpus.parquet", num_documents=_NUM_UNITS * documents)
+        write_corpus(work / "corpus.parquet", num_documents=_NUM_UNITS * documents)
         self.config = config = CacheTeacherConfig(
             teacher=str(work / "teacher"),
             teacher_dtype=dtype,
@@ -138,7 +138,7 @@ class _Bench:
         ratios = sorted(one / other for one, other in pairs)
         return {
             "teacher": self.preset,
-            "device": _name(self.device),
+            "device": device_name(self.device),
             "dtype": self.spec.teacher.dtype,
             "attention": self.spec.teacher.attention,
             "torch": torch.__version__,
@@ -301,7 +301,7 @@ def save_random_teacher(target: Path, preset: str) -> None:
     shutil.copyfile(demo / "tokenizer_config.json", target / "tokenizer_config.json")
 
 
-def _write_corpus(path: Path, num_documents: int) -> None:
+def write_corpus(path: Path, num_documents: int) -> None:
     from itertools import islice
 
     import pyarrow as pa
@@ -325,7 +325,7 @@ def _synchronize(device: "torch.device") -> None:
         torch.cuda.synchronize(device)
 
 
-def _name(device: "torch.device") -> str:
+def device_name(device: "torch.device") -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

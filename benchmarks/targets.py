@@ -31,7 +31,7 @@ from cache_format.draws import TailDraws
 from cache_format.ranks import RankTable
 from cache_format.spec import CacheSpec
 from cache_format.writer import CacheWriter
-from stages.train_student.batches.loader import Batch, read_batch
+from stages.train_student.batches.batch import Batch, read_batch
 from stages.train_student.objective.loss import sparse_distillation_loss
 from stages.train_student.objective.objective import scored_targets
 from stages.train_student.objective.sparse_targets import covers, lagrange_weights
@@ -282,22 +282,22 @@ def _drawn(
     return num_ids, ids_PM[is_drawn_PM].numpy(), counts_PM[is_drawn_PM].numpy().astype(np.int64)
 
 
-def _through_a_cache(spec: CacheSpec, ranks: RankTable, rows: list[Row]) -> Batch:
-    """What the loader gives of ``rows`` once they lie in a cache."""
+def _through_a_cache(spec: CacheSpec, ranks: RankTable, rows: list[Row]) -> list[Batch]:
+    """What the loader gives of each of ``rows`` once they lie in a cache."""
     with tempfile.TemporaryDirectory() as directory:
         writer = CacheWriter.create_or_open(Path(directory) / "cache", spec, ranks)
         writer.write_unit(1, rows, num_documents=1)
         writer.publish_manifest(num_tokens_requested=1, complete=False)
         cache = cache_format.open(Path(directory) / "cache", allow_incomplete=True)
-        return read_batch(cache, "train", range(len(rows)), with_sketch=False)
+        return [read_batch(cache, "train", [row], with_sketch=False) for row in range(len(rows))]
 
 
 def _errors(
-    scene: Scene, batch: Batch, spec: CacheSpec, temperature: float, true_PD: torch.Tensor
+    scene: Scene, batches: list[Batch], spec: CacheSpec, temperature: float, true_PD: torch.Tensor
 ) -> tuple[float, float]:
     """Bias and noise of the gradient, relative to ``true_PD``."""
     gradients = torch.stack(
-        [_gradient(scene, part, spec, temperature) for part in batch.split(1)]
+        [_gradient(scene, batch, spec, temperature) for batch in batches]
     ).double()
     variance = gradients.var(0).sum().item()
     square = (gradients.mean(0) - true_PD).square().sum().item() - variance / len(gradients)

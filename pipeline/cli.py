@@ -6,7 +6,6 @@ Only this module and ``session.py`` print and exit.
 
 from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Literal
 
 import click
@@ -15,9 +14,10 @@ from pipeline.cache_commands import export, extend, merge, pack, unpack
 from pipeline.cache_location import CacheLocation, LocalPath
 from pipeline.finite_range import FiniteRange
 from pipeline.quiet import quieten
-from pipeline.recipe_options import load_session_recipe, recipe_options
 from pipeline.session import PipelineGroup, Session
+from pipeline.student_commands import evaluate, push
 from pipeline.teacher_commands import cache_teacher, estimate
+from pipeline.train_command import train_student
 from pipeline.verify_command import verify
 
 _DIRECTORY = LocalPath(file_okay=False)
@@ -42,70 +42,7 @@ def main(debug: bool) -> None:
 
 main.add_command(cache_teacher)
 main.add_command(estimate)
-
-
-@main.command("train-student")
-@recipe_options
-@click.option("--cache", type=_CACHE, required=True, help="The cache to learn from, or its URL.")
-@click.option("--out", type=_DIRECTORY, required=True, help="Directory of the run.")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
-@click.option(
-    "--local-directory",
-    type=_DIRECTORY,
-    help="Where shards of a cache at a URL are copied to; by default in your cache directory. Not "
-    "in the recipe: it is this machine's affair, and no result depends on it.",
-)
-@click.option(
-    "--local-gib",
-    type=FiniteRange(min=0.0, min_open=True, max=1_000_000.0),
-    default=20.0,
-    show_default=True,
-    metavar="GIB",
-    help="The most that these copies take.",
-)
-@click.pass_obj
-def train_student(
-    session: Session,
-    recipe_name: str,
-    settings: Sequence[str],
-    cache: Path | str,
-    out: Path,
-    resume: bool,
-    local_directory: Path | None,
-    local_gib: float,
-) -> None:
-    """Train a student from a cache. The teacher is not needed, nor loaded.
-
-    \b
-      pipeline train-student --recipe distil-xlstm --cache cache --out run
-
-    Writes run/recipe.toml, run/metrics.jsonl, run/tensorboard, run/checkpoints and, at the end,
-    run/model: a Hugging Face model directory.
-
-    To resume after an interruption, type the same command with --resume.
-    """
-    recipe = load_session_recipe(session, recipe_name, settings, ignored="cache_teacher")
-    quieten()
-    import cache_format
-    from pipeline.progress import Bar, TrainReport, validation_figures
-    from stages.train_student.run import train_student as run
-
-    opened = cache_format.open(
-        cache, local_directory=local_directory, local_bytes=max(1, int(local_gib * 2**30))
-    )
-    with Bar("train") as bar:
-        metrics = run(
-            recipe.train_student,
-            opened,
-            out,
-            resume=resume,
-            recipe_toml=recipe.to_toml(),
-            report=TrainReport(bar),
-        )
-    click.echo(
-        f"{validation_figures(metrics)}\n{out / 'model'} holds the student. Next:\n"
-        f'  pipeline generate {quote(str(out))} --prompt "Once upon a time"'
-    )
+main.add_command(train_student)
 
 
 @main.command()
@@ -162,10 +99,6 @@ def inspect(
         click.echo(json.dumps(decoded, indent=1) if as_json else view.row_text(decoded))
 
 
-for command in (verify, pack, unpack, merge, extend, export):
-    main.add_command(command)
-
-
 @main.command()
 @click.argument("run", type=LocalPath(exists=True, file_okay=False))
 @click.option("--prompt", required=True, help="The text to go on from.")
@@ -198,6 +131,10 @@ def generate(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
     )
     stream_text(run, prompt, sampling, lambda text: click.echo(text, nl=False))
+
+
+for command in (evaluate, push, verify, pack, unpack, merge, extend, export):
+    main.add_command(command)
 
 
 @main.command()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.student_files import load_student_model, model_directory
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -33,27 +35,18 @@ def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str
             f"--prompt: not UTF-8 text: {error.object[error.start : error.end]!a} at "
             f"character {error.start}. Type it again, in UTF-8."
         ) from error
-    model_path = model_directory(run)
+    tokenizer_path = model_directory(run)
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
-
-    import stages.train_student.student.model  # noqa: F401  (registers the student with transformers)
+    from transformers import AutoTokenizer, TextStreamer, set_seed
 
     class Stream(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             write(text + "\n" if stream_end else text)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer: Any = AutoTokenizer.from_pretrained(model_path)
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(model_path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{model_path}: the weights are damaged ({error}). Copy the model again, or move it "
-            "away and run the same `pipeline train-student` command with --resume."
-        ) from error
-    model.to(device).eval()
+    model: Any = load_student_model(run)
+    model.to(device)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_path)
     inputs = tokenizer(prompt, return_tensors="pt").to(device)
     if inputs["input_ids"].numel() == 0:
         raise ValueError("the prompt is empty: a student goes on from at least one token")
@@ -71,16 +64,3 @@ def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str
         streamer=Stream(tokenizer, skip_special_tokens=True),
         **choice,
     )
-
-
-def model_directory(run: Path) -> Path:
-    """The model directory that ``run`` is or holds. Raises ValueError if there is none."""
-    for candidate in (run / "model", run):
-        if (candidate / "config.json").is_file():
-            return candidate
-    if (run / "run.json").is_file():
-        raise ValueError(
-            f"{run}: its training has not finished, so there is no model yet. Finish it with "
-            "`pipeline train-student … --resume`."
-        )
-    raise ValueError(f"{run}: neither a run of `pipeline train-student` nor a model directory")

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 if TYPE_CHECKING:
     from stages.cache_teacher.engine.progress import CacheProgress
-    from stages.train_student.run import TrainProgress
+    from stages.train_student.training.progress import TrainProgress
 
 _SECONDS_BETWEEN_LINES = 10.0
+_WORTH_SAYING = 0.05  # of the time, spent waiting for the loader
 _BAR = (
     "{desc}: {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} "
     "[{elapsed}<{remaining}, {rate_fmt}{postfix}]"
@@ -35,9 +36,13 @@ _VALIDATION = {
 }
 _FIGURES = {
     "train/loss": "loss {:.3f}",
+    "train/cross_entropy": "CE {:.3f}",
+    "train/kl": "KL {:.3f}",
+    "train/frobenius": "L_F {:.3f}",
     "schedule/alpha": "α {:.2f}",
     "schedule/temperature": "T {:.2f}",
     "train/gradient_norm": "‖g‖ {:.2f}",
+    "speed/mfu": "MFU {:.0%}",
 }
 
 
@@ -184,11 +189,14 @@ def device_figures(progress: "CacheProgress") -> list[str]:
 
 
 def train_figures(progress: "TrainProgress") -> str:
-    """Step, loss, α, T and gradient norm, as far as the stage reports them."""
+    """Step, loss and its terms, α, T, gradient norm, MFU, waiting and memory, where reported."""
+    metrics = progress.metrics
     parts = [f"step {progress.step}/{progress.num_steps}"]
-    for name, form in _FIGURES.items():
-        if name in progress.metrics:
-            parts.append(form.format(progress.metrics[name]))
+    parts += [form.format(metrics[name]) for name, form in _FIGURES.items() if name in metrics]
+    if metrics.get("speed/loader_wait_share", 0.0) >= _WORTH_SAYING:
+        parts.append(f"waited {metrics['speed/loader_wait_share']:.0%} for the cache")
+    if "speed/peak_bytes" in metrics:
+        parts.append(size(metrics["speed/peak_bytes"]))
     return " · ".join(parts)
 
 

@@ -11,6 +11,7 @@ import pytest
 from pipeline.cli import main
 from pipeline.recipe import load_recipe, parse_override
 
+_IS_OURS = re.compile(r"(srun |torchrun .* -m )?pipeline ")
 _README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
@@ -18,15 +19,15 @@ def readme_commands() -> Iterator[list[str]]:
     for block in re.findall(r"^```\w*\n(.*?)^```$", _README, re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
             command = line.partition(" | ")[0]
-            words = shlex.split(command, comments=True) if line.startswith("pipeline ") else []
+            words = shlex.split(command, comments=True) if _IS_OURS.match(line) else []
             if words:
-                yield words[1:]
+                yield words[words.index("pipeline") + 1 :]
 
 
 def test_there_are_commands() -> None:
     assert {words[0] for words in readme_commands()} == {
         *("cache-teacher", "train-student", "generate", "inspect", "verify", "estimate"),
-        *("pack", "unpack", "extend", "export", "merge"),
+        *("pack", "unpack", "extend", "export", "merge", "evaluate", "push"),
     }
 
 

@@ -28,6 +28,8 @@ class TrainStudentConfig:
     """Inner width of an mLSTM block, as a multiple of the model's width."""
     dropout: float = 0.0
     """Dropout inside the blocks."""
+    train_head: bool = False
+    """Train the head as well, from the teacher's; it is then no longer tied to the embedding."""
 
     alpha_start: float = 0.8
     """Weight α of the KL term at step 0. With both α and β at 0, labels alone are used."""
@@ -62,7 +64,7 @@ class TrainStudentConfig:
     batch_size: int = 8
     """Sequences in one forward pass; lower it (and raise ``accumulation``) when memory runs out."""
     accumulation: int = 4
-    """Forward passes in one optimizer step."""
+    """Forward passes in one optimizer step, all processes taken together."""
     num_epochs: int = 10
     """Passes over the cache's training rows."""
     max_steps: int | None = None
@@ -71,6 +73,12 @@ class TrainStudentConfig:
     """Autocast precision; fp16 comes with a gradient scaler. Gates and sums stay in fp32."""
     loss_chunk: int = 256
     """Positions whose full logits exist at once; lower it when memory runs out."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the loss: ``auto`` where a compiler is found. Speed only."""
+    slstm: Literal["auto", "torch", "triton"] = "auto"
+    """The sLSTM's recurrence: PyTorch's loop, or one kernel of Triton's on GPUs. Speed only."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """What more than one process (torchrun) shares: gradients, or weights and moments as well."""
     device: str = "auto"
     """``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
     seed: int = 0
@@ -79,8 +87,10 @@ class TrainStudentConfig:
     """Shards whose rows are mixed at a time, drawn anew every epoch; absent: all. A cache at a URL
     that is larger than its local copies may be (``--local-gib``) needs a number."""
     reader_threads: int = 2
-    """Threads that read the cache ahead of the training."""
+    """Threads that read the cache ahead of the training, in each process."""
 
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Who is told the figures, beside ``metrics.jsonl``."""
     log_every: int = 10
     """Optimizer steps between two lines of ``metrics.jsonl``."""
     validate_every: int = 2000
@@ -108,6 +118,7 @@ class TrainStudentConfig:
             "slstm_at",
             f"rising block indices below num_blocks = {self.num_blocks}",
         )
+        _require(len(set(self.trackers)) == len(self.trackers), "trackers", "each named once")
         for key in ("alpha_start", "alpha_end", "beta_start", "beta_end", "epoch_delta"):
             _require(0.0 <= getattr(self, key) <= 1.0, key, "from 0 to 1")
         beta = max(self.beta_start, self.beta_end)

@@ -1,7 +1,9 @@
 """Validation: how far the student is from the text and from its teacher.
 
 In: the student and the cache's validation split. Out: mean cross-entropy and KL in nats per scored
-position, top-1 agreement, and the teacher's own cross-entropy on the same positions.
+position, top-1 agreement, accuracy and calibration error (see ``calibration``); and, on the same
+positions, what the cache tells of the teacher: its cross-entropy and, unless the cache holds
+nothing but samples, its accuracy and calibration error.
 
 KL is taken at T = 1; of a cache of samples, at the temperature that these were drawn at. What it
 is depends on the cache's targets, so only figures of one cache compare: of ``top_k`` it is over K+1
@@ -11,15 +13,15 @@ samples, the id that was drawn most.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 
 from cache_format.reader import Cache
-from stages.train_student.batches.loader import Batch, read_batch
-from stages.train_student.objective.loss import sparse_distillation_loss
-from stages.train_student.objective.objective import Objective, scored_targets
+from stages.train_student.batches.batch import Batch, read_batch
+from stages.train_student.objective.calibration import Calibration, first_choices
+from stages.train_student.objective.objective import Objective, scored, scored_targets
 from stages.train_student.student.model import DistilXLSTMForCausalLM
 
 
@@ -33,7 +35,6 @@ def validation_batches(
         yield read_batch(cache, "validation", chosen, with_sketch=False)
 
 
-@torch.no_grad()
 def validate(
     model: DistilXLSTMForCausalLM,
     objective: Objective,
@@ -44,39 +45,60 @@ def validate(
     batch_size: int,
 ) -> dict[str, float]:
     """Metrics of ``model`` on the validation split; the names are the keys of the result."""
+    batches = validation_batches(cache, num_rows, max_rows, batch_size)
+    return score(model, objective, batches)
+
+
+@torch.no_grad()
+def score(
+    model: DistilXLSTMForCausalLM, objective: Objective, batches: Iterable[Batch]
+) -> dict[str, float]:
+    """``validate`` on ``batches``. Raises ValueError where none of their positions is scored."""
     was_training = model.training
     model.train(False)
-    head_VD = objective.head_VD
+    device = objective.head_VD.device
     temperature = 1 / objective.spec.targets.inverse_temperatures[-1]
     totals = torch.zeros(4, dtype=torch.float64)
+    student, teacher = Calibration(), Calibration()
+    # Of samples, the id drawn most need not be the likeliest, nor its draws say how likely it is.
+    knows_teacher = objective.spec.targets.kind != "sampled"
     num_scored = 0
-    for batch in validation_batches(cache, num_rows, max_rows, batch_size):
-        is_scored = batch.labels >= 0
-        on_device = batch.to(head_VD.device)
-        with torch.autocast(head_VD.device.type, objective.dtype, enabled=objective.uses_autocast):
+    for batch in batches:
+        on_device = batch.to(device)
+        with torch.autocast(device.type, objective.dtype, enabled=objective.uses_autocast):
             hidden_BTD = model.hidden_states(on_device.input_ids, on_device.is_document_start)
-        sums = sparse_distillation_loss(
-            hidden_BTD[on_device.labels >= 0],
-            head_VD,
-            on_device.labels[on_device.labels >= 0],
-            scored_targets(on_device, objective.spec.targets),
-            (0.0, 1.0, temperature),
-            objective.chunk,
-        )
+        head_VD = objective.head_of(model)  # after the forward pass, which may gather it
+        hidden_ND = scored(hidden_BTD, on_device)
+        labels_N = scored(on_device.labels, on_device)
+        targets = scored_targets(on_device, objective.spec.targets)
+        sums = objective.sparse_loss(hidden_ND, head_VD, labels_N, targets, (0.0, 1.0, temperature))
         found = torch.stack((sums.cross_entropy, sums.kl, sums.num_agreeing)).cpu()
         totals[:3] += found
-        totals[3] -= batch.next_logprob[is_scored].double().sum()
+        totals[3] -= scored(batch.next_logprob, batch).double().sum()
         num_scored += batch.num_scored
+        confidence_N, choice_N = first_choices(hidden_ND, head_VD, objective.chunk)
+        student.add(confidence_N, choice_N == labels_N)
+        if knows_teacher:
+            confidence_N = targets.logprobs(1.0)[0][:, 0].exp()
+            teacher.add(confidence_N, targets.kept_ids_NK[:, 0] == labels_N)
     model.train(was_training)
+    if num_scored == 0:
+        raise ValueError("validation: no position has a label of its own document")
     loss, kl, agreement, teacher_loss = (totals / num_scored).tolist()
-    return {
+    metrics = {
         "validation/loss": loss,
         "validation/perplexity": _exp(loss),
         "validation/kl": kl,
         "validation/agreement": agreement,
+        "validation/accuracy": student.accuracy,
+        "validation/ece": student.error,
         "validation/teacher_loss": teacher_loss,
         "validation/teacher_perplexity": _exp(teacher_loss),
     }
+    if knows_teacher:
+        metrics["validation/teacher_accuracy"] = teacher.accuracy
+        metrics["validation/teacher_ece"] = teacher.error
+    return metrics
 
 
 def _exp(loss: float) -> float:

@@ -9,10 +9,15 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.objective.sparse_targets import covers
 
 
-def require_targets(config: TrainStudentConfig, cache: Cache) -> None:
-    """Raise ValueError where ``config`` asks for what ``cache`` does not hold."""
+def require_targets(config: TrainStudentConfig, cache: Cache, *, online: bool = False) -> None:
+    """Raise ValueError where ``config`` asks for what ``cache`` does not hold.
+
+    ``online``: a teacher is asked for targets and hidden states, the cache for its rows alone.
+    """
     if cache.num_rows("validation") == 0:
         raise ValueError(f"{cache.path}: no validation rows. Cache more tokens.")
+    if online:
+        return
     if max(config.alpha_start, config.alpha_end):
         _require_temperatures(config, cache.spec.targets)
     if max(config.beta_start, config.beta_end) > 0 and cache.spec.sketch.kind == "none":

@@ -4,56 +4,53 @@ cache → loader → student → loss → optimizer → checkpoint → Hugging F
 is never loaded: what a student needs of it (embedding, head, tokenizer) lies inside the cache.
 
 ``out/`` receives ``recipe.toml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and, at the
-end, ``model/``.
+end, ``model/``. Of several processes the first one writes.
 """
 
 import dataclasses
 import math
-import shutil
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 
-from cache_format.atomic import publish_directory
 from cache_format.reader import Cache
-from stages.device import choose_device
 from stages.train_student import evaluate
-from stages.train_student.batches.loader import Batch, Loader, row_order
+from stages.train_student.batches.loader import Loader, Step, row_order
+from stages.train_student.batches.row_order import Part, micro_batch_seed
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.objective.objective import Objective
+from stages.train_student.objective.objective import Share, make_objective
+from stages.train_student.objective.online import OnlineTeacher
 from stages.train_student.objective.schedule import learning_rate, loss_weights
 from stages.train_student.requirements import require_targets
-from stages.train_student.student.model import DistilXLSTMForCausalLM, build_student
+from stages.train_student.student.slstm_choice import choose_scan
 from stages.train_student.training import checkpoint, run_directory
+from stages.train_student.training.export import publish_model
 from stages.train_student.training.metrics import MetricsLog
+from stages.train_student.training.new_student import load_student
+from stages.train_student.training.parallel import ParallelLoss, require_processes
+from stages.train_student.training.processes import Processes, joined
+from stages.train_student.training.progress import Event, Report, TrainProgress
 from stages.train_student.training.run_directory import RunRows
-
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainProgress:
-    """One report: what happened, where the run stands, and the newest figures."""
-
-    event: Literal["step", "validation", "checkpoint", "message"]
-    step: int
-    num_steps: int
-    tokens_done: int
-    tokens_total: int
-    metrics: dict[str, float] = field(default_factory=dict)
-    message: str = ""
-
-
-Report = Callable[[TrainProgress], None]
+from stages.train_student.training.saved_tensors import restore, tensors_of
+from stages.train_student.training.sharding import copy_whole, whole
+from stages.train_student.training.throughput import Throughput, operations_per_token
+from stages.train_student.training.trackers import require_trackers
+from stages.train_student.training.update import NonFiniteError, Updater
 
 
 class NonFiniteLossError(ValueError):
     """The loss or its gradient is NaN or infinite."""
+
+
+class StoppedError(Exception):
+    """The run was asked to stop, and has left a checkpoint of ``step``."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}, of which there is a checkpoint")
+        self.step = step
 
 
 def train_student(
@@ -64,127 +61,147 @@ def train_student(
     resume: bool,
     recipe_toml: str,
     report: Report,
+    stop: Callable[[], bool] = lambda: False,
+    load_teacher: Callable[[torch.device], OnlineTeacher] | None = None,
 ) -> dict[str, float]:
     """Train a student from ``cache``; returns its last validation's metrics.
 
-    Raises ValueError where recipe, cache and ``out`` do not fit together, CacheError for a cache
-    that is corrupt or still being written, and NonFiniteLossError when the loss diverges.
+    With ``load_teacher`` the loss asks that teacher instead, over the same rows: for comparison.
+    Started by torchrun, all processes train one student. ``stop`` is asked before every step; once
+    it says yes anywhere, a checkpoint is written and StoppedError raised. Raises ValueError where
+    recipe, cache and ``out`` do not fit together, CacheError for a cache that is corrupt or still
+    being written, and NonFiniteLossError when the loss diverges.
     """
-    require_targets(config, cache)
-    device = choose_device(config.device)
-    rows = run_directory.prepare(out, cache, config, resume=resume, recipe_toml=recipe_toml)
-    return _Run(config, cache, rows, device, out, report).train()
+    require_targets(config, cache, online=load_teacher is not None)
+    require_trackers(config.trackers)
+    with joined(config.device) as (team, device):
+        require_processes(config, team.num_ranks)
+        prepare = partial(run_directory.prepare, out, cache, config)
+        prepare = partial(prepare, resume=resume, recipe_toml=recipe_toml)
+        rows = team.first(partial(prepare, online=load_teacher is not None))
+        teacher = load_teacher(device) if load_teacher else None
+        return _Run(config, cache, rows, team, device, out, report, teacher).train(stop)
 
 
 class _Run:
-    """The state of one training run: model, optimizer, scaler and step."""
+    """The state of one training run: student, optimizer, scaler and step."""
 
     def __init__(
         self,
         config: TrainStudentConfig,
         cache: Cache,
         rows: RunRows,
+        team: Processes,
         device: torch.device,
         out: Path,
         report: Report,
+        teacher: OnlineTeacher | None,
     ) -> None:
         self.config, self.cache, self.rows, self.out = config, cache, rows, out
-        self.device, self._report = device, report
+        self.team, self.device, self._report = team, device, report
         self.order = row_order(cache, config, rows.train)
         self.steps_per_epoch = self.order.steps_per_epoch
         self.num_steps = config.max_steps or self.steps_per_epoch * config.num_epochs
-        self.uses_sketch = max(config.beta_start, config.beta_end) > 0
-        torch.manual_seed(config.seed)
-        self.model = load_student(config, cache).to(self.device)  # type: ignore[arg-type]
-        dtype = _PRECISIONS[config.precision]
-        self.objective = Objective(
-            # On a processor, products in half precision would round the logits, too.
-            head_VD=self.model.lm_head.weight[: cache.spec.teacher.vocab_size].to(
-                dtype if device.type == "cuda" else torch.float32
-            ),
-            spec=cache.spec,
-            chunk=config.loss_chunk,
-            dtype=dtype,
+        self.uses_sketch = max(config.beta_start, config.beta_end) > 0 and teacher is None
+        self.model = load_student(config, cache).to(device)  # type: ignore[arg-type]
+        self.throughput = Throughput(
+            operations_per_token(self.model), device, config.precision, team.num_ranks
         )
-        self.optimizer = _adamw(config, self.model)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.objective = make_objective(self.model, cache.spec, config, device, teacher)
+        self.loss = ParallelLoss(self.model, self.objective, config.parallel, team)
+        self.updater = Updater(self.model, self.loss, config, team)
         self.step = 0
         self.validation: dict[str, float] = {}
+        self._log: MetricsLog | None = None
 
-    def train(self) -> dict[str, float]:
+    def train(self, stop: Callable[[], bool]) -> dict[str, float]:
         """Resume if there is a checkpoint, train to the last step, publish the model."""
+        self._choose_scan()
         self._restore()
         self.model.train()
-        with (
-            MetricsLog(self.out, from_step=self.step) as log,
-            Loader(
-                self.cache,
-                self.order,
-                num_threads=self.config.reader_threads,
-                with_sketch=self.uses_sketch,
-            ) as loader,
-        ):
+        with ExitStack() as stack:
+            if self.team.is_first:
+                self._log = stack.enter_context(self._open_log())
             if self.step == 0:
-                self._validate(log)
-            for batch in loader.steps(self.step, self.num_steps):
-                metrics = self._optimize(batch)
-                self._after_step(metrics, log)
-        _publish_model(self.model, self.cache, self.out / "model")
+                self._validate()
+            self.throughput.restart()
+            for step in stack.enter_context(self._loader()).steps(self.step, self.num_steps):
+                self.throughput.loaded()
+                own_scored = sum(batch.num_scored for batch in step)
+                num_scored, num_stopping = self.team.sum([own_scored, stop()])
+                if num_stopping:
+                    self._save()
+                    raise StoppedError(self.step)
+                self._after_step(self._optimize(step, int(num_scored)))
+        self._publish()
         return self.validation
 
-    def _optimize(self, batch: Batch) -> dict[str, float]:
+    def _choose_scan(self) -> None:
+        """Who computes the sLSTM's recurrence; the student asks for it by the device."""
+        if self.config.slstm_at:
+            heads = self.config.num_heads
+            width = self.model.config.hidden_size // heads
+            choice = choose_scan(self.config.slstm, self.device, heads, width)
+            self._tell("message", message=choice.sentence)
+
+    def _open_log(self) -> MetricsLog:
+        settings = dataclasses.asdict(self.config) | {"cache_id": self.cache.cache_id}
+        return MetricsLog(
+            self.out, from_step=self.step, trackers=self.config.trackers, config=settings
+        )
+
+    def _loader(self) -> Loader:
+        return Loader(
+            self.cache,
+            self.order,
+            self.device,
+            Part(self.team.rank, self.team.num_ranks),
+            num_threads=self.config.reader_threads,
+            with_sketch=self.uses_sketch,
+        )
+
+    def _optimize(self, step: Step, num_scored: int) -> dict[str, float]:
         """One optimizer step; returns its metrics."""
-        begin = time.monotonic()
         weights = loss_weights(self.config, self.step, self.steps_per_epoch)
         rate = learning_rate(self.config, self.step, self.num_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        num_scored = batch.num_scored
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        for part in batch.split(self.config.batch_size):
-            loss_tensor, terms = self.objective.terms(
-                self.model, part.to(self.device), weights, num_scored, batch.num_rows
-            )
-            self.scaler.scale(loss_tensor).backward()  # type: ignore[no-untyped-call]
-            sums += terms
-        loss, cross_entropy, kl, frobenius = sums.tolist()
-        self._require_finite(loss, "loss")
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(
-            [p for p in self.model.parameters() if p.requires_grad], self.config.clip_norm
-        ).item()
-        # A step that overflowed in fp16 is skipped by the scaler, which then halves its scale; once
-        # that cannot help any more, the gradient itself is not finite.
-        if not self.scaler.is_enabled() or self.scaler.get_scale() <= 1.0:
-            self._require_finite(norm, "gradient norm")
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        share = Share(num_scored, self.order.rows_per_step)
+        numbers = Part(self.team.rank, self.team.num_ranks).micro_batches(self.config.accumulation)
+        seeds = (micro_batch_seed(self.config.seed, self.step, number) for number in numbers)
+        try:
+            figures = self.updater.step(step, weights, rate, share, seeds)
+        except NonFiniteError as error:
+            raise self._diverged(f"{error.name} of step {self.step}", error.value) from error
+        tokens = self.order.rows_per_step * self.cache.spec.sequence_length
         return {
-            "train/loss": loss,
-            "train/cross_entropy": cross_entropy,
-            "train/kl": kl,
-            "train/frobenius": frobenius,
-            "train/gradient_norm": norm,
+            "train/loss": figures.loss,
+            "train/cross_entropy": figures.cross_entropy,
+            "train/kl": figures.kl,
+            "train/frobenius": figures.frobenius,
+            "train/gradient_norm": figures.gradient_norm,
             "schedule/alpha": weights.alpha,
             "schedule/beta": weights.beta,
             "schedule/temperature": weights.temperature,
             "schedule/learning_rate": rate,
-            "speed/tokens_per_second": batch.input_ids.numel() / (time.monotonic() - begin),
+            **self.throughput.figures(tokens),
         }
 
-    def _after_step(self, metrics: dict[str, float], log: MetricsLog) -> None:
+    def _after_step(self, metrics: dict[str, float]) -> None:
         self.step += 1
         is_last = self.step == self.num_steps
         if is_last or self.step == 1 or self.step % self.config.log_every == 0:
-            log.write(self.step, metrics)
+            self._write(metrics)
         self._tell("step", metrics)
-        if is_last or self.step % self.config.validate_every == 0:
-            self._validate(log)
-        if is_last or self.step % self.config.checkpoint_every == 0:
+        validates = is_last or self.step % self.config.validate_every == 0
+        saves = is_last or self.step % self.config.checkpoint_every == 0
+        if validates:
+            self._validate()
+        if saves:
             self._save()
+        if validates or saves:
+            self.throughput.restart()
 
-    def _validate(self, log: MetricsLog) -> None:
+    def _validate(self) -> None:
+        """Every process computes the same, so that none has to wait for another's figures."""
         self.validation = evaluate.validate(
             self.model,
             self.objective,
@@ -193,30 +210,23 @@ class _Run:
             max_rows=self.config.validation_rows,
             batch_size=self.config.batch_size,
         )
-        self._require_finite(self.validation["validation/loss"], "validation loss")
-        log.write(self.step, self.validation)
+        self.loss.release()
+        loss = self.validation["validation/loss"]
+        if not math.isfinite(loss):
+            raise self._diverged(f"validation loss of step {self.step}", loss)
+        self._write(self.validation)
         self._tell("validation", self.validation)
 
     def _save(self) -> None:
-        trainable = {
-            f"model.{name}": parameter.detach()
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
+        tensors = tensors_of(self.model, self.updater.optimizer)
+        state = {
+            "cache_id": self.cache.cache_id,
+            "config": dataclasses.asdict(self.config),
+            "scaler": self.updater.scaler.state_dict(),
+            "validation": self.validation,
         }
-        tensors = trainable | checkpoint.optimizer_tensors(self.optimizer, self.model)
-        path = checkpoint.save(
-            self.out / "checkpoints",
-            self.step,
-            {name: tensor.contiguous() for name, tensor in tensors.items()}
-            | checkpoint.generator_tensors(self.device),
-            {
-                "cache_id": self.cache.cache_id,
-                "config": dataclasses.asdict(self.config),
-                "scaler": self.scaler.state_dict(),
-                "validation": self.validation,
-            },
-            self.config.keep_checkpoints,
-        )
+        directory, keep = self.out / "checkpoints", self.config.keep_checkpoints
+        path = self.team.first(lambda: checkpoint.save(directory, self.step, tensors, state, keep))
         self._tell("checkpoint", message=f"checkpoint {path}")
 
     def _restore(self) -> None:
@@ -227,30 +237,43 @@ class _Run:
             if problems:
                 self._tell("message", message="no checkpoint is whole: training begins anew")
             return
-        parameters = dict(self.model.named_parameters())
-        with torch.no_grad():
-            for name, tensor in found.tensors.items():
-                if name.startswith("model."):
-                    parameters[name.removeprefix("model.")].copy_(tensor)
-        checkpoint.restore_optimizer(self.optimizer, self.model, found.tensors)
-        checkpoint.restore_generators(found.tensors, self.device)
-        self.scaler.load_state_dict(found.state["scaler"])
+        restore(self.model, self.updater.optimizer, found.tensors)
+        self.updater.scaler.load_state_dict(found.state["scaler"])
         self.step, self.validation = found.step, found.state["validation"]
         self._tell("message", message=f"resuming from {found.path}")
 
-    def _require_finite(self, value: float, name: str) -> None:
-        if not math.isfinite(value):
-            found, _ = checkpoint.load_newest(self.out / "checkpoints")
-            last = f"The last good checkpoint is {found.path}." if found else "There is none yet."
-            raise NonFiniteLossError(
-                f"the {name} of step {self.step} is {value}. {last} Lower "
-                "train_student.learning_rate, or use precision bf16 or fp32, and run again with "
-                "another --out."
-            )
+    def _publish(self) -> None:
+        """The student as a model directory, made of whole weights."""
+        trained = {name: whole(p.detach()) for name, p in self.model.named_parameters()}
+        target = self.out / "model"
+
+        def publish() -> None:
+            if target.exists():
+                return
+            student = self.model
+            if self.team.num_ranks > 1:
+                student = load_student(self.config, self.cache)
+                for name, parameter in student.named_parameters():
+                    copy_whole(parameter, trained[name])
+            publish_model(student, self.cache, target, config=self.config, metrics=self.validation)
+
+        self.team.first(publish)
+
+    def _diverged(self, what: str, value: float) -> NonFiniteLossError:
+        found, _ = checkpoint.load_newest(self.out / "checkpoints")
+        last = f"The last good checkpoint is {found.path}." if found else "There is none yet."
+        return NonFiniteLossError(
+            f"the {what} is {value}. {last} Lower train_student.learning_rate, or use precision "
+            "bf16 or fp32, and run again with another --out."
+        )
+
+    def _write(self, metrics: dict[str, float]) -> None:
+        if self._log is not None:
+            self._log.write(self.step, metrics)
 
     def _tell(
         self,
-        event: Literal["step", "validation", "checkpoint", "message"],
+        event: Event,
         metrics: dict[str, float] | None = None,
         message: str = "",
     ) -> None:
@@ -266,44 +289,3 @@ class _Run:
                 message=message,
             )
         )
-
-
-def load_student(config: TrainStudentConfig, cache: Cache) -> DistilXLSTMForCausalLM:
-    """A new student around the teacher's embedding and head, which lie in the cache."""
-    frozen = load_file(cache.attachment("embedding.safetensors"))
-    teacher = cache.spec.teacher
-    return build_student(
-        config,
-        hidden_size=teacher.hidden_size,
-        vocab_size=teacher.vocab_size,
-        head_rows=teacher.head_rows,
-        eos_token_id=teacher.eos_token_id,
-        embedding=frozen["embedding"],
-        head=frozen.get("head"),
-        seed=config.seed,
-    )
-
-
-def _adamw(config: TrainStudentConfig, model: DistilXLSTMForCausalLM) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        fused=True,
-    )
-
-
-def _publish_model(model: DistilXLSTMForCausalLM, cache: Cache, target: Path) -> None:
-    """``save_pretrained`` with the teacher's tokenizer beside it, published by rename."""
-    if target.exists():
-        return
-    with publish_directory(target) as temporary:
-        model.save_pretrained(temporary)
-        for name in cache.attachments():
-            if name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")):
-                shutil.copyfile(cache.attachment(name), temporary / name)

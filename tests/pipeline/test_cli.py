@@ -40,6 +40,7 @@ class TestHelp:
             *("cache-teacher", "train-student", "recipes", "inspect", "verify"),
             "estimate",
             *("pack", "unpack", "merge", "extend", "export", "generate", "demo"),
+            *("evaluate", "push"),
         }
 
     @pytest.mark.parametrize("name", _COMMANDS)

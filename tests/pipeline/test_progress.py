@@ -15,7 +15,7 @@ from pipeline.progress import (
     size,
 )
 from stages.cache_teacher.engine.progress import CacheProgress, Phase
-from stages.train_student.run import TrainProgress
+from stages.train_student.training.progress import TrainProgress
 
 
 class Clock:
@@ -140,13 +140,16 @@ class TestTrainReport:
             "schedule/temperature": 1.59,
             "train/gradient_norm": 0.5,
             "train/kl": 1.0,
+            "speed/mfu": 0.354,
+            "speed/loader_wait_share": 0.06,
+            "speed/peak_bytes": 5.1e9,
         }
         progress = TrainProgress(
             event="step", step=7, num_steps=10, tokens_done=700, tokens_total=1000, metrics=metrics
         )
         assert self.report(progress) == (
-            "train: 700 of 1.00k tok (70.0%) · step 7/10 · loss 3.142 · α 0.68 · T 1.59 · "
-            "‖g‖ 0.50\n"
+            "train: 700 of 1.00k tok (70.0%) · step 7/10 · loss 3.142 · KL 1.000 · α 0.68 · "
+            "T 1.59 · ‖g‖ 0.50 · MFU 35% · waited 6% for the cache · 5.10GB\n"
         )
 
     def test_validation(self) -> None:

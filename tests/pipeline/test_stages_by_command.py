@@ -21,6 +21,7 @@ batch_size = 4
 accumulation = 2
 max_steps = 2
 precision = "fp32"
+compile = "off"
 log_every = 1
 checkpoint_every = 1
 """

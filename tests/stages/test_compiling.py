@@ -17,9 +17,7 @@ def depends_on_values(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
 def test_a_compiler_that_fails_is_done_without() -> None:
     function = Compiled(depends_on_values, "auto", CPU, **NAMES)
-    with pytest.warns(
-        RuntimeWarning, match="sums are made without torch.compile, at a"
-    ):
+    with pytest.warns(RuntimeWarning, match="sums are made without torch.compile, at a"):
         (found,) = function(torch.ones(3))
     assert found.tolist() == [2, 2, 2]
     assert not function.is_compiled

@@ -28,6 +28,11 @@ class Head:
         self.vocab_size = vocab_size
         self.device = weight.device
 
+    @property
+    def weight_VD(self) -> Tensor:
+        """The rows that stand for ids, in the precision they are multiplied in."""
+        return self._head_DV.T[: self.vocab_size]
+
     @torch.inference_mode()
     def padded_logits(self, hidden_CD: Tensor) -> Tensor:
         """Logits [C, V] summed and returned in float32: bfloat16 would round by 0.06 near 19.

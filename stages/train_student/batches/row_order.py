@@ -1,8 +1,9 @@
 """The order in which rows are drawn: a pure function of the seed, the epoch and the step.
 
-In: a seed, and how many rows each shard has. Out: the rows of every optimizer step. Called by the
-loader. A resumed run needs no state of the order beside its step, and the order is the same with
-every version of every library: it sorts by SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+In: a seed, and how many rows each shard has. Out: the rows of every optimizer step, in
+micro-batches, and which of these each process takes. Called by the loader. A resumed run needs no
+state of the order beside its step, and the order is the same with every version of every library:
+it sorts by SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,24 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Part:
+    """What process ``rank`` of ``num_ranks`` takes of every step: whole micro-batches, by turns.
+
+    So a micro-batch, and all that is computed of it, is the same however many processes there are.
+    """
+
+    rank: int
+    num_ranks: int
+
+    def micro_batches(self, accumulation: int) -> list[int]:
+        """Numbers within the step, rising."""
+        return list(range(self.rank, accumulation, self.num_ranks))
+
+
+WHOLE = Part(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,19 +40,28 @@ class RowOrder:
     """Rows of each shard, in the order of the cache."""
     shuffle_shards: int | None
     """Shards whose rows are mixed at a time; None: all of them."""
-    rows_per_step: int
+    batch_size: int
+    """Rows of a micro-batch: one forward pass."""
+    accumulation: int
+    """Micro-batches of a step."""
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of a step, those of all processes."""
+        return self.batch_size * self.accumulation
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole steps in one pass."""
         return steps_per_epoch(self.rows_per_step, sum(self.rows_of_shards))
 
-    def rows_of_step(self, step: int) -> npt.NDArray[np.int64]:
-        """Row indices of an optimizer step. Rows that fill no step of an epoch are left out."""
+    def rows_of_step(self, step: int, part: Part = WHOLE) -> npt.NDArray[np.int64]:
+        """Row indices of ``part`` of a step. Rows that fill no step of an epoch are left out."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         start = step_in_epoch * self.rows_per_step
         order = epoch_order(self.seed, epoch, self.rows_of_shards, self.shuffle_shards)
-        return order[start : start + self.rows_per_step]
+        rows = order[start : start + self.rows_per_step].reshape(self.accumulation, -1)
+        return rows[part.micro_batches(self.accumulation)].ravel()
 
 
 @lru_cache(maxsize=4)
@@ -67,6 +95,14 @@ def steps_per_epoch(rows_per_step: int, num_rows: int) -> int:
             "(batch_size × accumulation). Lower these, or cache more tokens."
         )
     return num_rows // rows_per_step
+
+
+def micro_batch_seed(seed: int, step: int, micro_batch: int) -> int:
+    """Seed of a micro-batch's dropout, below 2^64: whoever trains on it draws the same."""
+    key = np.array([seed], np.uint64)
+    for number in (step, micro_batch):
+        key = _splitmix64(key) ^ np.uint64(number)
+    return int(_splitmix64(key)[0])
 
 
 def _splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -1,7 +1,8 @@
 """The Frobenius term: how far the student's hidden states are from the teacher's sketches.
 
-In: the student's hidden states, the cache's sketches and what these were projected with. Out: a
-differentiable scalar. Called by the training step. B rows, T positions, D width, d sketch.
+In: the student's hidden states, the cache's sketches and what these were projected with; or, with
+the teacher in the loop, its hidden states. Out: a differentiable scalar. Called by the training
+step. B rows, T positions, D width, d sketch.
 """
 
 import torch
@@ -28,6 +29,18 @@ def sketched_frobenius(
     with torch.autocast(hidden_BTD.device.type, enabled=False):
         width = hidden_BTD.shape[2]
         projected_BTd = hidden_BTD.float() @ projection_BDd.float() * scale
-        squares_BT = (projected_BTd - sketch_BTd).square().sum(2) * is_scored_BT
-        mean_square = squares_BT.sum() / (is_scored_BT.sum() * width)
-        return (mean_square + _NO_INFINITE_SLOPE).sqrt()
+        return _root_mean_square(projected_BTd - sketch_BTd, width, is_scored_BT)
+
+
+def frobenius(hidden_BTD: Tensor, teacher_BTD: Tensor, is_scored_BT: Tensor) -> Tensor:
+    """L_F itself, from the teacher's hidden states."""
+    with torch.autocast(hidden_BTD.device.type, enabled=False):
+        difference_BTD = hidden_BTD.float() - teacher_BTD.float()
+        return _root_mean_square(difference_BTD, hidden_BTD.shape[2], is_scored_BT)
+
+
+def _root_mean_square(difference_BTd: Tensor, width: int, is_scored_BT: Tensor) -> Tensor:
+    """Root of the mean of ‖difference‖²/width over scored positions."""
+    squares_BT = difference_BTd.square().sum(2) * is_scored_BT
+    mean_square = squares_BT.sum() / (is_scored_BT.sum() * width)
+    return (mean_square + _NO_INFINITE_SLOPE).sqrt()

@@ -1,4 +1,4 @@
-"""Cross-entropy and forward KL against sparse targets, through a frozen head, chunk by chunk.
+"""Cross-entropy and forward KL against sparse targets, through the head, chunk by chunk.
 
 In: hidden states, the head, labels and the cache's targets. Out: one differentiable scalar and the
 detached sums behind it. Called by the training step and by validation.
@@ -27,21 +27,26 @@ rounding. The gradient by logit j is (q_j − p_j)/T for j in S. The rest depend
   gradient (q_j − p̂_j)/T is unbiased for KL(p_T ‖ q_T) at the temperature of the draws, the only one
   at which these say anything. The value is not: it is too high by H(p) − E H(p̂).
 
-The logits of ``chunk`` positions are the largest thing that exists; the gradient by the hidden
-states is taken in the same pass, and none is ever computed for the head, which is frozen.
+The logits of ``chunk`` positions are the largest thing that exists, beside, in half precision, the
+gradient by them. Value and gradient are taken in one pass over them (``vocabulary_pass``), with the
+few ids that labels and targets name aside (``named_ids``). The gradient by the head is computed
+only if the head is trained.
 
-Shapes: N scored positions, n positions of a chunk, V vocabulary, K kept ids, J drawn ids, D width.
+Shapes: N scored positions, n positions of a chunk, V vocabulary, K kept ids, X named ids, D width.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from stages.compiling import Mode
+from stages.train_student.objective.named_ids import NamedIds, TeacherTerms, Terms
+from stages.train_student.objective.products import bfloat16_product, factor, product
 from stages.train_student.objective.sparse_targets import SparseTargets
+from stages.train_student.objective.vocabulary_pass import VocabularyPass, Weights
 
 _FP16_LARGEST_GRADIENT = 2.0**14  # where scaling puts it, so that small q_j do not become 0
 
@@ -56,6 +61,42 @@ class LossSums:
     num_agreeing: Tensor
 
 
+class SparseDistillationLoss:
+    """How the loss of a run is computed."""
+
+    def __init__(
+        self, *, chunk: int, dtype: torch.dtype, compile: Mode, device: torch.device
+    ) -> None:
+        """``chunk`` positions have logits at once; products with the head have factors in
+        ``dtype`` and float32 results. ``compile`` as in the settings.
+        """
+        self.chunk, self.dtype = chunk, dtype
+        self.vocabulary_pass = VocabularyPass(compile, device)
+
+    def __call__(
+        self,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        labels_N: Tensor,
+        targets: SparseTargets | None,
+        weighting: tuple[float, float, float],
+    ) -> LossSums:
+        """c_ce·ΣCE + c_kl·ΣKL_T for ``weighting`` = (c_ce, c_kl, T).
+
+        Differentiable by ``hidden_ND``, and by ``head_VD`` where that asks for it. The head holds
+        the V rows that take part in the softmax, padding rows excluded. ``targets`` may be absent
+        when c_kl is 0. Agreement with the teacher, whose choice is the first kept id (where all are
+        drawn: the one drawn most), is counted only where no gradient is asked for.
+        The T² of Hinton et al. (arXiv 1503.02531) is the caller's, as part of c_kl.
+        """
+        is_asked = torch.is_grad_enabled()
+        wanted = (is_asked and hidden_ND.requires_grad, is_asked and head_VD.requires_grad)
+        sums = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+            hidden_ND, head_VD, labels_N, targets, weighting, self, wanted
+        )
+        return LossSums(*sums)
+
+
 def sparse_distillation_loss(
     hidden_ND: Tensor,
     head_VD: Tensor,
@@ -64,18 +105,11 @@ def sparse_distillation_loss(
     weighting: tuple[float, float, float],
     chunk: int,
 ) -> LossSums:
-    """c_ce·ΣCE + c_kl·ΣKL_T for ``weighting`` = (c_ce, c_kl, T), differentiable by ``hidden_ND``.
-
-    ``head_VD`` holds the V rows that take part in the softmax, padding rows excluded; products with
-    it have float32 results. ``targets`` may be absent when c_kl is 0. Agreement with the teacher,
-    whose choice is the first kept id (where all are drawn: the one drawn most), is counted only
-    where no gradient is asked for.
-    The T² of Hinton et al. (arXiv 1503.02531) is the caller's, as part of c_kl.
-    """
-    sums = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, head_VD, labels_N, targets, weighting, chunk
+    """The loss for once: not compiled, products in the precision of the head."""
+    loss = SparseDistillationLoss(
+        chunk=chunk, dtype=head_VD.dtype, compile="off", device=hidden_ND.device
     )
-    return LossSums(*sums)
+    return loss(hidden_ND, head_VD, labels_N, targets, weighting)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -89,26 +123,22 @@ class _ChunkedLoss(torch.autograd.Function):
         labels_N: Tensor,
         targets: SparseTargets | None,
         weighting: tuple[float, float, float],
-        chunk: int,
+        loss: SparseDistillationLoss,
+        wanted: tuple[bool, bool],
     ) -> tuple[Tensor, ...]:
-        with torch.autocast(hidden_ND.device.type, enabled=False):
-            needs_gradient = hidden_ND.requires_grad
-            gradient_ND = (
-                torch.zeros_like(hidden_ND, dtype=torch.float32) if needs_gradient else None
+        gradients = _Gradients(
+            *(
+                torch.zeros_like(tensor, dtype=torch.float32) if is_wanted else None
+                for tensor, is_wanted in zip((hidden_ND, head_VD), wanted, strict=True)
             )
-            sums = torch.zeros(4, dtype=torch.float64, device=hidden_ND.device)
-            for start in range(0, len(labels_N), chunk):
-                rows = slice(start, start + chunk)
-                part = targets.chunk(start, start + chunk) if targets is not None else None
-                gradient_nD, part_sums = _chunk(
-                    hidden_ND[rows], head_VD, labels_N[rows], part, weighting, needs_gradient
-                )
-                sums += part_sums
-                if gradient_ND is not None and gradient_nD is not None:
-                    gradient_ND[rows] = gradient_nD
-        if gradient_ND is not None:
-            ctx.save_for_backward(gradient_ND)
-        ctx.dtype = hidden_ND.dtype
+        )
+        sums = torch.zeros(4, dtype=torch.float64, device=hidden_ND.device)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            chunks = _Chunks(loss, hidden_ND, head_VD, labels_N, targets, weighting)
+            for start in range(0, len(labels_N), loss.chunk):
+                sums += chunks.take(slice(start, start + loss.chunk), gradients)
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = (hidden_ND.dtype, head_VD.dtype)
         weighted, cross_entropy, kl, agreeing = sums.unbind()
         ctx.mark_non_differentiable(cross_entropy, kl, agreeing)
         return weighted.float(), cross_entropy, kl, agreeing
@@ -116,92 +146,101 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_weighted: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient_ND,) = ctx.saved_tensors
-        return (gradient_ND * by_weighted).to(ctx.dtype), None, None, None, None, None
+        gradients = [
+            None if gradient is None else (gradient * by_weighted).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return *gradients, *(None,) * 5
 
 
-def _chunk(
-    hidden_nD: Tensor,
-    head_VD: Tensor,
-    labels_n: Tensor,
-    targets: SparseTargets | None,
-    weighting: tuple[float, float, float],
-    needs_gradient: bool,
-) -> tuple[Tensor | None, Tensor]:
-    """The gradient by ``hidden_nD`` and (weighted, CE, KL, agreeing) of one chunk."""
-    ce_weight, kl_weight, temperature = weighting
-    logits_nV = _product(hidden_nD, head_VD.T)
-    log_z_n = logits_nV.logsumexp(1, keepdim=True)
-    cross_entropy = (log_z_n - logits_nV.gather(1, labels_n[:, None])).double().sum()
-    kl = torch.zeros_like(cross_entropy)
-    agreeing = torch.zeros_like(cross_entropy)
-    if targets is not None and not needs_gradient:
-        agreeing = (logits_nV.argmax(1) == targets.kept_ids_NK[:, 0]).double().sum()
-    gradient_nV = None
-    if needs_gradient and ce_weight:
-        gradient_nV = (logits_nV - log_z_n).exp_().mul_(ce_weight)
-        gradient_nV.scatter_add_(1, labels_n[:, None], log_z_n.new_full(log_z_n.shape, -ce_weight))
-    if targets is not None and kl_weight:
-        kl, by_logits_nV = _kl(logits_nV, targets, temperature, needs_gradient)
-        if by_logits_nV is not None:
-            by_logits_nV *= kl_weight
-            gradient_nV = by_logits_nV if gradient_nV is None else gradient_nV.add_(by_logits_nV)
-    weighted = ce_weight * cross_entropy + kl_weight * kl
-    sums = torch.stack((weighted, cross_entropy, kl, agreeing))
-    if gradient_nV is None or not needs_gradient:
-        return None, sums
-    if head_VD.dtype != torch.float16:
-        return _product(gradient_nV, head_VD), sums
-    largest = gradient_nV.new_tensor(ce_weight + kl_weight / temperature)
-    if targets is not None and targets.draws is not None:  # estimates of p_j may exceed 1
-        largest = torch.linalg.vector_norm(gradient_nV, math.inf).maximum(largest)
-    scale = (_FP16_LARGEST_GRADIENT / largest).log2().floor().exp2()
-    return _product(gradient_nV.mul_(scale), head_VD).div_(scale), sums
+class _Gradients(NamedTuple):
+    """float32, by what they are asked for."""
+
+    by_hidden_ND: Tensor | None
+    by_head_VD: Tensor | None
 
 
-def _kl(
-    logits_nV: Tensor, targets: SparseTargets, temperature: float, needs_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """ΣKL(p_T ‖ q_T) as far as the targets tell, and its gradient by the logits.
+class _Chunks:
+    """The chunks of one call, one after another in the same memory."""
 
-    Consumes ``logits_nV``.
-    """
-    log_p_nK, log_p_tail_n = targets.logprobs(temperature)
-    is_repeated_nK = targets.gaps_NK == math.inf
-    scores_nV = logits_nV.div_(temperature)
-    kept_nK = scores_nV.gather(1, targets.kept_ids_NK).masked_fill(is_repeated_nK, -math.inf)
-    scores_nV.scatter_(1, targets.kept_ids_NK, -math.inf)  # from here on: the tail alone
-    tail_n = scores_nV.logsumexp(1)
-    log_z_n = torch.logaddexp(kept_nK.logsumexp(1), tail_n)
-    log_q_nK, log_q_tail_n = kept_nK - log_z_n[:, None], tail_n - log_z_n
-    p_nK, p_tail_n = log_p_nK.exp(), log_p_tail_n.exp()
-    # p·(log p − log q) with 0·log 0 = 0: an outcome the teacher gives no mass adds nothing.
-    kl_nK = torch.where(p_nK > 0, p_nK * (log_p_nK - log_q_nK), 0.0)
-    kl_n = torch.where(p_tail_n > 0, p_tail_n * (log_p_tail_n - log_q_tail_n), 0.0) + kl_nK.sum(1)
-    has_tail_n = tail_n > -math.inf
-    # By scores in the tail, r_j·surplus − w_j; q_j − p_tail·r_j = r_j·(q_tail − p_tail).
-    surplus_n = torch.where(has_tail_n, log_q_tail_n.exp() - p_tail_n, 0.0)
-    drawn_nJ = None
-    if targets.draws is not None:
-        share_nJ, log_p_nJ = targets.draw_shares(temperature)
-        log_r_nJ = scores_nV.gather(1, targets.draws.ids_NJ) - tail_n[:, None]
-        drawn_nJ = share_nJ * p_tail_n[:, None]
-        kl_n += torch.where(drawn_nJ > 0, drawn_nJ * (log_p_nJ - log_r_nJ), 0.0).sum(1)
-        surplus_n += drawn_nJ.sum(1)
-    kl = kl_n.double().sum()
-    if not needs_gradient:
-        return kl, None
-    tail_n = torch.where(has_tail_n, tail_n, 0.0)
-    by_scores_nV = scores_nV.sub_(tail_n[:, None]).exp_().mul_(surplus_n[:, None])
-    by_scores_nV.scatter_add_(1, targets.kept_ids_NK, log_q_nK.exp() - p_nK)
-    if targets.draws is not None and drawn_nJ is not None:
-        by_scores_nV.scatter_add_(1, targets.draws.ids_NJ, -drawn_nJ)
-    return kl, by_scores_nV.div_(temperature)
+    def __init__(
+        self,
+        loss: SparseDistillationLoss,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        labels_N: Tensor,
+        targets: SparseTargets | None,
+        weighting: tuple[float, float, float],
+    ) -> None:
+        self._pass, self._dtype, self._weighting = loss.vocabulary_pass, loss.dtype, weighting
+        self._hidden_ND, self._head_VD = factor(hidden_ND, loss.dtype), factor(head_VD, loss.dtype)
+        self._product = bfloat16_product if loss.dtype == torch.bfloat16 else product
+        self._choice_N = None if targets is None else targets.kept_ids_NK[:, 0]
+        if not weighting[1]:
+            targets = None
+        self._named = NamedIds.of(labels_N, targets)
+        self._teacher = None if targets is None else TeacherTerms.of(targets, weighting[2])
+        self._weights = Weights.of(weighting, hidden_ND.device)
+        self._scale = self._largest_scale()
+        shape = (min(loss.chunk, len(hidden_ND)), len(head_VD))
+        self._logits = self._gradient = None
+        if self._head_VD.dtype == torch.float32:  # other products allocate what they return
+            self._logits = hidden_ND.new_empty(shape, dtype=torch.float32)
+        if (hidden_ND.is_cuda and loss.dtype != torch.float32) or loss.dtype == torch.float16:
+            self._gradient = hidden_ND.new_empty(shape, dtype=loss.dtype)
+
+    def take(self, rows: slice, gradients: _Gradients) -> Tensor:
+        """(weighted, CE, KL, agreeing) of one chunk, whose gradient goes to ``gradients``."""
+        ce_weight, kl_weight, _ = self._weighting
+        is_training = any(gradient is not None for gradient in gradients)
+        hidden_nD = self._hidden_ND[rows]
+        logits_nV = self._product(hidden_nD, self._head_VD.T, _rows_of(self._logits, hidden_nD))
+        agreeing = torch.zeros((), dtype=torch.float64, device=logits_nV.device)
+        if self._choice_N is not None and not is_training:
+            agreeing = (logits_nV.argmax(1) == self._choice_N[rows]).double().sum()
+        terms, by_logits_nV = self._differentiate(logits_nV, rows)
+        if is_training and (ce_weight or kl_weight):
+            self._add(gradients, rows, by_logits_nV)
+        weighted = ce_weight * terms.cross_entropy + kl_weight * terms.kl
+        return torch.stack((weighted, terms.cross_entropy, terms.kl, agreeing))
+
+    def _differentiate(self, logits_nV: Tensor, rows: slice) -> tuple[Terms, Tensor]:
+        """Both terms, and the scaled gradient by the logits. These are lost."""
+        named = self._named.chunk(rows)
+        teacher = None if self._teacher is None else self._teacher.chunk(rows)
+        named_nX = named.take(logits_nV)
+        known = named.known(named_nX, teacher, self._weighting[2])
+        out_nV = _rows_of(self._gradient, logits_nV)
+        rest = self._pass(logits_nV, known, self._weights.times(self._scale), out_nV)
+        terms = named.terms(named_nX, rest, teacher, self._weighting)
+        by_logits_nV = logits_nV if out_nV is None else out_nV
+        by_named_nX = (terms.gradient_nX * self._scale).to(by_logits_nV.dtype)
+        return terms, by_logits_nV.scatter_add_(1, named.ids_nX, by_named_nX)
+
+    def _add(self, gradients: _Gradients, rows: slice, by_logits_nV: Tensor) -> None:
+        """Add what follows from the scaled gradient by the logits of ``rows``."""
+        if gradients.by_hidden_ND is not None:
+            gradients.by_hidden_ND[rows] = self._product(by_logits_nV, self._head_VD) / self._scale
+        if gradients.by_head_VD is None:
+            return
+        hidden_nD = self._hidden_ND[rows]
+        if self._dtype == torch.float32:
+            gradients.by_head_VD.addmm_(by_logits_nV.T, hidden_nD)
+        else:
+            by_head_VD = self._product(by_logits_nV.T, hidden_nD)
+            gradients.by_head_VD.add_(by_head_VD.div_(self._scale))
+
+    def _largest_scale(self) -> Tensor:
+        """What the gradient by the logits is multiplied by, for float16's sake: a power of two."""
+        largest = self._weights.cross_entropy
+        if self._dtype != torch.float16 or not len(self._hidden_ND):
+            return torch.ones_like(largest)
+        if self._teacher is not None:  # estimates of p_j may exceed 1, and what they leave over too
+            by_tail = (self._teacher.tail_target_n1() - 0.5).abs().max() + 0.5
+            by_drawn = self._teacher.drawn_nJ.sum(1).max()
+            largest = largest + self._weights.kl * (by_tail + by_drawn).float()
+        return (_FP16_LARGEST_GRADIENT / largest).log2().floor().exp2()
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in float32, from factors in the precision of ``right``."""
-    left = left.to(right.dtype)
-    if right.is_cuda and right.dtype != torch.float32:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
+def _rows_of(memory: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if memory is None else memory[: len(like)]

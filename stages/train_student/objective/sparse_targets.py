@@ -1,8 +1,8 @@
 """The teacher's distribution as a cache holds it, at every temperature within its nodes.
 
 In: kept ids, the log-mass of all others at a few nodes 1/T, and, where the cache has them, ids
-drawn from those others. Out: log-probabilities at a temperature, and the weights of the drawn ids.
-Made by ``objective`` from a batch, called by the loss.
+drawn from those others. Out, in float64: log-probabilities at a temperature, and the weights of the
+drawn ids. Made by ``objective`` from a batch, called by the loss.
 
 Shapes: N positions, K kept ids, J drawn ids, M nodes 1/T.
 """
@@ -72,14 +72,16 @@ class SparseTargets:
         weights_M = lagrange_weights(self.inverse_temperatures, inverse_temperature)
         # 0·(−inf) is NaN, so nodes of weight 0 are left out: at a node its own value is exact.
         used = [m for m, weight in enumerate(weights_M) if weight != 0.0]
-        weights = self.tail_log_mass_NM.new_tensor([weights_M[m] for m in used])
-        tail_N = self.tail_log_mass_NM[:, used] @ weights
+        weights = self.tail_log_mass_NM.new_tensor(
+            [weights_M[m] for m in used], dtype=torch.float64
+        )
+        tail_N = self.tail_log_mass_NM[:, used].double() @ weights
         return tail_N.masked_fill(self.tail_log_mass_NM[:, -1] == -math.inf, -math.inf)
 
     def logprobs(self, temperature: float) -> tuple[Tensor, Tensor]:
         """log p_T of the kept ids [N, K] (−inf where repeated) and of the tail [N]."""
         tail_N = self.tail_log_mass(1 / temperature)
-        scores_NK = self.gaps_NK / -temperature
+        scores_NK = self.gaps_NK.double() / -temperature
         log_z_N = torch.logaddexp(scores_NK.logsumexp(1), tail_N)
         return scores_NK - log_z_N[:, None], tail_N - log_z_N
 
@@ -95,10 +97,10 @@ class SparseTargets:
         """
         assert self.draws is not None
         inverse, drawn_at = 1 / temperature, self.draws.inverse_temperature
-        counts_NJ = self.draws.counts_NJ.float()
+        counts_NJ, gaps_NJ = self.draws.counts_NJ.double(), self.draws.gaps_NJ.double()
         drawn_NJ = counts_NJ / counts_NJ.sum(1, keepdim=True)
-        logprobs_NJ = -self.draws.gaps_NJ * inverse - self.tail_log_mass(inverse)[:, None]
-        log_r_NJ = -self.draws.gaps_NJ * drawn_at - self.tail_log_mass(drawn_at)[:, None]
+        logprobs_NJ = -gaps_NJ * inverse - self.tail_log_mass(inverse)[:, None]
+        log_r_NJ = -gaps_NJ * drawn_at - self.tail_log_mass(drawn_at)[:, None]
         shares_NJ = drawn_NJ * (logprobs_NJ - log_r_NJ).exp()
         # Where nothing is left out, none was drawn, and 0/0 and ∞ − ∞ are NaN.
         return torch.where(counts_NJ > 0, shares_NJ, 0.0), logprobs_NJ

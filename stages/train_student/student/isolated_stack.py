@@ -1,9 +1,9 @@
 """Runs the package's xLSTM stack with documents kept apart, from any recurrent state.
 
-In: an ``xlstm.xLSTMBlockStack`` and embedded tokens. Out: what the stack's own forward would give
+In: a stack of ``IsolatedBlock`` and embedded tokens. Out: what the package's own forward would give
 for every document alone. Called by the student.
 
-The stack's modules and parameters are used as they are; only their order of computation is ours,
+The package's modules and parameters are used as they are; only their order of computation is ours,
 because the package's forward lets documents leak through the convolution, the recurrence and the
 decay matrix, and takes no state.
 
@@ -20,10 +20,8 @@ from torch.nn.functional import silu
 from stages.train_student.student.document_layout import DocumentLayout
 from stages.train_student.student.mlstm import (
     CellState,
-    decay,
     empty_cell_state,
-    mlstm_final_state,
-    mlstm_parallel,
+    mlstm,
 )
 from stages.train_student.student.slstm_scan import ScanState, empty_state, slstm_scan
 
@@ -44,6 +42,33 @@ class LayerState(NamedTuple):
 StackState = tuple[LayerState, ...]
 
 
+class IsolatedBlock(nn.Module):
+    """One of the package's blocks, its submodules under their own names, with our ``forward``.
+
+    All weights are read within ``forward``, so that hooks that gather or move a block's weights
+    (sharding, offloading) can be set on the block.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.config = block.config
+        self.xlstm_norm: nn.Module = block.xlstm_norm
+        self.xlstm: nn.Module = block.xlstm
+        self.ffn_norm: nn.Module | None = block.ffn_norm
+        self.ffn: nn.Module | None = block.ffn
+
+    def forward(
+        self, x_BTD: Tensor, layout: DocumentLayout, state: LayerState | None
+    ) -> tuple[Tensor, LayerState | None]:
+        """The block's output and, where ``state`` was given, the state after it."""
+        layer_forward = slstm_layer_forward if _is_slstm(self.xlstm) else mlstm_layer_forward
+        y_BTD, after = layer_forward(self.xlstm, self.xlstm_norm(x_BTD), layout, state)
+        x_BTD = x_BTD + y_BTD
+        if self.ffn is not None and self.ffn_norm is not None:
+            x_BTD = x_BTD + self.ffn(self.ffn_norm(x_BTD))
+        return x_BTD, after
+
+
 def empty_stack_state(stack: nn.Module, batch: int) -> StackState:
     """The state before the first position of a document, for every layer."""
     return tuple(_empty_layer_state(block.xlstm, batch) for block in _blocks(stack))
@@ -58,12 +83,7 @@ def stack_forward(
     """
     states: list[LayerState] = []
     for index, block in enumerate(_blocks(stack)):
-        layer_forward = slstm_layer_forward if _is_slstm(block.xlstm) else mlstm_layer_forward
-        before = None if state is None else state[index]
-        y_BTD, after = layer_forward(block.xlstm, block.xlstm_norm(x_BTD), layout, before)
-        x_BTD = x_BTD + y_BTD
-        if block.ffn is not None:
-            x_BTD = x_BTD + block.ffn(block.ffn_norm(x_BTD))
+        x_BTD, after = block(x_BTD, layout, None if state is None else state[index])
         if after is not None:
             states.append(after)
     normed: Tensor = stack.get_submodule("post_blocks_norm")(x_BTD)
@@ -77,7 +97,7 @@ def slstm_layer_forward(
     dtype = _at_least_float32(layer.fgate.weight)
     with torch.autocast(x_BTD.device.type, enabled=False):
         x_BTD = x_BTD.to(dtype)
-        conv_BTD, conv_state = _causal_conv(layer.conv1d.conv, x_BTD, layout, state)
+        conv_BTD, conv_state = causal_conv(layer.conv1d.conv, x_BTD, layout, state)
         conv_BTD = silu(conv_BTD)
         # The package feeds its `fgate` to the cell's input gate and its `igate` to the forget gate.
         projections = ((layer.fgate, layer.igate), conv_BTD), ((layer.zgate, layer.ogate), x_BTD)
@@ -101,7 +121,9 @@ def slstm_layer_forward(
         y_TNBH, after = slstm_scan(gates, recurrent, before, resets)
         y_BNTH = layer.dropout(y_TNBH.permute(2, 1, 0, 3)).to(layer.group_norm.weight.dtype)
         y_BTD = layer.group_norm(y_BNTH).transpose(1, 2).flatten(2)
-    return y_BTD, None if conv_state is None else LayerState(conv_state, after)
+    if conv_state is None:
+        return y_BTD, None
+    return y_BTD, LayerState(conv_state, ScanState(*(part.clone() for part in after)))
 
 
 def mlstm_layer_forward(
@@ -109,7 +131,7 @@ def mlstm_layer_forward(
 ) -> tuple[Tensor, LayerState | None]:
     """An ``mLSTMLayer``. Convolution, gates and decay are float32, the projections need not be."""
     inner_BTD, z_BTD = layer.proj_up(x_BTD).chunk(2, dim=-1)
-    conv_BTD, conv_state = _causal_conv(layer.conv1d.conv, inner_BTD, layout, state)
+    conv_BTD, conv_state = causal_conv(layer.conv1d.conv, inner_BTD, layout, state)
     conv_BTD = silu(conv_BTD).to(layer.q_proj.weight.dtype)
     q, k, v = layer.q_proj(conv_BTD), layer.k_proj(conv_BTD), layer.v_proj(inner_BTD)
 
@@ -120,21 +142,20 @@ def mlstm_layer_forward(
         bias = torch.cat([cell.igate.bias, cell.fgate.bias]).to(dtype)
         gates = nn.functional.linear(torch.cat([q, k, v], -1).to(dtype), weight, bias)
         input_gate, forget_gate = gates.transpose(1, 2).chunk(2, dim=1)
-        before = None if state is None else CellState(*state.cell)
-        weights = decay(input_gate, forget_gate, layout, before)
     heads = cell.config.num_heads
     q, k, v = (part.view(*part.shape[:2], heads, -1).transpose(1, 2) for part in (q, k, v))
-    h_BNTH = mlstm_parallel((q, k, v), weights, layout, before)
+    before = None if state is None else CellState(*state.cell)
+    h_BNTH, after = mlstm((q, k, v), (input_gate, forget_gate), layout, before)
     h_BTD = cell.outnorm(h_BNTH.to(cell.outnorm.weight.dtype)).transpose(1, 2).flatten(2)
 
     h_BTD = (h_BTD + layer.learnable_skip * conv_BTD) * silu(z_BTD)
     y_BTD = layer.dropout(layer.proj_down(h_BTD.to(layer.proj_down.weight.dtype)))
-    if before is None or conv_state is None:
+    if after is None or conv_state is None:
         return y_BTD, None
-    return y_BTD, LayerState(conv_state, mlstm_final_state((k, v), weights, layout, before))
+    return y_BTD, LayerState(conv_state, after)
 
 
-def _causal_conv(
+def causal_conv(
     conv: nn.Conv1d, x_BTD: Tensor, layout: DocumentLayout, state: LayerState | None
 ) -> tuple[Tensor, Tensor | None]:
     """The depthwise convolution as K shifted copies, and the last K − 1 inputs as the next state.
@@ -156,7 +177,7 @@ def _causal_conv(
         y_BTD = y_BTD + tap
     if state is None:
         return y_BTD, None
-    last = padded[:, num_positions:].detach()
+    last = padded[:, num_positions:].detach().clone()  # a view would keep all positions alive
     if layout.documents is not None:
         last = last.masked_fill(layout.documents.is_left_BK[..., None], 0.0)
     return y_BTD, last

@@ -2,7 +2,8 @@
 
 In: token ids and where documents begin. Out: hidden states for the loss, or logits for everyone
 else. A Hugging Face model: importing this module registers it with ``AutoModelForCausalLM``. Made
-by the training run with ``build_student``, loaded by ``from_pretrained``.
+by the training run with ``build_student``, loaded by ``from_pretrained``. The stack, the embedding
+and the head may lie on different devices (``device_map``); the stack is never split.
 
 Documents packed into one row do not see each other. Generation carries a state of constant size.
 Parameters are named as in ``xlstm.xLSTMLMModel``, and move to and from it by ``load_state_dict``.
@@ -11,6 +12,7 @@ Shapes: B batch, T positions, V vocabulary, R rows of the head (padding included
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers.utils.generic import ModelOutput
 
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.student.directory_code import AUTO_MAP, write_directory_code
 from stages.train_student.student.document_layout import lay_out_documents
 from stages.train_student.student.isolated_stack import StackState, empty_stack_state, stack_forward
 from stages.train_student.student.model_config import DistilXLSTMConfig
@@ -44,6 +47,8 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
     token_embedding: nn.Embedding
     lm_head: nn.Linear
     base_model_prefix = "xlstm_block_stack"
+    # Masks and states lie where the blocks do, so that is one device.
+    _no_split_modules = ["xLSTMBlockStack"]  # noqa: RUF012 (their class attribute)
     _is_stateful = True  # generation cannot go back a token
     _tied_weights_keys = {"lm_head.weight": "token_embedding.weight"}  # noqa: RUF012 (their class attribute)
 
@@ -62,13 +67,15 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
         self.token_embedding.weight = nn.Parameter(embedding, requires_grad=False)
         if head is None:
             head = embedding if config.tie_word_embeddings else torch.randn_like(embedding)
+        if config.train_head:
+            head = head.float()
         self.lm_head = nn.Linear(width, rows, bias=False, device="meta")
-        self.lm_head.weight = nn.Parameter(head, requires_grad=False)
+        self.lm_head.weight = nn.Parameter(head, requires_grad=config.train_head)
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in Hugging Face, but refuses a directory that lacks weights."""
+        """As in Hugging Face, but refuses a directory that lacks weights, and offloading."""
         with_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -78,8 +85,27 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
                 f"{min(info['missing_keys'])!r} among them. Copy the whole directory again, or "
                 "export the student anew from a checkpoint."
             )
+        offloaded = [name for name, weight in model.named_parameters() if weight.is_meta]
+        if offloaded:
+            raise ValueError(
+                f"device_map: {offloaded[0]!r} would be fetched for each use, which this model "
+                "cannot do. Give it a map onto devices that hold it, such as device_map='cpu'."
+            )
         model._freeze()
         return (model, info) if with_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in Hugging Face, with the code that finds this class beside the weights."""
+        if kwargs.get("push_to_hub"):
+            raise ValueError("save_pretrained: upload with `model.push_to_hub(…)` instead")
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_directory_code(Path(save_directory))
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModelForCausalLM") -> None:
+        """Nothing: or saving would copy this file, alone, into the model's directory."""
 
     def hidden_states(self, input_ids: Tensor, is_document_start: Tensor | None = None) -> Tensor:
         """The stack's output after its final norm, [B, T, D]; what the loss works on.
@@ -105,8 +131,8 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
         ``labels`` are shifted here, as in Hugging Face: pass the input ids. Labels of −100 and
         labels at which a document begins are not scored. ``state`` (returned with ``use_cache``)
         goes on where an earlier call ended; a document start at index 0 then has to be marked.
-        ``attention_mask`` may hold padding; a document begins after it. 0 for ``logits_to_keep``
-        means all positions.
+        ``attention_mask`` may hold padding; a document begins after it. It may also cover what came
+        before ``state``. 0 for ``logits_to_keep`` means all positions.
         """
         return_dict = kwargs.pop("return_dict", True)
         if attention_mask is not None:
@@ -116,6 +142,8 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
                     "the recurrent state. Pad on the left (tokenizer.padding_side = 'left')."
                 )
             after_padding = _starts_after_padding(attention_mask)
+            if state is not None:
+                after_padding = after_padding[:, -input_ids.shape[1] :]
             is_document_start = (
                 after_padding if is_document_start is None else after_padding | is_document_start
             )
@@ -134,6 +162,12 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
             inputs["attention_mask"] = inputs["is_document_start"] = None
         return inputs
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The xLSTM blocks, first to last."""
+        blocks: nn.ModuleList = self.xlstm_block_stack.blocks  # type: ignore[assignment]
+        return blocks
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.token_embedding
 
@@ -148,8 +182,8 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
                 f"is_document_start: expected the shape of input_ids, {tuple(input_ids.shape)}, "
                 f"found {tuple(is_document_start.shape)}"
             )
-        dtype = self.xlstm_block_stack.get_submodule("post_blocks_norm").weight.dtype
-        x = self.token_embedding(input_ids).to(dtype)
+        norm: Any = self.xlstm_block_stack.get_submodule("post_blocks_norm")
+        x = self.token_embedding(input_ids).to(norm.weight)
         layout = lay_out_documents(
             is_document_start, x, self.config.conv_kernel, has_state=state is not None
         )
@@ -158,6 +192,7 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
     def _logits(self, hidden: Tensor) -> Tensor:
         """The head in float32, as bfloat16 would round logits near 19 by up to 0.06."""
         head = self.lm_head.weight[: self.config.vocab_size]
+        hidden = hidden.to(head.device)
         dtype = torch.promote_types(torch.promote_types(hidden.dtype, head.dtype), torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
             if head.dtype == dtype:
@@ -168,7 +203,7 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
 
     def _freeze(self) -> None:
         self.token_embedding.requires_grad_(False)
-        self.lm_head.requires_grad_(False)
+        self.lm_head.requires_grad_(self.config.train_head)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: every module has initialised itself when it was made."""
@@ -196,7 +231,8 @@ def build_student(
     """A student with the package's initialisation, a function of ``seed`` alone.
 
     ``embedding`` and ``head`` [R, D] are the teacher's, kept as they are; no head means that it is
-    tied to the embedding; no embedding leaves a random one. The global random state is untouched.
+    tied to the embedding; no embedding leaves a random one. A head that is to be trained
+    (``config.train_head``) is a float32 copy, and not tied. The global random state is untouched.
     Blocks are float32 and, unless under another ``torch.device``, on the CPU. Raises ValueError
     where settings or shapes do not fit.
     """
@@ -225,11 +261,14 @@ def build_student(
         feedforward_factor=config.feedforward_factor,
         mlstm_factor=config.mlstm_factor,
         dropout=config.dropout,
-        tie_word_embeddings=head is None,
+        train_head=config.train_head,
+        tie_word_embeddings=head is None and not config.train_head,
         eos_token_id=eos_token_id,
         pad_token_id=eos_token_id,
         dtype="float32",
     )
+    if config.train_head and head is None and embedding is not None:
+        head = embedding.to(torch.float32, copy=True)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return DistilXLSTMForCausalLM(student_config, embedding, head)
@@ -251,9 +290,9 @@ def _starts_after_padding(attention_mask: Tensor) -> Tensor:
 
 
 def _next_token_loss(logits: Tensor, labels: Tensor, is_document_start: Tensor | None) -> Tensor:
-    labels = labels[:, 1:]
+    labels = labels[:, 1:].to(logits.device)
     if is_document_start is not None:
-        labels = labels.masked_fill(is_document_start[:, 1:].bool(), -100)
+        labels = labels.masked_fill(is_document_start[:, 1:].bool().to(logits.device), -100)
     return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten())
 
 

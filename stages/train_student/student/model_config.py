@@ -1,5 +1,7 @@
 """What a student's ``config.json`` holds. Written and read by Hugging Face, made by the student."""
 
+from typing import Any
+
 from transformers import PretrainedConfig
 
 from stages.train_student.student.package_stack import StackSettings
@@ -10,7 +12,9 @@ class DistilXLSTMConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
 
     ``vocab_size`` ids take part in the softmax; embedding and head have ``head_rows`` rows, the
     rest being padding. ``embedding_dtype`` is the precision of the frozen copies, which is kept
-    whatever precision the blocks are loaded in.
+    whatever precision the blocks are loaded in; so is the float32 of a head that was trained.
+    ``teacher`` (source, revision and hashes) and ``cache_id`` say what a published student learnt
+    from.
     """
 
     model_type = "distil_xlstm"
@@ -28,6 +32,9 @@ class DistilXLSTMConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     feedforward_factor: float = 1.7
     mlstm_factor: float = 2.0
     dropout: float = 0.0
+    train_head: bool = False
+    teacher: dict[str, str] | None = None
+    cache_id: str | None = None
     use_cache: bool = True
     tie_word_embeddings: bool = True
     bos_token_id: int | None = None
@@ -52,3 +59,7 @@ class DistilXLSTMConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
             mlstm_factor=self.mlstm_factor,
             dropout=self.dropout,
         )
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Nothing: or saving would copy this file, alone, into the model's directory."""

@@ -1,7 +1,7 @@
-"""Makes the package's plain ``xLSTMBlockStack`` from settings, after checking that they fit.
+"""Makes the package's ``xLSTMBlockStack`` from settings, after checking that they fit.
 
 In: widths and block settings. Out: a stack with the package's own initialisation, on the default
-device. Called by the student.
+device. Called by the student, which runs it block by block with documents kept apart.
 
 Only the package's "vanilla" cells are used, so neither a CUDA toolkit nor a compiler is needed.
 """
@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import nn
 from torch.utils import cpp_extension
+
+from stages.train_student.student.isolated_stack import IsolatedBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,17 @@ class StackSettings:
 
 
 def make_stack(settings: StackSettings) -> nn.Module:
-    """The package's stack with these settings."""
+    """The package's stack with ``IsolatedBlock`` in it, to be run by ``stack_forward``.
+
+    Parameters are named as in the plain stack, and move to and from it by ``load_state_dict``.
+    """
+    stack: Any = make_package_stack(settings)
+    stack.blocks = nn.ModuleList(IsolatedBlock(block) for block in stack.blocks)
+    return stack  # type: ignore[no-any-return]
+
+
+def make_package_stack(settings: StackSettings) -> nn.Module:
+    """The package's stack as it comes, with these settings."""
     with _without_cuda_toolkit():
         import xlstm
 

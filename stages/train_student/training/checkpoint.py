@@ -1,9 +1,10 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
-``step-0000500/tensors.safetensors`` holds the trainable weights, AdamW's moments and the states of
-the generators; ``state.json`` the step, the gradient scaler, the settings, the cache's identity and
-the SHA-256 of the tensors. A checkpoint is published by rename: it is whole or absent. The loader
-needs no state of its own, since its order is a function of the step.
+``step-0000500/tensors.safetensors`` holds the trained weights and AdamW's moments; ``state.json``
+the step, the gradient scaler, the settings, the cache's identity and the SHA-256 of the tensors. A
+checkpoint is published by rename: it is whole or absent. It holds whole tensors, so any number of
+processes can go on from it. Neither the loader nor the dropout has a state: what they draw is a
+function of the step.
 """
 
 import hashlib
@@ -14,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from cache_format.atomic import publish_directory
 
@@ -59,43 +59,6 @@ def load_newest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
         except (OSError, ValueError, KeyError) as error:
             problems.append(f"{path}: {error}; it is passed over")
     return None, problems
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """AdamW's moments and step counts by parameter name."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
-        f"optimizer.{names[id(parameter)]}.{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]
-) -> None:
-    """The inverse of ``optimizer_tensors``."""
-    parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            name, _, field = key.removeprefix("optimizer.").rpartition(".")
-            parameter = parameters[name]
-            optimizer.state[parameter][field] = value.to(parameter.device)
-
-
-def generator_tensors(device: torch.device) -> dict[str, Tensor]:
-    """The states of PyTorch's generators, as tensors."""
-    states = {"generator.cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["generator.cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def restore_generators(tensors: dict[str, Tensor], device: torch.device) -> None:
-    """The inverse of ``generator_tensors``."""
-    torch.set_rng_state(tensors["generator.cpu"])
-    if device.type == "cuda" and "generator.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["generator.cuda"], device)
 
 
 def _load(path: Path) -> Checkpoint:

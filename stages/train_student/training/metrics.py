@@ -1,4 +1,4 @@
-"""The run's figures: one line of ``metrics.jsonl`` per report, and the same in TensorBoard.
+"""The run's figures: one line of ``metrics.jsonl`` per report, and the same to the trackers.
 
 A resumed run drops what the interrupted one wrote after its checkpoint, so that every step stands
 in the file once.
@@ -6,42 +6,51 @@ in the file once.
 
 import json
 import math
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 from cache_format.atomic import atomic_file
+from stages.train_student.training.trackers import TrackedRun, Tracker, make_tracker
 
 
 class MetricsLog:
-    """Appends to ``out/metrics.jsonl`` and ``out/tensorboard``, from step ``from_step`` on."""
+    """Appends to ``out/metrics.jsonl`` from step ``from_step`` on, and tells ``trackers``.
 
-    def __init__(self, out: Path, *, from_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    ``config`` is what they show beside the curves. Raises ValueError where one does not start.
+    """
 
+    def __init__(
+        self,
+        out: Path,
+        *,
+        from_step: int,
+        trackers: Sequence[str] = ("tensorboard",),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         path = out / "metrics.jsonl"
-        _keep_until(path, from_step)
+        run = TrackedRun(
+            out=out, from_step=from_step, last_step=_last_step(path), config=config or {}
+        )
+        self._trackers: list[Tracker] = []
         with ExitStack() as stack:
-            stack.enter_context(_told_once())
-            self._file = stack.enter_context(path.open("a", encoding="utf-8"))
-            # Events after the step that a run resumes from are hidden by TensorBoard itself.
-            self._board = SummaryWriter(
-                str(out / "tensorboard"), purge_step=from_step + 1 if from_step else 0
-            )
-            self._open = stack.pop_all()
+            for name in trackers:
+                self._trackers.append(make_tracker(name, run))
+                stack.callback(self._trackers[-1].close, False)
+            _keep_until(path, from_step)
+            self._file = path.open("a", encoding="utf-8")
+            stack.pop_all()
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         # On a full disk closing fails, too: what is told is what failed first.
-        with nullcontext() if error is None else suppress(OSError), self._open:
-            try:
-                if error is None:
-                    self._board.flush()  # raises what stopped TensorBoard's thread, if anything did
-            finally:
-                self._board.close()
+        with nullcontext() if error is None else suppress(OSError), ExitStack() as closing:
+            closing.enter_context(self._file)
+            for tracker in self._trackers:
+                closing.callback(tracker.close, error is None)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """One line ``{"step": …, name: value, …}``; flushed, so that ``tail -f`` shows it.
@@ -51,40 +60,26 @@ class MetricsLog:
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        for name, value in finite.items():
-            self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.log(step, finite)
 
 
-@contextmanager
-def _told_once() -> Iterator[None]:
-    """Keep TensorBoard's thread from printing a refusal of the system's, such as a full disk.
-
-    The next write, or the last flush, raises the same.
-    """
-    usual = threading.excepthook
-
-    def hook(failure: threading.ExceptHookArgs) -> None:
-        is_tensorboard = type(failure.thread).__module__.partition(".")[0] == "tensorboard"
-        if not (is_tensorboard and issubclass(failure.exc_type, OSError)):
-            usual(failure)
-
-    threading.excepthook = hook
-    try:
-        yield
-    finally:
-        threading.excepthook = usual
+def _last_step(path: Path) -> int:
+    return max((row["step"] for row in _rows(path)), default=0)
 
 
 def _keep_until(path: Path, step: int) -> None:
     """Drop the lines of later steps, and a last line that a killed process left unfinished."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if step > 0 and json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except json.JSONDecodeError:
-            continue
+    kept = [json.dumps(row) + "\n" for row in _rows(path) if step > 0 and row["step"] <= step]
     with atomic_file(path) as file:
         file.write("".join(kept).encode())
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):
+            yield json.loads(line)

@@ -19,6 +19,7 @@ from stages.train_student.config import TrainStudentConfig
 _MAY_CHANGE_ON_RESUME = {
     *("device", "reader_threads", "log_every", "validate_every", "validation_rows"),
     *("checkpoint_every", "keep_checkpoints", "loss_chunk"),
+    *("compile", "slstm", "parallel", "trackers"),
 }
 
 
@@ -31,9 +32,18 @@ class RunRows:
 
 
 def prepare(
-    out: Path, cache: Cache, config: TrainStudentConfig, *, resume: bool, recipe_toml: str
+    out: Path,
+    cache: Cache,
+    config: TrainStudentConfig,
+    *,
+    resume: bool,
+    recipe_toml: str,
+    online: bool = False,
 ) -> RunRows:
-    """Make ``out``, or make sure that it holds this very run. Raises ValueError if it does not."""
+    """Make ``out``, or make sure that it holds this very run. Raises ValueError if it does not.
+
+    ``online``: the run asks a teacher in the loop, which is part of what it is.
+    """
     identity_file = out / "run.json"
     has_checkpoints = any((out / "checkpoints").glob("step-*"))
     if (out / "model").exists() and not has_checkpoints:
@@ -42,12 +52,13 @@ def prepare(
             f"move {out / 'model'} away."
         )
     if identity_file.exists() and has_checkpoints:
-        return _check_same(out, _read(identity_file), cache, config, resume)
+        return _check_same(out, _read(identity_file), cache, config, resume, online)
     # A run that ended before its first checkpoint has nothing to lose: it may begin anew, with
     # other settings where the first ones ran out of memory.
     if not identity_file.exists() and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} holds something that is no run. Choose another --out.")
-    identity = _identity(config, cache, len(cache.shards("train")), len(cache.shards("validation")))
+    num_shards = (len(cache.shards("train")), len(cache.shards("validation")))
+    identity = _identity(config, cache, *num_shards, online)
     make_directory(out)
     for name, text in (("recipe.toml", recipe_toml), ("run.json", json.dumps(identity, indent=1))):
         with atomic_file(out / name) as file:
@@ -68,13 +79,19 @@ def _read(identity_file: Path) -> dict[str, Any]:
 
 
 def _check_same(
-    out: Path, before: dict[str, Any], cache: Cache, config: TrainStudentConfig, resume: bool
+    out: Path,
+    before: dict[str, Any],
+    cache: Cache,
+    config: TrainStudentConfig,
+    resume: bool,
+    online: bool,
 ) -> RunRows:
     if not resume:
         raise ValueError(
             f"{out} holds a run already. Add --resume to go on with it, or choose another --out."
         )
-    now = _identity(config, cache, before["num_train_shards"], before["num_validation_shards"])
+    num_shards = (before["num_train_shards"], before["num_validation_shards"])
+    now = _identity(config, cache, *num_shards, online)
     differing = [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -89,12 +106,12 @@ def _check_same(
 
 
 def _identity(
-    config: TrainStudentConfig, cache: Cache, num_train: int, num_validation: int
+    config: TrainStudentConfig, cache: Cache, num_train: int, num_validation: int, online: bool
 ) -> dict[str, Any]:
     train = cache.shards("train")[:num_train]
     validation = cache.shards("validation")[:num_validation]
     hashes = "".join(shard.sha256 for shard in (*train, *validation))
-    identity = {
+    identity: dict[str, Any] = {
         "cache_id": cache.cache_id,
         "num_train_shards": len(train),
         "num_validation_shards": len(validation),
@@ -102,6 +119,8 @@ def _identity(
         "num_validation_rows": sum(shard.num_rows for shard in validation),
         "shards_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
     }
+    if online:
+        identity["teacher_in_the_loop"] = True
     for key, value in dataclasses.asdict(config).items():
         if key not in _MAY_CHANGE_ON_RESUME:
             identity[key] = value

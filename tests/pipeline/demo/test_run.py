@@ -12,11 +12,18 @@ from pipeline.demo import run as demo_run
 
 _SMALL = {
     "cache-teacher": (
-        *("--tokens", "12K", "--set", "cache_teacher.documents_per_unit=2"),
+        *("--tokens", "24K", "--set", "cache_teacher.documents_per_unit=1"),
         *("--set", "cache_teacher.validation_every=3", "--set", "cache_teacher.compile=off"),
     ),
     "train-student": (
-        *("--set", "train_student.max_steps=3", "--set", "train_student.batch_size=2"),
+        *(
+            "--set",
+            "train_student.max_steps=3",
+            "--set",
+            "train_student.compile=off",
+            "--set",
+            "train_student.batch_size=2",
+        ),
         *("--set", "train_student.validate_every=2", "--set", "train_student.log_every=1"),
         *("--set", "train_student.validation_rows=4"),
     ),
@@ -31,7 +38,7 @@ def small_command(arguments: Sequence[str]) -> None:
 def test_the_demo_ends_with_table_plot_and_next_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo_run, "_CORPUS_CHARS", 120_000)
+    monkeypatch.setattr(demo_run, "_CORPUS_CHARS", 300_000)
     demo_run.run_demo(tmp_path, small_command)
     printed = capsys.readouterr().out
     for words in (

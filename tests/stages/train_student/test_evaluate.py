@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import cache_format
-from stages.train_student.evaluate import validate, validation_batches
+from stages.train_student.evaluate import score, validate, validation_batches
 from stages.train_student.objective.objective import Objective
-from stages.train_student.run import load_student
+from stages.train_student.training.new_student import load_student
+from tests.stages.train_student.caches import TARGETS, write_cache
 from tests.stages.train_student.test_run import tiny_config
 
 
@@ -32,6 +33,7 @@ def test_metrics_equal_those_of_full_logits(tiny_cache: Path) -> None:
     )
     model.train(False)
     loss, kl, agreeing, teacher_loss, count = 0.0, 0.0, 0, 0.0, 0
+    bins = torch.zeros(2, 2, 15, dtype=torch.float64)  # student, teacher; sure, right
     for index in range(5):
         _, row = cache.read_row("validation", index)
         starts = torch.zeros(1, 32, dtype=torch.bool)
@@ -54,13 +56,42 @@ def test_metrics_equal_those_of_full_logits(tiny_cache: Path) -> None:
             kl += float((p * (p / q).log()).sum())
             loss -= float(logq[t, row.token_ids[t + 1]])
             agreeing += int(logits[t].argmax() == ids[0])
+            choices = ((logq[t].max().exp(), logits[t].argmax()), (p[0], ids[0]))
+            for who, (confidence, choice) in enumerate(choices):
+                number = int(confidence * 15)
+                bins[who, 0, number] += confidence
+                bins[who, 1, number] += int(choice == int(row.token_ids[t + 1]))
             teacher_loss -= float(row.next_logprob[t])
             count += 1
     assert found["validation/loss"] == pytest.approx(loss / count, rel=1e-5)
     assert found["validation/perplexity"] == pytest.approx(math.exp(loss / count), rel=1e-4)
     assert found["validation/kl"] == pytest.approx(kl / count, rel=1e-4)
     assert found["validation/agreement"] == pytest.approx(agreeing / count)
+    errors = ((bins[:, 0] - bins[:, 1]).abs().sum(1) / count).tolist()
+    for who, prefix in enumerate(("validation/", "validation/teacher_")):
+        assert found[f"{prefix}accuracy"] == pytest.approx(float(bins[who, 1].sum()) / count)
+        assert found[f"{prefix}ece"] == pytest.approx(errors[who], rel=1e-5)
     assert found["validation/teacher_loss"] == pytest.approx(teacher_loss / count, rel=1e-6)
+
+
+def test_of_samples_the_teacher_s_choices_are_not_known(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", TARGETS["sampled"])
+    model = load_student(tiny_config(), cache)
+    head = model.lm_head.weight[: cache.spec.teacher.vocab_size]
+    objective = Objective(head_VD=head, spec=cache.spec, chunk=17, dtype=torch.float32)
+    found = score(model, objective, validation_batches(cache, 5, 5, 2))
+    assert {"validation/accuracy", "validation/ece", "validation/teacher_loss"} <= found.keys()
+    assert not {"validation/teacher_accuracy", "validation/teacher_ece"} & found.keys()
+
+
+def test_without_a_scored_position_there_is_an_error(tiny_cache: Path) -> None:
+    cache = cache_format.open(tiny_cache)
+    model = load_student(tiny_config(), cache)
+    head = model.lm_head.weight[: cache.spec.teacher.vocab_size]
+    objective = Objective(head_VD=head, spec=cache.spec, chunk=17, dtype=torch.float32)
+    with pytest.raises(ValueError, match="no position has a label"):
+        score(model, objective, iter(()))
+    assert model.training
 
 
 def test_validation_rows_are_spread_over_the_split(tiny_cache: Path) -> None:

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 import cache_format
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.run import NonFiniteLossError, TrainProgress, train_student
+from stages.train_student.run import NonFiniteLossError, train_student
 from stages.train_student.training.checkpoint import load_newest
+from stages.train_student.training.progress import TrainProgress
 
 
 def tiny_config(**changes: Any) -> TrainStudentConfig:
@@ -33,6 +34,7 @@ def tiny_config(**changes: Any) -> TrainStudentConfig:
         "dropout": 0.1,  # so that the generator's state matters
         "precision": "fp32",
         "loss_chunk": 40,
+        "compile": "off",
         "log_every": 1,
         "validate_every": 4,
         "validation_rows": 6,
@@ -48,9 +50,16 @@ def run(
     *,
     resume: bool = False,
     report: Callable[[TrainProgress], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     return train_student(
-        config, cache_format.open(cache), out, resume=resume, recipe_toml="# tiny\n", report=report
+        config,
+        cache_format.open(cache),
+        out,
+        resume=resume,
+        recipe_toml="# tiny\n",
+        report=report,
+        stop=stop,
     )
 
 

@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.train_student.batches.row_order import (
+    Part,
     RowOrder,
     _splitmix64,
     epoch_order,
+    micro_batch_seed,
     steps_per_epoch,
 )
 from stages.train_student.config import TrainStudentConfig
@@ -70,13 +73,44 @@ def test_the_hash_is_splitmix64() -> None:
 @pytest.mark.parametrize("shuffle_shards", [None, 2])
 def test_the_steps_of_an_epoch_visit_each_row_once(shuffle_shards: int | None) -> None:
     order = RowOrder(
-        seed=3, rows_of_shards=(10, 5, 7), shuffle_shards=shuffle_shards, rows_per_step=4
+        seed=3,
+        rows_of_shards=(10, 5, 7),
+        shuffle_shards=shuffle_shards,
+        batch_size=2,
+        accumulation=2,
     )
     assert order.steps_per_epoch == 5
     rows = np.concatenate([order.rows_of_step(step) for step in range(5)])
     assert len(set(rows.tolist())) == 20
     again = np.concatenate([order.rows_of_step(step) for step in range(5, 10)])
     assert rows.tolist() != again.tolist()
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
+def test_processes_share_the_micro_batches_of_a_step(num_ranks: int) -> None:
+    """However many there are, and if their number changes between steps: the same micro-batches."""
+    order = RowOrder(
+        seed=3, rows_of_shards=(30, 31), shuffle_shards=None, batch_size=3, accumulation=4
+    )
+    for step in range(2 * order.steps_per_epoch):
+        whole = order.rows_of_step(step).reshape(4, 3)
+        dealt: dict[int, list[int]] = {}
+        for rank in range(num_ranks):
+            part = Part(rank, num_ranks)
+            rows = order.rows_of_step(step, part).reshape(-1, 3)
+            dealt |= dict(zip(part.micro_batches(4), rows.tolist(), strict=True))
+        assert [dealt[number] for number in range(4)] == whole.tolist()
+
+
+def test_every_micro_batch_has_a_seed_of_its_own() -> None:
+    seeds = {
+        micro_batch_seed(seed, step, number)
+        for seed in range(3)
+        for step in range(50)
+        for number in range(8)
+    }
+    assert len(seeds) == 3 * 50 * 8
+    torch.manual_seed(max(seeds))  # takes all 64 bits
 
 
 def test_fewer_rows_than_a_step_is_refused() -> None:

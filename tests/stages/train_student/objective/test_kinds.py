@@ -12,12 +12,13 @@ import torch
 
 from cache_format.reader import Cache
 from cache_format.spec import SketchSpec
-from stages.train_student.batches.loader import Batch, read_batch
+from stages.train_student.batches.batch import Batch, read_batch
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.evaluate import validate
-from stages.train_student.objective.objective import Objective, scored_targets
+from stages.train_student.objective.objective import Objective, Share, scored_targets
 from stages.train_student.objective.schedule import LossWeights
-from stages.train_student.run import load_student, train_student
+from stages.train_student.run import train_student
+from stages.train_student.training.new_student import load_student
 from tests.cache_format.sample_cache import pca_sketch
 from tests.stages.train_student.caches import TARGETS, TEMPERATURES, write_cache
 
@@ -90,33 +91,26 @@ class TestLoader:
         kept = torch.isfinite(targets.gaps_NK)
         rows = [cache.read_row("train", index)[1] for index in (0, 3)]
         counts = np.concatenate([row.counts for row in rows])
-        torch.testing.assert_close(shares[kept], torch.from_numpy(counts / 50).float())
+        torch.testing.assert_close(shares[kept], torch.from_numpy(counts / 50), rtol=1e-5, atol=0)
         # The teacher's choice is the id that was drawn most.
         assert (shares[:, :1] >= shares).all()
 
-    def test_micro_batches_share_one_projection(self, tmp_path: Path) -> None:
+    def test_rows_share_one_projection(self, tmp_path: Path) -> None:
         cache = write_cache(tmp_path / "cache", TARGETS["top_k"], pca_sketch())
         batch = read_batch(cache, "train", [0, 1, 2], with_sketch=True)
         assert batch.projection is not None
         assert cache.projection is not None
         assert torch.equal(batch.projection[0], torch.from_numpy(cache.projection.copy()))
-        parts = list(batch.split(2))
-        assert [part.num_rows for part in parts] == [2, 1]
-        for part in parts:
-            assert part.projection is not None
-            assert part.projection.shape == (1, 16, 8)
-            assert part.sketch is not None
-            assert len(part.sketch) == part.num_rows
+        assert batch.projection.shape == (1, 16, 8)
+        assert batch.sketch is not None
+        assert len(batch.sketch) == 3
 
-    def test_micro_batches_have_their_own_signs(self, tmp_path: Path) -> None:
+    def test_rows_have_the_signs_of_their_unit(self, tmp_path: Path) -> None:
         cache = write_cache(tmp_path / "cache", TARGETS["top_k"])
         batch = read_batch(cache, "validation", [0, 4, 1], with_sketch=True)  # of units 0, 3, 0
         assert batch.projection is not None
         assert torch.equal(batch.projection[0], batch.projection[2])
         assert not torch.equal(batch.projection[0], batch.projection[1])
-        first, last = batch.split(2)
-        assert torch.equal(first.projection, batch.projection[:2])  # type: ignore[arg-type]
-        assert torch.equal(last.projection, batch.projection[2:])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sketch", [_RADEMACHER, pca_sketch()], ids=lambda s: str(s.kind))
@@ -126,7 +120,7 @@ def test_the_frobenius_term_projects_the_student_as_the_teacher_was(
     cache = write_cache(tmp_path / "cache", TARGETS["top_k"], sketch)
     model, objective = objective_of(tiny_config("top_k"), cache)
     batch = read_batch(cache, "train", [0, 1], with_sketch=True)
-    _, terms = objective.terms(model, batch, LossWeights(0.0, 1.0, 1.0), batch.num_scored, 2)
+    _, terms = objective.terms(model, batch, LossWeights(0.0, 1.0, 1.0), Share(batch.num_scored, 2))
     assert batch.sketch is not None
     assert batch.projection is not None
     with torch.no_grad():
@@ -227,6 +221,7 @@ def _within_tail(
 def test_a_batch_moves_with_all_it_holds(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["top_k+sampled"], pca_sketch())
     batch = read_batch(cache, "train", [0], with_sketch=True).to(torch.device("meta"))
-    tensors = [value for value in vars(batch).values() if value is not None]
-    assert len(tensors) == len(fields(Batch))
-    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    places = {name: tensor.device.type for name, tensor in vars(batch).items()}
+    assert places.pop("is_document_start") == "cpu"  # the student looks at it there
+    assert len(places) == len(fields(Batch)) - 1
+    assert set(places.values()) == {"meta"}

@@ -1,15 +1,57 @@
-"""The chunked loss against the dense float64 formula over K+1 outcomes."""
+"""The chunked loss against the dense float64 formula over K+1 outcomes, compiled and not."""
 
 import math
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.train_student.objective.loss import sparse_distillation_loss
+from stages.compiling import has_compiler
+from stages.train_student.objective.loss import (
+    LossSums,
+    SparseDistillationLoss,
+    sparse_distillation_loss,
+)
 from stages.train_student.objective.sparse_targets import SparseDraws, SparseTargets
 from tests.stages.train_student.teachers import make_problem, sparse, with_draws
+
+CPU = torch.device("cpu")
+MODES = [
+    "off",
+    pytest.param(
+        "on",
+        marks=[
+            pytest.mark.skipif(not has_compiler(CPU), reason="there is no C++ compiler"),
+            pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # PyTorch's own
+        ],
+    ),
+]
+
+
+@cache
+def loss_of(mode: Any, dtype: torch.dtype = torch.float32) -> SparseDistillationLoss:
+    """One for all tests, so that it is compiled once; ``chunk`` is theirs to set."""
+    return SparseDistillationLoss(chunk=1, dtype=dtype, compile=mode, device=CPU)
+
+
+def gradients_of(
+    loss: SparseDistillationLoss,
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    labels: torch.Tensor,
+    targets: SparseTargets | None,
+    weighting: tuple[float, float, float],
+    chunk: int,
+) -> tuple[LossSums, torch.Tensor, torch.Tensor]:
+    """The sums, and the gradients by ``hidden`` and ``head``."""
+    leaves = [tensor.clone().requires_grad_() for tensor in (hidden, head)]
+    loss.chunk = chunk
+    sums = loss(leaves[0], leaves[1], labels, targets, weighting)
+    by_hidden, by_head = torch.autograd.grad(sums.weighted, leaves)
+    return sums, by_hidden, by_head
 
 
 def dense(
@@ -64,6 +106,7 @@ def dense_within_tail(
     return total
 
 
+@pytest.mark.parametrize("mode", MODES)
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
@@ -75,6 +118,7 @@ def dense_within_tail(
     chunk=st.integers(1, 10),
 )
 def test_values_and_gradients_equal_the_dense_formula(
+    mode: str,
     seed: int,
     num_positions: int,
     vocab: int,
@@ -88,11 +132,14 @@ def test_values_and_gradients_equal_the_dense_formula(
         st.lists(st.integers(1, top_k), min_size=num_positions, max_size=num_positions)
     )
     hidden, head, labels, teacher = make_problem(seed, num_positions, vocab)
+    targets = sparse(teacher, num_kept, top_k)
+    weighting_at_T = (*weighting, temperature)
     assert_equals_dense(
-        hidden, head, labels, teacher, num_kept, top_k, temperature, weighting, chunk
+        hidden, head, labels, teacher, num_kept, targets, weighting_at_T, chunk, loss_of(mode)
     )
 
 
+@pytest.mark.parametrize("mode", MODES)
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
@@ -106,6 +153,7 @@ def test_values_and_gradients_equal_the_dense_formula(
     chunk=st.integers(1, 10),
 )
 def test_draws_add_the_dense_formula_s_last_term(
+    mode: str,
     seed: int,
     num_positions: int,
     vocab: int,
@@ -123,24 +171,28 @@ def test_draws_add_the_dense_formula_s_last_term(
     hidden, head, labels, teacher = make_problem(seed, num_positions, vocab)
     generator = torch.Generator().manual_seed(seed)
     targets = with_draws(sparse(teacher, num_kept, top_k), teacher, num_draws, drawn_at, generator)
-    exact = hidden.double().requires_grad_()
-    cross_entropy, kl = dense(exact, head, labels, teacher, num_kept, temperature)
-    within = dense_within_tail(exact, head, teacher, targets, num_draws, temperature)
+    exact = [tensor.double().requires_grad_() for tensor in (hidden, head)]
+    cross_entropy, kl = dense(exact[0], exact[1], labels, teacher, num_kept, temperature)
+    within = dense_within_tail(exact[0], exact[1], teacher, targets, num_draws, temperature)
     objective = weighting[0] * cross_entropy + weighting[1] * (kl + within)
-    (by_exact,) = torch.autograd.grad(objective, exact)
-    leaf = hidden.clone().requires_grad_()
-    sums = sparse_distillation_loss(leaf, head, labels, targets, (*weighting, temperature), chunk)
-    (by_leaf,) = torch.autograd.grad(sums.weighted, leaf)
+    expected = torch.autograd.grad(objective, exact)
+    sums, *found = gradients_of(
+        loss_of(mode), hidden, head, labels, targets, (*weighting, temperature), chunk
+    )
     # An importance weight may be large, and what it multiplies has float32's rounding.
     scale = 1 + float(targets.draw_shares(temperature)[0].max())
     assert sums.kl.item() == pytest.approx((kl + within).item(), rel=1e-5, abs=2e-5 * scale)
-    torch.testing.assert_close(by_leaf, by_exact.float(), atol=2e-5 * scale, rtol=2e-5)
+    for gradient, exactly in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, exactly.float(), atol=2e-5 * scale, rtol=2e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.37, 2.0])
 def test_at_k_equal_to_the_vocabulary_it_is_full_distillation(temperature: float) -> None:
     hidden, head, labels, teacher = make_problem(3, 6, 40)
-    assert_equals_dense(hidden, head, labels, teacher, [40] * 6, 40, temperature, (0.2, 0.8), 4)
+    targets, weighting = sparse(teacher, [40] * 6, 40), (0.2, 0.8, temperature)
+    assert_equals_dense(
+        hidden, head, labels, teacher, [40] * 6, targets, weighting, 4, loss_of("off")
+    )
     full = torch.nn.functional.kl_div(
         (hidden.double() @ head.double().T / temperature).log_softmax(1),
         (teacher / temperature).log_softmax(1),
@@ -161,8 +213,9 @@ def test_between_the_nodes_an_exact_tail_gives_the_dense_formula() -> None:
     exact = (rest / temperature).logsumexp(1).float()[:, None]
     # One node at 1/T: interpolation has nothing to add, so the bound of 1e-5 applies.
     at_node = SparseTargets(targets.kept_ids_NK, targets.gaps_NK, exact, (1 / temperature,))
-    assert_sums_equal_dense(
-        hidden, head, labels, teacher, [8] * 7, at_node, temperature, (0.3, 0.7), 3
+    assert_equals_dense(
+        *(hidden, head, labels, teacher, [8] * 7, at_node),
+        *((0.3, 0.7, temperature), 3, loss_of("off")),
     )
 
 
@@ -172,21 +225,21 @@ def test_kl_is_zero_for_a_student_equal_to_its_teacher_and_never_negative() -> N
     sums = sparse_distillation_loss(
         hidden, head, labels, sparse(teacher, [5] * 30, 5), (0.0, 1.0, 1.6), 8
     )
-    assert abs(sums.kl.item()) < 1e-5
+    assert -1e-12 < sums.kl.item() < 1e-5
     assert sums.num_agreeing.item() == 30
 
 
-def test_without_any_weight_the_gradient_is_zero() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_without_any_weight_the_gradient_is_zero(dtype: torch.dtype) -> None:
     """β = 1 leaves nothing to either term; what memory held before must not become a gradient."""
     hidden, head, labels, teacher = make_problem(9, 6, 30)
     poison = torch.full_like(hidden, math.nan)
     del poison
-    leaf = hidden.clone().requires_grad_()
-    sums = sparse_distillation_loss(
-        leaf, head, labels, sparse(teacher, [4] * 6, 4), (0.0, 0.0, 1.0), 4
+    targets = sparse(teacher, [4] * 6, 4)
+    _, *gradients = gradients_of(
+        loss_of("off", dtype), hidden, head, labels, targets, (0.0, 0.0, 1.0), 4
     )
-    (gradient,) = torch.autograd.grad(sums.weighted, leaf)
-    assert torch.equal(gradient, torch.zeros_like(hidden))
+    assert all((gradient == 0).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("num_draws", [None, 20])
@@ -242,39 +295,22 @@ def assert_equals_dense(
     labels: torch.Tensor,
     teacher: torch.Tensor,
     num_kept: list[int],
-    top_k: int,
-    temperature: float,
-    weighting: tuple[float, float],
-    chunk: int,
-) -> None:
-    targets = sparse(teacher, num_kept, top_k)
-    assert_sums_equal_dense(
-        hidden, head, labels, teacher, num_kept, targets, temperature, weighting, chunk
-    )
-
-
-def assert_sums_equal_dense(
-    hidden: torch.Tensor,
-    head: torch.Tensor,
-    labels: torch.Tensor,
-    teacher: torch.Tensor,
-    num_kept: list[int],
     targets: SparseTargets,
-    temperature: float,
-    weighting: tuple[float, float],
+    weighting: tuple[float, float, float],
     chunk: int,
+    loss: SparseDistillationLoss,
 ) -> None:
-    leaf = hidden.clone().requires_grad_()
-    exact = hidden.double().requires_grad_()
-    cross_entropy, kl = dense(exact, head, labels, teacher, num_kept, temperature)
-    (by_exact,) = torch.autograd.grad(weighting[0] * cross_entropy + weighting[1] * kl, exact)
-    sums = sparse_distillation_loss(leaf, head, labels, targets, (*weighting, temperature), chunk)
-    (by_leaf,) = torch.autograd.grad(sums.weighted, leaf)
+    exact = [tensor.double().requires_grad_() for tensor in (hidden, head)]
+    ce_weight, kl_weight, temperature = weighting
+    cross_entropy, kl = dense(exact[0], exact[1], labels, teacher, num_kept, temperature)
+    expected = torch.autograd.grad(ce_weight * cross_entropy + kl_weight * kl, exact)
+    sums, *found = gradients_of(loss, hidden, head, labels, targets, weighting, chunk)
     count = len(labels)
     assert sums.cross_entropy.item() / count == pytest.approx(
         cross_entropy.item() / count, abs=1e-5
     )
-    if weighting[1]:
+    if kl_weight:
         assert sums.kl.item() / count == pytest.approx(kl.item() / count, abs=1e-5)
-        assert sums.kl.item() >= -1e-6
-    torch.testing.assert_close(by_leaf, by_exact.float(), atol=1e-5, rtol=1e-5)
+        assert sums.kl.item() >= -1e-12
+    for gradient, exactly in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, exactly.float(), atol=1e-5, rtol=1e-5)

@@ -52,7 +52,7 @@ def test_at_their_own_temperature_shares_are_counts_whatever_the_gaps() -> None:
     assert targets.draws is not None
     targets.draws.gaps_NJ.mul_(1.3)
     shares, _ = targets.draw_shares(1.6)
-    torch.testing.assert_close(shares, targets.draws.counts_NJ / 9)
+    torch.testing.assert_close(shares, targets.draws.counts_NJ.double() / 9)
 
 
 @pytest.mark.parametrize(("drawn_at", "temperature"), [(1.0, 2.0), (2.0, 1.0), (4 / 3, 1.6)])
@@ -67,9 +67,9 @@ def test_shares_are_importance_weights(drawn_at: float, temperature: float) -> N
     ids, counts = targets.draws.ids_NJ, targets.draws.counts_NJ
     shares, logprobs = targets.draw_shares(temperature)
     expected = counts / 9 * wanted.gather(1, ids) / drawn_from.gather(1, ids)
-    torch.testing.assert_close(shares, expected.nan_to_num(0.0).float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(shares, expected.nan_to_num(0.0), rtol=1e-4, atol=1e-6)
     assert (counts == 0).any()  # padding is there, and weighs nothing
-    exact = wanted.gather(1, ids).log()[counts > 0].float()
+    exact = wanted.gather(1, ids).log()[counts > 0]
     torch.testing.assert_close(logprobs[counts > 0], exact, rtol=1e-4, atol=1e-4)
 
 

@@ -1,5 +1,6 @@
 """The walk through the package's stack against the package's own forward."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -7,34 +8,51 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stages.train_student.student.document_layout import lay_out_documents
-from stages.train_student.student.isolated_stack import empty_stack_state, stack_forward
-from stages.train_student.student.package_stack import StackSettings, make_stack
+from stages.train_student.student import mlstm
+from stages.train_student.student.document_layout import DocumentLayout, lay_out_documents
+from stages.train_student.student.isolated_stack import (
+    causal_conv,
+    empty_stack_state,
+    mlstm_layer_forward,
+    slstm_layer_forward,
+    stack_forward,
+)
+from stages.train_student.student.package_stack import StackSettings, make_package_stack, make_stack
 
 WIDTH, KERNEL = 32, 4
+
+
+def settings(**changes: Any) -> StackSettings:
+    defaults: dict[str, Any] = {
+        "hidden_size": WIDTH,
+        "num_blocks": 4,
+        "slstm_at": (0, 2),
+        "num_heads": 4,
+        "conv_kernel": KERNEL,
+        "qkv_block_size": 8,
+        "feedforward_factor": 1.7,
+        "mlstm_factor": 2.0,
+        "dropout": 0.0,
+    }
+    return StackSettings(**(defaults | changes))
 
 
 def make_noisy_stack(dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> Any:
     """A stack in which no weight is zero: the package's start values hide the recurrence."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        stack = make_stack(
-            StackSettings(
-                hidden_size=WIDTH,
-                num_blocks=4,
-                slstm_at=(0, 2),
-                num_heads=4,
-                conv_kernel=KERNEL,
-                qkv_block_size=8,
-                feedforward_factor=1.7,
-                mlstm_factor=2.0,
-                dropout=dropout,
-            )
-        )
+        stack = make_stack(settings(dropout=dropout))
         with torch.no_grad():
             for parameter in stack.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return stack.to(dtype)
+
+
+def plain_stack(stack: Any, **changes: Any) -> nn.Module:
+    """The package's own stack with the weights of ``stack``."""
+    package = make_package_stack(settings(**changes)).to(next(stack.parameters()).dtype)
+    package.load_state_dict(stack.state_dict())
+    return package
 
 
 def run(stack: nn.Module, x: Tensor, is_start: Tensor | None = None) -> Tensor:
@@ -55,13 +73,15 @@ def make_inputs(
 )
 def test_one_document_is_the_package_s_own_forward(dtype: torch.dtype, tolerance: float) -> None:
     stack = make_noisy_stack(dtype)
+    package = plain_stack(stack)
+    assert list(stack.state_dict()) == list(package.state_dict())
     x, weights = make_inputs(24, dtype)
     gradients = []
     outputs = []
-    for forward in (lambda: run(stack, x), lambda: stack(x)):
+    for parent, forward in ((stack, lambda: run(stack, x)), (package, lambda: package(x))):
         outputs.append(forward())
         gradients.append(
-            torch.autograd.grad((outputs[-1] * weights).sum(), list(stack.parameters()))
+            torch.autograd.grad((outputs[-1] * weights).sum(), list(parent.parameters()))
         )
     torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=tolerance)
     for mine, other in zip(*gradients, strict=True):
@@ -92,6 +112,17 @@ def packed_starts() -> Tensor:
     return is_start
 
 
+# With chunks of 5 positions, documents begin and end within chunks and at their borders, and some
+# span several.
+@pytest.fixture(params=[5, 24])
+def chunk_length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The most positions in a chunk of the mLSTM."""
+    length: int = request.param
+    monkeypatch.setattr(mlstm, "chosen_chunk_length", lambda *_: length)
+    return length
+
+
+@pytest.mark.usefixtures("chunk_length")
 @pytest.mark.parametrize(("row", "first", "stop"), PACKED)
 def test_a_packed_document_is_what_it_is_alone(row: int, first: int, stop: int) -> None:
     stack = make_noisy_stack()
@@ -107,9 +138,48 @@ def test_a_packed_document_is_what_it_is_alone(row: int, first: int, stop: int) 
     for mine, other in zip(from_packed, from_alone, strict=True):
         bound = 1e-5 * float(other.abs().max()) + 1e-7
         torch.testing.assert_close(mine, other, rtol=0, atol=bound)
-    outside = from_packed[0].clone()
+    assert_only_within(from_packed[0], row, first, stop)
+
+
+def assert_only_within(gradient: Tensor, row: int, first: int, stop: int) -> None:
+    """Not a rounding error beyond the document."""
+    outside = gradient.clone()
     outside[row, first:stop] = 0.0
-    assert outside.abs().max() < 1e-6 * from_packed[0].abs().max()
+    assert not outside.any()
+    assert gradient[row, first:stop].any()
+
+
+def convolution(x: Tensor, layout: DocumentLayout) -> Tensor:
+    return causal_conv(make_noisy_stack().blocks[0].xlstm.conv1d.conv, x, layout, None)[0]
+
+
+def slstm_layer(x: Tensor, layout: DocumentLayout) -> Tensor:
+    return slstm_layer_forward(make_noisy_stack().blocks[0].xlstm, x, layout, None)[0]
+
+
+def mlstm_layer(x: Tensor, layout: DocumentLayout) -> Tensor:
+    return mlstm_layer_forward(make_noisy_stack().blocks[1].xlstm, x, layout, None)[0]
+
+
+@pytest.mark.usefixtures("chunk_length")
+@pytest.mark.parametrize(
+    "part", [convolution, slstm_layer, mlstm_layer], ids=["convolution", "slstm", "mlstm"]
+)
+@pytest.mark.parametrize(("row", "first", "stop"), PACKED)
+def test_each_part_keeps_documents_apart_forward_and_backward(
+    part: Callable[[Tensor, DocumentLayout], Tensor], row: int, first: int, stop: int
+) -> None:
+    x, weights = make_inputs(24)
+    x.requires_grad_()
+    packed = part(x, lay_out_documents(packed_starts(), x, KERNEL, False))
+    here = slice(first, stop)
+    alone = part(x[row : row + 1, here], lay_out_documents(None, x[:1, here], KERNEL, False))[0]
+    torch.testing.assert_close(packed[row, here], alone, rtol=0, atol=1e-5)
+    parts = weights[row, here]
+    (mine,) = torch.autograd.grad((packed[row, here] * parts).sum(), x)
+    (other,) = torch.autograd.grad((alone * parts).sum(), x)
+    torch.testing.assert_close(mine, other, rtol=0, atol=1e-5 * float(other.abs().max()))
+    assert_only_within(mine, row, first, stop)
 
 
 def test_without_document_starts_they_do_see_each_other() -> None:
@@ -121,6 +191,7 @@ def test_without_document_starts_they_do_see_each_other() -> None:
     assert (packed - alone).abs().amax(-1).min() > 1e-3
 
 
+@pytest.mark.usefixtures("chunk_length")
 @pytest.mark.parametrize("splits", [(0, 24), (0, 1, 2, 9, 11, 24), (0, 10, 24), range(25)])
 def test_going_on_from_states_equals_one_pass(splits: tuple[int, ...]) -> None:
     """Splits fall on document starts and within the convolution's reach of them."""
@@ -136,6 +207,18 @@ def test_going_on_from_states_equals_one_pass(splits: tuple[int, ...]) -> None:
         assert after is not None
         state = after
         torch.testing.assert_close(y, whole[:, first:stop], rtol=0, atol=1e-10)
+
+
+def test_a_state_holds_no_more_than_itself() -> None:
+    """A view of what it was computed from would keep a whole prompt's tensors in memory."""
+    stack = make_noisy_stack()
+    x, _ = make_inputs(24)
+    layout = lay_out_documents(None, x, KERNEL, has_state=True)
+    _, state = stack_forward(stack, x, layout, empty_stack_state(stack, 3))
+    assert state is not None
+    for layer in state:
+        for part in (layer.conv_BKD, *layer.cell):
+            assert part.untyped_storage().nbytes() == part.nbytes
 
 
 def test_rows_of_a_state_go_on_as_those_rows() -> None:
@@ -186,24 +269,39 @@ def test_bfloat16_weights_run() -> None:
 
 @pytest.mark.parametrize("kernel", [1, 2, 6])
 def test_other_convolution_widths(kernel: int) -> None:
-    stack = make_stack(
-        StackSettings(
-            hidden_size=WIDTH,
-            num_blocks=2,
-            slstm_at=(1,),
-            num_heads=4,
-            conv_kernel=kernel,
-            qkv_block_size=8,
-            feedforward_factor=1.0,
-            mlstm_factor=1.0,
-            dropout=0.0,
-        )
-    )
+    changes = {"num_blocks": 2, "slstm_at": (1,), "conv_kernel": kernel, "mlstm_factor": 1.0}
+    stack = make_stack(settings(**changes))
     x, _ = make_inputs(9)
     if kernel > 1:  # the package's own convolution of width 1 drops every position
-        torch.testing.assert_close(run(stack, x), stack(x), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            run(stack, x), plain_stack(stack, **changes)(x), rtol=0, atol=1e-5
+        )
     is_start = torch.arange(9).expand(3, 9) == 4
     packed = stack_forward(stack, x, lay_out_documents(is_start, x, kernel, has_state=False), None)[
         0
     ]
     torch.testing.assert_close(packed[:, 4:], run(stack, x[:, 4:]), rtol=0, atol=1e-5)
+
+
+def test_a_block_s_weights_are_needed_only_within_its_forward() -> None:
+    """As under FSDP, whose hooks on a block gather its weights before and free them after."""
+    stack = make_noisy_stack()
+    x, _ = make_inputs(24)
+    kept = {name: parameter.detach().clone() for name, parameter in stack.named_parameters()}
+
+    def gather(block: nn.Module, _: object) -> None:
+        for name, parameter in block.named_parameters():
+            parameter.copy_(kept[f"{names[block]}.{name}"])
+
+    def free(block: nn.Module, *_: object) -> None:
+        for parameter in block.parameters():
+            parameter.fill_(torch.nan)
+
+    with torch.no_grad():
+        expected = run(stack, x, packed_starts())
+        names = {block: f"blocks.{index}" for index, block in enumerate(stack.blocks)}
+        for block in names:
+            free(block)
+            block.register_forward_pre_hook(gather)
+            block.register_forward_hook(free)
+        assert torch.equal(run(stack, x, packed_starts()), expected)

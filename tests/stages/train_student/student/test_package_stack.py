@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from stages.train_student.student.package_stack import StackSettings, make_stack
+from stages.train_student.student.package_stack import (
+    StackSettings,
+    make_package_stack,
+    make_stack,
+)
 
 
 def settings(**changes: Any) -> StackSettings:
@@ -68,7 +72,7 @@ def test_settings_that_fit_build(changes: dict[str, Any]) -> None:
 
 def test_the_package_s_own_forward_stays_causal_at_any_length() -> None:
     """The stack has no mask buffer of a fixed length; the package must make one itself."""
-    stack = make_stack(settings())
+    stack = make_package_stack(settings())
     x = torch.randn(1, 12, 96, generator=torch.Generator().manual_seed(0))
     later = x.clone()
     later[:, 6:] += 1.0

@@ -1,0 +1,292 @@
+"""The student's loss beside the same written out in PyTorch, beside labels alone, beside others'.
+
+Every contender takes the same random hidden states through the same frozen head, forward and
+backward. ``dense`` has the logits of all positions, two log_softmax and autograd; ``ours`` and
+``labels_only`` are this project's, with and without KL. cut-cross-entropy's (cross-entropy alone)
+and Liger's (Jensen-Shannon at β = 0, which is the forward KL, with the teacher's own hidden states
+and head, and always the student's head's gradient) are measured where they are installed.
+
+Runs alternate and a figure is the median; peaks are each of a process of its own, above what it
+held after its inputs and a first small run.
+"""
+
+import gc
+import importlib
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import torch
+
+    from stages.train_student.objective.sparse_targets import SparseTargets
+
+NODES = (0.5, 0.625, 0.75, 0.875, 1.0)
+WEIGHTING = (0.3, 0.7, 1.5)
+OURS = ("dense", "ours", "labels_only")
+PEERS = ("cut_cross_entropy", "liger")
+_FEW = 8  # positions of a run that is not measured
+_CLEAR_PEAK = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What is measured at."""
+
+    tokens: int
+    vocabulary: int
+    width: int
+    top_k: int
+    chunk: int
+    precision: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """N positions of a student, and of a teacher as the cache keeps one."""
+
+    hidden_ND: "torch.Tensor"
+    head_VD: "torch.Tensor"
+    labels_N: "torch.Tensor"
+    targets: "SparseTargets"
+
+    def first(self, count: int) -> "Inputs":
+        """The first ``count`` positions."""
+        hidden_ND = self.hidden_ND[:count].detach().requires_grad_()
+        targets = self.targets.chunk(0, count)
+        return Inputs(hidden_ND, self.head_VD, self.labels_N[:count], targets)
+
+
+@click.command("loss", help=__doc__)
+@click.option("--tokens", type=int, default=2048, show_default=True)
+@click.option("--vocabulary", type=int, default=151_936, show_default=True)
+@click.option("--width", type=int, default=512, show_default=True)
+@click.option("--top-k", type=int, default=64, show_default=True)
+@click.option("--chunk", type=int, default=256, show_default=True)
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--repeats", type=int, default=5, show_default=True)
+@click.option("--peers/--no-peers", default=True, show_default=True, help="Others' losses, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def loss(repeats: int, peers: bool, as_json: bool, **size: Any) -> None:
+    names = (*OURS, *(PEERS if peers else ()))
+    reasons = {name: reason for name in names if (reason := _in_new_process(_obstacle, name))}
+    able = [name for name in names if name not in reasons]
+    peaks = {name: _in_new_process(_peak_bytes, name, Size(**size)) for name in able}
+    times = _in_new_process(_seconds, able, Size(**size), repeats)
+    figures: dict[str, Any] = {
+        "peak_bytes_ratio_to_dense": round(peaks["ours"] / max(1, peaks["dense"]), 4),
+        "time_ratio_to_dense": round(times["ours"] / times["dense"], 3),
+        "kl_time_ratio_to_labels_only": round(times["ours"] / times["labels_only"], 3),
+    }
+    for name in able:
+        figures[f"{name}_peak_mib"] = round(peaks[name] / 2**20)
+        figures[f"{name}_seconds"] = round(times[name], 3)
+    figures |= {f"{name}_not_run": reason for name, reason in reasons.items()}
+    lines = [f"{name:32}{value}" for name, value in figures.items()]
+    click.echo(json.dumps(figures) if as_json else "\n".join(lines))
+
+
+def _in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _obstacle(name: str) -> str:
+    """Why a contender cannot be run; empty if it can."""
+    if name in PEERS:
+        try:
+            importlib.import_module(_module(name))
+        except ImportError as error:
+            return str(error)
+    return ""
+
+
+def _module(name: str) -> str:
+    return {"liger": "liger_kernel.chunked_loss.jsd_loss"}.get(name, name)
+
+
+def _peak_bytes(name: str, size: Size) -> int:
+    """The most that a run holds beyond its inputs."""
+    import torch
+
+    inputs = make_inputs(size)
+    run = contender(name, size)
+    for _ in range(2):
+        run(inputs.first(_FEW))
+    inputs = inputs.first(size.tokens)
+    gc.collect()
+    if size.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        run(inputs)
+        return torch.cuda.max_memory_allocated() - held
+    held = _resident_bytes()
+    run(inputs)
+    return _peak_resident_bytes() - held
+
+
+def _resident_bytes() -> int:
+    """Bytes in use; the peak starts anew where the kernel allows it."""
+    if not _CLEAR_PEAK.exists():
+        return _peak_resident_bytes()
+    _CLEAR_PEAK.write_text("5")
+    return _status_bytes("VmRSS")
+
+
+def _peak_resident_bytes() -> int:
+    if not _CLEAR_PEAK.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(key)
+
+
+def _seconds(names: list[str], size: Size, repeats: int) -> dict[str, float]:
+    """Median seconds of one run, the first of each left out."""
+    import torch
+
+    inputs = make_inputs(size)
+    runs = {name: contender(name, size) for name in names}
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for run in runs.values():
+        run(inputs.first(_FEW))
+    for _ in range(repeats + 1):
+        for name, run in runs.items():
+            positions = inputs.first(size.tokens)
+            begin = time.perf_counter()
+            run(positions)
+            if size.device != "cpu":
+                torch.cuda.synchronize()
+            found[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(seconds[1:]) for name, seconds in found.items()}
+
+
+def make_inputs(size: Size) -> Inputs:
+    """Random ones: neither speed nor memory depends on them."""
+    import torch
+
+    from stages.train_student.objective.sparse_targets import SparseTargets
+
+    generator = torch.Generator().manual_seed(0)
+    hidden_ND = torch.randn(size.tokens, size.width, generator=generator)
+    head_VD = torch.randn(size.vocabulary, size.width, generator=generator) / size.width**0.5
+    labels_N = torch.randint(size.vocabulary, (size.tokens,), generator=generator)
+    first_N1 = torch.randint(size.vocabulary, (size.tokens, 1), generator=generator)
+    stride = size.vocabulary // size.top_k
+    kept_NK = (first_N1 + stride * torch.arange(size.top_k)) % size.vocabulary
+    gaps_NK = torch.rand(size.tokens, size.top_k, generator=generator).cumsum(1)
+    gaps_NK -= gaps_NK[:, :1].clone()
+    tail_NM = torch.randn(size.tokens, len(NODES), generator=generator) * 0.1 - 1
+    device = torch.device(size.device)
+    targets = SparseTargets(kept_NK.to(device), gaps_NK.to(device), tail_NM.to(device), NODES)
+    return Inputs(
+        hidden_ND.to(device),
+        head_VD.to(device, dtype=_dtype(size) if size.device != "cpu" else torch.float32),
+        labels_N.to(device),
+        targets,
+    )
+
+
+def contender(name: str, size: Size) -> Callable[[Inputs], Any]:
+    """Forward and backward of one loss."""
+    import torch
+
+    from stages.train_student.objective.loss import SparseDistillationLoss
+
+    if name == "dense":
+        return dense_run
+    if name == "cut_cross_entropy":
+        return _cut_cross_entropy_run
+    if name == "liger":
+        return _liger_run(size)
+    sparse_loss = SparseDistillationLoss(
+        chunk=size.chunk, dtype=_dtype(size), compile="auto", device=torch.device(size.device)
+    )
+
+    def run(inputs: Inputs) -> Any:
+        positions = (inputs.hidden_ND, inputs.head_VD, inputs.labels_N)
+        if name == "labels_only":
+            sums = sparse_loss(*positions, None, (1.0, 0.0, 1.0))
+        else:
+            sums = sparse_loss(*positions, inputs.targets, WEIGHTING)
+        return sums.weighted, torch.autograd.grad(sums.weighted, inputs.hidden_ND)
+
+    return run
+
+
+def dense_run(inputs: Inputs) -> Any:
+    """The same loss, as one would write it."""
+    import torch
+    from torch.nn import functional
+
+    ce_weight, kl_weight, temperature = WEIGHTING
+    targets = inputs.targets
+    logits_NV = inputs.hidden_ND.to(inputs.head_VD.dtype) @ inputs.head_VD.T
+    cross_entropy = functional.cross_entropy(logits_NV.float(), inputs.labels_N, reduction="sum")
+    logq_NV = (logits_NV.float() / temperature).log_softmax(1)
+    logq_NK = logq_NV.gather(1, targets.kept_ids_NK)
+    log_q_tail_N1 = torch.log1p(-logq_NK.exp().sum(1, keepdim=True))
+    logp_NK, log_p_tail_N = targets.logprobs(temperature)
+    log_p, log_q = (
+        torch.cat(pair, 1) for pair in ((logp_NK, log_p_tail_N[:, None]), (logq_NK, log_q_tail_N1))
+    )
+    kl = functional.kl_div(log_q, log_p.float(), reduction="sum", log_target=True)
+    weighted = ce_weight * cross_entropy + kl_weight * kl
+    return weighted, torch.autograd.grad(weighted, inputs.hidden_ND)
+
+
+def _cut_cross_entropy_run(inputs: Inputs) -> Any:
+    import torch
+
+    linear_cross_entropy: Any = importlib.import_module("cut_cross_entropy").linear_cross_entropy
+    hidden_ND = inputs.hidden_ND.to(inputs.head_VD.dtype)
+    kind = "cce" if inputs.head_VD.is_cuda else "torch_compile"
+    value = linear_cross_entropy(
+        hidden_ND, inputs.head_VD, inputs.labels_N, reduction="sum", impl=kind
+    )
+    return value, torch.autograd.grad(value, inputs.hidden_ND)
+
+
+def _liger_run(size: Size) -> Callable[[Inputs], Any]:
+    import torch
+
+    module: Any = importlib.import_module(_module("liger"))
+    ce_weight, kl_weight, temperature = WEIGHTING
+    jsd_loss = module.LigerFusedLinearJSDLoss(
+        weight_hard_loss=ce_weight,
+        weight_soft_loss=kl_weight,
+        beta=0.0,
+        temperature=temperature,
+        chunk_size=size.chunk,
+    )
+
+    def run(inputs: Inputs) -> Any:
+        hidden_ND = inputs.hidden_ND.to(inputs.head_VD.dtype)
+        teacher_ND = hidden_ND.detach().flip(0)
+        value = jsd_loss(hidden_ND, inputs.head_VD, teacher_ND, inputs.head_VD, inputs.labels_N)
+        return value, torch.autograd.grad(value, inputs.hidden_ND)
+
+    return run
+
+
+def _dtype(size: Size) -> "torch.dtype":
+    import torch
+
+    return torch.bfloat16 if size.precision == "bf16" else torch.float32

@@ -1,0 +1,148 @@
+"""What a student loses to the cache, and what the teacher in the loop costs: the demo, three times.
+
+The demo's teacher is cached by the demo's recipe. Students of that recipe then take equal steps
+over the same rows in the same order: from the cache, with the teacher in the loop, on labels alone.
+Each is trained in a process of its own. Tokens a second are those of all optimizer steps but the
+first; memory is the process's peak until training ends. Loss and KL are means over validation rows,
+KL over the whole vocabulary against the teacher itself, at temperature 1.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+import torch
+
+import cache_format
+from benchmarks.trainings import WAYS, Training, Way
+from cache_format.reader import Cache
+from pipeline.demo.corpus import write_parquet
+from pipeline.demo.run import TEACHER
+from pipeline.online_teacher import load_online_teacher
+from pipeline.recipe import Recipe, load_recipe, parse_override
+from stages.device import choose_device
+from stages.train_student.evaluate import validation_batches
+from stages.train_student.objective.dense_loss import DenseTargets
+from stages.train_student.training.throughput import peak_bytes
+
+CORPUS_CHARS = 9_000_000
+_LABELS = {"cache": "from the cache", "online": "teacher in the loop", "labels": "labels alone"}
+
+
+@click.command("online", help=__doc__)
+@click.option(
+    "--steps", type=click.IntRange(min=2), default=200, show_default=True, help="Of each student."
+)
+@click.option("--set", "settings", multiple=True, help="As pipeline takes it.")
+@click.option(
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keeps corpus and cache; what is there from the same options is taken.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--way", type=click.Choice(WAYS), hidden=True)
+def online(
+    steps: int, settings: Sequence[str], work: Path | None, as_json: bool, way: Way | None
+) -> None:
+    with ExitStack() as stack:
+        if work is None:
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        recipe = _recipe(work, steps, settings)
+        if way is not None:
+            click.echo(json.dumps(train(way, work, recipe)))
+            return
+        make_cache(work, recipe)
+        figures = {way: in_new_process(way, work, steps, settings) for way in WAYS}
+    click.echo(json.dumps(figures) if as_json else _table(figures))
+
+
+def make_cache(work: Path, recipe: Recipe) -> None:
+    """The demo's corpus and cache, unless they are there."""
+    from stages.cache_teacher.run import cache_teacher
+
+    corpus = Path(recipe.cache_teacher.corpus)
+    if not corpus.exists():
+        corpus.mkdir(parents=True)
+        write_parquet(corpus / "python-documentation.parquet", "demo", CORPUS_CHARS)
+    cache_teacher(
+        recipe.cache_teacher, work / "cache", recipe_toml=recipe.to_toml(), report=lambda _: None
+    )
+
+
+def in_new_process(way: Way, work: Path, steps: int, settings: Sequence[str]) -> dict[str, float]:
+    """The figures of ``train`` in a process of its own."""
+    arguments = ["--way", way, "--work", str(work), "--steps", str(steps)]
+    arguments += [word for setting in settings for word in ("--set", setting)]
+    command = [sys.executable, "-m", "benchmarks", "online", *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+def train(way: Way, work: Path, recipe: Recipe) -> dict[str, float]:
+    """Train a student, then compare it with text and teacher."""
+    cache, config = cache_format.open(work / "cache"), recipe.train_student
+    assert config.max_steps is not None
+    device = choose_device(config.device)
+    training = Training(way, cache, config, device)
+    training.run(1)  # compiles
+    num_timed = config.max_steps - 1
+    seconds = training.run(num_timed)
+    return {
+        "tokens_per_s": round(num_timed * training.tokens_per_step / seconds, 1),
+        "peak_bytes": peak_bytes(device),
+        **compare(training, cache, device),
+    }
+
+
+@torch.no_grad()
+def compare(training: Training, cache: Cache, device: torch.device) -> dict[str, float]:
+    """Cross-entropy, KL to the teacher and agreement with it on validation rows."""
+    teacher = load_online_teacher(cache, device, with_mean=False)
+    config, objective = training.config, training.objective
+    training.model.train(False)
+    totals, num_scored = torch.zeros(3, dtype=torch.float64), 0
+    rows = cache.num_rows("validation")
+    for host in validation_batches(cache, rows, config.validation_rows, config.batch_size):
+        batch = host.to(device)
+        is_scored = batch.labels >= 0
+        with torch.autocast(device.type, objective.dtype, enabled=objective.uses_autocast):
+            hidden_BTD = training.model.hidden_states(batch.input_ids, batch.is_document_start)
+        last_BTD = teacher.states(batch.input_ids, batch.is_document_start).last_BTD
+        sums = objective.dense_loss(
+            hidden_BTD[is_scored],
+            objective.head_VD,
+            batch.labels[is_scored],
+            DenseTargets(last_BTD[is_scored], teacher.head_VD),
+            (0.0, 1.0, 1.0),
+        )
+        totals += torch.stack((sums.cross_entropy, sums.kl, sums.num_agreeing)).cpu()
+        num_scored += host.num_scored
+    names = ("validation_loss", "validation_kl", "validation_agreement")
+    return {name: total / num_scored for name, total in zip(names, totals.tolist(), strict=True)}
+
+
+def _recipe(work: Path, steps: int, settings: Sequence[str]) -> Recipe:
+    ours = {
+        "cache_teacher.teacher": TEACHER,
+        "cache_teacher.corpus": (work / "corpus").resolve(),
+        "train_student.max_steps": steps,
+    }
+    texts = [*(f"{key}={value}" for key, value in ours.items()), *settings]
+    return load_recipe("demo", [parse_override(text) for text in texts])
+
+
+def _table(figures: dict[Way, dict[str, float]]) -> str:
+    lines = [f"{'':22}{'tokens/s':>10}{'peak MiB':>10}{'loss':>9}{'KL':>9}{'agreement':>11}"]
+    for way, found in figures.items():
+        lines.append(
+            f"{_LABELS[way]:22}{found['tokens_per_s']:>10,.0f}{found['peak_bytes'] / 2**20:>10,.0f}"
+            f"{found['validation_loss']:>9.4f}{found['validation_kl']:>9.4f}"
+            f"{found['validation_agreement']:>11.1%}"
+        )
+    return "\n".join(lines)

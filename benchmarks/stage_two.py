@@ -1,0 +1,217 @@
+"""Stage two beside a run on labels alone, beside one with the teacher in the loop, and its loader.
+
+A teacher of random weights with the full Qwen vocabulary is cached by stage one (64 ids, five
+temperatures, a sketch of 64). From that cache the paper's student takes optimizer steps: ``cache``
+on KL, cross-entropy and the Frobenius term; ``labels`` on cross-entropy alone, without the sketches
+being read; ``online`` like ``cache``, but with KL over the whole vocabulary and hidden states from
+the teacher itself. ``loader`` reads what ``cache`` reads, and trains nothing. All is timed from the
+opening of the loader to the end of the last step, by turns; a ratio is that of neighbours, figures
+are medians. Memory is the peak of a process of its own. Neither depends on what the weights are.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+import cache_format
+from benchmarks.stage_one import PRESETS, device_name, save_random_teacher, write_corpus
+from benchmarks.trainings import WAYS, Training, Way
+from cache_format.reader import Cache
+from stages.device import choose_device
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.training.new_student import load_student
+from stages.train_student.training.throughput import peak_bytes
+
+_TEACHER_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "bfloat16"}
+_TOKENS_OF_A_DOCUMENT = 500  # of the corpus of stage one's benchmark, at the least
+_TRAINING_UNITS = 3
+_LOADER_STEPS = 8  # for each step of training: it is faster, and its start should not show
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is measured."""
+
+    preset: str
+    blocks: int
+    precision: Any
+    device: str
+    batch_size: int
+    accumulation: int
+    chunk: int
+    sequence_length: int
+    heads: int
+    compile: Any
+
+    def config(self) -> TrainStudentConfig:
+        """The paper's student but for the number of blocks."""
+        return TrainStudentConfig(
+            num_blocks=self.blocks,
+            slstm_at=tuple(range(0, self.blocks, 2)),
+            num_heads=self.heads,
+            compile=self.compile,
+            precision=self.precision,
+            device=self.device,
+            batch_size=self.batch_size,
+            accumulation=self.accumulation,
+            loss_chunk=self.chunk,
+            max_steps=1_000,
+        )
+
+
+@click.command("stage-two", help=__doc__)
+@click.option(
+    "--teacher",
+    "preset",
+    type=click.Choice(sorted(PRESETS)),
+    default="qwen2.5-0.5b",
+    show_default=True,
+    help="Dimensions of the teacher.",
+)
+@click.option("--blocks", type=int, default=6, show_default=True, help="Blocks of the student.")
+@click.option("--heads", type=int, default=16, show_default=True)
+@click.option(
+    "--precision", type=click.Choice(sorted(_TEACHER_DTYPES)), default="fp32", show_default=True
+)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--batch-size", type=int, default=4, show_default=True)
+@click.option("--accumulation", type=int, default=1, show_default=True)
+@click.option("--chunk", type=int, default=256, show_default=True, help="Positions of a chunk.")
+@click.option("--sequence-length", type=int, default=512, show_default=True)
+@click.option("--compile", default="auto", show_default=True)
+@click.option("--steps", type=int, default=2, show_default=True, help="Of one turn.")
+@click.option("--repeats", type=int, default=5, show_default=True)
+@click.option(
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keeps teacher and cache; what is there from the same options is taken.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--peak-of", type=click.Choice(WAYS), hidden=True)
+def stage_two(
+    steps: int, repeats: int, work: Path | None, as_json: bool, peak_of: Way | None, **options: Any
+) -> None:
+    setup = Setup(**options)
+    with ExitStack() as stack:
+        if work is None:
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if peak_of is not None:
+            click.echo(peak_of_training(work, setup, peak_of))
+            return
+        make_cache(work, setup)
+        figures = measure(work, setup, steps, repeats)
+    if as_json:
+        click.echo(json.dumps(figures))
+        return
+    for name, value in figures.items():
+        click.echo(f"{name:32}{value!s:>36}")
+
+
+def make_cache(work: Path, setup: Setup) -> None:
+    """A teacher and a finished cache of it in ``work``, with rows for two steps at least.
+
+    Raises SpecMismatchError if there is one from other options.
+    """
+    from stages.cache_teacher.config import CacheTeacherConfig
+    from stages.cache_teacher.run import cache_teacher
+
+    teacher = (work / f"teacher-{setup.preset}").resolve()
+    if not teacher.exists():
+        save_random_teacher(teacher, setup.preset)
+    num_tokens = 2 * setup.batch_size * setup.accumulation * setup.sequence_length
+    documents_per_unit = 1 + num_tokens // _TOKENS_OF_A_DOCUMENT // _TRAINING_UNITS
+    num_documents = (1 + _TRAINING_UNITS) * documents_per_unit  # the first unit is for validation
+    corpus = work / f"{num_documents}-documents.parquet"
+    if not corpus.exists():
+        write_corpus(corpus, num_documents)
+    config = CacheTeacherConfig(
+        teacher=str(teacher),
+        teacher_dtype=_TEACHER_DTYPES[setup.precision],  # type: ignore[arg-type]
+        corpus=str(corpus),
+        device=setup.device,
+        sequence_length=setup.sequence_length,
+        documents_per_unit=documents_per_unit,
+        compile=setup.compile,
+    )
+    recipe = f"[cache_teacher]\nteacher = {json.dumps(config.teacher)}\n"
+    cache_teacher(config, work / "cache", recipe_toml=recipe, report=lambda _: None)
+
+
+def measure(work: Path, setup: Setup, steps: int, repeats: int) -> dict[str, Any]:
+    """All figures. The first turn of each is not counted: it compiles, and fills caches."""
+    cache, config, device = _opened(work, setup)
+    model = load_student(config, cache).to(device)  # type: ignore[arg-type]
+    runs = {way: Training(way, cache, config, device, model) for way in WAYS}
+    seconds: dict[str, list[float]] = {name: [] for name in (*WAYS, "loader")}
+    for _ in range(repeats + 1):
+        for way, run in runs.items():
+            seconds[way].append(run.run(steps) / steps)
+        read = runs["cache"].read(steps * _LOADER_STEPS)
+        seconds["loader"].append(read / (steps * _LOADER_STEPS))
+    seconds = {name: values[1:] for name, values in seconds.items()}
+    tokens = runs["cache"].tokens_per_step
+    peaks = {way: peak_in_new_process(work, setup, way) for way in WAYS}
+    return {
+        "teacher": setup.preset,
+        "blocks": setup.blocks,
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "device": device_name(device),
+        "precision": setup.precision,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "tokens_per_step": tokens,
+        "sequence_length": setup.sequence_length,
+        **{
+            f"{name}_tokens_per_s": round(tokens / statistics.median(values), 1)
+            for name, values in seconds.items()
+        },
+        **_ratios("ratio_to_labels_only", seconds["labels"], seconds["cache"]),
+        **_ratios("speedup_over_online", seconds["online"], seconds["cache"]),
+        **_ratios("loader_ratio", seconds["cache"], seconds["loader"]),
+        **{f"{way}_peak_bytes": peak for way, peak in peaks.items()},
+        "peak_bytes_ratio_to_online": round(peaks["cache"] / peaks["online"], 4),
+        "peak_bytes_ratio_to_labels": round(peaks["cache"] / peaks["labels"], 4),
+    }
+
+
+def peak_in_new_process(work: Path, setup: Setup, way: Way) -> int:
+    """The most memory of a process that does nothing but train."""
+    arguments = [
+        *("--work", str(work), "--peak-of", way, "--teacher", setup.preset),
+        *("--blocks", setup.blocks, "--precision", setup.precision, "--device", setup.device),
+        *("--batch-size", setup.batch_size, "--accumulation", setup.accumulation),
+        *("--chunk", setup.chunk, "--sequence-length", setup.sequence_length),
+        *("--heads", setup.heads, "--compile", setup.compile),
+    ]
+    command = [sys.executable, "-m", "benchmarks", "stage-two", *map(str, arguments)]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def peak_of_training(work: Path, setup: Setup, way: Way) -> int:
+    """The most memory that this process has had after two steps, loading included."""
+    cache, config, device = _opened(work, setup)
+    Training(way, cache, config, device).run(2)
+    return peak_bytes(device)
+
+
+def _opened(work: Path, setup: Setup) -> tuple[Cache, TrainStudentConfig, torch.device]:
+    return cache_format.open(work / "cache"), setup.config(), choose_device(setup.device)
+
+
+def _ratios(name: str, above: list[float], below: list[float]) -> dict[str, float]:
+    """The median of neighbours' ratios, and the least and the most."""
+    ratios = sorted(one / other for one, other in zip(above, below, strict=True))
+    return {
+        name: round(statistics.median(ratios), 4),
+        f"{name}_least": round(ratios[0], 4),
+        f"{name}_most": round(ratios[-1], 4),
+    }

@@ -1,0 +1,45 @@
+"""Where a run's student lies, and the student loaded.
+
+In: the directory that a run wrote, or a Hugging Face model directory. Out: the model directory, or
+the model. Called by the commands that use a finished student.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stages.train_student.student.model import DistilXLSTMForCausalLM
+
+
+def model_directory(run: Path) -> Path:
+    """The model directory that ``run`` is or holds. Raises ValueError if there is none."""
+    for candidate in (run / "model", run):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if (run / "run.json").is_file():
+        raise ValueError(
+            f"{run}: its training has not finished, so there is no model yet. Finish it with "
+            "`pipeline train-student … --resume`."
+        )
+    raise ValueError(f"{run}: neither a run of `pipeline train-student` nor a model directory")
+
+
+def load_student_model(run: Path) -> "DistilXLSTMForCausalLM":
+    """The student of ``run``, for inference. Raises ValueError if there is no whole one."""
+    path = model_directory(run)
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    from stages.train_student.student.model import DistilXLSTMForCausalLM
+
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path}: the weights are damaged ({error}). Copy the model again, or move it away and "
+            "run the same `pipeline train-student` command with --resume."
+        ) from error
+    if not isinstance(model, DistilXLSTMForCausalLM):
+        raise ValueError(f"{path}: no student, but a {type(model).__name__}")
+    model.train(False)
+    return model

@@ -1,0 +1,47 @@
+"""The result of a run: a Hugging Face model directory.
+
+In: a student, the cache it learnt from and, for its model card, recipe and figures. Out: a
+directory with weights, config, the code that finds them, tokenizer and model card, published whole
+or not at all. Called by ``run``.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from cache_format.atomic import publish_directory
+from cache_format.reader import Cache
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.student.model import DistilXLSTMForCausalLM
+from stages.train_student.training.model_card import model_card
+
+_TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template")
+
+
+def publish_model(
+    model: DistilXLSTMForCausalLM,
+    cache: Cache,
+    target: Path,
+    *,
+    config: TrainStudentConfig | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> None:
+    """``save_pretrained`` with the teacher's tokenizer and a card beside it, published by rename.
+
+    ``metrics`` are those of the last validation.
+    """
+    teacher = cache.spec.teacher
+    model.config.cache_id = cache.cache_id
+    model.config.teacher = {
+        "source": teacher.source,
+        "revision": teacher.revision,
+        "weights_sha256": teacher.weights_sha256,
+        "tokenizer_sha256": teacher.tokenizer_sha256,
+    }
+    card = model_card(model, cache, config, metrics or {})
+    with publish_directory(target) as temporary:
+        model.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        for name in cache.attachments():
+            if name.startswith(_TOKENIZER):
+                shutil.copyfile(cache.attachment(name), temporary / name)

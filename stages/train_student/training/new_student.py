@@ -1,0 +1,23 @@
+"""A new student, around what its teacher has left in a cache. Called by ``run``."""
+
+from safetensors.torch import load_file
+
+from cache_format.reader import Cache
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.student.model import DistilXLSTMForCausalLM, build_student
+
+
+def load_student(config: TrainStudentConfig, cache: Cache) -> DistilXLSTMForCausalLM:
+    """A new student around the teacher's embedding and head, which lie in the cache."""
+    frozen = load_file(cache.attachment("embedding.safetensors"))
+    teacher = cache.spec.teacher
+    return build_student(
+        config,
+        hidden_size=teacher.hidden_size,
+        vocab_size=teacher.vocab_size,
+        head_rows=teacher.head_rows,
+        eos_token_id=teacher.eos_token_id,
+        embedding=frozen["embedding"],
+        head=frozen.get("head"),
+        seed=config.seed,
+    )

@@ -1,0 +1,135 @@
+"""Ctrl-C and SIGTERM during a training: a checkpoint, a next step, and nothing lost."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.session import Terminated
+from pipeline.stopping import asked_to_stop
+
+_ROOT = Path(__file__).parents[2]
+_RECIPE = """
+[train_student]
+num_blocks = 2
+slstm_at = [0]
+num_heads = 2
+qkv_block_size = 4
+batch_size = 2
+accumulation = 2
+max_steps = 4
+precision = "fp32"
+compile = "off"
+checkpoint_every = 100
+"""
+_PROGRAM = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's is ignored
+from pipeline.cli import main
+from stages.train_student.training.update import Updater
+
+step, count, number = Updater.step, 0, getattr(signal, sys.argv[1], None)
+
+def signalled(*arguments):
+    global count
+    count += 1
+    if count == 2 and number:
+        os.kill(os.getpid(), number)
+    return step(*arguments)
+
+Updater.step = signalled
+main(sys.argv[2:], prog_name="pipeline")
+"""
+
+
+def train(name: str, recipe: Path, cache: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    """Train, and send the signal ``name`` in the midst of the second step."""
+    arguments = ["train-student", "--recipe", str(recipe), "--cache", str(cache)]
+    return subprocess.run(
+        [sys.executable, "-c", _PROGRAM, name, *arguments, "--out", str(out), "--resume"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)},
+    )
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(_RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path, recipe: Path) -> Path:
+    """A run that nobody stopped."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = train("none", recipe, tiny_cache, out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [("SIGINT", 130, "Interrupted."), ("SIGTERM", 143, "Terminated by a signal (SIGTERM).")],
+)
+def test_a_signal_saves_and_says_how_to_go_on(
+    whole: Path, tiny_cache: Path, recipe: Path, tmp_path: Path, name: str, code: int, said: str
+) -> None:
+    out = tmp_path / "run"
+    stopped = train(name, recipe, tiny_cache, out)
+    assert stopped.returncode == code, stopped.stderr
+    assert "Once more stops at once" in stopped.stderr
+    assert f"{said} The same command with --resume goes on" in stopped.stderr
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-0000002"]
+    done = train("none", recipe, tiny_cache, out)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from" in done.stderr
+    expected = load_file(whole / "model" / "model.safetensors")
+    for tensor_name, tensor in load_file(out / "model" / "model.safetensors").items():
+        assert torch.equal(tensor, expected[tensor_name]), tensor_name
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """A terminal's handlers, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("handlers")
+class TestRequest:
+    def test_the_second_signal_ends_the_command(self) -> None:
+        with asked_to_stop() as request:
+            assert not request()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert request()
+            with pytest.raises(Terminated):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def test_under_torchrun_it_is_the_same_one_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+        with asked_to_stop() as request:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert request()
+        assert type(request.exception()) is KeyboardInterrupt
+
+    def test_handlers_are_put_back(self) -> None:
+        with asked_to_stop():
+            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def test_what_is_ignored_stays_ignored(self) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with asked_to_stop() as request:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not request()

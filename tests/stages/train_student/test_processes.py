@@ -1,0 +1,125 @@
+"""Several processes, as torchrun starts them: the same student as one process trains."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stages.train_student.run import StoppedError
+from stages.train_student.training.parallel import require_processes
+from stages.train_student.training.progress import TrainProgress
+from tests.stages.train_student.test_run import run, tiny_config
+
+_ROOT = Path(__file__).parents[3]
+_SCRIPT = Path(__file__).parent / "train_in_processes.py"
+
+
+def train(
+    num_processes: int, cache: Path, out: Path, *, stop_after: int | None = None, **changes: Any
+) -> subprocess.CompletedProcess[str]:
+    """Train the tiny student by so many processes; each is told to stop after ``stop_after``."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    given = json.dumps({"changes": changes, "stop_after": stop_after})
+    return subprocess.run(
+        [sys.executable, *launcher, str(_SCRIPT), str(cache), str(out), given],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        cwd=_ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)},
+    )
+
+
+def losses(out: Path) -> list[float]:
+    rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [row["train/loss"] for row in rows if "train/loss" in row]
+
+
+def assert_same_student(found: Path, expected: Path, tolerance: float) -> None:
+    assert losses(found) == pytest.approx(losses(expected), rel=tolerance)
+    ours, theirs = (load_file(out / "model" / "model.safetensors") for out in (found, expected))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.allclose(ours[name], tensor, atol=tolerance), name
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process, with dropout."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    run(tiny_config(), tiny_cache, out)
+    return out
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_the_student_of_one(
+    alone: Path, tiny_cache: Path, tmp_path: Path, parallel: str
+) -> None:
+    done = train(2, tiny_cache, tmp_path / "run", parallel=parallel)
+    assert done.returncode == 0, done.stderr
+    assert_same_student(tmp_path / "run", alone, 2e-5)
+
+
+def test_a_trained_head_and_scaled_gradients_are_shared_too(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"train_head": True, "precision": "fp16", "max_steps": 3}
+    run(tiny_config(**changes), tiny_cache, tmp_path / "alone")
+    done = train(2, tiny_cache, tmp_path / "run", parallel="fsdp", **changes)
+    assert done.returncode == 0, done.stderr
+    assert_same_student(tmp_path / "run", tmp_path / "alone", 1e-3)
+
+
+def test_checkpoints_move_between_numbers_of_processes(
+    alone: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    """Two with their weights spread, stopped mid-epoch; then one; then two with all weights."""
+    out = tmp_path / "run"
+    stopped = train(2, tiny_cache, out, parallel="fsdp", stop_after=2)
+    assert "StoppedError: stopped after step 2" in stopped.stderr
+    last = 0
+
+    def report(progress: TrainProgress) -> None:
+        nonlocal last
+        last = progress.step
+
+    with pytest.raises(StoppedError):
+        run(tiny_config(), tiny_cache, out, resume=True, report=report, stop=lambda: last == 5)
+    done = train(2, tiny_cache, out, parallel="ddp")
+    assert done.returncode == 0, done.stderr
+    assert_same_student(out, alone, 2e-5)
+
+
+def test_what_the_first_process_refuses_ends_all(alone: Path, tiny_cache: Path) -> None:
+    done = train(2, tiny_cache, alone, learning_rate=0.1)
+    assert done.returncode != 0
+    assert "learning_rate was 0.003 and is 0.1" in done.stderr
+    assert "OtherProcessFailedError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_ranks", "parallel", "advice"),
+    [
+        ((8, 4), 8, "ddp", "batch_size=4 --set train_student.accumulation=8"),
+        ((8, 4), 3, "fsdp", "batch_size=10 --set train_student.accumulation=3"),
+        ((2, 1), 4, "ddp", "batch_size=1 --set train_student.accumulation=4"),
+    ],
+)
+def test_a_step_that_cannot_be_dealt_is_refused(
+    sizes: tuple[int, int], num_ranks: int, parallel: str, advice: str
+) -> None:
+    changes = {"batch_size": sizes[0], "accumulation": sizes[1], "parallel": parallel}
+    with pytest.raises(ValueError, match=r"micro-batches .* processes") as refused:
+        require_processes(tiny_config(**changes), num_ranks)
+    assert advice in str(refused.value)
+
+
+@pytest.mark.parametrize(("num_ranks", "parallel"), [(1, "fsdp"), (3, "ddp"), (4, "fsdp")])
+def test_a_step_that_can_be_dealt_is_not(num_ranks: int, parallel: str) -> None:
+    require_processes(tiny_config(accumulation=4, parallel=parallel), num_ranks)

@@ -1,0 +1,36 @@
+"""Run by torchrun, or alone: trains the tiny student of ``test_run``. See ``test_processes``."""
+
+import json
+import sys
+from pathlib import Path
+
+import cache_format
+from stages.train_student.run import train_student
+from stages.train_student.training.progress import TrainProgress
+from tests.stages.train_student.test_run import tiny_config
+
+
+def main(cache: str, out: str, arguments: str) -> None:
+    given = json.loads(arguments)
+    last = 0
+
+    def report(progress: TrainProgress) -> None:
+        nonlocal last
+        last = progress.step
+
+    def stop() -> bool:
+        return bool(last == given["stop_after"])
+
+    train_student(
+        tiny_config(**given["changes"]),
+        cache_format.open(cache),
+        Path(out),
+        resume=True,
+        recipe_toml="# tiny\n",
+        report=report,
+        stop=stop,
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
