@@ -6,8 +6,9 @@ backward. ``dense`` has the logits of all positions, two log_softmax and autogra
 and Liger's (Jensen-Shannon at β = 0, which is the forward KL, with the teacher's own hidden states
 and head, and always the student's head's gradient) are measured where they are installed.
 
-Runs alternate and a figure is the median; peaks are each of a process of its own, above what it
-held after its inputs and a first small run.
+Runs alternate, a ratio is that of two of the same round, and figures are medians. On a processor
+the ratios of its own seconds stand beside those of the clock's, which others' work disturbs. Peaks
+are each of a process of its own, above what it held after its inputs and a first small run.
 """
 
 import gc
@@ -83,18 +84,26 @@ def loss(repeats: int, peers: bool, as_json: bool, **size: Any) -> None:
     reasons = {name: reason for name in names if (reason := _in_new_process(_obstacle, name))}
     able = [name for name in names if name not in reasons]
     peaks = {name: _in_new_process(_peak_bytes, name, Size(**size)) for name in able}
-    times = _in_new_process(_seconds, able, Size(**size), repeats)
+    clock, cpu = _in_new_process(_seconds, able, Size(**size), repeats)
     figures: dict[str, Any] = {
         "peak_bytes_ratio_to_dense": round(peaks["ours"] / max(1, peaks["dense"]), 4),
-        "time_ratio_to_dense": round(times["ours"] / times["dense"], 3),
-        "kl_time_ratio_to_labels_only": round(times["ours"] / times["labels_only"], 3),
+        "time_ratio_to_dense": _ratio(clock, "dense"),
+        "kl_time_ratio_to_labels_only": _ratio(clock, "labels_only"),
     }
+    if size["device"] == "cpu":
+        figures["cpu_time_ratio_to_dense"] = _ratio(cpu, "dense")
+        figures["kl_cpu_time_ratio_to_labels_only"] = _ratio(cpu, "labels_only")
     for name in able:
         figures[f"{name}_peak_mib"] = round(peaks[name] / 2**20)
-        figures[f"{name}_seconds"] = round(times[name], 3)
+        figures[f"{name}_seconds"] = round(statistics.median(clock[name]), 3)
     figures |= {f"{name}_not_run": reason for name, reason in reasons.items()}
     lines = [f"{name:32}{value}" for name, value in figures.items()]
     click.echo(json.dumps(figures) if as_json else "\n".join(lines))
+
+
+def _ratio(seconds: dict[str, list[float]], to: str) -> float:
+    pairs = zip(seconds["ours"], seconds[to], strict=True)
+    return round(statistics.median(ours / other for ours, other in pairs), 3)
 
 
 def _in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -158,24 +167,29 @@ def _status_bytes(key: str) -> int:
     raise KeyError(key)
 
 
-def _seconds(names: list[str], size: Size, repeats: int) -> dict[str, float]:
-    """Median seconds of one run, the first of each left out."""
+def _seconds(
+    names: list[str], size: Size, repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of every run by the clock, and the processor's own; the first of each left out."""
     import torch
 
     inputs = make_inputs(size)
     runs = {name: contender(name, size) for name in names}
-    found: dict[str, list[float]] = {name: [] for name in names}
+    clock: dict[str, list[float]] = {name: [] for name in names}
+    cpu: dict[str, list[float]] = {name: [] for name in names}
     for run in runs.values():
         run(inputs.first(_FEW))
-    for _ in range(repeats + 1):
+    for turn in range(repeats + 1):
         for name, run in runs.items():
             positions = inputs.first(size.tokens)
-            begin = time.perf_counter()
+            begin, cpu_begin = time.perf_counter(), time.process_time()
             run(positions)
             if size.device != "cpu":
                 torch.cuda.synchronize()
-            found[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(seconds[1:]) for name, seconds in found.items()}
+            if turn:
+                clock[name].append(time.perf_counter() - begin)
+                cpu[name].append(time.process_time() - cpu_begin)
+    return clock, cpu
 
 
 def make_inputs(size: Size) -> Inputs:

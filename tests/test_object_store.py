@@ -24,6 +24,7 @@ batch_size = 2
 accumulation = 1
 max_steps = 12
 precision = "fp32"
+compile = "off"
 loss_chunk = 64
 log_every = 1
 validation_rows = 4

@@ -39,6 +39,7 @@ def test_it_prints_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
         "peak_bytes_ratio_to_dense",
         "time_ratio_to_dense",
         "kl_time_ratio_to_labels_only",
+        "kl_cpu_time_ratio_to_labels_only",
     } < set(figures)
     assert all(figures[f"{name}_seconds"] >= 0 for name in benchmark.OURS)
     reason = figures["cut_cross_entropy_that_is_not_there_not_run"]

@@ -40,6 +40,7 @@ def tiny_config(kind: str, **changes: Any) -> TrainStudentConfig:
         "max_steps": 30,
         "precision": "fp32",
         "loss_chunk": 7,
+        "compile": "off",
         "log_every": 1,
         "validate_every": 30,
         "checkpoint_every": 30,
