@@ -15,6 +15,8 @@ from tests import tiny
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
 _STUDENT = """
+[cache_teacher]
+compile = "off"
 [train_student]
 num_blocks = 2
 slstm_at = [0]
