@@ -15,8 +15,6 @@ from tests import tiny
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
 _STUDENT = """
-[cache_teacher]
-compile = "off"
 [train_student]
 num_blocks = 2
 slstm_at = [0]
@@ -52,6 +50,7 @@ def test_stages_one_and_two(bucket: str, tmp_path: Path, monkeypatch: pytest.Mon
     settings = {
         "teacher": teacher,
         "corpus": corpus,
+        "compile": "off",
         **{"sequence_length": 32, "documents_per_unit": 10, "validation_every": 4, "top_k": 12},
     }
     command = ["cache-teacher", "--recipe", "demo"]
