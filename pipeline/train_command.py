@@ -120,7 +120,7 @@ def train_student(
                 load_teacher=load_teacher,
             )
         except StoppedError:
-            raise request.exception() from None
+            raise (request.exception() if is_first else click.exceptions.Exit(1)) from None
         except OtherProcessFailedError:  # it has said so itself
             raise click.exceptions.Exit(1) from None
     if is_first:

@@ -72,7 +72,7 @@ class ParallelLoss:
         else:
             # Weights are a function of the seed, or of the checkpoint: they are equal already.
             self._module = self._replicated = DistributedDataParallel(
-                self._module, init_sync=False, broadcast_buffers=False, gradient_as_bucket_view=True
+                self._module, init_sync=False, gradient_as_bucket_view=True
             )
 
     def __call__(
