@@ -21,7 +21,7 @@ _Value = TypeVar("_Value")
 
 
 class OtherProcessFailedError(RuntimeError):
-    """The first process of the team failed, and has said so."""
+    """Another process of the team failed, and has said so."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,17 @@ class Processes:
         return self.rank == 0
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
-        """The sum over all processes, number by number, in float64."""
+        """The sum over all processes, number by number, in float64.
+
+        Raises OtherProcessFailedError where one of them is gone.
+        """
         if self.num_ranks == 1:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.float64)
-        dist.all_reduce(total)
+        try:
+            dist.all_reduce(total)
+        except RuntimeError as error:  # the connection to a process that ended is closed
+            raise OtherProcessFailedError("another process of the run has ended") from error
         return total.tolist()
 
     def first(self, action: Callable[[], _Value]) -> _Value:

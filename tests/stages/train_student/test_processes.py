@@ -21,11 +21,20 @@ _SCRIPT = Path(__file__).parent / "train_in_processes.py"
 
 
 def train(
-    num_processes: int, cache: Path, out: Path, *, stop_after: int | None = None, **changes: Any
+    num_processes: int,
+    cache: Path,
+    out: Path,
+    *,
+    stop_after: int | None = None,
+    fail_after: int | None = None,
+    **changes: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """Train the tiny student by so many processes; each is told to stop after ``stop_after``."""
+    """Train the tiny student by so many processes.
+
+    Each is told to stop after ``stop_after`` steps; the second one fails after ``fail_after``.
+    """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    given = json.dumps({"changes": changes, "stop_after": stop_after})
+    given = json.dumps({"changes": changes, "stop_after": stop_after, "fail_after": fail_after})
     return subprocess.run(
         [sys.executable, *launcher, str(_SCRIPT), str(cache), str(out), given],
         capture_output=True,
@@ -101,6 +110,16 @@ def test_what_the_first_process_refuses_ends_all(alone: Path, tiny_cache: Path) 
     assert done.returncode != 0
     assert "learning_rate was 0.003 and is 0.1" in done.stderr
     assert "OtherProcessFailedError" in done.stderr
+
+
+def test_one_that_fails_ends_all_at_once(tiny_cache: Path, tmp_path: Path) -> None:
+    """The first process does not wait for the second, and what was saved can be gone on with."""
+    done = train(2, tiny_cache, tmp_path / "run", fail_after=4)
+    assert done.returncode != 0
+    assert "ValueError: the second process cannot go on" in done.stderr
+    assert "OtherProcessFailedError: another process of the run has ended" in done.stderr
+    saved = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert saved == ["step-0000003"]
 
 
 @pytest.mark.parametrize(

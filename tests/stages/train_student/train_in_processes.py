@@ -1,6 +1,7 @@
 """Run by torchrun, or alone: trains the tiny student of ``test_run``. See ``test_processes``."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def main(cache: str, out: str, arguments: str) -> None:
         last = progress.step
 
     def stop() -> bool:
+        if last == given["fail_after"] and os.environ["RANK"] == "1":
+            raise ValueError("the second process cannot go on")
         return bool(last == given["stop_after"])
 
     train_student(
