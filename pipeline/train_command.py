@@ -121,7 +121,9 @@ def train_student(
             )
         except StoppedError:
             raise (request.exception() if is_first else click.exceptions.Exit(1)) from None
-        except OtherProcessFailedError:  # it has said so itself
+        except OtherProcessFailedError as error:  # which has said why
+            if is_first:
+                click.echo(f"Error: {error}. Its message tells why.", err=True)
             raise click.exceptions.Exit(1) from None
     if is_first:
         click.echo(

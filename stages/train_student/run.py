@@ -22,11 +22,12 @@ from stages.train_student.batches.loader import Loader, Step, row_order
 from stages.train_student.batches.row_order import Part, micro_batch_seed
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.objective.objective import Share, make_objective
-from stages.train_student.objective.online import OnlineTeacher
+from stages.train_student.objective.online import LoadTeacher, OnlineTeacher
 from stages.train_student.objective.schedule import learning_rate, loss_weights
 from stages.train_student.requirements import require_targets
 from stages.train_student.student.slstm_choice import choose_scan
 from stages.train_student.training import checkpoint, run_directory
+from stages.train_student.training.checkpoint import Checkpoint
 from stages.train_student.training.export import publish_model
 from stages.train_student.training.metrics import MetricsLog
 from stages.train_student.training.new_student import load_student
@@ -34,8 +35,13 @@ from stages.train_student.training.parallel import ParallelLoss, require_process
 from stages.train_student.training.processes import Processes, joined
 from stages.train_student.training.progress import Event, Report, TrainProgress
 from stages.train_student.training.run_directory import RunRows
-from stages.train_student.training.saved_tensors import restore, tensors_of
-from stages.train_student.training.sharding import copy_whole, whole
+from stages.train_student.training.saved_tensors import (
+    restore,
+    tensors_of,
+    trained_parameters,
+    whole_tensors,
+)
+from stages.train_student.training.sharding import copy_whole
 from stages.train_student.training.throughput import Throughput, operations_per_token
 from stages.train_student.training.trackers import require_trackers
 from stages.train_student.training.update import NonFiniteError, Updater
@@ -62,7 +68,7 @@ def train_student(
     recipe_toml: str,
     report: Report,
     stop: Callable[[], bool] = lambda: False,
-    load_teacher: Callable[[torch.device], OnlineTeacher] | None = None,
+    load_teacher: LoadTeacher | None = None,
 ) -> dict[str, float]:
     """Train a student from ``cache``; returns its last validation's metrics.
 
@@ -76,11 +82,13 @@ def train_student(
     require_trackers(config.trackers)
     with joined(config.device) as (team, device):
         require_processes(config, team.num_ranks)
-        prepare = partial(run_directory.prepare, out, cache, config)
-        prepare = partial(prepare, resume=resume, recipe_toml=recipe_toml)
-        rows = team.first(partial(prepare, online=load_teacher is not None))
-        teacher = load_teacher(device) if load_teacher else None
-        return _Run(config, cache, rows, team, device, out, report, teacher).train(stop)
+        with ExitStack() as stack:
+            team.first(lambda: stack.enter_context(run_directory.held(out)))
+            prepare = partial(run_directory.prepare, out, cache, config)
+            prepare = partial(prepare, resume=resume, recipe_toml=recipe_toml)
+            rows = team.first(partial(prepare, online=load_teacher is not None))
+            teacher = load_teacher(device) if load_teacher else None
+            return _Run(config, cache, rows, team, device, out, report, teacher).train(stop)
 
 
 class _Run:
@@ -164,7 +172,7 @@ class _Run:
         """One optimizer step; returns its metrics."""
         weights = loss_weights(self.config, self.step, self.steps_per_epoch)
         rate = learning_rate(self.config, self.step, self.num_steps)
-        share = Share(num_scored, self.order.rows_per_step)
+        share = Share(max(1, num_scored), self.order.rows_per_step)
         numbers = Part(self.team.rank, self.team.num_ranks).micro_batches(self.config.accumulation)
         seeds = (micro_batch_seed(self.config.seed, self.step, number) for number in numbers)
         try:
@@ -218,7 +226,7 @@ class _Run:
         self._tell("validation", self.validation)
 
     def _save(self) -> None:
-        tensors = tensors_of(self.model, self.updater.optimizer)
+        tensors = tensors_of(self.model, self.updater.optimizer, keep=self.team.is_first)
         state = {
             "cache_id": self.cache.cache_id,
             "config": dataclasses.asdict(self.config),
@@ -230,38 +238,56 @@ class _Run:
         self._tell("checkpoint", message=f"checkpoint {path}")
 
     def _restore(self) -> None:
-        found, problems = checkpoint.load_newest(self.out / "checkpoints")
-        for problem in problems:
-            self._tell("message", message=problem)
-        if found is None:
-            if problems:
+        """Go on from the newest checkpoint, which the first process chooses for all."""
+        found: Checkpoint | None = None
+
+        def choose() -> tuple[Path, str] | None:
+            nonlocal found
+            found, problems = checkpoint.load_newest(self.out / "checkpoints")
+            for problem in problems:
+                self._tell("message", message=problem)
+            if problems and found is None:
                 self._tell("message", message="no checkpoint is whole: training begins anew")
+            return None if found is None else (found.path, found.state["tensors_sha256"])
+
+        chosen = self.team.first(choose)
+        if chosen is None:
             return
-        restore(self.model, self.updater.optimizer, found.tensors)
-        self.updater.scaler.load_state_dict(found.state["scaler"])
-        self.step, self.validation = found.step, found.state["validation"]
-        self._tell("message", message=f"resuming from {found.path}")
+        path, digest = chosen
+        own = found or checkpoint.load(path)
+        if own.state["tensors_sha256"] != digest:
+            raise ValueError(
+                f"{path}: this process sees another checkpoint than the first one does. --out must "
+                "be one directory for all processes."
+            )
+        restore(self.model, self.updater.optimizer, own.tensors)
+        self.updater.scaler.load_state_dict(own.state["scaler"])
+        self.step, self.validation = own.step, own.state["validation"]
+        self._tell("message", message=f"resuming from {path}")
 
     def _publish(self) -> None:
         """The student as a model directory, made of whole weights."""
-        trained = {name: whole(p.detach()) for name, p in self.model.named_parameters()}
+        is_shared = self.team.num_ranks > 1
+        trained = whole_tensors(
+            trained_parameters(self.model), keep=is_shared and self.team.is_first
+        )
         target = self.out / "model"
 
         def publish() -> None:
             if target.exists():
                 return
             student = self.model
-            if self.team.num_ranks > 1:
+            if is_shared:
                 student = load_student(self.config, self.cache)
-                for name, parameter in student.named_parameters():
+                for name, parameter in trained_parameters(student).items():
                     copy_whole(parameter, trained[name])
             publish_model(student, self.cache, target, config=self.config, metrics=self.validation)
 
         self.team.first(publish)
 
     def _diverged(self, what: str, value: float) -> NonFiniteLossError:
-        found, _ = checkpoint.load_newest(self.out / "checkpoints")
-        last = f"The last good checkpoint is {found.path}." if found else "There is none yet."
+        path = checkpoint.newest(self.out / "checkpoints")
+        last = f"The last checkpoint is {path}." if path else "There is no checkpoint yet."
         return NonFiniteLossError(
             f"the {what} is {value}. {last} Lower train_student.learning_rate, or use precision "
             "bf16 or fp32, and run again with another --out."

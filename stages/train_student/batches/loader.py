@@ -113,19 +113,19 @@ def copied_ahead(steps: Iterable[Step], device: torch.device) -> Iterator[Step]:
         with torch.cuda.stream(copying):
             following = (_copied(step, device), copying.record_event())
         if ready is not None:
-            yield _in_use(*ready)
+            yield _in_use(*ready, device)
         ready = following
     if ready is not None:
-        yield _in_use(*ready)
+        yield _in_use(*ready, device)
 
 
 def _copied(step: Step, device: torch.device) -> Step:
     return tuple(batch.to(device) for batch in step)
 
 
-def _in_use(step: Step, copied: torch.cuda.Event) -> Step:
-    """``step``, whose memory is not given away while the present stream has work for it."""
-    stream = torch.cuda.current_stream()
+def _in_use(step: Step, copied: torch.cuda.Event, device: torch.device) -> Step:
+    """``step``, whose memory is not given away while the device's stream has work for it."""
+    stream = torch.cuda.current_stream(device)
     stream.wait_event(copied)
     for batch in step:
         batch.record_stream(stream)

@@ -72,15 +72,15 @@ class DocumentLayout:
 
 
 def lay_out_documents(
-    is_document_start_BT: Tensor | None, like_BTD: Tensor, conv_kernel: int, has_state: bool
+    is_document_start_BT: Tensor | None, like_BT: Tensor, conv_kernel: int, has_state: bool
 ) -> DocumentLayout:
-    """The layout of a batch shaped like ``like_BTD``.
+    """The layout of a batch shaped like ``like_BT``.
 
     Index 0 begins a document whether or not it is marked, unless ``has_state``: then only where it
     is marked. Marks that lie on the host spare a wait for the device, to learn whether and at which
     positions documents begin.
     """
-    num_positions, device = like_BTD.shape[1], like_BTD.device
+    num_positions, device = like_BT.shape[1], like_BT.device
     whole = DocumentLayout(num_positions=num_positions, device=device, documents=None)
     if is_document_start_BT is None:
         return whole
@@ -98,7 +98,7 @@ def lay_out_documents(
     history_BK = index_BT.new_zeros(len(index_BT), conv_kernel - 1)
     padded = torch.cat([history_BK, index_BT], 1)
     position_T = torch.arange(num_positions, device=device)
-    next_start_BT = torch.where(is_start_BT, position_T, num_positions).flip(1).cummin(1).values
+    next_start_BT = position_T.masked_fill(~is_start_BT, num_positions).flip(1).cummin(1).values
     last_BT = nn.functional.pad(next_start_BT.flip(1)[:, 1:], (0, 1), value=num_positions) - 1
     documents = Documents(
         index_BT=index_BT,

@@ -22,7 +22,7 @@ from transformers.utils.generic import ModelOutput
 
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.student.directory_code import AUTO_MAP, write_directory_code
-from stages.train_student.student.document_layout import lay_out_documents
+from stages.train_student.student.document_layout import DocumentLayout, lay_out_documents
 from stages.train_student.student.isolated_stack import StackState, empty_stack_state, stack_forward
 from stages.train_student.student.model_config import DistilXLSTMConfig
 from stages.train_student.student.package_stack import make_stack
@@ -112,8 +112,20 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
 
         ``is_document_start`` is bool [B, T], True where a document begins; index 0 always does.
         """
-        hidden, _ = self._run_stack(input_ids, is_document_start, None)
+        layout = self._lay_out(input_ids, is_document_start, has_state=False)
+        hidden, _ = self.run_stack(input_ids, layout, None)
         return hidden
+
+    def run_stack(
+        self, input_ids: Tensor, layout: DocumentLayout, state: StackState | None
+    ) -> tuple[Tensor, StackState | None]:
+        """``hidden_states`` of a batch that is laid out, and the state after it.
+
+        What reads the weights of a training step, so that sharding has one method to hook into.
+        """
+        norm: Any = self.xlstm_block_stack.get_submodule("post_blocks_norm")
+        x = self.token_embedding(input_ids).to(norm.weight)
+        return stack_forward(self.xlstm_block_stack, x, layout, state)
 
     def forward(
         self,
@@ -149,7 +161,8 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
             )
         if use_cache and state is None:
             state = empty_stack_state(self.xlstm_block_stack, len(input_ids))
-        hidden, state = self._run_stack(input_ids, is_document_start, state)
+        layout = self._lay_out(input_ids, is_document_start, has_state=state is not None)
+        hidden, state = self.run_stack(input_ids, layout, state)
         logits = self._logits(hidden[:, -logits_to_keep:])
         loss = None if labels is None else _next_token_loss(logits, labels, is_document_start)
         output = DistilXLSTMOutput(loss=loss, logits=logits, state=state)
@@ -174,20 +187,19 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
 
-    def _run_stack(
-        self, input_ids: Tensor, is_document_start: Tensor | None, state: StackState | None
-    ) -> tuple[Tensor, StackState | None]:
+    def _lay_out(
+        self, input_ids: Tensor, is_document_start: Tensor | None, *, has_state: bool
+    ) -> DocumentLayout:
         if is_document_start is not None and is_document_start.shape != input_ids.shape:
             raise ValueError(
                 f"is_document_start: expected the shape of input_ids, {tuple(input_ids.shape)}, "
                 f"found {tuple(is_document_start.shape)}"
             )
         norm: Any = self.xlstm_block_stack.get_submodule("post_blocks_norm")
-        x = self.token_embedding(input_ids).to(norm.weight)
-        layout = lay_out_documents(
-            is_document_start, x, self.config.conv_kernel, has_state=state is not None
+        like_BT = input_ids.to(norm.weight.device)
+        return lay_out_documents(
+            is_document_start, like_BT, self.config.conv_kernel, has_state=has_state
         )
-        return stack_forward(self.xlstm_block_stack, x, layout, state)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """The head in float32, as bfloat16 would round logits near 19 by up to 0.06."""

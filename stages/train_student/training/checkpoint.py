@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -36,10 +37,13 @@ class Checkpoint:
 def save(
     directory: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int
 ) -> Path:
-    """Publish a checkpoint of ``step`` and delete all but the newest ``keep``."""
+    """Publish a checkpoint of ``step`` and delete all but the newest ``keep``.
+
+    One of ``step`` that is there already stays: a run comes to the same step in the same state.
+    """
     target = directory / f"step-{step:07d}"
-    if target.exists():  # only one that was found corrupt is ever made again
-        shutil.rmtree(target)
+    if target.exists():
+        return target
     directory.mkdir(parents=True, exist_ok=True)
     with publish_directory(target) as temporary:
         save_file(tensors, temporary / "tensors.safetensors")
@@ -51,17 +55,37 @@ def save(
 
 
 def load_newest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint, and what was wrong with each newer one."""
+    """The newest whole checkpoint, and what was wrong with each newer one.
+
+    What is damaged is renamed, so that it is neither counted nor in the way of one made again.
+    Raises OSError for one that cannot be read: it may be whole.
+    """
     problems: list[str] = []
     for path in _newest_first(directory):
         try:
-            return _load(path), problems
-        except (OSError, ValueError, KeyError) as error:
-            problems.append(f"{path}: {error}; it is passed over")
+            return load(path), problems
+        except FileNotFoundError as error:
+            problems.append(f"{path}: {error.filename} is missing; {_set_aside(path)}")
+        except (ValueError, KeyError, SafetensorError) as error:
+            problems.append(f"{path}: {error}; {_set_aside(path)}")
     return None, problems
 
 
-def _load(path: Path) -> Checkpoint:
+def newest(directory: Path) -> Path | None:
+    """Where the newest checkpoint lies, whole or not."""
+    return next(iter(_newest_first(directory)), None)
+
+
+def _set_aside(path: Path) -> str:
+    aside = path.with_name(f"{path.name}.damaged")
+    if aside.exists():
+        shutil.rmtree(aside)
+    path.rename(aside)
+    return f"it is passed over, and now called {aside.name}"
+
+
+def load(path: Path) -> Checkpoint:
+    """The checkpoint at ``path``. Raises ValueError, KeyError or OSError if it is not whole."""
     state = json.loads((path / "state.json").read_text())
     file = path / "tensors.safetensors"
     if (found := _sha256(file)) != state["tensors_sha256"]:

@@ -112,5 +112,6 @@ def _shard(student: DistilXLSTMForCausalLM) -> Any:
         fully_shard(block)
     # What is no block's stays whole until its gradient is taken: the head is used after `forward`.
     sharded: Any = fully_shard(student, ignored_params=frozen, reshard_after_forward=False)
-    register_fsdp_forward_method(student, "hidden_states")
+    # Not `hidden_states`: FSDP moves what it is given to the device, marks on the host included.
+    register_fsdp_forward_method(student, "run_stack")
     return sharded

@@ -7,6 +7,7 @@ What is agreed on goes over the processors (gloo), so that no GPU is waited for.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,10 +45,8 @@ class Processes:
         if self.num_ranks == 1:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.float64)
-        try:
+        with _told_of_others():
             dist.all_reduce(total)
-        except RuntimeError as error:  # the connection to a process that ended is closed
-            raise OtherProcessFailedError("another process of the run has ended") from error
         return total.tolist()
 
     def first(self, action: Callable[[], _Value]) -> _Value:
@@ -64,7 +63,8 @@ class Processes:
                 outcome = [(action(), None)]
             except Exception as error:
                 failure, outcome = error, [(None, f"{type(error).__name__}: {error}")]
-        dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+        with _told_of_others():
+            dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
         value, message = outcome[0]
         if failure is not None:
             raise failure
@@ -81,17 +81,29 @@ def joined(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
     such, or if one GPU is named for all.
     """
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if num_ranks == 1:
-        yield Processes(), choose_device(device_name)
-        return
-    device = _device_of(device_name, int(os.environ.get("LOCAL_RANK", "0")))
+    device = choose_device(device_name)
+    if num_ranks > 1:
+        device = _device_of(device_name, int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if num_ranks == 1:
+        yield Processes(), device
+        return
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    yield Processes(dist.get_rank(), num_ranks), device
+    # Not after a failure: what it has to wait for may never come, and the process ends anyway.
+    dist.destroy_process_group()
+
+
+@contextmanager
+def _told_of_others() -> Iterator[None]:
+    """Raise OtherProcessFailedError where a process can no longer be reached."""
     try:
-        yield Processes(dist.get_rank(), num_ranks), device
-    finally:
-        dist.destroy_process_group()
+        yield
+    except RuntimeError as error:
+        if not re.search(r"clos|reset|refused|EOF", str(error), re.IGNORECASE):
+            raise
+        raise OtherProcessFailedError("another process of the run has ended") from error
 
 
 def _device_of(name: str, local_rank: int) -> torch.device:

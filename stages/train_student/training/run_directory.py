@@ -6,8 +6,12 @@ the run keeps to the rows it began with.
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,29 @@ _MAY_CHANGE_ON_RESUME = {
     *("checkpoint_every", "keep_checkpoints", "loss_chunk"),
     *("compile", "slstm", "parallel", "trackers"),
 }
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Keep other runs out of ``out``. Raises ValueError if one is in it.
+
+    A file system without locks lets everyone in.
+    """
+    make_directory(out)
+    descriptor = os.open(out, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{out}: another process is training into it. Wait for it, or choose another "
+                "--out. Several processes share a run if torchrun starts them."
+            ) from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True)

@@ -90,9 +90,12 @@ class Updater:
         _require_finite("loss", figures.loss)
         # A step that overflowed in fp16 is skipped by the scaler, which then halves its scale; once
         # that cannot help any more, the gradient itself is not finite.
-        if not self.scaler.is_enabled() or self.scaler.get_scale() <= 1.0:
+        if not (math.isfinite(gradient_norm) or self._a_smaller_scale_may_help()):
             _require_finite("gradient norm", gradient_norm)
         return figures
+
+    def _a_smaller_scale_may_help(self) -> bool:
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
 
 
 def _require_finite(name: str, value: float) -> None:

@@ -8,7 +8,7 @@ import torch
 
 import cache_format
 from stages.train_student.evaluate import score, validate, validation_batches
-from stages.train_student.objective.objective import Objective
+from stages.train_student.objective.objective import Objective, make_objective
 from stages.train_student.training.new_student import load_student
 from tests.stages.train_student.caches import TARGETS, write_cache
 from tests.stages.train_student.test_run import tiny_config
@@ -22,6 +22,7 @@ def test_metrics_equal_those_of_full_logits(tiny_cache: Path) -> None:
         model,
         Objective(
             head_VD=model.lm_head.weight[:vocab_size],
+            device=torch.device("cpu"),
             spec=cache.spec,
             chunk=17,
             dtype=torch.float32,
@@ -77,8 +78,7 @@ def test_metrics_equal_those_of_full_logits(tiny_cache: Path) -> None:
 def test_of_samples_the_teacher_s_choices_are_not_known(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["sampled"])
     model = load_student(tiny_config(), cache)
-    head = model.lm_head.weight[: cache.spec.teacher.vocab_size]
-    objective = Objective(head_VD=head, spec=cache.spec, chunk=17, dtype=torch.float32)
+    objective = make_objective(model, cache.spec, tiny_config(), torch.device("cpu"))
     found = score(model, objective, validation_batches(cache, 5, 5, 2))
     assert {"validation/accuracy", "validation/ece", "validation/teacher_loss"} <= found.keys()
     assert not {"validation/teacher_accuracy", "validation/teacher_ece"} & found.keys()
@@ -87,8 +87,7 @@ def test_of_samples_the_teacher_s_choices_are_not_known(tmp_path: Path) -> None:
 def test_without_a_scored_position_there_is_an_error(tiny_cache: Path) -> None:
     cache = cache_format.open(tiny_cache)
     model = load_student(tiny_config(), cache)
-    head = model.lm_head.weight[: cache.spec.teacher.vocab_size]
-    objective = Objective(head_VD=head, spec=cache.spec, chunk=17, dtype=torch.float32)
+    objective = make_objective(model, cache.spec, tiny_config(), torch.device("cpu"))
     with pytest.raises(ValueError, match="no position has a label"):
         score(model, objective, iter(()))
     assert model.training

@@ -1,5 +1,6 @@
 """Stage two as a whole: trains from the cache alone, resumes bitwise, fails with a next step."""
 
+import errno
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 import cache_format
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.run import NonFiniteLossError, train_student
+from stages.train_student.run import NonFiniteLossError, StoppedError, train_student
 from stages.train_student.training.checkpoint import load_newest
 from stages.train_student.training.progress import TrainProgress
 
@@ -136,6 +137,94 @@ def test_a_killed_run_continues_bitwise(
     for name, tensor in weights(out).items():
         assert torch.equal(tensor, expected[name]), name
     assert metrics(out) == metrics(whole)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_run_killed_between_micro_batches_continues_bitwise(
+    whole: Path, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt dies at the second of a step's two micro-batches, later than the one before."""
+    from stages.train_student.objective.objective import Objective
+
+    terms, out = Objective.terms, tmp_path / "run"
+    for last in (2, 10, 8, 4):  # micro-batches; every third step has a checkpoint
+        calls = 0
+
+        def dying(*arguments: Any, last: int = last) -> tuple[torch.Tensor, torch.Tensor]:
+            nonlocal calls
+            calls += 1
+            if calls == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return terms(*arguments)
+
+        monkeypatch.setattr(Objective, "terms", dying)
+        run_killed(tiny_config(), tiny_cache, out, step=100)
+    monkeypatch.setattr(Objective, "terms", terms)
+    run(tiny_config(), tiny_cache, out, resume=True)
+    expected = weights(whole)
+    for name, tensor in weights(out).items():
+        assert torch.equal(tensor, expected[name]), name
+    assert metrics(out) == metrics(whole)
+
+
+def test_stopping_where_a_checkpoint_is_leaves_it(tiny_cache: Path, tmp_path: Path) -> None:
+    """Also on a disk that has no room for another."""
+    out, config = tmp_path / "run", tiny_config(keep_checkpoints=1)
+    with pytest.raises(StoppedError):
+        run(config, tiny_cache, out, stop=lambda: (out / "checkpoints/step-0000003").exists())
+    path = out / "checkpoints" / "step-0000003" / "tensors.safetensors"
+    before = path.stat()
+    with pytest.raises(StoppedError):
+        run(config, tiny_cache, out, resume=True, stop=lambda: True)
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-0000003"]
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_damaged_checkpoints_do_not_count_among_those_kept(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        run(tiny_config(), tiny_cache, out, report=stop_after(8))
+    (out / "checkpoints" / "step-0000006" / "tensors.safetensors").write_bytes(b"short")
+    stop_at = out / "checkpoints" / "step-0000004"
+    with pytest.raises(StoppedError):
+        run(
+            tiny_config(keep_checkpoints=1, checkpoint_every=4),
+            tiny_cache,
+            out,
+            resume=True,
+            stop=stop_at.exists,
+        )
+    names = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert names == ["step-0000004", "step-0000006.damaged"]
+
+
+def test_a_checkpoint_that_cannot_be_read_stops_the_run(
+    tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be whole: going on from the one before would throw away what it holds."""
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        run(tiny_config(), tiny_cache, out, report=stop_after(7))
+
+    def refuse(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as broken:
+        broken.setattr("stages.train_student.training.checkpoint._sha256", refuse)
+        with pytest.raises(OSError, match="Input/output error"):
+            run(tiny_config(), tiny_cache, out, resume=True)
+    assert (out / "checkpoints" / "step-0000006").exists()
+
+
+def test_two_runs_do_not_share_a_directory(tiny_cache: Path, tmp_path: Path) -> None:
+    def report(progress: TrainProgress) -> None:
+        if progress.event == "step":
+            with pytest.raises(ValueError, match="another process is training into it"):
+                run(tiny_config(), tiny_cache, tmp_path / "run", resume=True)
+
+    run(tiny_config(max_steps=1), tiny_cache, tmp_path / "run", report=report)
 
 
 def test_fp16_resumes_bitwise_with_its_gradient_scaler(tiny_cache: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import cache_format
 from cache_format.errors import CacheError
 from cache_format.reader import Cache
 from stages.train_student.batches.batch import Batch, read_batch
-from stages.train_student.batches.loader import Loader, Step, row_order
+from stages.train_student.batches.loader import Loader, Step, _in_use, row_order
 from stages.train_student.batches.row_order import WHOLE, Part
 from stages.train_student.config import TrainStudentConfig
 
@@ -74,6 +74,41 @@ def test_a_process_reads_its_own_micro_batches(tiny_cache: Path) -> None:
             for ours, all_of_it in zip(read(part), whole, strict=True):
                 expected = [all_of_it[number] for number in part.micro_batches(4)]
                 assert [hashes(batch) for batch in ours] == [hashes(b) for b in expected]
+
+
+def test_head_and_tail_of_a_resume_are_the_whole(tiny_cache: Path) -> None:
+    """At every step, over the end of an epoch."""
+    cache = cache_format.open(tiny_cache)
+    order = row_order(
+        cache, TrainStudentConfig(batch_size=4, accumulation=2), cache.num_rows("train")
+    )
+    stop = order.steps_per_epoch + 2
+
+    def read(first: int, stop: int) -> list[list[dict[str, str]]]:
+        with Loader(cache, order, CPU, num_threads=2, with_sketch=True) as loader:
+            return [[hashes(batch) for batch in step] for step in loader.steps(first, stop)]
+
+    whole = read(0, stop)
+    for step in range(stop):
+        assert read(step, stop) == whole[step:]
+
+
+def test_copies_go_to_the_stream_of_the_batches_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to that of the first GPU, which is where a process begins."""
+    asked: list[torch.device] = []
+
+    class Stream:
+        def wait_event(self, event: object) -> None:
+            pass
+
+    def current_stream(device: torch.device) -> Stream:
+        asked.append(device)
+        return Stream()
+
+    monkeypatch.setattr("torch.cuda.current_stream", current_stream)
+    second = torch.device("cuda:1")
+    assert _in_use((), None, second) == ()  # type: ignore[arg-type]
+    assert asked == [second]
 
 
 def hashes(batch: Batch) -> dict[str, str]:
