@@ -116,7 +116,7 @@ def compare(training: Training, cache: Cache, device: torch.device) -> dict[str,
         last_BTD = teacher.states(batch.input_ids, batch.is_document_start).last_BTD
         sums = objective.dense_loss(
             hidden_BTD[is_scored],
-            objective.head_VD,
+            objective.head_of(training.model),
             batch.labels[is_scored],
             DenseTargets(last_BTD[is_scored], teacher.head_VD),
             (0.0, 1.0, 1.0),

@@ -58,7 +58,7 @@ def evaluate_student(
 
     from stages.device import choose_device
     from stages.train_student.evaluate import score, validation_batches
-    from stages.train_student.objective.objective import Objective
+    from stages.train_student.objective.objective import Objective, frozen_head
 
     device = choose_device(extent.device)
     path = model_directory(run)
@@ -68,8 +68,13 @@ def evaluate_student(
     if num_rows == 0:
         raise ValueError(f"{cache.path}: its validation split is empty")
     model.to(device)  # type: ignore[arg-type]
-    head_VD = model.lm_head.weight[: cache.spec.teacher.vocab_size].detach().float()
-    objective = Objective(head_VD=head_VD, spec=cache.spec, chunk=_LOSS_CHUNK, dtype=torch.float32)
+    objective = Objective(
+        head_VD=frozen_head(model, cache.spec, torch.float32),
+        device=device,
+        spec=cache.spec,
+        chunk=_LOSS_CHUNK,
+        dtype=torch.float32,
+    )
     num_chosen = min(extent.num_rows or num_rows, num_rows)
     batches = validation_batches(cache, num_rows, num_chosen, extent.batch_size)
     counted = _Counted(batches, num_chosen, report)

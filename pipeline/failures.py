@@ -31,6 +31,14 @@ def interrupted(command: str, what: str = "Interrupted") -> str:
 
 def explain(error: Exception, command: str, recipe: Recipe | None) -> str:
     """The message for ``error``."""
+    message = _message(error, command, recipe)
+    if command == "train-student":  # the one command that has to be told to go on
+        again = "run the same command again"
+        message = message.replace(again, f"{again}, with --resume")
+    return message
+
+
+def _message(error: Exception, command: str, recipe: Recipe | None) -> str:
     if is_out_of_memory(error):
         return f"out of memory: {_first_line(error)}\n{_smaller(command, recipe or Recipe())}"
     if isinstance(error, OSError) and error.errno in _FULL:

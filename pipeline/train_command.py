@@ -75,7 +75,7 @@ def train_student(
 
     \b
       pipeline train-student --recipe distil-xlstm --cache cache --out run
-      torchrun --nproc-per-node 8 -m pipeline train-student …      # 8 GPUs, the same student
+      torchrun --nproc-per-node 4 -m pipeline train-student …      # 4 GPUs, the same student
 
     Writes run/recipe.toml, run/metrics.jsonl, run/tensorboard, run/checkpoints and, at the end,
     run/model: a Hugging Face model directory.

@@ -25,13 +25,15 @@ class Compiled:
     def __init__(
         self, function: Function, mode: Mode, device: torch.device, *, what: str, setting: str
     ) -> None:
-        """``auto`` compiles if there is a compiler, and does without if that fails.
+        """``auto`` compiles if there is a compiler, and does without if that fails at first.
 
-        A warning says ``what`` is then slow, and names the recipe's ``setting``.
+        What fails later, or when it runs, is raised: it may have overwritten its arguments. A
+        warning says ``what`` is then slow, and names the recipe's ``setting``.
         """
         self._function, self._mode = function, mode
         self._what, self._setting = what, setting
         self._compiled: Function | None = None
+        self._has_run = False
         if mode == "auto" and not has_compiler(device):
             self._warn("no C++ compiler" + (", or no Triton" if device.type == "cuda" else ""))
         elif mode != "off":
@@ -48,15 +50,15 @@ class Compiled:
         if self._compiled is None or len(tensors[0]) < 2:
             return self._function(*tensors)
         try:
-            return self._compiled(*tensors)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # compilers fail in many ways, none of which is a result
-            if self._mode == "on":
+            found = self._compiled(*tensors)
+        except Exception as error:  # compilers fail in many ways
+            if self._mode == "on" or self._has_run or not _is_of_compiling(error):
                 raise
             self._warn(" ".join(str(error).split("\n")[:2]) or type(error).__name__)
             self._compiled = None
             return self._function(*tensors)
+        self._has_run = True
+        return found
 
     def _warn(self, reason: str) -> None:
         warnings.warn(
@@ -66,6 +68,11 @@ class Compiled:
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def _is_of_compiling(error: Exception) -> bool:
+    """Whether nothing has run yet: PyTorch wraps whatever fails before in errors of its own."""
+    return isinstance(error, torch._dynamo.exc.TorchDynamoException)
 
 
 def has_compiler(device: torch.device) -> bool:

@@ -56,7 +56,7 @@ def score(
     """``validate`` on ``batches``. Raises ValueError where none of their positions is scored."""
     was_training = model.training
     model.train(False)
-    device = objective.head_VD.device
+    device = objective.device
     temperature = 1 / objective.spec.targets.inverse_temperatures[-1]
     totals = torch.zeros(4, dtype=torch.float64)
     student, teacher = Calibration(), Calibration()

@@ -21,7 +21,12 @@ from stages.cache_teacher.run import cache_teacher
 from stages.train_student.batches.batch import Batch, read_batch
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.objective.dense_loss import DenseTargets
-from stages.train_student.objective.objective import Objective, Share, scored_targets
+from stages.train_student.objective.objective import (
+    Objective,
+    Share,
+    make_objective,
+    scored_targets,
+)
 from stages.train_student.objective.schedule import LossWeights
 from stages.train_student.student.model import DistilXLSTMForCausalLM
 from stages.train_student.training.new_student import load_student
@@ -72,6 +77,11 @@ class Scene:
     online: Objective
     teacher: LoadedTeacher
 
+    @property
+    def head_VD(self) -> torch.Tensor:
+        """The student's."""
+        return self.cached.head_of(self.model)
+
     def terms(self, objective: Objective, weights: LossWeights) -> torch.Tensor:
         """(loss, CE, KL, L_F), leaving the gradient in the model."""
         share = Share(self.batch.num_scored, self.batch.num_rows)
@@ -88,11 +98,16 @@ class Scene:
 
 def make_scene(cache: Cache) -> Scene:
     config = TrainStudentConfig(
-        num_blocks=2, slstm_at=(0,), num_heads=2, qkv_block_size=4, precision="fp32"
+        num_blocks=2,
+        slstm_at=(0,),
+        num_heads=2,
+        qkv_block_size=4,
+        precision="fp32",
+        loss_chunk=50,
+        compile="off",
     )
     model = load_student(config, cache)
-    head_VD = model.lm_head.weight[: cache.spec.teacher.vocab_size]
-    cached = Objective(head_VD=head_VD, spec=cache.spec, chunk=50, dtype=torch.float32)
+    cached = make_objective(model, cache.spec, config, CPU)
     teacher = load_online_teacher(cache, CPU, with_mean=cache.spec.sketch.kind != "none")
     online = replace(cached, teacher=teacher)
     batch = read_batch(cache, "train", [0, 5, 11], with_sketch=cache.spec.sketch.kind != "none")
@@ -158,7 +173,7 @@ def test_both_ways_have_the_same_terms_within_the_codec_s_rounding(
     with torch.no_grad():
         hidden = scene.model.hidden_states(scene.batch.input_ids, scene.batch.is_document_start)
         student_ND = hidden[scene.batch.labels >= 0].double()
-    log_q_NV = (student_ND @ scene.cached.head_VD.double().T / temperature).log_softmax(1)
+    log_q_NV = (student_ND @ scene.head_VD.double().T / temperature).log_softmax(1)
     log_p_NV = (logits_NV / temperature).log_softmax(1)
     log_stored_NV = stored_probabilities(scene, temperature).log()
     slope_NV = torch.maximum((log_p_NV - log_q_NV).abs(), (log_stored_NV - log_q_NV).abs())
@@ -185,7 +200,7 @@ def test_both_ways_have_the_same_gradient_within_the_codec_s_rounding(
     states = scene.teacher.states(scene.batch.input_ids, scene.batch.is_document_start)
     dense = DenseTargets(states.last_BTD[is_scored], scene.teacher.head_VD)
     sparse = scored_targets(scene.batch, scene.cached.spec.targets)
-    own = (leaf_ND, scene.cached.head_VD, scene.batch.labels[is_scored])
+    own = (leaf_ND, scene.head_VD, scene.batch.labels[is_scored])
     weighting = (0.3, 1.0, temperature)
     (by_online,) = torch.autograd.grad(
         scene.cached.dense_loss(*own, dense, weighting).weighted, leaf_ND
@@ -194,7 +209,7 @@ def test_both_ways_have_the_same_gradient_within_the_codec_s_rounding(
         scene.cached.sparse_loss(*own, sparse, weighting).weighted, leaf_ND
     )
     bound_NV = rounding(exact_logits(scene).softmax(1), temperature)
-    bound_N = bound_NV @ scene.cached.head_VD.double().norm(dim=1) / temperature
+    bound_N = bound_NV @ scene.head_VD.double().norm(dim=1) / temperature
     assert ((by_online - by_cached).norm(dim=1) <= bound_N + 1e-5).all()
     assert (by_online - by_cached).norm() < 0.01 * by_online.norm()  # 0.002 when this was written
 

@@ -30,6 +30,59 @@ def test_on_means_on() -> None:
         Compiled(depends_on_values, "on", CPU, **NAMES)(torch.ones(3))
 
 
+def add_one(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Overwrites its argument, as the loss does."""
+    return (values.add_(1).clone(),)
+
+
+def compile_to(monkeypatch: pytest.MonkeyPatch, *steps: Exception | None) -> Compiled:
+    """``add_one``, whose compiled form ends its calls, one after another, in ``steps``.
+
+    As in PyTorch, it has run by then, unless what failed is the compiler.
+    """
+    endings = iter(steps)
+
+    def compiled(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        error = next(endings)
+        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            raise error
+        found = add_one(values)
+        if error is not None:
+            raise error
+        return found
+
+    monkeypatch.setattr("torch.compile", lambda function, **options: compiled)
+    return Compiled(add_one, "auto", CPU, **NAMES)
+
+
+def test_what_a_compiler_failed_at_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    function = compile_to(monkeypatch, torch._dynamo.exc.InternalTorchDynamoError("no room"))
+    values = torch.ones(3)
+    with pytest.warns(RuntimeWarning, match="no room"):
+        function(values)
+    assert values.tolist() == [2, 2, 2]
+
+
+def test_a_first_run_that_fails_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have overwritten its argument."""
+    function = compile_to(monkeypatch, RuntimeError("an illegal access"))
+    with pytest.raises(RuntimeError, match="an illegal access"):
+        function(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("later"), torch._dynamo.exc.InternalTorchDynamoError("later")]
+)
+def test_once_it_has_run_nothing_is_done_without(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    function = compile_to(monkeypatch, None, error)
+    assert function(torch.ones(3))[0].tolist() == [2, 2, 2]
+    with pytest.raises(RuntimeError, match="later"):
+        function(torch.ones(3))
+    assert function.is_compiled
+
+
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.warns(RuntimeWarning, match=r"no C\+\+ compiler"):

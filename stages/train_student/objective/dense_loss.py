@@ -19,10 +19,12 @@ from torch.autograd.function import once_differentiable
 
 from stages.compiling import Mode
 from stages.train_student.objective.dense_pass import DensePass
-from stages.train_student.objective.loss import LossSums
+from stages.train_student.objective.loss import (
+    FP16_LARGEST_GRADIENT,
+    LossSums,
+    scaled_gradients,
+)
 from stages.train_student.objective.products import bfloat16_product, factor, product
-
-_FP16_LARGEST_GRADIENT = 2.0**14  # where scaling puts it, so that small q_j do not become 0
 
 
 @dataclass(frozen=True)
@@ -67,21 +69,6 @@ class DenseDistillationLoss:
         return LossSums(*sums)
 
 
-def dense_distillation_loss(
-    hidden_ND: Tensor,
-    head_VD: Tensor,
-    labels_N: Tensor,
-    targets: DenseTargets,
-    weighting: tuple[float, float, float],
-    chunk: int,
-) -> LossSums:
-    """The loss for once: not compiled, products in the precision of the head."""
-    loss = DenseDistillationLoss(
-        chunk=chunk, dtype=head_VD.dtype, compile="off", device=hidden_ND.device
-    )
-    return loss(hidden_ND, head_VD, labels_N, targets, weighting)
-
-
 class _ChunkedLoss(torch.autograd.Function):
     """Loss and gradient in one pass: backward only scales what forward kept."""
 
@@ -116,11 +103,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_weighted: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = [
-            None if gradient is None else (gradient * by_weighted).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
-        return *scaled, *(None,) * 5
+        return *scaled_gradients(ctx, by_weighted), *(None,) * 5
 
 
 class _Chunks:
@@ -168,7 +151,7 @@ class _Chunks:
         if self._loss.dtype == torch.float16:
             ce_weight, kl_weight, temperature = self._weighting
             largest = ce_weight + kl_weight / temperature
-            scale = 2.0 ** math.floor(math.log2(_FP16_LARGEST_GRADIENT / largest))
+            scale = 2.0 ** math.floor(math.log2(FP16_LARGEST_GRADIENT / largest))
             by_logits_nV = factor(by_logits_nV.mul_(scale), torch.float16)
         if by_hidden_ND is not None:
             by_hidden_ND[rows] = self._product(by_logits_nV, self._head_VD).div_(scale)

@@ -15,11 +15,7 @@ import torch
 from torch import Tensor
 
 from stages.compiling import Compiled, Mode
-from stages.train_student.objective.vocabulary_pass import Weights
-
-_CACHED_BYTES = 5 << 18  # of both logits: what is worked on at a time lies in a core's own cache
-_FEWEST_ROWS = 2  # a single one is not compiled
-_PARTS = 8  # where a GPU has no compiler: temporaries take no more than a chunk
+from stages.train_student.objective.vocabulary_pass import Weights, rows_at_a_time
 
 
 class DensePass:
@@ -42,16 +38,10 @@ class DensePass:
         It lacks the labels' −c_ce. ``weighting`` = (c_ce, c_kl, T).
         """
         weights = Weights.of(weighting, logits_nV.device)
-        size = self._rows_at_a_time(logits_nV)
+        size = rows_at_a_time(logits_nV, self.is_compiled, num_logits=2)
         parts = zip(torch.split(logits_nV, size), torch.split(teacher_nV, size), strict=True)
         found = [self._both_terms(*both, *weights) for both in parts]
         return [torch.cat(columns) for columns in zip(*found, strict=True)]
-
-    def _rows_at_a_time(self, logits_nV: Tensor) -> int:
-        num_rows, num_ids = logits_nV.shape
-        if logits_nV.device.type == "cpu":
-            return max(_FEWEST_ROWS, _CACHED_BYTES // (8 * num_ids))
-        return num_rows if self.is_compiled else -(-num_rows // _PARTS)
 
 
 def _both_terms(

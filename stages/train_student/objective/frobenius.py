@@ -40,7 +40,7 @@ def frobenius(hidden_BTD: Tensor, teacher_BTD: Tensor, is_scored_BT: Tensor) -> 
 
 
 def _root_mean_square(difference_BTd: Tensor, width: int, is_scored_BT: Tensor) -> Tensor:
-    """Root of the mean of ‖difference‖²/width over scored positions."""
+    """Root of the mean of ‖difference‖²/width over scored positions; of none of them, 0."""
     squares_BT = difference_BTd.square().sum(2) * is_scored_BT
-    mean_square = squares_BT.sum() / (is_scored_BT.sum() * width)
+    mean_square = squares_BT.sum() / (is_scored_BT.sum().clamp_min(1) * width)
     return (mean_square + _NO_INFINITE_SLOPE).sqrt()

@@ -48,7 +48,7 @@ from stages.train_student.objective.products import bfloat16_product, factor, pr
 from stages.train_student.objective.sparse_targets import SparseTargets
 from stages.train_student.objective.vocabulary_pass import VocabularyPass, Weights
 
-_FP16_LARGEST_GRADIENT = 2.0**14  # where scaling puts it, so that small q_j do not become 0
+FP16_LARGEST_GRADIENT = 2.0**14  # where scaling puts it, so that small q_j do not become 0
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,15 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_weighted: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = [
-            None if gradient is None else (gradient * by_weighted).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
-        return *gradients, *(None,) * 5
+        return *scaled_gradients(ctx, by_weighted), *(None,) * 5
+
+
+def scaled_gradients(ctx: Any, by_weighted: Tensor) -> list[Tensor | None]:
+    """The gradients that forward saved, scaled, each in its one of ``ctx.dtypes``."""
+    return [
+        None if gradient is None else (gradient * by_weighted).to(dtype)
+        for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+    ]
 
 
 class _Gradients(NamedTuple):
@@ -239,7 +243,7 @@ class _Chunks:
             by_tail = (self._teacher.tail_target_n1() - 0.5).abs().max() + 0.5
             by_drawn = self._teacher.drawn_nJ.sum(1).max()
             largest = largest + self._weights.kl * (by_tail + by_drawn).float()
-        return (_FP16_LARGEST_GRADIENT / largest).log2().floor().exp2()
+        return (FP16_LARGEST_GRADIENT / largest).log2().floor().exp2()
 
 
 def _rows_of(memory: Tensor | None, like: Tensor) -> Tensor | None:

@@ -148,7 +148,7 @@ class NamedIds:
         log_tail_n1 = torch.logaddexp(others_nX.logsumexp(1, keepdim=True), rest_n1)
         log_z_n1 = torch.logaddexp(kept_nK.logsumexp(1, keepdim=True), log_tail_n1)
         log_q_nK, log_q_tail_n1 = kept_nK - log_z_n1, log_tail_n1 - log_z_n1
-        log_r_nX = others_nX - torch.where(log_tail_n1 > -math.inf, log_tail_n1, 0.0)
+        log_r_nX = others_nX - log_tail_n1.masked_fill(log_tail_n1 == -math.inf, 0.0)
         # By z/T in the tail, r_j·surplus − w_j; q_j − p_tail·r_j = r_j·(q_tail − p_tail).
         by_others_nX = log_r_nX.exp() * (log_q_tail_n1.exp() - teacher.tail_target_n1())
         num_drawn = teacher.drawn_nJ.shape[1]
@@ -164,4 +164,4 @@ class NamedIds:
 
 def _times_log_ratio(weights: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
     """Σ weight·(log p − log q); what has no weight adds nothing, for 0·log 0 = 0."""
-    return torch.where(weights > 0, weights * (log_p - log_q), 0.0).sum()
+    return (weights * (log_p - log_q)).masked_fill(weights == 0, 0.0).sum()

@@ -39,9 +39,11 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What stays the same over a run. ``head_VD`` is the frozen head without its padding rows."""
+    """What stays the same over a run."""
 
-    head_VD: Tensor
+    head_VD: Tensor | None
+    """The frozen head without its padding rows; None where the model's own is trained."""
+    device: torch.device
     spec: CacheSpec
     chunk: int
     dtype: torch.dtype
@@ -52,23 +54,21 @@ class Objective:
     @cached_property
     def sparse_loss(self) -> SparseDistillationLoss:
         """CE and KL from the cache's targets; compiled when it is first called."""
-        device = self.head_VD.device
         return SparseDistillationLoss(
-            chunk=self.chunk, dtype=self._product_dtype, compile=self.compile, device=device
+            chunk=self.chunk, dtype=self._product_dtype, compile=self.compile, device=self.device
         )
 
     @cached_property
     def dense_loss(self) -> DenseDistillationLoss:
         """CE and KL from a teacher's own logits; compiled when it is first called."""
-        device = self.head_VD.device
         return DenseDistillationLoss(
-            chunk=self.chunk, dtype=self._product_dtype, compile=self.compile, device=device
+            chunk=self.chunk, dtype=self._product_dtype, compile=self.compile, device=self.device
         )
 
     @property
     def _product_dtype(self) -> torch.dtype:
         # A processor has instructions for bfloat16, and for float16 none.
-        is_without = (self.head_VD.device.type, self.dtype) == ("cpu", torch.float16)
+        is_without = (self.device.type, self.dtype) == ("cpu", torch.float16)
         return torch.float32 if is_without else self.dtype
 
     @property
@@ -78,16 +78,18 @@ class Objective:
 
     def head_of(self, model: DistilXLSTMForCausalLM) -> Tensor:
         """The head as the loss takes it: ``head_VD``, or the model's own if that is trained."""
-        weight: Tensor = model.lm_head.weight
-        return weight[: len(self.head_VD)] if weight.requires_grad else self.head_VD
+        if self.head_VD is not None:
+            return self.head_VD
+        return model.lm_head.weight[: self.spec.teacher.vocab_size]
 
     def terms(
         self, model: DistilXLSTMForCausalLM, batch: Batch, weights: LossWeights, share: Share
     ) -> tuple[Tensor, Tensor]:
         """The differentiable loss and float64 (loss, CE, KL, L_F), each this batch's ``share``."""
-        with torch.autocast(self.head_VD.device.type, self.dtype, enabled=self.uses_autocast):
-            hidden_BTD = model.hidden_states(batch.input_ids, batch.is_document_start)
+        # The teacher first: it waits for the device, which has nothing of this batch to do yet.
         states = self._states(batch, weights)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.uses_autocast):
+            hidden_BTD = model.hidden_states(batch.input_ids, batch.is_document_start)
         sums = self._sums(hidden_BTD, self.head_of(model), batch, states, weights, share)
         loss, distance = sums.weighted, torch.zeros_like(sums.weighted)
         if weights.beta:
@@ -146,16 +148,25 @@ def make_objective(
 ) -> Objective:
     """The objective of ``model``, which learns on ``device`` what a cache of ``spec`` holds."""
     dtype = PRECISIONS[config.precision]
-    head_VD = model.lm_head.weight[: spec.teacher.vocab_size].detach()
+    # On a processor, a head in half precision would be no faster, and would round the logits.
+    head_dtype = dtype if device.type == "cuda" else torch.float32
     return Objective(
-        # On a processor, a head in half precision would be no faster, and would round the logits.
-        head_VD=head_VD.to(dtype if device.type == "cuda" else torch.float32),
+        head_VD=frozen_head(model, spec, head_dtype),
+        device=device,
         spec=spec,
         chunk=config.loss_chunk,
         dtype=dtype,
         compile=config.compile,
         teacher=teacher,
     )
+
+
+def frozen_head(
+    model: DistilXLSTMForCausalLM, spec: CacheSpec, dtype: torch.dtype
+) -> Tensor | None:
+    """The head's rows that stand for ids, in ``dtype``; None where the head is trained."""
+    weight: Tensor = model.lm_head.weight
+    return None if weight.requires_grad else weight[: spec.teacher.vocab_size].detach().to(dtype)
 
 
 def scored_targets(batch: Batch, spec: TargetSpec) -> SparseTargets:

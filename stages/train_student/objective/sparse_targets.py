@@ -71,11 +71,13 @@ class SparseTargets:
         """log Σ exp((z_j − z_max)/T) over the ids that are not kept, [N]; −inf where none is."""
         weights_M = lagrange_weights(self.inverse_temperatures, inverse_temperature)
         # 0·(−inf) is NaN, so nodes of weight 0 are left out: at a node its own value is exact.
-        used = [m for m, weight in enumerate(weights_M) if weight != 0.0]
-        weights = self.tail_log_mass_NM.new_tensor(
-            [weights_M[m] for m in used], dtype=torch.float64
-        )
-        tail_N = self.tail_log_mass_NM[:, used].double() @ weights
+        # Column by column: weights or places in a tensor would make the host wait for a GPU.
+        weighted = [
+            self.tail_log_mass_NM[:, m].double() * weight
+            for m, weight in enumerate(weights_M)
+            if weight != 0.0
+        ]
+        tail_N = torch.stack(weighted).sum(0)
         return tail_N.masked_fill(self.tail_log_mass_NM[:, -1] == -math.inf, -math.inf)
 
     def logprobs(self, temperature: float) -> tuple[Tensor, Tensor]:
@@ -103,7 +105,7 @@ class SparseTargets:
         log_r_NJ = -gaps_NJ * drawn_at - self.tail_log_mass(drawn_at)[:, None]
         shares_NJ = drawn_NJ * (logprobs_NJ - log_r_NJ).exp()
         # Where nothing is left out, none was drawn, and 0/0 and ∞ − ∞ are NaN.
-        return torch.where(counts_NJ > 0, shares_NJ, 0.0), logprobs_NJ
+        return shares_NJ.masked_fill(counts_NJ == 0, 0.0), logprobs_NJ
 
 
 def covers(nodes: Sequence[float], temperature: float) -> bool:

@@ -84,16 +84,17 @@ class VocabularyPass:
         function = self._targets if has_kl else self._labels
         scalars = weights if has_kl else (weights.cross_entropy,)
         tensors = [logits_nV, *columns, *(() if out_nV is None else (out_nV,))]
-        size = _rows_at_a_time(logits_nV, function.is_compiled)
+        size = rows_at_a_time(logits_nV, function.is_compiled)
         parts = zip(*(tensor.split(size) for tensor in tensors), strict=True)
         found = [function(logits, *scalars, *others) for logits, *others in parts]
         return [torch.cat(columns) for columns in zip(*found, strict=True)]
 
 
-def _rows_at_a_time(logits_nV: Tensor, is_compiled: bool) -> int:
+def rows_at_a_time(logits_nV: Tensor, is_compiled: bool, num_logits: int = 1) -> int:
+    """How many rows a pass takes at once, where it reads so many float32 logits of each id."""
     num_rows, num_ids = logits_nV.shape
     if logits_nV.device.type == "cpu":
-        return max(_FEWEST_ROWS, _CACHED_BYTES // (4 * num_ids))
+        return max(_FEWEST_ROWS, _CACHED_BYTES // (4 * num_logits * num_ids))
     return num_rows if is_compiled else -(-num_rows // _PARTS)
 
 
@@ -130,7 +131,7 @@ def _targets(
     log_tail_n1 = torch.logaddexp(tail_log_mass_at_T_n1, rest_at_T_n1)
     surplus_n1 = (log_tail_n1 - log_z_at_T_n1).exp() - tail_target_n1
     # Where all ids are kept, all that is left is −inf, and −inf less −inf would be NaN.
-    log_tail_n1 = torch.where(log_tail_n1 > -torch.inf, log_tail_n1, 0.0)
+    log_tail_n1 = log_tail_n1.masked_fill(log_tail_n1 == -torch.inf, 0.0)
     by_ce_nV = (logits_nV - log_z_n1).exp() * ce_weight
     by_kl_nV = (logits_nV * inverse_temperature - log_tail_n1).exp() * (surplus_n1 * kl_weight)
     (logits_nV if out_nV is None else out_nV).copy_(by_ce_nV + by_kl_nV)

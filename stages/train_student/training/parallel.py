@@ -35,7 +35,7 @@ def require_processes(config: TrainStudentConfig, num_ranks: int) -> None:
     if num_ranks <= config.accumulation and (is_even or config.parallel == "ddp"):
         return
     if num_ranks > config.accumulation:
-        problem = f"a step has {config.accumulation} micro-batches for {num_ranks} processes"
+        problem = f"a step's micro-batches are {config.accumulation}, for {num_ranks} processes"
     else:
         problem = (
             f"{config.accumulation} micro-batches cannot be dealt evenly to {num_ranks} processes, "
@@ -44,9 +44,10 @@ def require_processes(config: TrainStudentConfig, num_ranks: int) -> None:
     batch_size = max(1, rows // num_ranks)
     accumulation = num_ranks * max(1, rows // (num_ranks * batch_size))
     raise ValueError(
-        f"train_student.accumulation: {problem}. A step of {batch_size * accumulation} rows "
-        f"(now {rows}) would be --set train_student.batch_size={batch_size} "
-        f"--set train_student.accumulation={accumulation}"
+        f"train_student.accumulation: {problem}. A new run of {batch_size * accumulation} rows a "
+        f"step (now {rows}) would be --set train_student.batch_size={batch_size} "
+        f"--set train_student.accumulation={accumulation}; a run that is resumed keeps its own, "
+        f"and takes at most {config.accumulation} processes."
     )
 
 

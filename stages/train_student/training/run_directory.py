@@ -83,7 +83,8 @@ def prepare(
     # A run that ended before its first checkpoint has nothing to lose: it may begin anew, with
     # other settings where the first ones ran out of memory.
     if not identity_file.exists() and out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} holds something that is no run. Choose another --out.")
+        lost = f" ({identity_file.name} is missing)" if has_checkpoints else ""
+        raise ValueError(f"{out} holds something that is no run{lost}. Choose another --out.")
     num_shards = (len(cache.shards("train")), len(cache.shards("validation")))
     identity = _identity(config, cache, *num_shards, online)
     make_directory(out)

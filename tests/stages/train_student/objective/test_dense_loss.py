@@ -8,14 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.compiling import has_compiler
-from stages.train_student.objective import dense_pass
-from stages.train_student.objective.dense_loss import (
-    DenseDistillationLoss,
-    DenseTargets,
-    dense_distillation_loss,
-)
+from stages.train_student.objective import vocabulary_pass
+from stages.train_student.objective.dense_loss import DenseDistillationLoss, DenseTargets
 from stages.train_student.objective.frobenius import frobenius
-from stages.train_student.objective.loss import sparse_distillation_loss
+from stages.train_student.objective.loss import LossSums, sparse_distillation_loss
 from tests.stages.train_student.teachers import make_problem, sparse
 
 
@@ -24,6 +20,19 @@ def make_teacher(seed: int, num_positions: int, vocab: int, width: int = 12) -> 
     generator = torch.Generator().manual_seed(seed + 1)
     hidden = torch.randn(num_positions, width, generator=generator)
     return DenseTargets(hidden, torch.randn(vocab, width, generator=generator) * 0.7)
+
+
+def dense_distillation_loss(
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    labels: torch.Tensor,
+    teacher: DenseTargets,
+    weighting: tuple[float, float, float],
+    chunk: int,
+) -> LossSums:
+    """The loss for once: not compiled, products in the precision of the head."""
+    loss = DenseDistillationLoss(chunk=chunk, dtype=head.dtype, compile="off", device=hidden.device)
+    return loss(hidden, head, labels, teacher, weighting)
 
 
 def dense(
@@ -82,7 +91,7 @@ def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cpu")
     if not has_compiler(device):
         pytest.skip("no C++ compiler")
-    monkeypatch.setattr(dense_pass, "_CACHED_BYTES", 3 * 8 * 300)  # three rows at a time
+    monkeypatch.setattr(vocabulary_pass, "_CACHED_BYTES", 3 * 8 * 300)  # three rows at a time
     hidden, head, labels, _ = make_problem(2, 9, 300)
     teacher = make_teacher(2, 9, 300)
     compiled = DenseDistillationLoss(chunk=8, dtype=torch.float32, compile="on", device=device)

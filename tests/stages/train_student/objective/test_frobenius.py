@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stages.train_student.objective.frobenius import sketched_frobenius
+from stages.train_student.objective.frobenius import frobenius, sketched_frobenius
 
 
 def test_frobenius_from_sketches_is_unbiased_over_scored_positions() -> None:
@@ -31,6 +31,19 @@ def test_frobenius_of_a_perfect_student_is_zero_and_has_a_gradient() -> None:
     (gradient,) = torch.autograd.grad(loss, student)
     assert loss < 1e-6
     assert gradient.isfinite().all()
+
+
+def test_without_a_scored_position_it_is_zero_and_so_is_its_gradient() -> None:
+    student = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    none = torch.zeros(2, 3, dtype=torch.bool)
+    sketches = torch.ones(2, 3, 8), torch.ones(1, 16, 8)
+    for loss in (
+        sketched_frobenius(student, *sketches, 1.0, none),
+        frobenius(student, torch.ones(2, 3, 16), none),
+    ):
+        (gradient,) = torch.autograd.grad(loss, student)
+        assert loss < 1e-9
+        assert not gradient.any()
 
 
 @pytest.mark.parametrize("dim", [3, 12])

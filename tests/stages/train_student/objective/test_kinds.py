@@ -15,7 +15,12 @@ from cache_format.spec import SketchSpec
 from stages.train_student.batches.batch import Batch, read_batch
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.evaluate import validate
-from stages.train_student.objective.objective import Objective, Share, scored_targets
+from stages.train_student.objective.objective import (
+    Objective,
+    Share,
+    make_objective,
+    scored_targets,
+)
 from stages.train_student.objective.schedule import LossWeights
 from stages.train_student.run import train_student
 from stages.train_student.training.new_student import load_student
@@ -50,8 +55,7 @@ def tiny_config(kind: str, **changes: Any) -> TrainStudentConfig:
 
 def objective_of(config: TrainStudentConfig, cache: Cache) -> tuple[Any, Objective]:
     model = load_student(config, cache)
-    head = model.lm_head.weight[: cache.spec.teacher.vocab_size]
-    return model, Objective(head_VD=head, spec=cache.spec, chunk=7, dtype=torch.float32)
+    return model, make_objective(model, cache.spec, config, torch.device("cpu"))
 
 
 class TestLoader:
@@ -164,7 +168,7 @@ def test_validation_says_how_far_the_student_is(tmp_path: Path, kind: str) -> No
         batch = read_batch(cache, "validation", [index], with_sketch=False)
         with torch.no_grad():
             hidden = model.hidden_states(batch.input_ids, batch.is_document_start)[0]
-        logits = (hidden.double() @ objective.head_VD.double().T).detach().numpy()
+        logits = (hidden.double() @ objective.head_of(model).double().T).detach().numpy()
         of_row, agreeing_in_row = _kl_of_row(cache, index, logits, temperature)
         kl += of_row
         agreeing += agreeing_in_row
