@@ -73,6 +73,11 @@ class TrainStudentConfig:
     """Autocast precision; fp16 comes with a gradient scaler. Gates and sums stay in fp32."""
     loss_chunk: int = 256
     """Positions whose full logits exist at once; lower it when memory runs out."""
+    head_columns: int | None = None
+    """Columns that stand for all of the head's that a chunk does not name, drawn by frequency: the
+    loss is estimated in a fraction of the time, with some noise; absent: all. For a large frozen
+    head on a processor, from 4096 on; a GPU reads a column for each of ``loss_chunk``'s kept ids,
+    repetitions too. Validation takes all columns."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the loss: ``auto`` where a compiler is found. Speed only."""
     slstm: Literal["auto", "torch", "triton"] = "auto"
@@ -109,9 +114,14 @@ class TrainStudentConfig:
             *("validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints"),
         ):
             _require(getattr(self, key) >= 1, key, "1 or more")
-        for key in ("max_steps", "shuffle_shards"):
+        for key in ("max_steps", "shuffle_shards", "head_columns"):
             value = getattr(self, key)
             _require(value is None or value >= 1, key, "1 or more")
+        _require(
+            self.head_columns is None or not self.train_head,
+            "head_columns",
+            "absent where train_head is true, for what is trained is read as a whole",
+        )
         _require(
             list(self.slstm_at) == sorted(set(self.slstm_at))
             and all(0 <= index < self.num_blocks for index in self.slstm_at),
