@@ -74,10 +74,11 @@ class TrainStudentConfig:
     loss_chunk: int = 256
     """Positions whose full logits exist at once; lower it when memory runs out."""
     head_columns: int | None = None
-    """Columns that stand for all of the head's that a chunk does not name, drawn by frequency: the
-    loss is estimated in a fraction of the time, with some noise; absent: all. For a large frozen
-    head on a processor, from 4096 on; a GPU reads a column for each of ``loss_chunk``'s kept ids,
-    repetitions too. Validation takes all columns."""
+    """Columns of a frozen head, drawn by frequency for every chunk, that stand for all those which
+    its labels and kept ids do not name: a fraction of the time, for noise in the gradient (``python
+    -m benchmarks head-columns``); absent: all. A GPU reads what is named by several positions of
+    ``loss_chunk`` several times. Where that comes to more than all columns, and in validation, all
+    are read once."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the loss: ``auto`` where a compiler is found. Speed only."""
     slstm: Literal["auto", "torch", "triton"] = "auto"
