@@ -1,69 +1,63 @@
 """A teacher, a student and a head, to try a head of fewer columns on. Called by ``head_columns``.
 
-P positions, V ids, D width, K kept ids, U ids that are named by some position.
+P positions, V ids, D width, E width of a student with other logits, K kept ids.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.positions import demo_teacher, read_logits
+from stages.train_student.objective.sparse_targets import SparseTargets
 
 TOP_K = 64
 TEMPERATURE = 1.5
 _STUDENT_NOISE = 0.6
-_UNIFORM_SHARE = 0.2
-_FIRST_RANK = 3
 
 
 @dataclass(frozen=True)
 class Scene:
-    """P positions of a teacher, and what a student of one matrix [D, D] starts from."""
+    """P positions of a teacher, and what a student of one matrix [D, D] starts from.
+
+    ``student_PV``: the student's logits where they are not those of ``input_PD`` and the head.
+    """
 
     teacher_PV: Tensor
     """Logits."""
     input_PD: Tensor
     head_VD: Tensor
     labels_P: Tensor
+    student_PV: Tensor | None = None
 
     def part(self, rows: slice) -> "Scene":
         """Some positions."""
+        assert self.student_PV is None
         return Scene(self.teacher_PV[rows], self.input_PD[rows], self.head_VD, self.labels_P[rows])
 
-    def mixture_V(self) -> Tensor:
-        """What columns are drawn from: Zipf's law by the rank of an id's mean mass, and uniform."""
-        num_ids = len(self.head_VD)
-        order_V = self.teacher_PV.softmax(1).mean(0).argsort(descending=True)
-        zipf_V = torch.empty(num_ids)
-        zipf_V[order_V] = 1 / (torch.arange(num_ids) + _FIRST_RANK)
-        return (1 - _UNIFORM_SHARE) * zipf_V / zipf_V.sum() + _UNIFORM_SHARE / num_ids
+    def ranks_V(self) -> Tensor:
+        """Ranks of the ids by the teacher's mean mass."""
+        return self.teacher_PV.softmax(1).mean(0).argsort(descending=True).argsort()
 
-    def kept(self) -> "Kept":
+    def targets(self) -> SparseTargets:
         """What a cache would have of the teacher."""
-        logp_PV = (self.teacher_PV / TEMPERATURE).log_softmax(1)
-        ids_PK = self.teacher_PV.topk(TOP_K, 1).indices
-        logp_PK = logp_PV.gather(1, ids_PK)
-        log_tail_P = logp_PV.scatter_(1, ids_PK, -math.inf).logsumexp(1)
-        return Kept(ids_PK, logp_PK.double(), log_tail_P.double(), self.labels_P)
+        gaps_PV = self.teacher_PV.amax(1, keepdim=True) - self.teacher_PV
+        gaps_PK, ids_PK = gaps_PV.topk(TOP_K, largest=False)
+        rest_PV = gaps_PV.scatter(1, ids_PK, math.inf)
+        tail_P1 = (-rest_PV / TEMPERATURE).logsumexp(1, keepdim=True)
+        return SparseTargets(ids_PK, gaps_PK, tail_P1, (1 / TEMPERATURE,))
 
+    def student(self) -> tuple[Tensor, Tensor]:
+        """Hidden states [P, E] and a head [V, E], whose product are the student's logits.
 
-@dataclass(frozen=True)
-class Kept:
-    """K kept ids and the mass of all others, at ``TEMPERATURE``; the labels."""
-
-    ids_PK: Tensor
-    logp_PK: Tensor
-    log_p_tail_P: Tensor
-    labels_P: Tensor
-
-    def named_U(self) -> Tensor:
-        """Ids that some position names."""
-        ids = torch.cat((self.ids_PK.flatten(), self.labels_P))
-        named_U: Tensor = ids.unique()  # type: ignore[no-untyped-call]
-        return named_U
+        In the first D of E the head is ``head_VD``, so that there gradients are those by its input.
+        """
+        if self.student_PV is None:
+            return self.input_PD, self.head_VD
+        one_hot_PE = torch.cat((torch.zeros_like(self.input_PD), torch.eye(len(self.input_PD))), 1)
+        return one_hot_PE, torch.cat((self.head_VD, self.student_PV.T), 1)
 
 
 def demo_scene() -> Scene:
@@ -87,8 +81,8 @@ def demo_scene() -> Scene:
     )
 
 
-def full_scene(path: Path, num_positions: int, width: int) -> tuple[Scene, dict[str, Tensor]]:
-    """Positions of a logits file, and the logits of students, [P, V].
+def full_scenes(path: Path, num_positions: int, width: int) -> dict[str, Scene]:
+    """Positions of a logits file, once for each of two students.
 
     The teacher's mass beyond the file is spread as the ids' frequency is. A student near it has its
     logits with noise, an untrained one has nothing but noise. Inputs and head are random.
@@ -114,4 +108,8 @@ def full_scene(path: Path, num_positions: int, width: int) -> tuple[Scene, dict[
         torch.from_numpy(positions.label[:num_positions]).long(),
     )
     noise_PV = torch.randn(teacher_PV.shape, generator=generator)
-    return scene, {"near": teacher_PV + _STUDENT_NOISE * noise_PV, "untrained": noise_PV}
+    near_PV = teacher_PV + _STUDENT_NOISE * noise_PV
+    return {
+        "near": replace(scene, student_PV=near_PV),
+        "untrained": replace(scene, student_PV=noise_PV),
+    }

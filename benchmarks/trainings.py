@@ -50,7 +50,7 @@ class Training:
         if way == "online":
             with_mean = max(config.beta_start, config.beta_end) > 0
             teacher = load_online_teacher(cache, device, with_mean=with_mean)
-        self.objective = make_objective(self.model, cache.spec, config, device, teacher)
+        self.objective = make_objective(self.model, cache, config, device, teacher)
         team = Processes()
         loss = ParallelLoss(self.model, self.objective, config.parallel, team)
         self._updater = Updater(self.model, loss, config, team)

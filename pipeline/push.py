@@ -46,14 +46,14 @@ def push_model(run: Path, repo_id: str, *, is_private: bool, revision: str | Non
             allow_patterns=_FILES + _CODE,
             commit_message="Upload student",
         )
-    except HfHubHTTPError as error:
+    except (HfHubHTTPError, ValueError) as error:
         raise ValueError(
             f"{repo_id}: cannot be uploaded to: {error}\nIts name has the form USER/NAME, and the "
             "token must be one that may write there. The same command tries again."
         ) from error
     except failures as error:
         raise ValueError(
-            f"{repo_id}: not uploaded: {error}\nWithout an answer of the Hub: is there a network? The "
-            "same command tries again."
+            f"{repo_id}: the Hub cannot be reached: {error}\nIs there a network? The same command "
+            "tries again."
         ) from error
     return str(commit.commit_url)

@@ -73,6 +73,12 @@ class TrainStudentConfig:
     """Autocast precision; fp16 comes with a gradient scaler. Gates and sums stay in fp32."""
     loss_chunk: int = 256
     """Positions whose full logits exist at once; lower it when memory runs out."""
+    head_columns: int | None = None
+    """Columns of a frozen head, drawn by frequency for every chunk, that stand for all those which
+    its labels and kept ids do not name: a fraction of the time, for noise in the gradient (``python
+    -m benchmarks head-columns``); absent: all. A GPU reads what is named by several positions of
+    ``loss_chunk`` several times. Where that comes to more than all columns, and in validation, all
+    are read once."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the loss: ``auto`` where a compiler is found. Speed only."""
     slstm: Literal["auto", "torch", "triton"] = "auto"
@@ -109,9 +115,14 @@ class TrainStudentConfig:
             *("validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints"),
         ):
             _require(getattr(self, key) >= 1, key, "1 or more")
-        for key in ("max_steps", "shuffle_shards"):
+        for key in ("max_steps", "shuffle_shards", "head_columns"):
             value = getattr(self, key)
             _require(value is None or value >= 1, key, "1 or more")
+        _require(
+            self.head_columns is None or not self.train_head,
+            "head_columns",
+            "absent where train_head is true, for what is trained is read as a whole",
+        )
         _require(
             list(self.slstm_at) == sorted(set(self.slstm_at))
             and all(0 <= index < self.num_blocks for index in self.slstm_at),

@@ -17,6 +17,11 @@ def require_targets(config: TrainStudentConfig, cache: Cache, *, online: bool = 
     if cache.num_rows("validation") == 0:
         raise ValueError(f"{cache.path}: no validation rows. Cache more tokens.")
     if online:
+        if config.head_columns is not None:
+            raise ValueError(
+                "train_student.head_columns: a teacher in the loop gives all of its logits, and "
+                "they are compared with all of the student's. Set it to none."
+            )
         return
     if max(config.alpha_start, config.alpha_end):
         _require_temperatures(config, cache.spec.targets)

@@ -115,7 +115,7 @@ class _Run:
         self.throughput = Throughput(
             operations_per_token(self.model), device, config.precision, team.num_ranks
         )
-        self.objective = make_objective(self.model, cache.spec, config, device, teacher)
+        self.objective = make_objective(self.model, cache, config, device, teacher)
         self.loss = ParallelLoss(self.model, self.objective, config.parallel, team)
         self.updater = Updater(self.model, self.loss, config, team)
         self.step = 0

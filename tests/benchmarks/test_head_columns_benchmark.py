@@ -1,62 +1,53 @@
-"""The benchmark of a head of fewer columns: its formulas, on a made-up scene."""
+"""The benchmark of a head of fewer columns, on a made-up scene."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks import head_columns as benchmark
 from benchmarks.head_scenes import TEMPERATURE, Scene
-from stages.train_student.objective.loss import sparse_distillation_loss
-from stages.train_student.objective.sparse_targets import SparseTargets
 
 
-def made_up_scene(num_positions: int = 8, num_ids: int = 600, width: int = 8) -> Scene:
+def made_up_scene(num_positions: int = 8, num_ids: int = 2000, width: int = 8) -> Scene:
     generator = torch.Generator().manual_seed(0)
     return Scene(
         teacher_PV=torch.randn(num_positions, num_ids, generator=generator) * 1.5,
         input_PD=torch.randn(num_positions, width, generator=generator),
-        head_VD=torch.randn(num_ids, width, generator=generator),
+        head_VD=torch.randn(num_ids, width, generator=generator) * 0.5,
         labels_P=torch.randint(num_ids, (num_positions,), generator=generator),
     )
 
 
-def test_with_all_columns_it_is_the_loss() -> None:
+def test_targets_are_the_teacher_s_distribution() -> None:
     scene = made_up_scene()
-    kept, columns = scene.kept(), benchmark.all_columns(600)
-    found = benchmark.loss_of(scene.input_PD @ scene.head_VD.T, kept, columns, 600)
-    T = TEMPERATURE
-    gaps = (kept.logp_PK[:, :1] - kept.logp_PK) * T
-    tail = kept.log_p_tail_P - kept.logp_PK[:, 0]
-    targets = SparseTargets(kept.ids_PK, gaps.float(), tail.float()[:, None], (1 / T,))
-    weighting = (benchmark.WEIGHTING[0], benchmark.WEIGHTING[1] * T * T, T)
-    sums = sparse_distillation_loss(
-        scene.input_PD, scene.head_VD, scene.labels_P, targets, weighting, 8
-    )
-    torch.testing.assert_close(found.float() * 8, sums.weighted, rtol=1e-5, atol=0)
+    log_p_PK, log_tail_P = scene.targets().logprobs(TEMPERATURE)
+    expected_PV = (scene.teacher_PV.double() / TEMPERATURE).log_softmax(1)
+    largest_PK = expected_PV.topk(64, 1).values
+    torch.testing.assert_close(log_p_PK, largest_PK, atol=1e-5, rtol=0)
+    tail_P = 1 - largest_PK.exp().sum(1)
+    torch.testing.assert_close(log_tail_P.exp(), tail_P, atol=1e-5, rtol=0)
 
 
-def test_drawn_columns_stand_for_all_others() -> None:
-    """Σ weight·f is unbiased for Σ f, here of f = exp of some logits."""
+def test_ranks_are_those_of_the_mean_mass() -> None:
     scene = made_up_scene()
-    kept, mixture = scene.kept(), scene.mixture_V()
-    values = torch.rand(600, generator=torch.Generator().manual_seed(1)).exp()
-    generator = torch.Generator().manual_seed(2)
-    found = []
-    for _ in range(400):
-        columns = benchmark.drawn_columns(kept, mixture, 40, generator)
-        assert len(set(columns.ids_C.tolist())) == len(columns.ids_C)
-        found.append(float((columns.log_weight_C.exp() * values[columns.ids_C]).sum()))
-    sums = torch.tensor(found)
-    allowed = 4.5 * float(sums.std()) / 400**0.5
-    assert sums.mean().item() == pytest.approx(float(values.sum()), abs=allowed)
-    assert 0 < allowed < 0.05 * float(values.sum())
+    mass_V, ranks_V = scene.teacher_PV.softmax(1).mean(0), scene.ranks_V()
+    assert ranks_V[mass_V.argmax()] == 0
+    assert ranks_V[mass_V.argmin()] == 1999
+
+
+def test_a_student_with_logits_of_its_own_has_gradients_by_the_scene_s_head() -> None:
+    scene = made_up_scene()
+    logits_PV = scene.input_PD @ scene.head_VD.T
+    hidden_PE, head_VE = replace(scene, student_PV=logits_PV).student()
+    assert torch.equal(hidden_PE @ head_VE.T, logits_PV)
+    few = list(benchmark.errors_of(scene, (64,), 3))
+    assert few == list(benchmark.errors_of(replace(scene, student_PV=logits_PV), (64,), 3))
 
 
 def test_more_draws_are_less_noise() -> None:
-    scene = made_up_scene()
-    logits = scene.input_PD @ scene.head_VD.T
-    few, many = benchmark.errors_of(scene, logits, (16, 1024), 12)
-    assert many["gradient_noise"] < 0.4 * few["gradient_noise"]
-    assert few["share_of_columns"] < many["share_of_columns"] <= 1
+    few, many = benchmark.errors_of(made_up_scene(), (16, 1024), 12)
+    assert 0 < many["gradient_noise"] < 0.4 * few["gradient_noise"]
 
 
 def test_training_on_all_columns_nears_the_teacher() -> None:

@@ -107,7 +107,7 @@ def make_scene(cache: Cache) -> Scene:
         compile="off",
     )
     model = load_student(config, cache)
-    cached = make_objective(model, cache.spec, config, CPU)
+    cached = make_objective(model, cache, config, CPU)
     teacher = load_online_teacher(cache, CPU, with_mean=cache.spec.sketch.kind != "none")
     online = replace(cached, teacher=teacher)
     batch = read_batch(cache, "train", [0, 5, 11], with_sketch=cache.spec.sketch.kind != "none")

@@ -255,7 +255,7 @@ class TestToml:
         document = tomllib.loads(Recipe().to_toml())
         nothing = {
             "cache_teacher": {"draw_temperature", "rows_per_forward"},
-            "train_student": {"max_steps", "shuffle_shards"},
+            "train_student": {"head_columns", "max_steps", "shuffle_shards"},
         }
         configs = {"cache_teacher": CacheTeacherConfig, "train_student": TrainStudentConfig}
         for table, config in configs.items():  # the values that are None are left out

@@ -30,9 +30,11 @@ rounding. The gradient by logit j is (q_j − p_j)/T for j in S. The rest depend
 The logits of ``chunk`` positions are the largest thing that exists, beside, in half precision, the
 gradient by them. Value and gradient are taken in one pass over them (``vocabulary_pass``), with the
 few ids that labels and targets name aside (``named_ids``). The gradient by the head is computed
-only if the head is trained.
+only if the head is trained. If it is not, a chunk may be trained on some columns of the head that
+stand for all (``head_columns``): value and gradient are then estimates.
 
-Shapes: N scored positions, n positions of a chunk, V vocabulary, K kept ids, X named ids, D width.
+Shapes: N scored positions, n positions of a chunk, V vocabulary, K kept ids, X named ids, D width,
+C columns of the head.
 """
 
 from dataclasses import dataclass
@@ -43,6 +45,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stages.compiling import Mode
+from stages.train_student.objective.head_columns import HeadColumns
 from stages.train_student.objective.named_ids import NamedIds, TeacherTerms, Terms
 from stages.train_student.objective.products import bfloat16_product, factor, product
 from stages.train_student.objective.sparse_targets import SparseTargets
@@ -65,12 +68,19 @@ class SparseDistillationLoss:
     """How the loss of a run is computed."""
 
     def __init__(
-        self, *, chunk: int, dtype: torch.dtype, compile: Mode, device: torch.device
+        self,
+        *,
+        chunk: int,
+        dtype: torch.dtype,
+        compile: Mode,
+        device: torch.device,
+        columns: HeadColumns | None = None,
     ) -> None:
         """``chunk`` positions have logits at once; products with the head have factors in
-        ``dtype`` and float32 results. ``compile`` as in the settings.
+        ``dtype`` and float32 results. ``compile`` as in the settings. ``columns`` chooses those of
+        the head that a gradient is taken from; without it, all.
         """
-        self.chunk, self.dtype = chunk, dtype
+        self.chunk, self.dtype, self.columns = chunk, dtype, columns
         self.vocabulary_pass = VocabularyPass(compile, device)
 
     def __call__(
@@ -177,6 +187,7 @@ class _Chunks:
         weighting: tuple[float, float, float],
     ) -> None:
         self._pass, self._dtype, self._weighting = loss.vocabulary_pass, loss.dtype, weighting
+        self._columns = loss.columns
         self._hidden_ND, self._head_VD = factor(hidden_ND, loss.dtype), factor(head_VD, loss.dtype)
         self._product = bfloat16_product if loss.dtype == torch.bfloat16 else product
         self._choice_N = None if targets is None else targets.kept_ids_NK[:, 0]
@@ -188,50 +199,67 @@ class _Chunks:
         self._scale = self._largest_scale()
         shape = (min(loss.chunk, len(hidden_ND)), len(head_VD))
         self._logits = self._gradient = None
+        is_half = (hidden_ND.is_cuda and loss.dtype != torch.float32) or loss.dtype == torch.float16
+        self._gradient_dtype = loss.dtype if is_half else None
+        if self._columns is not None:  # how many there are differs from chunk to chunk
+            return
         if self._head_VD.dtype == torch.float32:  # other products allocate what they return
             self._logits = hidden_ND.new_empty(shape, dtype=torch.float32)
-        if (hidden_ND.is_cuda and loss.dtype != torch.float32) or loss.dtype == torch.float16:
+        if self._gradient_dtype is not None:
             self._gradient = hidden_ND.new_empty(shape, dtype=loss.dtype)
 
     def take(self, rows: slice, gradients: _Gradients) -> Tensor:
         """(weighted, CE, KL, agreeing) of one chunk, whose gradient goes to ``gradients``."""
         ce_weight, kl_weight, _ = self._weighting
         is_training = any(gradient is not None for gradient in gradients)
+        head_CD, named, columns = self._head_VD, self._named.chunk(rows), None
+        if self._columns is not None and is_training:
+            columns = self._columns.choose(named.ids_nX)
+        if columns is not None:
+            head_CD, named = head_CD.index_select(0, columns.ids_C), named.among(columns)
         hidden_nD = self._hidden_ND[rows]
-        logits_nV = self._product(hidden_nD, self._head_VD.T, _rows_of(self._logits, hidden_nD))
-        agreeing = torch.zeros((), dtype=torch.float64, device=logits_nV.device)
+        logits_nC = self._product(hidden_nD, head_CD.T, _rows_of(self._logits, hidden_nD))
+        agreeing = torch.zeros((), dtype=torch.float64, device=logits_nC.device)
         if self._choice_N is not None and not is_training:
-            agreeing = (logits_nV.argmax(1) == self._choice_N[rows]).double().sum()
-        terms, by_logits_nV = self._differentiate(logits_nV, rows)
+            agreeing = (logits_nC.argmax(1) == self._choice_N[rows]).double().sum()
+        log_weight_C = None if columns is None else columns.log_weight_C
+        terms, by_logits_nC = self._differentiate(logits_nC, rows, named, log_weight_C)
         if is_training and (ce_weight or kl_weight):
-            self._add(gradients, rows, by_logits_nV)
+            self._add(gradients, rows, by_logits_nC, head_CD)
         weighted = ce_weight * terms.cross_entropy + kl_weight * terms.kl
         return torch.stack((weighted, terms.cross_entropy, terms.kl, agreeing))
 
-    def _differentiate(self, logits_nV: Tensor, rows: slice) -> tuple[Terms, Tensor]:
+    def _differentiate(
+        self, logits_nC: Tensor, rows: slice, named: NamedIds, log_weight_C: Tensor | None
+    ) -> tuple[Terms, Tensor]:
         """Both terms, and the scaled gradient by the logits. These are lost."""
-        named = self._named.chunk(rows)
         teacher = None if self._teacher is None else self._teacher.chunk(rows)
-        named_nX = named.take(logits_nV)
+        named_nX = named.take(logits_nC)
         known = named.known(named_nX, teacher, self._weighting[2])
-        out_nV = _rows_of(self._gradient, logits_nV)
-        rest = self._pass(logits_nV, known, self._weights.times(self._scale), out_nV)
+        out_nC = _rows_of(self._gradient, logits_nC)
+        if out_nC is None and self._gradient_dtype is not None:
+            out_nC = torch.empty_like(logits_nC, dtype=self._gradient_dtype)
+        weights = self._weights.times(self._scale)
+        rest = self._pass(logits_nC, known, weights, out_nC, log_weight_C)
         terms = named.terms(named_nX, rest, teacher, self._weighting)
-        by_logits_nV = logits_nV if out_nV is None else out_nV
-        by_named_nX = (terms.gradient_nX * self._scale).to(by_logits_nV.dtype)
-        return terms, by_logits_nV.scatter_add_(1, named.ids_nX, by_named_nX)
+        by_logits_nC = logits_nC if out_nC is None else out_nC
+        by_named_nX = (terms.gradient_nX * self._scale).to(by_logits_nC.dtype)
+        return terms, by_logits_nC.scatter_add_(1, named.ids_nX, by_named_nX)
 
-    def _add(self, gradients: _Gradients, rows: slice, by_logits_nV: Tensor) -> None:
+    def _add(
+        self, gradients: _Gradients, rows: slice, by_logits_nC: Tensor, head_CD: Tensor
+    ) -> None:
         """Add what follows from the scaled gradient by the logits of ``rows``."""
         if gradients.by_hidden_ND is not None:
-            gradients.by_hidden_ND[rows] = self._product(by_logits_nV, self._head_VD) / self._scale
+            gradients.by_hidden_ND[rows] = self._product(by_logits_nC, head_CD) / self._scale
         if gradients.by_head_VD is None:
             return
+        assert self._columns is None  # the settings do not train a head of which some is read
         hidden_nD = self._hidden_ND[rows]
         if self._dtype == torch.float32:
-            gradients.by_head_VD.addmm_(by_logits_nV.T, hidden_nD)
+            gradients.by_head_VD.addmm_(by_logits_nC.T, hidden_nD)
         else:
-            by_head_VD = self._product(by_logits_nV.T, hidden_nD)
+            by_head_VD = self._product(by_logits_nC.T, hidden_nD)
             gradients.by_head_VD.add_(by_head_VD.div_(self._scale))
 
     def _largest_scale(self) -> Tensor:

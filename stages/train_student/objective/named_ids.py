@@ -10,12 +10,13 @@ the label. Columns are [n, 1].
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from stages.train_student.objective.head_columns import Columns
 from stages.train_student.objective.sparse_targets import SparseTargets
 from stages.train_student.objective.vocabulary_pass import KnownColumns
 
@@ -97,6 +98,10 @@ class NamedIds:
         return NamedIds(
             self.ids_nX[rows], self.counts_nX[rows], self.is_label_nX[rows], self.num_kept
         )
+
+    def among(self, columns: Columns) -> "NamedIds":
+        """The same ones where logits are those of ``columns``, which have all of these ids."""
+        return replace(self, ids_nX=columns.places(self.ids_nX))
 
     def take(self, logits_nV: Tensor) -> Tensor:
         """The named logits [n, X] in float64; in ``logits_nV``, −inf takes their place."""

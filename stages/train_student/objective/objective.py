@@ -14,12 +14,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from cache_format.reader import Cache
 from cache_format.spec import CacheSpec, TargetSpec
 from stages.compiling import Mode
 from stages.train_student.batches.batch import Batch
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.objective.dense_loss import DenseDistillationLoss, DenseTargets
 from stages.train_student.objective.frobenius import frobenius, sketched_frobenius
+from stages.train_student.objective.head_columns import HeadColumns
 from stages.train_student.objective.loss import LossSums, SparseDistillationLoss
 from stages.train_student.objective.online import OnlineTeacher, TeacherStates
 from stages.train_student.objective.schedule import LossWeights
@@ -48,6 +50,8 @@ class Objective:
     chunk: int
     dtype: torch.dtype
     compile: Mode = "off"
+    columns: HeadColumns | None = None
+    """Chooses the head's columns that a chunk is trained on; without it, all."""
     teacher: OnlineTeacher | None = None
     """Asked at every step, in place of the batch's targets and sketches, if there is one."""
 
@@ -55,7 +59,11 @@ class Objective:
     def sparse_loss(self) -> SparseDistillationLoss:
         """CE and KL from the cache's targets; compiled when it is first called."""
         return SparseDistillationLoss(
-            chunk=self.chunk, dtype=self._product_dtype, compile=self.compile, device=self.device
+            chunk=self.chunk,
+            dtype=self._product_dtype,
+            compile=self.compile,
+            device=self.device,
+            columns=self.columns,
         )
 
     @cached_property
@@ -141,22 +149,27 @@ class Objective:
 
 def make_objective(
     model: DistilXLSTMForCausalLM,
-    spec: CacheSpec,
+    cache: Cache,
     config: TrainStudentConfig,
     device: torch.device,
     teacher: OnlineTeacher | None = None,
 ) -> Objective:
-    """The objective of ``model``, which learns on ``device`` what a cache of ``spec`` holds."""
+    """The objective of ``model``, which learns on ``device`` what ``cache`` holds."""
     dtype = PRECISIONS[config.precision]
     # On a processor, a head in half precision would be no faster, and would round the logits.
     head_dtype = dtype if device.type == "cuda" else torch.float32
+    columns = None
+    if config.head_columns is not None:
+        ranks_V = torch.from_numpy(cache.ranks.ranks_by_id).to(device)
+        columns = HeadColumns(ranks_V, config.head_columns)
     return Objective(
-        head_VD=frozen_head(model, spec, head_dtype),
+        head_VD=frozen_head(model, cache.spec, head_dtype),
         device=device,
-        spec=spec,
+        spec=cache.spec,
         chunk=config.loss_chunk,
         dtype=dtype,
         compile=config.compile,
+        columns=columns,
         teacher=teacher,
     )
 

@@ -10,10 +10,13 @@ q_tail − p_tail + Σw (see ``loss``), the gradient by a logit z of the rest is
 
     c_ce·exp(z − log Z_1) + c_kl/T·surplus·exp(z/T − log Z_tail).
 
+Where a chunk has but some columns of the head (``head_columns``), each stands for some number of
+them, and exp(z) and exp(z/T) are multiplied by that number throughout.
+
 The mass of the named ids is added to that of the rest; no mass is the difference of two others, so
 that a tail of 1e-12 keeps its digits.
 
-n positions of a chunk, V vocabulary; columns are [n, 1].
+n positions of a chunk, V vocabulary or the columns that stand for it; known columns are [n, 1].
 """
 
 from typing import NamedTuple
@@ -71,18 +74,29 @@ class VocabularyPass:
         names = {"what": "the student's loss is taken", "setting": "train_student.compile"}
         self._labels = Compiled(_labels, mode, device, **names)
         self._targets = Compiled(_targets, mode, device, **names)
+        self._weighted_labels = Compiled(_weighted_labels, mode, device, **names)
+        self._weighted_targets = Compiled(_weighted_targets, mode, device, **names)
 
     def __call__(
-        self, logits_nV: Tensor, known: KnownColumns, weights: Weights, out_nV: Tensor | None
+        self,
+        logits_nV: Tensor,
+        known: KnownColumns,
+        weights: Weights,
+        out_nV: Tensor | None,
+        log_weight_V: Tensor | None = None,
     ) -> list[Tensor]:
         """log Σ exp(z) of the rest [n, 1], then, where there is a KL, that of z/T.
 
         The gradient is written to ``out_nV`` in its precision; without one, over the logits.
+        ``log_weight_V``: the logarithm of what each column stands for; without it, for itself.
         """
         columns = [column for column in known if column is not None]
         has_kl = len(columns) > 1
+        scalars: tuple[Tensor, ...] = weights if has_kl else (weights.cross_entropy,)
         function = self._targets if has_kl else self._labels
-        scalars = weights if has_kl else (weights.cross_entropy,)
+        if log_weight_V is not None:
+            function = self._weighted_targets if has_kl else self._weighted_labels
+            scalars = (log_weight_V, *scalars)
         tensors = [logits_nV, *columns, *(() if out_nV is None else (out_nV,))]
         size = rows_at_a_time(logits_nV, function.is_compiled)
         parts = zip(*(tensor.split(size) for tensor in tensors), strict=True)
@@ -99,12 +113,18 @@ def rows_at_a_time(logits_nV: Tensor, is_compiled: bool, num_logits: int = 1) ->
 
 
 def _labels(
-    logits_nV: Tensor, ce_weight: Tensor, log_mass_n1: Tensor, out_nV: Tensor | None = None
+    logits_nV: Tensor,
+    ce_weight: Tensor,
+    log_mass_n1: Tensor,
+    out_nV: Tensor | None = None,
+    *,
+    log_weight_V: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    max_n1 = _largest(logits_nV)
-    rest_n1 = max_n1 + (logits_nV - max_n1).exp().sum(1, keepdim=True).log()
+    weighted_nV = _weighted(logits_nV, log_weight_V)
+    max_n1 = _largest(weighted_nV)
+    rest_n1 = max_n1 + (weighted_nV - max_n1).exp().sum(1, keepdim=True).log()
     log_z_n1 = torch.logaddexp(log_mass_n1, rest_n1)
-    (logits_nV if out_nV is None else out_nV).copy_((logits_nV - log_z_n1).exp() * ce_weight)
+    (logits_nV if out_nV is None else out_nV).copy_((weighted_nV - log_z_n1).exp() * ce_weight)
     return (rest_n1,)
 
 
@@ -118,13 +138,15 @@ def _targets(
     tail_log_mass_at_T_n1: Tensor,
     tail_target_n1: Tensor,
     out_nV: Tensor | None = None,
+    *,
+    log_weight_V: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    max_n1 = _largest(logits_nV)
+    max_n1 = _largest(_weighted(logits_nV, log_weight_V))
     below_nV = logits_nV - max_n1
-    rest_n1 = max_n1 + below_nV.exp().sum(1, keepdim=True).log()
+    rest_n1 = max_n1 + _weighted(below_nV, log_weight_V).exp().sum(1, keepdim=True).log()
     rest_at_T_n1 = (
         max_n1 * inverse_temperature
-        + (below_nV * inverse_temperature).exp().sum(1, keepdim=True).log()
+        + _weighted(below_nV * inverse_temperature, log_weight_V).exp().sum(1, keepdim=True).log()
     )
     log_z_n1 = torch.logaddexp(log_mass_n1, rest_n1)
     log_z_at_T_n1 = torch.logaddexp(log_mass_at_T_n1, rest_at_T_n1)
@@ -132,10 +154,28 @@ def _targets(
     surplus_n1 = (log_tail_n1 - log_z_at_T_n1).exp() - tail_target_n1
     # Where all ids are kept, all that is left is −inf, and −inf less −inf would be NaN.
     log_tail_n1 = log_tail_n1.masked_fill(log_tail_n1 == -torch.inf, 0.0)
-    by_ce_nV = (logits_nV - log_z_n1).exp() * ce_weight
-    by_kl_nV = (logits_nV * inverse_temperature - log_tail_n1).exp() * (surplus_n1 * kl_weight)
+    by_ce_nV = _weighted(logits_nV - log_z_n1, log_weight_V).exp() * ce_weight
+    by_kl_nV = _weighted(logits_nV * inverse_temperature - log_tail_n1, log_weight_V).exp() * (
+        surplus_n1 * kl_weight
+    )
     (logits_nV if out_nV is None else out_nV).copy_(by_ce_nV + by_kl_nV)
     return rest_n1, rest_at_T_n1
+
+
+def _weighted_labels(
+    logits_nV: Tensor, log_weight_V: Tensor, *others: Tensor
+) -> tuple[Tensor, ...]:
+    return _labels(logits_nV, *others, log_weight_V=log_weight_V)
+
+
+def _weighted_targets(
+    logits_nV: Tensor, log_weight_V: Tensor, *others: Tensor
+) -> tuple[Tensor, ...]:
+    return _targets(logits_nV, *others, log_weight_V=log_weight_V)
+
+
+def _weighted(exponents_nV: Tensor, log_weight_V: Tensor | None) -> Tensor:
+    return exponents_nV if log_weight_V is None else exponents_nV + log_weight_V
 
 
 def _largest(logits_nV: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def test_metrics_equal_those_of_full_logits(tiny_cache: Path) -> None:
 def test_of_samples_the_teacher_s_choices_are_not_known(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["sampled"])
     model = load_student(tiny_config(), cache)
-    objective = make_objective(model, cache.spec, tiny_config(), torch.device("cpu"))
+    objective = make_objective(model, cache, tiny_config(), torch.device("cpu"))
     found = score(model, objective, validation_batches(cache, 5, 5, 2))
     assert {"validation/accuracy", "validation/ece", "validation/teacher_loss"} <= found.keys()
     assert not {"validation/teacher_accuracy", "validation/teacher_ece"} & found.keys()
@@ -87,7 +87,7 @@ def test_of_samples_the_teacher_s_choices_are_not_known(tmp_path: Path) -> None:
 def test_without_a_scored_position_there_is_an_error(tiny_cache: Path) -> None:
     cache = cache_format.open(tiny_cache)
     model = load_student(tiny_config(), cache)
-    objective = make_objective(model, cache.spec, tiny_config(), torch.device("cpu"))
+    objective = make_objective(model, cache, tiny_config(), torch.device("cpu"))
     with pytest.raises(ValueError, match="no position has a label"):
         score(model, objective, iter(()))
     assert model.training

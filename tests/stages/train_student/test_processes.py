@@ -99,6 +99,16 @@ def test_a_trained_head_and_scaled_gradients_are_shared_too(
     assert_same_student(tmp_path / "run", tmp_path / "alone", 1e-3)
 
 
+def test_columns_of_the_head_are_drawn_for_a_micro_batch_wherever_it_is(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"head_columns": 32, "max_steps": 3}
+    run(tiny_config(**changes), tiny_cache, tmp_path / "alone")
+    done = train(2, tiny_cache, tmp_path / "run", **changes)
+    assert done.returncode == 0, done.stderr
+    assert_same_student(tmp_path / "run", tmp_path / "alone", 2e-5)
+
+
 def test_checkpoints_move_between_numbers_of_processes(
     alone: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:

@@ -238,6 +238,27 @@ def test_fp16_resumes_bitwise_with_its_gradient_scaler(tiny_cache: Path, tmp_pat
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_some_of_the_head_s_columns_are_drawn_alike_after_a_resume(
+    whole: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(head_columns=32, checkpoint_every=4)
+    run(config, tiny_cache, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(config, tiny_cache, tmp_path / "run", report=stop_after(6))
+    run(config, tiny_cache, tmp_path / "run", resume=True)
+    expected = weights(tmp_path / "whole")
+    for name, tensor in weights(tmp_path / "run").items():
+        assert torch.equal(tensor, expected[name]), name
+    drawn, exact = metrics(tmp_path / "whole"), metrics(whole)
+    assert metrics(tmp_path / "run") == drawn
+    assert drawn[0] == exact[0]  # validation, which draws nothing
+    assert drawn[1]["train/loss"] != exact[1]["train/loss"]
+    assert drawn[1]["train/loss"] == pytest.approx(exact[1]["train/loss"], rel=0.1)
+    assert drawn[-1]["validation/kl"] < drawn[0]["validation/kl"]
+    with pytest.raises(ValueError, match="head_columns was 32 and is None"):
+        run(tiny_config(), tiny_cache, tmp_path / "run", resume=True)
+
+
 def test_the_teacher_is_never_loaded(
     tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,7 +55,7 @@ def tiny_config(kind: str, **changes: Any) -> TrainStudentConfig:
 
 def objective_of(config: TrainStudentConfig, cache: Cache) -> tuple[Any, Objective]:
     model = load_student(config, cache)
-    return model, make_objective(model, cache.spec, config, torch.device("cpu"))
+    return model, make_objective(model, cache, config, torch.device("cpu"))
 
 
 class TestLoader:

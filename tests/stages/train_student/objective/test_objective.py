@@ -115,7 +115,7 @@ class FakeTeacher:
 def tiny_objective(config: TrainStudentConfig, cache: Cache) -> tuple[Any, Objective]:
     """A student and what it is trained by."""
     model = load_student(config, cache)
-    return model, make_objective(model, cache.spec, config, torch.device("cpu"))
+    return model, make_objective(model, cache, config, torch.device("cpu"))
 
 
 def require_that_nothing_is_asked(
