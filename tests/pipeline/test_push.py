@@ -141,9 +141,7 @@ def test_what_the_hub_refuses_is_told_with_the_next_step(run: Path, hub: Hub) ->
 
 def test_offline(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    with pytest.raises(
-        ValueError, match=r"(?s)the Hub cannot be reached: .*offline.*network"
-    ):
+    with pytest.raises(ValueError, match=r"(?s)the Hub cannot be reached: .*offline.*network"):
         push_model(run, "me/student", is_private=False, revision=None)
 
 
