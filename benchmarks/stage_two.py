@@ -51,6 +51,7 @@ class Setup:
     sequence_length: int
     heads: int
     compile: Any
+    head_columns: int | None
 
     def config(self) -> TrainStudentConfig:
         """The paper's student but for the number of blocks."""
@@ -64,6 +65,7 @@ class Setup:
             batch_size=self.batch_size,
             accumulation=self.accumulation,
             loss_chunk=self.chunk,
+            head_columns=self.head_columns,
             max_steps=1_000,
         )
 
@@ -88,6 +90,7 @@ class Setup:
 @click.option("--chunk", type=int, default=256, show_default=True, help="Positions of a chunk.")
 @click.option("--sequence-length", type=int, default=512, show_default=True)
 @click.option("--compile", default="auto", show_default=True)
+@click.option("--head-columns", type=int, help="Of cache and labels, as train_student's.")
 @click.option("--steps", type=int, default=2, show_default=True, help="Of one turn.")
 @click.option("--repeats", type=int, default=5, show_default=True)
 @click.option(
@@ -191,6 +194,7 @@ def peak_in_new_process(work: Path, setup: Setup, way: Way) -> int:
         *("--batch-size", setup.batch_size, "--accumulation", setup.accumulation),
         *("--chunk", setup.chunk, "--sequence-length", setup.sequence_length),
         *("--heads", setup.heads, "--compile", setup.compile),
+        *(("--head-columns", setup.head_columns) if setup.head_columns else ()),
     ]
     command = [sys.executable, "-m", "benchmarks", "stage-two", *map(str, arguments)]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
