@@ -19,7 +19,10 @@ from pipeline.recipe_options import load_session_recipe, recipe_options
 from pipeline.session import Session
 
 if TYPE_CHECKING:
+    from cache_format.reader import Cache
     from pipeline.progress import Bar
+    from stages.train_student.config import TrainStudentConfig
+    from stages.train_student.objective.online import LoadTeacher
     from stages.train_student.training.progress import TrainProgress
 
 _DIRECTORY = LocalPath(file_okay=False)
@@ -95,17 +98,6 @@ def train_student(
     opened = cache_format.open(
         cache, local_directory=local_directory, local_bytes=max(1, int(local_gib * 2**30))
     )
-    load_teacher = None
-    if online is not None:
-        from pipeline.online_teacher import load_online_teacher
-
-        student = recipe.train_student
-        load_teacher = partial(
-            load_online_teacher,
-            opened,
-            with_mean=max(student.beta_start, student.beta_end) > 0,
-            place=online or None,
-        )
     is_first = os.environ.get("RANK", "0") == "0"
     with Bar("train") as bar, asked_to_stop() as request:
         try:
@@ -117,7 +109,7 @@ def train_student(
                 recipe_toml=recipe.to_toml(),
                 report=_report(bar, is_first),
                 stop=request,
-                load_teacher=load_teacher,
+                load_teacher=_teacher_loader(opened, recipe.train_student, online),
             )
         except StoppedError:
             raise (request.exception() if is_first else click.exceptions.Exit(1)) from None
@@ -130,6 +122,18 @@ def train_student(
             f"{validation_figures(metrics)}\n{out / 'model'} holds the student. Next:\n"
             f'  pipeline generate {quote(str(out))} --prompt "Once upon a time"'
         )
+
+
+def _teacher_loader(
+    cache: "Cache", config: "TrainStudentConfig", place: str | None
+) -> "LoadTeacher | None":
+    """What loads the teacher in the loop; ``place`` is none if there is to be none."""
+    if place is None:
+        return None
+    from pipeline.online_teacher import load_online_teacher
+
+    with_mean = max(config.beta_start, config.beta_end) > 0
+    return partial(load_online_teacher, cache, with_mean=with_mean, place=place or None)
 
 
 def _report(bar: "Bar", is_first: bool) -> "Callable[[TrainProgress], None]":
