@@ -3,7 +3,6 @@
 import click
 
 from benchmarks.codec import codec
-from benchmarks.full_vocabulary import full_vocabulary
 from benchmarks.head_columns import head_columns
 from benchmarks.loader import loader
 from benchmarks.loss import loss
@@ -23,7 +22,6 @@ def main(context: click.Context) -> None:
 
 
 main.add_command(codec)
-main.add_command(full_vocabulary)
 main.add_command(head_columns)
 main.add_command(loader)
 main.add_command(loss)
