@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from stages.peak_operations import peak_operations
+from stages.train_student.objective.objective import PRECISIONS
 from stages.train_student.student.model import DistilXLSTMForCausalLM
 
 _STATUS = Path("/proc/self/status")
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def operations_per_token(model: DistilXLSTMForCausalLM) -> float:
@@ -44,7 +44,10 @@ class Throughput:
         self._operations, self._device = operations_per_token, device
         peak = None
         if device.type == "cuda":
-            peak = peak_operations(torch.cuda.get_device_name(device), _DTYPES[precision])
+            peak = peak_operations(
+                torch.cuda.get_device_name(device),
+                str(PRECISIONS[precision]).removeprefix("torch."),
+            )
             torch.cuda.reset_peak_memory_stats(device)
         self._peak = None if peak is None else peak * num_devices
         self.restart()
