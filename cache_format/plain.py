@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cache_format.errors import CorruptFileError, UnsupportedFormatError
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 """The newest that this program writes and reads."""
 
 _SEAL = re.compile(rb',\n "seal": "([0-9a-f]{64})"\n}\n')

@@ -47,7 +47,10 @@ class CacheTeacherConfig:
     documents_per_unit: int = 512
     """Documents in one unit of work, hence in one shard."""
     validation_every: int = 50
-    """Every n-th unit, from unit 0 on, is validation."""
+    """n: one unit, or one row, in n is validation."""
+    validation_split: Literal["units", "rows"] = "units"
+    """What is validation: every n-th unit from unit 0 on, which shares no document with the others;
+    or the last rows of every unit, one in n, so that a cache of few units has both splits."""
 
     targets: Literal["top_k", "sampled", "top_k+sampled"] = "top_k"
     """What is kept of a distribution: the k largest logits and the mass of the rest; ids drawn from

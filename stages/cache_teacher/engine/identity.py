@@ -86,6 +86,7 @@ def make_spec(
         sketch=_sketch_spec(config),
         sequence_length=config.sequence_length,
         validation_every=config.validation_every,
+        validation_split="rows" if config.validation_split == "rows" else None,
         seed=config.seed,
     )
 

@@ -143,8 +143,8 @@ def _identity(
         "cache_id": cache.cache_id,
         "num_train_shards": len(train),
         "num_validation_shards": len(validation),
-        "num_train_rows": sum(shard.num_rows for shard in train),
-        "num_validation_rows": sum(shard.num_rows for shard in validation),
+        "num_train_rows": sum(len(cache.rows_of("train", shard)) for shard in train),
+        "num_validation_rows": sum(len(cache.rows_of("validation", shard)) for shard in validation),
         "shards_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
     }
     if online:
