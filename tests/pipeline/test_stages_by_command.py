@@ -62,9 +62,11 @@ def test_estimate(tmp_path: Path) -> None:
     assert text.stdout.startswith("1.00M tokens: ")
     assert "on one such device" in text.stdout
     assert "next_logprob" in text.stdout
+    assert "  validation  12.5% of the rows\n" in text.stdout
     figures = json.loads(run(*command, "--json").stdout)
     assert figures["tokens"] == 1_000_000
     assert figures["hours"] > 0
+    assert figures["validation_share"] == pytest.approx(1 / 8, abs=1e-3)
     columns = figures["column_bytes_per_token"]
     expected = 1_000_000 * sum(columns.values()) + figures["teacher_bytes"]
     assert figures["bytes"] == pytest.approx(expected, rel=1e-3)
@@ -119,6 +121,7 @@ def test_workers_share_a_cache(tmp_path: Path) -> None:
     assert figures["complete"]
     assert figures["missing_units"] == []
     assert figures["cache"]["units"] == 4
+    assert 0 < figures["cache"]["validation_tokens"] < figures["cache"]["tokens"] / 2
     made, held = figures["run"], figures["cache"]
     assert held["bytes"] > made["bytes"] > 0
     assert 0 < held["tokens"] - made["tokens"] < held["tokens"]

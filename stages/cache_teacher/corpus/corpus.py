@@ -65,6 +65,12 @@ class Corpus:
         with self._lock:
             return self._file_of(unit) is not None
 
+    def likely_num_units(self) -> int:
+        """Units of all files, if those that were not opened yet are like those that were."""
+        with self._lock:
+            num_opened = len(self._unit_ends)
+            return self._unit_ends[-1] * len(self._files) // num_opened if num_opened else 0
+
     def read_unit(self, unit: int) -> UnitDocuments | None:
         """Documents of ``unit``; None where the corpus has ended.
 
