@@ -112,10 +112,28 @@ class CorpusSpec:
     """What a document that is not text does."""
     documents_per_unit: int
     """Documents in one unit, hence in one shard."""
+    special_tokens: str | None = None
+    """``text``: special tokens written out in a document are tokenized like any other text. None
+    in a cache of before version 1.2, where each became its control id."""
+    text_documents: str | None = None
+    """What a document is in plain text: ``paragraph`` or ``file``; None where it is a line, and for
+    other kinds of file."""
 
     def __post_init__(self) -> None:
         _require(
             self.documents_per_unit >= 1, "documents_per_unit", self.documents_per_unit, "1 or more"
+        )
+        _require(
+            self.special_tokens in (None, "text"),
+            "special_tokens",
+            self.special_tokens,
+            "'text', or left out",
+        )
+        _require(
+            self.text_documents in (None, "paragraph", "file"),
+            "text_documents",
+            self.text_documents,
+            "'paragraph' or 'file', or left out",
         )
 
 
@@ -346,9 +364,10 @@ class CacheSpec:
     @property
     def format_version(self) -> str:
         """The lowest version of the format that knows all that the spec says."""
-        if self.validation_split is not None:
+        targets, sketch, corpus = self.targets, self.sketch, self.corpus
+        optional = (self.validation_split, corpus.special_tokens, corpus.text_documents)
+        if any(field is not None for field in optional):
             return "1.2"
-        targets, sketch = self.targets, self.sketch
         is_of_first_version = (
             targets.kind in ("top_k", "sampled")
             and targets.inverse_temperatures[-1] == 1.0

@@ -121,6 +121,11 @@ SPECS = {
         ),
     ),
     "row_split": replace(_TOP_K, sketch=_NO_SKETCH, validation_every=3, validation_split="rows"),
+    "paragraphs": replace(
+        _TOP_K,
+        corpus=replace(_TOP_K.corpus, special_tokens="text", text_documents="paragraph"),
+        sketch=_NO_SKETCH,
+    ),
 }
 ROWS_OF_UNIT = {
     "top_k": {0: 3, 1: 1, 2: 0},
@@ -131,6 +136,7 @@ ROWS_OF_UNIT = {
     "sampled_at_2": {0: 1},
     "pca": {0: 1, 1: 1},
     "row_split": {0: 1, 1: 5},
+    "paragraphs": {0: 1},
 }
 _NUM_VALIDATION_ROWS = {0: 1, 1: 2}
 """Of ``row_split``: ⌈1/3⌉ − 0, and ⌈10/3⌉ − ⌈5/3⌉."""

@@ -31,8 +31,12 @@ CACHE_IDS = {
     "sampled_at_2": "3a52798ec39dd3be09a1177307b9e836b2771ca947e36f418c2d7e0536f56149",
     "pca": "c53ec36a1f7abc48a6466bb5bf06cbfa8a182f2908da8517fd04c9fa25bc08cb",
     "row_split": "d6f8cfe0eadba3a39556fd397fc2d837af0b18f69ba802b7ca076688feeb6289",
+    "paragraphs": "a868411571dcd6df8169eef0265b6a876242583ba501d4d1da2106dd0b0197f1",
 }
-VERSIONS = dict.fromkeys(("top_k", "adaptive", "sampled", "whole"), "1.0") | {"row_split": "1.2"}
+VERSIONS = dict.fromkeys(("top_k", "adaptive", "sampled", "whole"), "1.0") | {
+    "row_split": "1.2",
+    "paragraphs": "1.2",
+}
 """Of those that are not in 1.1."""
 
 
