@@ -19,7 +19,6 @@ from cache_format.reader import Cache
 from cache_format.spec import CacheSpec
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.corpus import resolve_corpus
-from stages.cache_teacher.corpus.packing import tokenize
 from stages.cache_teacher.engine.batch_size import CPU_POSITIONS
 from stages.cache_teacher.engine.progress import CacheProgress
 from stages.cache_teacher.engine.split_shares import SplitShares, expected_shares
@@ -152,7 +151,7 @@ def _documents_of_probe(config: CacheTeacherConfig) -> int:
         documents = corpus.read_unit(0)
     if documents is None:
         return config.documents_per_unit
-    ids = tokenize(source.tokenizer, documents.texts, source.spec.vocab_size)
+    ids = source.document_tokenizer.encode(documents.texts)
     num_tokens = sum(len(one) + 1 for one in ids)
     num_rows = config.rows_per_forward or max(1, CPU_POSITIONS // config.sequence_length)
     wanted = _FORWARDS * num_rows * config.sequence_length
