@@ -19,6 +19,7 @@ from stages.cache_teacher.corpus.formats.text import open_whole_files
 from stages.cache_teacher.corpus.hub import split_files
 from stages.cache_teacher.corpus.local_files import (
     find_local_files,
+    find_local_paths,
     is_local,
     require_one_format,
 )
@@ -168,6 +169,15 @@ def resolve_corpus(config: CacheTeacherConfig) -> Corpus:
         text_documents=_text_documents(config, files),
     )
     return Corpus(spec, corpus_parts(spec, files))
+
+
+def check_local_corpus(config: CacheTeacherConfig) -> None:
+    """Raise ValueError where a corpus of this machine is not there or of a kind that is not read.
+
+    None of its files is opened. A corpus on the Hub is not looked for.
+    """
+    if is_local(config.corpus):
+        find_local_paths(config.corpus, config.corpus_split)
 
 
 def corpus_parts(spec: CorpusSpec, files: Sequence[DataFile]) -> list[CorpusPart]:

@@ -17,6 +17,10 @@ _STATE, _SPLITS = "state.json", "dataset_dict.json"
 
 def is_local(corpus: str) -> bool:
     """Whether ``corpus`` names a local path. Raises ValueError for one that is not there."""
+    if not corpus:
+        raise ValueError(
+            f"corpus: not set: expected a Hub dataset, or a file ending in {SUPPORTED}"
+        )
     path = Path(corpus).expanduser()
     looks_local = corpus.startswith(("/", "./", "../", "~")) or find_format(corpus) is not None
     if looks_local and not path.exists():
@@ -25,16 +29,29 @@ def is_local(corpus: str) -> bool:
 
 
 def find_local_files(corpus: str, split: str) -> tuple[str, list[DataFile]]:
-    """The corpus's files in reading order, pinned by hash; and its split, where it has splits.
+    """The corpus's split, where it has splits, and its files in reading order, pinned by hash.
+
+    Raises ValueError as ``find_local_paths`` does.
+    """
+    root = Path(corpus).expanduser().resolve()
+    found_split, paths = find_local_paths(corpus, split)
+    top = root if root.is_dir() else root.parent
+    return found_split, [
+        DataFile(str(path), path.relative_to(top).as_posix(), sha256_of(str(path)))
+        for path in paths
+    ]
+
+
+def find_local_paths(corpus: str, split: str) -> tuple[str, list[Path]]:
+    """The corpus's split, where it has splits, and where its files lie; none is opened.
 
     Raises ValueError where there are none, or files of more than one format.
     """
     root = Path(corpus).expanduser().resolve()
     if (root / _SPLITS).is_file():
-        directory = _directory_of_split(root, split)
-        return split, _pinned(root, _saved_files(directory))
+        return split, _saved_files(_directory_of_split(root, split))
     if (root / _STATE).is_file():
-        return "", _pinned(root, _saved_files(root))
+        return "", _saved_files(root)
     paths = [root]
     if root.is_dir():
         paths = sorted(path for path in root.iterdir() if path.is_file() and _holds_data(path.name))
@@ -44,7 +61,7 @@ def find_local_files(corpus: str, split: str) -> tuple[str, list[DataFile]]:
             f"directory of files ending in {SUPPORTED}."
         )
     require_one_format(f"corpus {root}", [path.name for path in paths])
-    return "", _pinned(root if root.is_dir() else root.parent, paths)
+    return "", paths
 
 
 def require_one_format(what: str, names: Sequence[str]) -> None:
@@ -56,13 +73,6 @@ def require_one_format(what: str, names: Sequence[str]) -> None:
                 f"{what}: files of more than one kind ({names[0]} is {first.name}, {name} "
                 f"{format_of(name).name}). Put each kind into a directory of its own."
             )
-
-
-def _pinned(root: Path, paths: Sequence[Path]) -> list[DataFile]:
-    return [
-        DataFile(str(path), path.relative_to(root).as_posix(), sha256_of(str(path)))
-        for path in paths
-    ]
 
 
 def _holds_data(name: str) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from stages.cache_teacher.corpus import corpus as corpus_module
+from stages.cache_teacher.corpus.corpus import check_local_corpus
 from tests.stages.cache_teacher.corpus.corpora import read_all, resolve, settings, write
 from tests.tiny import tiny_texts
 
@@ -33,6 +34,16 @@ def test_directories_that_are_no_corpus(tmp_path: Path, names: list[str], proble
         (tmp_path / name).write_text("{}")
     with pytest.raises(ValueError, match=problem):
         read_all(tmp_path)
+    with pytest.raises(ValueError, match=problem):
+        check_local_corpus(settings(tmp_path))
+
+
+def test_a_corpus_is_checked_without_reading_it(tmp_path: Path) -> None:
+    (tmp_path / "damaged.parquet").write_bytes(b"")
+    check_local_corpus(settings(tmp_path))
+    check_local_corpus(settings("org/somewhere-on-the-hub"))
+    with pytest.raises(ValueError, match=r"corpus: not set: expected .*\.jsonl"):
+        check_local_corpus(settings(""))
 
 
 def test_files_of_one_kind_may_be_compressed_or_not(tmp_path: Path) -> None:
