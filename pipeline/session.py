@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.repeated_options import refuse_repeated_options
+
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
 
@@ -33,6 +35,15 @@ class PipelineGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order in which they are used."""
         return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that ``args`` name, and its own words; see ``repeated_options``."""
+        name, command, words = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            refuse_repeated_options(command, ctx, words)
+        return name, command, words
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what it raises ends here, unless another command called this one."""
