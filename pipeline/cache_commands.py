@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import click
 
 from pipeline.cache_location import CacheLocation, LocalPath
+from pipeline.reporting_options import open_reporter
 from pipeline.session import Session
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ def _merged_text(merged: "Merged", out: Path | str) -> list[str]:
 )
 @click.pass_obj
 def extend(session: Session, cache: Path | str, tokens: str) -> None:
-    """Let the teacher read on, by the recipe in the cache.
+    """Cache more tokens, by the recipe in the cache.
 
     \b
       pipeline extend cache --num-tokens 1B
@@ -271,11 +272,12 @@ def extend(session: Session, cache: Path | str, tokens: str) -> None:
     interruption, type the same command again.
     """
     from pipeline.extend import extended_recipe
-    from pipeline.stage_one import EngineOptions, cached_text, recipe_in, run_stage_one
+    from pipeline.stage_one import EngineOptions, recipe_in, run_stage_one, send_outcome
 
     session.recipe = extended_recipe(cache, tokens)
-    outcome = run_stage_one(session.recipe, cache, EngineOptions())
-    click.echo(cached_text(outcome, cache, recipe_in(cache)))
+    reporter = open_reporter(session, "cache", cache)
+    outcome = run_stage_one(session.recipe, cache, EngineOptions(), reporter)
+    send_outcome(outcome, cache, recipe_in(cache), reporter)
 
 
 def _num_threads(threads: int | None) -> int:

@@ -11,7 +11,7 @@ from typing import Literal
 import click
 
 from pipeline.cache_commands import export, extend, merge, pack, unpack
-from pipeline.cache_location import CacheLocation, LocalPath
+from pipeline.cache_location import RUN, CacheLocation, LocalPath
 from pipeline.finite_range import FiniteRange
 from pipeline.quiet import quieten
 from pipeline.session import PipelineGroup, Session
@@ -56,13 +56,13 @@ def recipes(recipe_name: str | None) -> None:
 
     The second line makes a copy to edit; pass it as --recipe mine.toml.
     """
-    from pipeline.recipe import load_recipe, recipe_names, recipe_text
+    from pipeline.recipe import listed_recipes, recipe_text
 
     if recipe_name is not None:
         click.echo(recipe_text(recipe_name), nl=False)
         return
-    for name in recipe_names():
-        click.echo(f"{name:14} {load_recipe(name).description}")
+    for name, recipe in listed_recipes().items():
+        click.echo(f"{name:14} {recipe.description}")
 
 
 @main.command()
@@ -100,7 +100,7 @@ def inspect(
 
 
 @main.command()
-@click.argument("run", type=LocalPath(exists=True, file_okay=False))
+@click.argument("run", type=RUN)
 @click.option("--prompt", required=True, help="The text to go on from.")
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, metavar="N"
@@ -124,6 +124,9 @@ def generate(
 
     RUN is what train-student wrote with --out, or a model directory. Text appears as it is made.
     """
+    from pipeline.student_files import model_directory
+
+    model_directory(run)  # or a refusal, before what takes long to import
     quieten()
     from pipeline.generate import Sampling, stream_text
 

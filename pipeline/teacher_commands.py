@@ -14,6 +14,12 @@ from pipeline.cache_location import CacheLocation, LocalPath
 from pipeline.finite_range import FiniteRange
 from pipeline.quiet import quieten
 from pipeline.recipe_options import load_session_recipe, recipe_options
+from pipeline.reporting_options import (
+    open_reporter,
+    reporting_options,
+    require_place,
+    send_start,
+)
 from pipeline.session import Session
 
 _tokens_option = click.option(
@@ -57,8 +63,13 @@ _tokens_option = click.option(
 @click.option(
     "--ray-address", help="The cluster; by default $RAY_ADDRESS, or one started for this command."
 )
-@click.option("--summary", type=LocalPath(dir_okay=False), help="Write the run's figures there.")
-@click.option("--json", "as_json", is_flag=True, help="Print the run's figures as JSON.")
+@click.option(
+    "--summary",
+    type=LocalPath(dir_okay=False),
+    metavar="FILE",
+    help="Write the run's figures to FILE, as JSON.",
+)
+@reporting_options
 @click.pass_obj
 def cache_teacher(
     session: Session,
@@ -68,8 +79,7 @@ def cache_teacher(
     out: Path | str,
     tokens: str | None,
     summary: Path | None,
-    as_json: bool,
-    **who: Any,
+    **options: Any,
 ) -> None:
     """Run the teacher over the corpus once; cache its targets.
 
@@ -87,28 +97,25 @@ def cache_teacher(
     or --engine ray. Without, --units 0:100, --units 100:200 and so on, the last one without END;
     `pipeline merge` makes one cache of their parts.
     """
-    from cache_format.atomic import publish_bytes
-    from pipeline.stage_one import (
-        EngineOptions,
-        cached_text,
-        require_place,
-        run_stage_one,
-        summary_json,
-    )
+    from pipeline.stage_one import EngineOptions, run_stage_one, send_outcome
 
-    engine = EngineOptions(**who).checked()
+    reporting = {name: options.pop(name) for name in ("quiet", "log_file", "as_json")}
+    reporter = open_reporter(session, "cache", out, **reporting)
+    engine = EngineOptions(**options).checked()
     if summary is not None:
-        require_place(summary, out)
+        require_place(summary, out, "--summary")
     recipe = load_session_recipe(
         session, recipe_name, settings, tokens=tokens, ignored="train_student"
     )
-    outcome = run_stage_one(recipe, out, engine)
-    figures = summary_json(outcome)
+    send_start(reporter, "cache-teacher", recipe=recipe_name, out=str(out))
+    outcome = run_stage_one(recipe, out, engine, reporter)
+    figures = send_outcome(outcome, out, quote(recipe_name), reporter)
     if summary is not None:
-        publish_bytes(summary, figures.encode())
-    click.echo(
-        figures if as_json else cached_text(outcome, out, quote(recipe_name)), nl=not as_json
-    )
+        import json
+
+        from cache_format.atomic import publish_bytes
+
+        publish_bytes(summary, (json.dumps(figures, indent=1) + "\n").encode())
 
 
 @click.command()
@@ -142,11 +149,16 @@ def estimate(
     recipe = load_session_recipe(
         session, recipe_name, settings, tokens=tokens, ignored="train_student"
     )
+    from stages.cache_teacher.preflight import check_early
+
+    check_early(recipe.cache_teacher)
     quieten()
     from pipeline.estimate import estimate_json, estimate_text
-    from pipeline.progress import Bar, CacheReport
+    from pipeline.progress import Bar
+    from pipeline.reporting.stages import CacheReport
+    from pipeline.reporting.streams import ProgressOnStderr
     from stages.cache_teacher.estimate import estimate as measure
 
     with Bar("estimate") as bar:
-        found = measure(recipe.cache_teacher, seconds, CacheReport(bar))
+        found = measure(recipe.cache_teacher, seconds, CacheReport(ProgressOnStderr(bar).send))
     click.echo(estimate_json(found) if as_json else estimate_text(found))

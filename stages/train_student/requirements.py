@@ -6,7 +6,7 @@ In: stage two's settings and an open cache. Called by ``run`` before anything is
 from cache_format.reader import Cache
 from cache_format.spec import TargetSpec
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.objective.sparse_targets import covers
+from stages.train_student.objective.temperatures import covers
 
 
 def require_targets(config: TrainStudentConfig, cache: Cache, *, online: bool = False) -> None:

@@ -235,7 +235,7 @@ class _Run:
         }
         directory, keep = self.out / "checkpoints", self.config.keep_checkpoints
         path = self.team.first(lambda: checkpoint.save(directory, self.step, tensors, state, keep))
-        self._tell("checkpoint", message=f"checkpoint {path}")
+        self._tell("checkpoint", message=str(path))
 
     def _restore(self) -> None:
         """Go on from the newest checkpoint, which the first process chooses for all."""
@@ -245,9 +245,9 @@ class _Run:
             nonlocal found
             found, problems = checkpoint.load_newest(self.out / "checkpoints")
             for problem in problems:
-                self._tell("message", message=problem)
+                self._tell("warning", message=problem)
             if problems and found is None:
-                self._tell("message", message="no checkpoint is whole: training begins anew")
+                self._tell("warning", message="no checkpoint is whole: training starts over")
             return None if found is None else (found.path, found.state["tensors_sha256"])
 
         chosen = self.team.first(choose)

@@ -166,7 +166,20 @@ def resolve_corpus(config: CacheTeacherConfig) -> Corpus:
     return Corpus(spec, files)
 
 
+def check_local_corpus(config: CacheTeacherConfig) -> None:
+    """Raise ValueError where a corpus of this machine is not there or of a kind that is not read.
+
+    No file is opened. A corpus on the Hub is not looked for.
+    """
+    if _is_local(config.corpus):
+        _local_kinds(config.corpus)
+
+
 def _is_local(corpus: str) -> bool:
+    if not corpus:
+        raise ValueError(
+            f"corpus: not set: expected a {_SUFFIXES} file, a directory of them, or a Hub dataset"
+        )
     path = Path(corpus).expanduser()
     looks_local = corpus.startswith(("/", "./", "../", "~")) or path.suffix in KIND_OF_SUFFIX
     if looks_local and not path.exists():
@@ -187,7 +200,13 @@ def _refuse_remote_lines(config: CacheTeacherConfig, files: Sequence[CorpusFile]
 
 
 def _local_files(config: CacheTeacherConfig) -> list[CorpusFile]:
-    root = Path(config.corpus).expanduser().resolve()
+    kinds = _local_kinds(config.corpus)
+    return [_pinned(path, kind, config.documents_per_unit) for path, kind in kinds.items()]
+
+
+def _local_kinds(corpus: str) -> dict[Path, FileKind]:
+    """The files of a local corpus, in order, and the kind that all of them are."""
+    root = Path(corpus).expanduser().resolve()
     paths = [root]
     if root.is_dir():
         paths = sorted(path for path in root.iterdir() if path.is_file() and _holds_data(path.name))
@@ -200,7 +219,7 @@ def _local_files(config: CacheTeacherConfig) -> list[CorpusFile]:
             f"corpus {root}: files of more than one kind ({first.name}, {other.name}). "
             "Put each kind into a directory of its own."
         )
-    return [_pinned(path, kind, config.documents_per_unit) for path, kind in kinds.items()]
+    return kinds
 
 
 def _pinned(path: Path, kind: FileKind, documents_per_unit: int) -> CorpusFile:
