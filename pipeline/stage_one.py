@@ -97,6 +97,21 @@ def run_stage_one(
     return Outcome(manifest=manifest, progress=report.last, share=engine.share())
 
 
+def send_plan(recipe: "Recipe", out: Path | str, reporter: "Reporter") -> None:
+    """Report what ``run_stage_one`` would do."""
+    from stages.cache_teacher.preflight import check_early
+
+    check_early(recipe.cache_teacher, out)
+    quieten(show_downloads=not reporter.is_quiet)
+    from pipeline.dry_run import plan_fields, plan_text
+    from pipeline.reporting.events import Event
+    from stages.cache_teacher.plan import plan_cache
+
+    with reporter:
+        plan = plan_cache(recipe.cache_teacher, out)
+    reporter.send(Event(name="done", text=plan_text(plan, out), fields=plan_fields(plan, out)))
+
+
 def send_outcome(
     outcome: Outcome, out: Path | str, recipe_name: str, reporter: "Reporter"
 ) -> dict[str, Any]:

@@ -69,6 +69,12 @@ _tokens_option = click.option(
     metavar="FILE",
     help="Write the run's figures to FILE, as JSON.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Resolve and check everything, and say what would be cached. Loads no weights and writes "
+    "nothing; files from the Hub are downloaded as usual.",
+)
 @reporting_options
 @click.pass_obj
 def cache_teacher(
@@ -79,6 +85,7 @@ def cache_teacher(
     out: Path | str,
     tokens: str | None,
     summary: Path | None,
+    dry_run: bool,
     **options: Any,
 ) -> None:
     """Run the teacher over the corpus once; cache its targets.
@@ -97,7 +104,7 @@ def cache_teacher(
     or --engine ray. Without, --units 0:100, --units 100:200 and so on, the last one without END;
     `pipeline merge` makes one cache of their parts.
     """
-    from pipeline.stage_one import EngineOptions, run_stage_one, send_outcome
+    from pipeline.stage_one import EngineOptions, run_stage_one, send_outcome, send_plan
 
     reporting = {name: options.pop(name) for name in ("quiet", "log_file", "as_json")}
     reporter = open_reporter(session, "cache", out, **reporting)
@@ -108,6 +115,9 @@ def cache_teacher(
         session, recipe_name, settings, tokens=tokens, ignored="train_student"
     )
     send_start(reporter, "cache-teacher", recipe=recipe_name, out=str(out))
+    if dry_run:
+        send_plan(recipe, out, reporter)
+        return
     outcome = run_stage_one(recipe, out, engine, reporter)
     figures = send_outcome(outcome, out, quote(recipe_name), reporter)
     if summary is not None:

@@ -65,6 +65,7 @@ _DIRECTORY = LocalPath(file_okay=False, expected="a directory, or a new one")
 @click.pass_obj
 def train_student(
     session: Session,
+    /,
     recipe_name: str,
     settings: Sequence[str],
     cache: Path | str,

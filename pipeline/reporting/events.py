@@ -9,7 +9,7 @@ With ``--json`` each is one JSON object on a line of standard output. All have `
     ``cache-teacher``: ``phase``, one of "resolving", "loading teacher", "waiting for workers",
     "caching", "corpus ended".
 ``progress``
-    At most one every ten seconds, and one when all tokens are done. ``cache-teacher``: the fields of
+    At most one every ten seconds, and one when all is done. ``cache-teacher``: the fields of
     ``CacheProgress`` (``stages/cache_teacher/engine/progress.py``): ``tokens_done``,
     ``tokens_total``, ``tokens_cached_this_run``, ``bytes_written``, ``bytes_held``, ``unit``,
     ``units_made``, ``corpus_position``, ``documents``, ``seconds``, ``device_wait_share``, ``mfu``.

@@ -33,9 +33,11 @@ def check_early(config: CacheTeacherConfig, out: Path | str | None = None) -> No
 
 def _asked_for(config: CacheTeacherConfig, begun: CacheSpec) -> CacheSpec:
     """The spec that ``config`` asks for, if teacher and corpus are those of ``begun``."""
-    precision = {"dtype": config.teacher_dtype, "attention": config.attention}
-    known = {key: value for key, value in precision.items() if value != "auto"}
-    teacher = replace(begun.teacher, **known)
+    teacher = replace(
+        begun.teacher,
+        dtype=_unless_auto(config.teacher_dtype, begun.teacher.dtype),
+        attention=_unless_auto(config.attention, begun.teacher.attention),
+    )
     corpus = replace(
         begun.corpus,
         text_column=config.text_column,
@@ -47,3 +49,7 @@ def _asked_for(config: CacheTeacherConfig, begun: CacheSpec) -> CacheSpec:
         projection_sha256 = begun.sketch.projection_sha256
         asked = replace(asked, sketch=replace(asked.sketch, projection_sha256=projection_sha256))
     return asked
+
+
+def _unless_auto(asked: str, found: str) -> str:
+    return found if asked == "auto" else asked

@@ -49,8 +49,8 @@ REFUSALS: dict[str, tuple[tuple[str, ...], str]] = {
     "estimate": (("estimate", "--recipe", "small"), "cache_teacher.teacher and"),
     "teacher": ((*CACHE, *places("./gone")), "teacher './gone': no such directory; expected a"),
     "gguf": ((*CACHE, *places("x.gguf")), "a file; expected a directory with config.json"),
-    "gguf, next": ((*CACHE, *places("x.gguf")), "name the model that it was converted from"),
-    "bin": ((*CACHE, *places("x.bin")), ".bin: a pickle is never loaded, or load the model with"),
+    "gguf, next": ((*CACHE, *places("x.gguf")), "use the model that it was converted from"),
+    "bin": ((*CACHE, *places("x.bin")), "Pickled weights are never loaded. Load the model with"),
     "gone": ((*CACHE, *places("gone.gguf")), "teacher 'gone.gguf': no such directory"),
     "weights": (
         (*CACHE, *places("teacher/model.safetensors")),

@@ -36,19 +36,19 @@ def events(result: Result) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     root = tmp_path_factory.mktemp("places")
     teacher = tiny.save_tiny_teacher(root / "teacher")
     corpus = tiny.write_fineweb_parquet(root / "corpus.parquet", tiny.tiny_texts(60))
-    return [
+    return (
         *("--set", f"cache_teacher.teacher={teacher}", "--set", f"cache_teacher.corpus={corpus}"),
         *("--set", "cache_teacher.compile=off", "--set", "cache_teacher.sequence_length=32"),
-    ]
+    )
 
 
-def test_cache_teacher(places: list[str], tmp_path: Path) -> None:
+def test_cache_teacher(places: tuple[str, ...], tmp_path: Path) -> None:
     """The recipe `small`, with nothing but teacher and corpus named (and rows that fit them)."""
-    command = ["cache-teacher", "--recipe", "small", "--out", tmp_path / "cache", *places]
+    command = ("cache-teacher", "--recipe", "small", "--out", tmp_path / "cache", *places)
     first = run(*command, "--json", "--quiet", "--log-file", tmp_path / "log")
     assert first.exit_code == 0, first.output
     assert first.stderr == ""
@@ -79,7 +79,7 @@ def test_cache_teacher(places: list[str], tmp_path: Path) -> None:
 
 def test_train_student(tiny_cache: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(_RECIPE)
-    command = ["train-student", "--recipe", tmp_path / "recipe.toml", "--cache", tiny_cache]
+    command = ("train-student", "--recipe", tmp_path / "recipe.toml", "--cache", tiny_cache)
     out = tmp_path / "run"
     first = run(*command, "--out", out, "--json", "--log-file", tmp_path / "log")
     assert first.exit_code == 0, first.output
@@ -186,3 +186,23 @@ class TestFailures:
         assert result.stdout == ""
         assert "no cache: expected manifest.json" in result.stderr
         assert not (tmp_path / "log").exists()
+
+
+def test_dry_run(places: tuple[str, ...], tmp_path: Path) -> None:
+    out = tmp_path / "cache"
+    command = ("cache-teacher", "--recipe", "small", "--out", out, *places, "--dry-run")
+    text = run(*command)
+    assert text.exit_code == 0, text.output
+    assert text.stdout.startswith(f"{out} would get 1.00M tokens more")
+    for line in ("cache id", "teacher", "corpus", "targets", "rows", "validation", "held", "size"):
+        assert f"\n  {line} " in text.stdout
+    (*_, done) = events(run(*command, "--json"))
+    assert done["event"] == "done"
+    assert done["dry_run"]
+    assert done["tokens_to_cache"] == done["tokens"] == 1_000_000
+    assert done["corpus"]["units"] == 2
+    assert f"cache id    {done['cache_id']}" in text.stdout
+    assert list(tmp_path.iterdir()) == []
+    refused = run(*command, "--set", "cache_teacher.top_k=5000")
+    assert refused.exit_code == 1
+    assert "top_k: 5000 is more than" in refused.stderr

@@ -42,7 +42,7 @@ def test_caching() -> None:
     events: list[Event] = []
     report = CacheReport(events.append)
     for phase in ("resolving", "resolving", "loading teacher"):
-        report(caching(0, phase))  # type: ignore[arg-type]
+        report(caching(0, phase))
     report(caching(500))
     report(caching(10_000, "corpus ended"))
     report(caching(10_000, "done"))
