@@ -7,7 +7,7 @@ command that takes ``--recipe``.
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from pipeline.recipe_values import convert, from_command_line
 from stages.cache_teacher.config import CacheTeacherConfig
+from stages.recipe_table import recipe_table
 from stages.train_student.config import TrainStudentConfig
 
 Config = TypeVar("Config", CacheTeacherConfig, TrainStudentConfig)
@@ -47,8 +48,7 @@ class Recipe:
         if self.used_by:
             document["used_by"] = self.used_by
         for table in _CONFIGS:
-            values = asdict(getattr(self, table))
-            document[table] = {key: value for key, value in values.items() if value is not None}
+            document[table] = recipe_table(getattr(self, table))
         return tomli_w.dumps(document)
 
 

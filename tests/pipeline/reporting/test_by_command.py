@@ -23,6 +23,8 @@ precision = "fp32"
 compile = "off"
 """
 
+Words = tuple[str | Path, ...]
+
 
 def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
@@ -48,7 +50,14 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 
 def test_cache_teacher(places: tuple[str, ...], tmp_path: Path) -> None:
     """The recipe `small`, with nothing but teacher and corpus named (and rows that fit them)."""
-    command = ("cache-teacher", "--recipe", "small", "--out", tmp_path / "cache", *places)
+    command: Words = (
+        "cache-teacher",
+        "--recipe",
+        "small",
+        "--out",
+        tmp_path / "cache",
+        *places,
+    )
     first = run(*command, "--json", "--quiet", "--log-file", tmp_path / "log")
     assert first.exit_code == 0, first.output
     assert first.stderr == ""
@@ -79,7 +88,13 @@ def test_cache_teacher(places: tuple[str, ...], tmp_path: Path) -> None:
 
 def test_train_student(tiny_cache: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(_RECIPE)
-    command = ("train-student", "--recipe", tmp_path / "recipe.toml", "--cache", tiny_cache)
+    command: Words = (
+        "train-student",
+        "--recipe",
+        tmp_path / "recipe.toml",
+        "--cache",
+        tiny_cache,
+    )
     out = tmp_path / "run"
     first = run(*command, "--out", out, "--json", "--log-file", tmp_path / "log")
     assert first.exit_code == 0, first.output
@@ -162,7 +177,13 @@ class TestFailures:
             raise error
 
         monkeypatch.setattr("stages.cache_teacher.run.cache_teacher", failing)
-        command = ("cache-teacher", "--recipe", "distil-xlstm", "--out", tmp_path / "out")
+        command: Words = (
+            "cache-teacher",
+            "--recipe",
+            "distil-xlstm",
+            "--out",
+            tmp_path / "out",
+        )
         result = run(*command, "--json")
         assert result.exit_code == exit_code
         last = events(result)[-1]
@@ -170,7 +191,13 @@ class TestFailures:
         assert expected in last["message"]
 
     def test_a_log_file_that_cannot_be_written(self, tmp_path: Path) -> None:
-        command = ("cache-teacher", "--recipe", "distil-xlstm", "--out", tmp_path / "out")
+        command: Words = (
+            "cache-teacher",
+            "--recipe",
+            "distil-xlstm",
+            "--out",
+            tmp_path / "out",
+        )
         result = run(*command, "--log-file", "/proc/log")
         assert result.exit_code == 1
         assert "/proc/log" in result.stderr
@@ -180,7 +207,15 @@ class TestFailures:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("RANK", "1")
-        command = ("train-student", "--recipe", "small", "--cache", tmp_path, "--out", "run")
+        command: Words = (
+            "train-student",
+            "--recipe",
+            "small",
+            "--cache",
+            tmp_path,
+            "--out",
+            "run",
+        )
         result = run(*command, "--json", "--log-file", tmp_path / "log")
         assert result.exit_code == 1
         assert result.stdout == ""
@@ -190,7 +225,15 @@ class TestFailures:
 
 def test_dry_run(places: tuple[str, ...], tmp_path: Path) -> None:
     out = tmp_path / "cache"
-    command = ("cache-teacher", "--recipe", "small", "--out", out, *places, "--dry-run")
+    command: Words = (
+        "cache-teacher",
+        "--recipe",
+        "small",
+        "--out",
+        out,
+        *places,
+        "--dry-run",
+    )
     text = run(*command)
     assert text.exit_code == 0, text.output
     assert text.stdout.startswith(f"{out} would get 1.00M tokens more")
