@@ -26,7 +26,7 @@ _CACHE = CacheLocation(exists=True)
 
 @click.group(cls=PipelineGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="xlstm-distill", prog_name="pipeline")
-@click.option("--debug", is_flag=True, envvar="PIPELINE_DEBUG", help="Show a failure's traceback.")
+@click.option("--debug", is_flag=True, envvar="PIPELINE_DEBUG", help="Show tracebacks of errors.")
 def main(debug: bool) -> None:
     """Distil a Transformer into an xLSTM, paying for the teacher once.
 
@@ -79,13 +79,13 @@ def recipes(recipe_name: str | None) -> None:
 def inspect(
     cache: Path | str, row: int | None, split: Literal["train", "validation"], as_json: bool
 ) -> None:
-    """Say what a cache holds, or decode one of its rows.
+    """Summarize a cache, or decode one of its rows.
 
     \b
       pipeline inspect cache
       pipeline inspect cache --row 0 --split validation
 
-    Reads the cache, also while it is being written, and changes nothing.
+    Read-only; works on a cache that is still being written, too.
     """
     import json
 
@@ -101,7 +101,7 @@ def inspect(
 
 @main.command()
 @click.argument("run", type=RUN)
-@click.option("--prompt", required=True, help="The text to go on from.")
+@click.option("--prompt", required=True, help="The text to continue.")
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, metavar="N"
 )
@@ -110,19 +110,20 @@ def inspect(
     type=FiniteRange(min=0.0),
     default=0.8,
     show_default=True,
-    help="0 takes the likeliest token each time.",
+    help="Sampling temperature; 0 is greedy decoding.",
 )
 @click.option("--top-k", type=click.IntRange(min=1), default=50, show_default=True, metavar="K")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def generate(
     run: Path, prompt: str, max_new_tokens: int, temperature: float, top_k: int, seed: int
 ) -> None:
-    """Let a trained student go on from a prompt.
+    """Generate text with a trained student.
 
     \b
       pipeline generate run --prompt "The cell" --max-new-tokens 64
 
-    RUN is what train-student wrote with --out, or a model directory. Text appears as it is made.
+    RUN is what train-student wrote with --out, or a model directory. Text is printed as it is
+    generated.
     """
     from pipeline.student_files import model_directory
 
@@ -157,7 +158,7 @@ def demo(session: Session, out: Path, seed: int) -> None:
       pipeline demo --out demo-out
 
     Needs no network and no GPU; takes minutes. Writes corpus, cache, runs, a table and a plot
-    under --out. Type it again to resume, or to see the results again.
+    under --out. Run it again to resume, or to see the results again.
     """
     from pipeline.demo.run import run_demo
 

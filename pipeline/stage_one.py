@@ -37,9 +37,9 @@ class EngineOptions:
         """Itself. Raises UsageError where options do not go together, or mean nothing."""
         self.share()
         if self.units is not None and self.worker is not None:
-            raise click.UsageError("--units and --worker: each says which units to make; give one")
+            raise click.UsageError("--units and --worker: each selects the units; give only one")
         if self.engine == "ray" and (self.units is not None or self.worker is not None):
-            raise click.UsageError("--engine ray makes all units: leave out --units and --worker")
+            raise click.UsageError("--engine ray caches all units: leave out --units and --worker")
         if self.engine != "ray" and (self.ray_workers or self.ray_address):
             raise click.UsageError("--ray-workers and --ray-address go with --engine ray")
         return self
@@ -147,11 +147,11 @@ def _run_lines(outcome: Outcome) -> list[str]:
         return []
     rate = progress.tokens_cached_this_run / progress.seconds
     figures = [
-        f"Made {short(progress.tokens_cached_this_run)} tokens in {progress.seconds:,.0f} s",
+        f"Cached {short(progress.tokens_cached_this_run)} tokens in {progress.seconds:,.0f} s",
         f"{short(round(rate))} tokens/s",
         *device_figures(progress),
         f"{size(progress.bytes_written)}, "
-        f"{progress.bytes_written / progress.tokens_cached_this_run:.1f} bytes a token",
+        f"{progress.bytes_written / progress.tokens_cached_this_run:.1f} bytes/token",
     ]
     return [" · ".join(figures) + "."]
 

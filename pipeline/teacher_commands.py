@@ -39,26 +39,26 @@ _tokens_option = click.option(
 @click.option(
     "--units",
     metavar="FIRST:END",
-    help="Make these units only, END excluded: one machine's part, to be merged.",
+    help="Cache only these units, END excluded: one machine's part, to be merged.",
 )
 @click.option(
     "--worker",
     metavar="r/R",
-    help="Make every R-th unit, from r on; R such commands share one --out. auto: as torchrun, "
-    "srun or a Slurm array says.",
+    help="Cache every R-th unit, starting at r; R such commands share one --out. auto: taken from "
+    "torchrun, srun or a Slurm array.",
 )
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="Who makes the units: this process, or a Ray cluster.",
+    help="Where the teacher runs: in this process, or on a Ray cluster.",
 )
 @click.option(
     "--ray-workers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Teachers in the cluster; by default one for each GPU, or one.",
+    help="Teachers in the cluster; by default one per GPU, or one.",
 )
 @click.option(
     "--ray-address", help="The cluster; by default $RAY_ADDRESS, or one started for this command."
@@ -96,13 +96,13 @@ def cache_teacher(
     Writes cache/manifest.json (what is in it), cache/shards (the targets), cache/receipts (what is
     finished) and cache/teacher (the teacher's embedding, head and tokenizer).
 
-    To resume after an interruption, type the same command again: finished shards are kept. With
+    To resume after an interruption, run the same command again: finished shards are kept. With
     more --tokens, it extends the cache.
 
-    Several machines share the work in one of three ways, to the same cache. With a common --out,
-    the same command with --worker 0/8, --worker 1/8 and so on, each as often as it is interrupted;
-    or --engine ray. Without, --units 0:100, --units 100:200 and so on, the last one without END;
-    `pipeline merge` makes one cache of their parts.
+    Several machines can share the work, and the cache is the same. With a shared --out: run the
+    command with --worker 0/8, --worker 1/8 and so on (again, if interrupted), or with --engine
+    ray. Without a shared --out: --units 0:100, --units 100:200 and so on, the last one without
+    END; then `pipeline merge` the parts into one cache.
     """
     from pipeline.stage_one import EngineOptions, run_stage_one, send_outcome, send_plan
 
@@ -148,7 +148,7 @@ def estimate(
     seconds: float,
     as_json: bool,
 ) -> None:
-    """Say what a cache will take, in hours and bytes.
+    """Estimate the time and disk space of a cache.
 
     \b
       pipeline estimate --recipe distil-xlstm --tokens 512M

@@ -33,25 +33,25 @@ _DIRECTORY = LocalPath(file_okay=False, expected="a directory, or a new one")
     "--cache",
     type=CacheLocation(exists=True),
     required=True,
-    help="The cache to learn from, or its URL.",
+    help="The cache to train on, or its URL.",
 )
 @click.option("--out", type=_DIRECTORY, required=True, help="Directory of the run.")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
+@click.option("--resume", is_flag=True, help="Resume from the newest checkpoint in --out.")
 @click.option(
     "--teacher-in-the-loop",
     "online",
     is_flag=False,
     flag_value="",
     metavar="[TEACHER]",
-    help="Load the cache's teacher and learn from its whole distribution at every position. For "
+    help="Load the cache's teacher and train on its full distribution at every position. For "
     "comparison only: it costs the teacher's memory and time in every run. TEACHER is its Hub id "
-    "or directory, if it is no longer where the cache was made from.",
+    "or directory, if it has moved since the cache was made.",
 )
 @click.option(
     "--local-directory",
     type=_DIRECTORY,
     help="Where shards of a cache at a URL are copied to; by default in your cache directory. Not "
-    "in the recipe: it is this machine's affair, and no result depends on it.",
+    "in the recipe: it differs between machines, and no result depends on it.",
 )
 @click.option(
     "--local-gib",
@@ -59,7 +59,7 @@ _DIRECTORY = LocalPath(file_okay=False, expected="a directory, or a new one")
     default=20.0,
     show_default=True,
     metavar="GIB",
-    help="The most that these copies take.",
+    help="The most disk space that these copies take.",
 )
 @reporting_options
 @click.pass_obj
@@ -76,7 +76,7 @@ def train_student(
     local_gib: float,
     **reporting: Any,
 ) -> None:
-    """Train a student from a cache. The teacher is not needed, nor loaded.
+    """Train a student from a cache. The teacher is not needed and not loaded.
 
     \b
       pipeline train-student --recipe distil-xlstm --cache cache --out run
@@ -85,8 +85,8 @@ def train_student(
     Writes run/recipe.toml, run/metrics.jsonl, run/tensorboard, run/checkpoints and, at the end,
     run/model: a Hugging Face model directory.
 
-    Ctrl-C (or SIGTERM) saves a checkpoint and stops. To go on after that, or after any other
-    interruption, type the same command with --resume.
+    Ctrl-C (or SIGTERM) saves a checkpoint and stops. To continue after that, or after any other
+    interruption, run the same command with --resume.
     """
     is_first = os.environ.get("RANK", "0") == "0"
     reporter = open_reporter(session, "train", out, is_first=is_first, **reporting)
@@ -129,7 +129,7 @@ def train_student(
             raise (request.exception() if is_first else click.exceptions.Exit(1)) from None
         except OtherProcessFailedError as error:  # which has said why
             if is_first:
-                raise click.ClickException(f"{error}. Its message tells why.") from None
+                raise click.ClickException(f"{error}. See its own error message.") from None
             raise click.exceptions.Exit(1) from None
     if is_first:
         figures = report.validation_figures(metrics)

@@ -68,9 +68,9 @@ class TestHelp:
     @pytest.mark.parametrize(
         ("name", "expected"),
         [
-            ("cache-teacher", "type the same command again"),
+            ("cache-teacher", "run the same command again"),
             ("train-student", "with --resume"),
-            ("demo", "Type it again to resume"),
+            ("demo", "Run it again to resume"),
         ],
     )
     def test_resuming_is_explained(self, name: str, expected: str) -> None:
@@ -151,7 +151,7 @@ class TestRefusals:
             (["--worker", "7"], "Invalid value for --worker: '7': expected r/R"),
             (["--worker", "8/8"], "workers count from 0 to 7"),
             (["--worker", "auto"], "neither RANK and WORLD_SIZE (torchrun)"),
-            (["--worker", "0/2", "--units", "0:5"], "give one"),
+            (["--worker", "0/2", "--units", "0:5"], "give only one"),
             (["--engine", "ray", "--units", "0:5"], "leave out --units and --worker"),
             (["--engine", "ray", "--worker", "0/2"], "leave out --units and --worker"),
             (["--ray-workers", "2"], "go with --engine ray"),
@@ -236,7 +236,7 @@ class TestFailures:
         error = PermissionError(errno.EACCES, "Permission denied", "a/run")
         result = self.failed(monkeypatch, tmp_path, error)
         assert result.exit_code == 1
-        assert "Error: a/run: Permission denied. Make it, and" in result.stderr
+        assert "Error: a/run: Permission denied. Make it and its" in result.stderr
         assert "PIPELINE_DEBUG" not in result.stderr
 
     def test_a_cache_error_says_all(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

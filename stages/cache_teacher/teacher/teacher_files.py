@@ -177,7 +177,7 @@ def _refuse_windows(name: str, text_config: Any, sequence_length: int) -> None:
         kinds = ", ".join(sorted(layer_types - known))
         raise ValueError(
             f"{name}: has layers ({kinds}) through which documents in one row would see each "
-            "other. Use a teacher with ordinary attention."
+            "other. Use a teacher with full attention."
         )
     if layer_types == {"full_attention"}:
         return
