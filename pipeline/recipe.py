@@ -125,10 +125,10 @@ def require_teacher_and_corpus(name: str, recipe: Recipe) -> None:
     lacking = [key for key in places if not getattr(config, key)]
     if not lacking:
         return
-    filled_in = f"`{recipe.used_by}` fills it in. By hand, add" if recipe.used_by else "Add"
+    step = f"Run `{recipe.used_by}`, which sets them; by hand, add" if recipe.used_by else "Add"
     keys = " and ".join(f"cache_teacher.{key}" for key in lacking)
     options = "".join(f"\n  --set cache_teacher.{key}=…  ({places[key]})" for key in lacking)
-    raise RecipeError(f"recipe {name}: {keys} not set. {filled_in}:{options}")
+    raise RecipeError(f"recipe {name}: {keys} not set. {step}:{options}")
 
 
 def recipe_text(name_or_file: str) -> str:

@@ -105,7 +105,7 @@ class TestWhatIsLeftOpen:
         require_teacher_and_corpus("small", load_recipe("small", both))
 
     def test_it_names_the_command_that_fills_them_in(self) -> None:
-        with pytest.raises(RecipeError, match="`pipeline demo` fills it in"):
+        with pytest.raises(RecipeError, match="Run `pipeline demo`, which sets them"):
             require_teacher_and_corpus("demo", load_recipe("demo"))
 
     def test_those_for_another_command_are_not_listed(self) -> None:
