@@ -54,7 +54,7 @@ def _require_more(cache: Cache, place: Path | str, num_tokens: int) -> None:
         )
     if manifest.complete and held < manifest.num_tokens_requested:
         raise ValueError(
-            f"{place}: holds the whole corpus, {held:,} tokens: there is nothing to go on with. "
+            f"{place}: already holds the whole corpus, {held:,} tokens. "
             "For more, make another cache from a larger corpus."
         )
 

@@ -65,7 +65,7 @@ def summary_text(summary: dict[str, Any]) -> str:
         f"  tokens      {tokens['train']:,} train, {tokens['validation']:,} validation "
         f"({share:.1%}), in rows of {spec['sequence_length']}",
         f"  documents   {summary['num_documents']:,}, {summary['num_skipped_documents']:,} "
-        f"skipped; {summary['num_dropped_tokens']:,} tokens filled no row",
+        f"skipped; {summary['num_dropped_tokens']:,} tokens dropped (last row incomplete)",
         f"  shards      {summary['num_shards']:,}, {summary['num_bytes'] / 1e6:,.1f} MB",
     ]
     if figures is not None:

@@ -51,6 +51,21 @@ def load_student_model(run: Path) -> "DistilXLSTMForCausalLM":
     return load_model_directory(path)
 
 
+def require_student(place: Path) -> None:
+    """Raise ValueError where ``place`` holds neither a model nor a checkpoint.
+
+    Imports nothing heavy.
+    """
+    from stages.train_student.training.model_directory import (
+        find_model_directory,
+        has_checkpoint,
+        no_student,
+    )
+
+    if find_model_directory(place) is None and not has_checkpoint(place):
+        raise ValueError(no_student(place))
+
+
 @contextmanager
 def student_files(
     place: Path, cache: Path | str | None, say: Callable[[str], None]

@@ -4,11 +4,11 @@ Nothing heavy is imported before the recipe has been checked.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,16 +16,15 @@ from pipeline.cache_location import CacheLocation, LocalPath
 from pipeline.finite_range import FiniteRange
 from pipeline.quiet import quieten
 from pipeline.recipe_options import load_session_recipe, recipe_options
+from pipeline.reporting_options import open_reporter, reporting_options, send_start
 from pipeline.session import Session
 
 if TYPE_CHECKING:
     from cache_format.reader import Cache
-    from pipeline.progress import Bar
     from stages.train_student.config import TrainStudentConfig
     from stages.train_student.objective.online import LoadTeacher
-    from stages.train_student.training.progress import TrainProgress
 
-_DIRECTORY = LocalPath(file_okay=False)
+_DIRECTORY = LocalPath(file_okay=False, expected="a directory, or a new one")
 
 
 @click.command("train-student")
@@ -34,10 +33,10 @@ _DIRECTORY = LocalPath(file_okay=False)
     "--cache",
     type=CacheLocation(exists=True),
     required=True,
-    help="The cache to learn from, or its URL.",
+    help="The cache to train on, or its URL.",
 )
 @click.option("--out", type=_DIRECTORY, required=True, help="Directory of the run.")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
+@click.option("--resume", is_flag=True, help="Resume from the newest checkpoint in --out.")
 @click.option(
     "--init",
     type=LocalPath(exists=True, file_okay=False),
@@ -63,15 +62,15 @@ _DIRECTORY = LocalPath(file_okay=False)
     is_flag=False,
     flag_value="",
     metavar="[TEACHER]",
-    help="Load the cache's teacher and learn from its whole distribution at every position. For "
+    help="Load the cache's teacher and train on its full distribution at every position. For "
     "comparison only: it costs the teacher's memory and time in every run. TEACHER is its Hub id "
-    "or directory, if it is no longer where the cache was made from.",
+    "or directory, if it has moved since the cache was made.",
 )
 @click.option(
     "--local-directory",
     type=_DIRECTORY,
     help="Where shards of a cache at a URL are copied to; by default in your cache directory. Not "
-    "in the recipe: it is this machine's affair, and no result depends on it.",
+    "in the recipe: it differs between machines, and no result depends on it.",
 )
 @click.option(
     "--local-gib",
@@ -79,11 +78,13 @@ _DIRECTORY = LocalPath(file_okay=False)
     default=20.0,
     show_default=True,
     metavar="GIB",
-    help="The most that these copies take.",
+    help="The most disk space that these copies take.",
 )
+@reporting_options
 @click.pass_obj
 def train_student(
     session: Session,
+    /,
     recipe_name: str,
     settings: Sequence[str],
     cache: Path | str,
@@ -94,8 +95,9 @@ def train_student(
     online: str | None,
     local_directory: Path | None,
     local_gib: float,
+    **reporting: Any,
 ) -> None:
-    """Train a student from a cache. The teacher is not needed, nor loaded.
+    """Train a student from a cache. The teacher is not needed and not loaded.
 
     \b
       pipeline train-student --recipe distil-xlstm --cache cache --out run
@@ -108,25 +110,37 @@ def train_student(
     Writes run/recipe.toml, run/metrics.jsonl, run/tensorboard, run/checkpoints and, at the end,
     run/model: a Hugging Face model directory.
 
-    Ctrl-C (or SIGTERM) saves a checkpoint and stops. To go on after that, or after any other
-    interruption, type the same command with --resume.
+    Ctrl-C (or SIGTERM) saves a checkpoint and stops. To continue after that, or after any other
+    interruption, run the same command with --resume.
     """
     if extend_to is not None and not resume:
         raise click.UsageError("--extend-to: give --resume with it, for it goes on with a run")
+    is_first = os.environ.get("RANK", "0") == "0"
+    reporter = open_reporter(session, "train", out, is_first=is_first, **reporting)
     recipe = load_session_recipe(session, recipe_name, settings, ignored="cache_teacher")
-    quieten()
+    send_start(reporter, "train-student", recipe=recipe_name, cache=str(cache), out=str(out))
     import cache_format
-    from pipeline.progress import Bar, validation_figures
+    from pipeline.reporting.events import Event
+    from stages.train_student.objective.temperatures import validation_temperature
+    from stages.train_student.preflight import check_early
+
+    opened = cache_format.open(
+        cache, local_directory=local_directory, local_bytes=max(1, int(local_gib * 2**30))
+    )
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # of several processes all have to refuse, not one
+        is_online = online is not None
+        check_early(recipe.train_student, opened, out, resume=resume, online=is_online)
+    quieten(show_downloads=not reporter.is_quiet)
+    from pipeline.reporting.stages import TrainReport
     from pipeline.stopping import asked_to_stop
     from stages.train_student.run import StoppedError
     from stages.train_student.run import train_student as run
     from stages.train_student.training.processes import OtherProcessFailedError
 
-    opened = cache_format.open(
-        cache, local_directory=local_directory, local_bytes=max(1, int(local_gib * 2**30))
+    report = TrainReport(
+        reporter.send, validation_temperature(opened.spec.targets.inverse_temperatures)
     )
-    is_first = os.environ.get("RANK", "0") == "0"
-    with Bar("train") as bar, asked_to_stop() as request:
+    with reporter, asked_to_stop() as request:
         try:
             metrics = run(
                 recipe.train_student,
@@ -134,7 +148,7 @@ def train_student(
                 out,
                 resume=resume,
                 recipe_toml=recipe.to_toml(),
-                report=_report(bar, is_first),
+                report=report if is_first else lambda _: None,
                 stop=request,
                 load_teacher=_teacher_loader(opened, recipe.train_student, online),
                 init=init,
@@ -144,13 +158,16 @@ def train_student(
             raise (request.exception() if is_first else click.exceptions.Exit(1)) from None
         except OtherProcessFailedError as error:  # which has said why
             if is_first:
-                click.echo(f"Error: {error}. Its message tells why.", err=True)
+                raise click.ClickException(f"{error}. See its own error message.") from None
             raise click.exceptions.Exit(1) from None
     if is_first:
-        click.echo(
-            f"{validation_figures(metrics)}\n{out / 'model'} holds the student. Next:\n"
+        figures = report.validation_figures(metrics)
+        fields = {"out": str(out), "model": str(out / "model"), "metrics": metrics}
+        text = (
+            f"{out / 'model'} holds the student. Validation: {figures}.\nNext:\n"
             f'  pipeline generate {quote(str(out))} --prompt "Once upon a time"'
         )
+        reporter.send(Event(name="done", text=text, fields=fields))
 
 
 def _teacher_loader(
@@ -163,10 +180,3 @@ def _teacher_loader(
 
     with_mean = max(config.beta_start, config.beta_end) > 0
     return partial(load_online_teacher, cache, with_mean=with_mean, place=place or None)
-
-
-def _report(bar: "Bar", is_first: bool) -> "Callable[[TrainProgress], None]":
-    """Of several processes the first one speaks."""
-    from pipeline.progress import TrainReport
-
-    return TrainReport(bar) if is_first else lambda _: None

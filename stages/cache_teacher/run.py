@@ -38,6 +38,7 @@ from stages.cache_teacher.engine.unit_reader import PreparedUnit, UnitReader
 from stages.cache_teacher.engine.workers import WorkerShare, device_of_worker
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
 from stages.device import choose_device
+from stages.recipe_table import table_toml
 
 _MANIFEST_SECONDS = 60.0  # receipts are what a resume goes by; the manifest may lag behind them
 
@@ -48,14 +49,33 @@ def cache_teacher(
     config: CacheTeacherConfig,
     out: Path | str,
     *,
-    recipe_toml: str,
-    report: Callable[[CacheProgress], None],
+    recipe_toml: str | None = None,
+    report: Callable[[CacheProgress], None] = lambda _: None,
     units: Units = ALL_UNITS,
     ray: RaySettings | None = None,
 ) -> Manifest:
     """Fill the cache at ``out`` up to ``config.num_tokens`` positions, keeping what is there.
 
-    ``out`` is a directory or a URL.
+    ``out`` is a directory or a URL. ``report`` is called at every row and change of phase, from any
+    thread. ``recipe_toml`` is kept in the cache as ``recipe.toml``; by default ``config`` as TOML.
+    Returns the cache's manifest: its spec, its shards, and whether it is complete.
+
+    >>> from stages.cache_teacher import CacheTeacherConfig, cache_teacher
+    >>> config = CacheTeacherConfig(
+    ...     teacher="my-teacher",  # a directory, or a Hub id
+    ...     teacher_dtype="float32",
+    ...     corpus="my-corpus.parquet",
+    ...     num_tokens=2_000,
+    ...     sequence_length=64,
+    ...     documents_per_unit=16,
+    ...     validation_every=4,
+    ...     compile="off",
+    ... )
+    >>> manifest = cache_teacher(config, "my-cache")
+    >>> manifest.complete
+    True
+    >>> sum(shard.num_tokens for shard in manifest.shards) >= 2_000
+    True
 
     With a range of ``units``, make those only; without an end, as many as the budget needs if those
     before are like them. With a worker's share, make that; the last worker to end completes the
@@ -67,6 +87,8 @@ def cache_teacher(
     """
     if ray is not None and units != ALL_UNITS:
         raise ValueError("a cluster makes all units: leave out units and worker, or the cluster")
+    if recipe_toml is None:
+        recipe_toml = table_toml("cache_teacher", config)
     progress = Progress(config.num_tokens, units, report)
     progress.show("resolving")
     source = resolve_teacher(config)

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from cache_format.reader import Cache
+from stages.recipe_table import table_toml
 from stages.train_student import evaluate
 from stages.train_student.batches.loader import Loader, Step, row_order
 from stages.train_student.batches.row_order import Part, micro_batch_seed
@@ -65,15 +66,41 @@ def train_student(
     cache: Cache,
     out: Path,
     *,
-    resume: bool,
-    recipe_toml: str,
-    report: Report,
+    resume: bool = False,
+    recipe_toml: str | None = None,
+    report: Report = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
     load_teacher: LoadTeacher | None = None,
     init: Path | None = None,
     extend_to: int | None = None,
 ) -> dict[str, float]:
     """Train a student from ``cache``; returns its last validation's metrics.
+
+    ``out`` is a new directory, or with ``resume`` that of the same run. ``report`` is called after
+    every step, validation and checkpoint. ``recipe_toml`` is kept as ``recipe.toml``; by default
+    ``config`` as TOML. The student is in ``out/model``, a Hugging Face model directory.
+
+    >>> from pathlib import Path
+    >>> import cache_format
+    >>> from stages.train_student import TrainStudentConfig, train_student
+    >>> config = TrainStudentConfig(
+    ...     num_blocks=2,
+    ...     slstm_at=(0,),
+    ...     num_heads=4,
+    ...     qkv_block_size=4,
+    ...     batch_size=4,
+    ...     accumulation=1,
+    ...     max_steps=2,
+    ...     precision="fp32",
+    ...     compile="off",
+    ...     trackers=(),
+    ... )
+    >>> cache = cache_format.open("my-cache")  # that stage one wrote
+    >>> metrics = train_student(config, cache, Path("my-run"))
+    >>> metrics["validation/loss"] > 0
+    True
+    >>> Path("my-run/model/config.json").is_file()
+    True
 
     With ``load_teacher`` the loss asks that teacher instead, over the same rows: for comparison.
     A new run begins from the weights of the student at ``init``, if given; one that is resumed may
@@ -83,6 +110,8 @@ def train_student(
     recipe, cache and ``out`` do not fit together, CacheError for a cache that is corrupt or still
     being written, and NonFiniteLossError when the loss diverges.
     """
+    if recipe_toml is None:
+        recipe_toml = table_toml("train_student", config)
     require_targets(config, cache, online=load_teacher is not None)
     require_trackers(config.trackers)
     with joined(config.device) as (team, device):
@@ -130,7 +159,12 @@ class _Run:
         self.loss = ParallelLoss(self.model, self.objective, config.parallel, team)
         self.updater = Updater(self.model, self.loss, config, team)
         self.checkpoints = RunCheckpoints(
-            out=out, team=team, model=self.model, updater=self.updater, say=self._say
+            out=out,
+            team=team,
+            model=self.model,
+            updater=self.updater,
+            say=self._say,
+            warn=self._warn,
         )
         self.step = 0
         self.validation: dict[str, float] = {}
@@ -180,7 +214,7 @@ class _Run:
             mark=self._mark,
             trackers=self.config.trackers,
             config=settings,
-            warn=self._say,
+            warn=self._warn,
         )
 
     def _loader(self) -> Loader:
@@ -263,7 +297,7 @@ class _Run:
             metrics=self._log.mark() if self._log else NOTHING_WRITTEN,
         )
         path = self.checkpoints.save(state, self.config.keep_checkpoints)
-        self._tell("checkpoint", message=f"checkpoint {path}")
+        self._tell("checkpoint", message=str(path))
 
     def restore(self, initial: InitialWeights | None, extend_to: int | None) -> None:
         """Go on from the newest checkpoint, or begin; and on to step ``extend_to``, if given."""
@@ -311,6 +345,9 @@ class _Run:
 
     def _say(self, message: str) -> None:
         self._tell("message", message=message)
+
+    def _warn(self, message: str) -> None:
+        self._tell("warning", message=message)
 
     def _tell(
         self,

@@ -58,7 +58,7 @@ class TestPack:
         (tmp_path / "a.tar.zst").write_bytes(b"mine")
         result = run("pack", tiny_cache, tmp_path / "a.tar.zst")
         assert result.exit_code == 1
-        assert "is there already" in result.stderr
+        assert "already exists" in result.stderr
         assert (tmp_path / "a.tar.zst").read_bytes() == b"mine"
 
     def test_an_unfinished_cache(self, tiny_cache: Path, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ main(sys.argv[1:], prog_name="pipeline")
     def test_into_no_directory(self, tiny_cache: Path, tmp_path: Path) -> None:
         result = run("pack", tiny_cache, tmp_path / "nothing/a.tar.zst")
         assert result.exit_code == 1
-        assert f"there is no directory {tmp_path / 'nothing'}. Make it first" in result.stderr
+        assert f"there is no directory {tmp_path / 'nothing'}. Create it first" in result.stderr
         assert "PIPELINE_DEBUG" not in result.stderr
 
 
@@ -250,7 +250,7 @@ class TestVerify:
             patch.setattr("cache_format.verification.checked_chunks", interrupting)
             result = run("verify", tiny_cache, "--threads", "1")
         assert result.exit_code == 130
-        assert "The same command goes on" in result.stderr
+        assert "Run the same command again" in result.stderr
         (record,) = (path for path in cache_home.rglob("*") if path.is_file())
         shutil.copy(record, record.with_suffix(".copy"))
         result = done("verify", tiny_cache)

@@ -112,9 +112,7 @@ def test_table_and_json(run: Path, tiny_cache: Path) -> None:
     text = invoke(run, "--cache", tiny_cache, "--rows", "4")
     assert text.exit_code == 0, text.output
     lines = text.stdout.splitlines()
-    assert lines[0].split() == [
-        *("loss", "perplexity", "KL", "to", "teacher", "agreement", "accuracy", "ECE")
-    ]
+    assert lines[0].split() == [*("loss", "perplexity", "KL(T=1)", "agreement", "accuracy", "ECE")]
     assert lines[1].startswith("teacher")
     assert lines[2].startswith("student")
     assert "evaluate: 4 of 4 rows" in text.stderr
@@ -150,7 +148,7 @@ def test_another_cache_of_the_same_teacher_is_marked(
     )
     found = evaluated(run, tmp_path / "cache")
     assert not found["is_training_cache"]
-    assert "not the cache that the student learnt from" in found["notes"][-1]
+    assert "not the cache that the student was trained on" in found["notes"][-1]
     assert found["student"]["loss"] == pytest.approx(evaluated(run, tiny_cache)["student"]["loss"])
 
 

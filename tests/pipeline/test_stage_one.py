@@ -9,7 +9,7 @@ from cache_format.spec import CacheSpec
 from pipeline.stage_one import Outcome, cached_text
 from stages.cache_teacher.config import ALL_UNITS
 from tests.cache_format.sample_cache import sample_spec, write_sample_cache
-from tests.pipeline.test_progress import caching
+from tests.pipeline.reporting.test_stages import caching
 
 
 def manifest_of(path: Path, spec: CacheSpec) -> Manifest:
@@ -25,7 +25,7 @@ def said_of(manifest: Manifest) -> str:
 def test_the_share_of_validation_and_what_comes_next(tmp_path: Path) -> None:
     spec = sample_spec(validation_split="rows", validation_every=5)
     text = said_of(manifest_of(tmp_path, spec))
-    assert "120 tokens in 4 shards. Validation is 20.0% of the rows. Next:" in text
+    assert "120 tokens in 4 shards. Validation is 20.0% of the rows.\nNext:" in text
     assert "train-student --recipe RECIPE --cache out" in text
 
 

@@ -93,7 +93,7 @@ def test_cache_teacher(tmp_path: Path) -> None:
     assert resolved.cache_teacher.teacher == str(teacher)
     assert resolved.cache_teacher.num_tokens == 1000
     shards = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache/shards").iterdir()}
-    assert "tokens/s · device waited " in result.stdout
+    assert "tokens/s · teacher idle " in result.stdout
     again = run(*command)
     assert again.exit_code == 0, again.output
     assert "loading the teacher" not in again.stderr
@@ -120,7 +120,8 @@ def test_workers_share_a_cache(tmp_path: Path) -> None:
     assert figures["run"]["units"] == 2
     second = run(*command, "--worker", "0/2", "--json")
     assert second.exit_code == 0, second.output
-    figures = json.loads(second.stdout)
+    *_, figures = map(json.loads, second.stdout.splitlines())
+    assert figures["event"] == "done"
     assert figures["complete"]
     assert figures["missing_units"] == []
     assert figures["cache"]["units"] == 4
@@ -132,7 +133,7 @@ def test_workers_share_a_cache(tmp_path: Path) -> None:
     assert 0 <= made["device_wait_share"] <= 1
     assert made["mfu"] is None
     assert made["tokens_per_second"] > 0
-    again = json.loads(run(*command, "--worker", "1/2", "--json").stdout)
+    again = json.loads(run(*command, "--worker", "1/2", "--json").stdout.splitlines()[-1])
     assert again["run"]["tokens"] == 0
     assert again["run"]["tokens_per_second"] is None
 

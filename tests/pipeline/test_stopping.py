@@ -87,7 +87,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     stopped = train(name, recipe, tiny_cache, out)
     assert stopped.returncode == code, stopped.stderr
     assert "Once more stops at once" in stopped.stderr
-    assert f"{said} The same command with --resume goes on" in stopped.stderr
+    assert f"{said} Run the same command with --resume to continue" in stopped.stderr
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-0000002"]
     done = train("none", recipe, tiny_cache, out)
     assert done.returncode == 0, done.stderr

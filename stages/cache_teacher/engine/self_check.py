@@ -102,7 +102,7 @@ def require_agreement(
     problem = disagreement(differences, tolerance)
     if problem is not None:
         raise CacheError(
-            f"{writer.path}: the teacher does not make what this cache holds: unit "
+            f"{writer.path}: the teacher does not reproduce what this cache holds: unit "
             f"{witness.unit}, {problem}. The weights' files are those that made the cache, so "
             "what they are run with has changed: the attention kernel, the version of PyTorch or "
             "transformers, the device, or something that alters weights when they are loaded. Run "

@@ -18,6 +18,7 @@ from stages.cache_teacher.corpus.document_tokenizer import DocumentTokenizer
 from stages.cache_teacher.corpus.hub import model_snapshot
 from stages.cache_teacher.corpus.open_file import sha256_of
 from stages.cache_teacher.teacher.attention import choose_attention
+from stages.cache_teacher.teacher.teacher_place import local_directory
 
 _TOKENIZER_FILES = (
     "added_tokens.json",
@@ -115,11 +116,9 @@ def load_tokenizer(directory: Path) -> Any:
 
 def _directory_of(config: CacheTeacherConfig) -> tuple[Path, str]:
     """The directory with the teacher's files, and the commit if it came from the Hub."""
-    path = Path(config.teacher).expanduser()
-    if path.is_dir():
-        return path.resolve(), ""
-    if path.exists() or config.teacher.startswith(("/", "./", "../", "~")):
-        raise ValueError(f"teacher {config.teacher!r}: no such directory")
+    directory = local_directory(config.teacher)
+    if directory is not None:
+        return directory, ""
     snapshot = model_snapshot(config, _TOKENIZER_FILES)
     return snapshot, snapshot.name
 
@@ -188,7 +187,7 @@ def _refuse_windows(name: str, text_config: Any, sequence_length: int) -> None:
         kinds = ", ".join(sorted(layer_types - known))
         raise ValueError(
             f"{name}: has layers ({kinds}) through which documents in one row would see each "
-            "other. Use a teacher with ordinary attention."
+            "other. Use a teacher with full attention."
         )
     if layer_types == {"full_attention"}:
         return

@@ -9,10 +9,15 @@ from pathlib import Path
 
 from stages.train_student.student.model import DistilXLSTMForCausalLM
 from stages.train_student.training import checkpoint
-from stages.train_student.training.checkpoint import Checkpoint, CheckpointState
+from stages.train_student.training.checkpoint import (
+    Checkpoint,
+    CheckpointState,
+    ForeignCheckpointError,
+)
+from stages.train_student.training.extension import extensions_before
 from stages.train_student.training.initial_weights import InitialWeights
 from stages.train_student.training.processes import Processes
-from stages.train_student.training.run_directory import require_own
+from stages.train_student.training.run_directory import differences
 from stages.train_student.training.run_record import RunRecord
 from stages.train_student.training.saved_tensors import (
     require_tensors,
@@ -32,6 +37,7 @@ class RunCheckpoints:
     model: DistilXLSTMForCausalLM
     updater: Updater
     say: Callable[[str], None]
+    warn: Callable[[str], None]
 
     def save(self, state: CheckpointState, keep: int) -> Path:
         """Publish a checkpoint of ``state``; the newest ``keep`` stay."""
@@ -71,15 +77,15 @@ class RunCheckpoints:
         """The newest one that is whole and fits; what is damaged is renamed."""
 
         def check(candidate: Checkpoint) -> None:
-            require_own(record, candidate)
+            _require_own(record, candidate)
             require_tensors(self.model, self.updater.optimizer, candidate.tensors)
             require_scaler_state(self.updater.scaler, candidate.state.scaler)
 
         found, problems = checkpoint.load_newest(self.out / "checkpoints", check)
         for message in checkpoint.set_aside(problems):
-            self.say(message)
+            self.warn(message)
         if problems and found is None:
-            self.say("no checkpoint is whole: training begins anew")
+            self.warn("no checkpoint is whole: training starts over")
         return found
 
     def _begin(self, record: RunRecord, initial: InitialWeights | None) -> None:
@@ -93,3 +99,17 @@ class RunCheckpoints:
             )
         restore_weights(self.model, initial.weights)
         self.say(f"beginning from the weights of {initial.location}")
+
+
+def _require_own(record: RunRecord, checkpoint: Checkpoint) -> None:
+    """Raise ForeignCheckpointError unless ``checkpoint`` is of the run of ``record``."""
+    state = checkpoint.state
+    differing = differences(
+        state.identity | {"extensions": state.extensions},
+        record.identity | {"extensions": extensions_before(state.step, record.extensions)},
+    )
+    if differing:
+        raise ForeignCheckpointError(
+            f"{checkpoint.path}: a checkpoint of another run: {'; '.join(differing)}. Move it out "
+            "of this directory to resume the run without it."
+        )

@@ -13,14 +13,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cache_format.atomic import make_directory, publish_bytes
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.training.checkpoint import Checkpoint, ForeignCheckpointError
-from stages.train_student.training.extension import extended, extensions_before
-from stages.train_student.training.initial_weights import InitialWeights
+from stages.train_student.training.extension import extended
 from stages.train_student.training.run_record import (
     RUN_FILE,
     RunRecord,
@@ -29,6 +27,9 @@ from stages.train_student.training.run_record import (
     write_record,
 )
 from stages.train_student.training.teacher_identity import teacher_identity
+
+if TYPE_CHECKING:
+    from stages.train_student.training.initial_weights import InitialWeights
 
 _MAY_CHANGE_ON_RESUME = {
     *("device", "reader_threads", "log_every", "validate_every", "validation_rows"),
@@ -68,7 +69,7 @@ def prepare(
     resume: bool,
     recipe_toml: str,
     online: bool = False,
-    initial: InitialWeights | None = None,
+    initial: "InitialWeights | None" = None,
 ) -> RunRecord:
     """Make ``out``, or make sure that it holds this very run. Raises ValueError if it does not.
 
@@ -116,27 +117,13 @@ def extend(out: Path, record: RunRecord, *, planned: int, step: int, to_step: in
     return longer
 
 
-def require_own(record: RunRecord, checkpoint: Checkpoint) -> None:
-    """Raise ForeignCheckpointError unless ``checkpoint`` is of the run of ``record``."""
-    state = checkpoint.state
-    differing = _differences(
-        state.identity | {"extensions": state.extensions},
-        record.identity | {"extensions": extensions_before(state.step, record.extensions)},
-    )
-    if differing:
-        raise ForeignCheckpointError(
-            f"{checkpoint.path}: a checkpoint of another run: {'; '.join(differing)}. Move it out "
-            "of this directory to resume the run without it."
-        )
-
-
 def _check_same(
     out: Path,
     cache: Cache,
     config: TrainStudentConfig,
     resume: bool,
     online: bool,
-    initial: InitialWeights | None,
+    initial: "InitialWeights | None",
 ) -> RunRecord:
     if not resume:
         raise ValueError(
@@ -151,7 +138,7 @@ def _check_same(
         now[key] = initial.sha256
     elif key in before:
         now[key] = before[key]
-    differing = _differences(before, now)
+    differing = differences(before, now)
     if differing:
         hint = ""
         if before.get(key) != now.get(key):
@@ -168,7 +155,8 @@ def _check_same(
     return moved
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two identities of a run, in words."""
     return [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())

@@ -14,8 +14,8 @@ from stages.train_student.training.checkpoint import (
     newest,
 )
 from stages.train_student.training.export import publish_model
+from stages.train_student.training.model_directory import no_student
 from stages.train_student.training.new_student import load_student
-from stages.train_student.training.run_record import RUN_FILE
 from stages.train_student.training.saved_tensors import restore_weights, trained_weights
 from stages.train_student.training.teacher_identity import require_same_teacher
 
@@ -50,7 +50,7 @@ def find_checkpoint(place: Path) -> tuple[Checkpoint, list[str]]:
         return load(place.resolve()), []
     directory = place / "checkpoints"
     if newest(directory) is None:
-        raise ValueError(_no_student(place))
+        raise ValueError(no_student(place))
     found, problems = load_newest(directory)
     if found is None and newest(directory) not in [problem.path for problem in problems]:
         found, problems = load_newest(directory)  # a run that goes on has replaced them all
@@ -58,15 +58,6 @@ def find_checkpoint(place: Path) -> tuple[Checkpoint, list[str]]:
     if found is None:
         raise ValueError("\n".join([*messages, f"{directory}: no checkpoint is whole."]))
     return found, messages
-
-
-def _no_student(place: Path) -> str:
-    if (place / RUN_FILE).is_file():
-        return (
-            f"{place}: its training has not finished, and there is no checkpoint yet. Go on with "
-            "it by `pipeline train-student … --resume`."
-        )
-    return f"{place}: neither a run of `pipeline train-student` nor a model directory"
 
 
 def publish_checkpoint(checkpoint: Checkpoint, cache: Cache, target: Path) -> None:

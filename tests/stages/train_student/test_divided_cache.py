@@ -17,7 +17,8 @@ from stages.train_student.batches.batch import Batch, read_batch
 from stages.train_student.batches.loader import Loader, row_order
 from stages.train_student.batches.row_order import Part
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.training.run_directory import RunRows, prepare
+from stages.train_student.training.run_directory import prepare
+from stages.train_student.training.run_record import RunRows
 from tests import tiny
 from tests.cache_format.sample_cache import ROWS_OF_UNIT, fill, sample_ranks, sample_spec
 from tests.stages.train_student.test_run import run, tiny_config
@@ -101,13 +102,13 @@ def test_a_cache_of_one_unit_trains_a_student(
 def test_a_run_keeps_its_rows_where_the_cache_is_extended(tmp_path: Path) -> None:
     config, out = TrainStudentConfig(batch_size=1, accumulation=1), tmp_path / "run"
     cache = write_units(tmp_path / "cache", [0, 1])
-    rows = prepare(out, cache, config, resume=False, recipe_toml="")
+    rows = prepare(out, cache, config, resume=False, recipe_toml="").rows
     assert rows == RunRows(train=5, validation=3)
     trained = [row.token_ids.tolist() for _, row in cache.iter_rows("train")]
     (out / "checkpoints/step-1").mkdir(parents=True)
     extended = write_units(tmp_path / "cache", [2, 3])
     assert extended.num_rows("train") == 6
-    assert prepare(out, extended, config, resume=True, recipe_toml="") == rows
+    assert prepare(out, extended, config, resume=True, recipe_toml="").rows == rows
     order = row_order(extended, config, rows.train)
     assert order.rows_of_shards == (2, 3)
     assert [extended.read_row("train", n)[1].token_ids.tolist() for n in range(5)] == trained
