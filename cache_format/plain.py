@@ -11,10 +11,12 @@ import json
 import re
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cache_format.errors import CorruptFileError, UnsupportedFormatError
+from cache_format.strict_json import parse_object
 
 FORMAT_VERSION = "1.1"
 """The newest that this program writes and reads."""
@@ -46,11 +48,15 @@ def unseal(data: bytes, path: Path | str, next_step: str) -> dict[str, Any]:
     prefix, suffix = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
     match = _SEAL.fullmatch(suffix)
     if match is None or hashlib.sha256(prefix).hexdigest().encode() != match[1]:
-        _refuse_foreign_version(_object(data), path)
+        with suppress(ValueError):
+            _refuse_foreign_version(parse_object(data), path)
         raise CorruptFileError(
             f"{path}: damaged: its seal does not fit its {len(data)} bytes. {next_step}"
         )
-    fields = _object(prefix + b"}")
+    try:
+        fields = parse_object(prefix + b"}")
+    except ValueError as error:
+        raise CorruptFileError(f"{path}: {error}. {next_step}") from error
     _refuse_foreign_version(fields, path)
     if "format_version" not in fields:
         raise CorruptFileError(f"{path}: holds no format_version. {next_step}")
@@ -145,14 +151,6 @@ def _optional_fields(cls: Any) -> set[str]:
 def _inner(hint: Any) -> Any:
     """T of ``T | None``."""
     return next(argument for argument in get_args(hint) if argument is not types.NoneType)
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _refuse_foreign_version(fields: dict[str, Any], path: Path | str) -> None:

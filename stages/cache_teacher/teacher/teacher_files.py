@@ -5,30 +5,21 @@ that a wrong setting costs seconds and not a model's loading time. Called by ``r
 """
 
 import hashlib
-import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cache_format.spec import TeacherSpec
+from cache_format.strict_json import read_object
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.corpus_files import sha256_of
 from stages.cache_teacher.corpus.hub import model_snapshot
 from stages.cache_teacher.teacher.attention import choose_attention
+from stages.tokenizer_files import READ_FILES, load_tokenizer
 
-_TOKENIZER_FILES = (
-    "added_tokens.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
+_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors")
 _LOGIT_CAPS = ("final_logit_softcapping",)
 _LOGIT_SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
 
@@ -52,13 +43,15 @@ def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
     name = f"teacher {config.teacher!r}"
     directory, revision = _directory_of(config)
     weights = _weight_files(directory, name)
-    tokenizer_files = tuple(f for f in _TOKENIZER_FILES if (directory / f).is_file())
+    tokenizer_files = tuple(f for f in READ_FILES if (directory / f).is_file())
     if not tokenizer_files:
         raise ValueError(f"{name}: {directory} holds no tokenizer")
     try:
         model_config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         tokenizer = load_tokenizer(directory)
-    except (OSError, ValueError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers' own, of whatever type, for a wrong file
         raise ValueError(
             f"{name}: its configuration or tokenizer is unreadable: {error}"
         ) from error
@@ -89,20 +82,6 @@ def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
     )
 
 
-def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer exactly as its ``tokenizer.json`` has it.
-
-    ``AutoTokenizer`` goes by the model's type: beside a Qwen2 model it would split the text by
-    Qwen2's rules whatever that file says, and the teacher would read ids it was not trained on.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    if (directory / "tokenizer.json").is_file():
-        fast: Any = PreTrainedTokenizerFast
-        return fast.from_pretrained(directory)
-    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-
-
 def _directory_of(config: CacheTeacherConfig) -> tuple[Path, str]:
     """The directory with the teacher's files, and the commit if it came from the Hub."""
     path = Path(config.teacher).expanduser()
@@ -110,13 +89,19 @@ def _directory_of(config: CacheTeacherConfig) -> tuple[Path, str]:
         return path.resolve(), ""
     if path.exists() or config.teacher.startswith(("/", "./", "../", "~")):
         raise ValueError(f"teacher {config.teacher!r}: no such directory")
-    snapshot = model_snapshot(config, _TOKENIZER_FILES)
+    snapshot = model_snapshot(config, READ_FILES)
     return snapshot, snapshot.name
 
 
 def _weight_files(directory: Path, name: str) -> list[str]:
     """The safetensors files that make up the model; pickled weights are refused, not read."""
     index = directory / "model.safetensors.index.json"
+    if (directory / "adapter_config.json").exists():
+        raise ValueError(
+            f"{name}: {directory} holds an adapter (adapter_config.json), and transformers would "
+            "load the model that it names instead. Merge it into its model (`merge_and_unload` of "
+            "peft), save that, and use that directory."
+        )
     if not (directory / "config.json").is_file():
         raise ValueError(f"{name}: {directory} holds no config.json, so it is no model directory")
     if (directory / "model.safetensors").is_file():
@@ -128,11 +113,26 @@ def _weight_files(directory: Path, name: str) -> list[str]:
             f"{name}: {directory} holds no safetensors weights{found}. Save the model with "
             "save_pretrained(..., safe_serialization=True) and use that directory."
         )
-    parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    parts = _parts_named_by(index)
     missing = [part for part in parts if not (directory / part).is_file()]
     if missing:
         raise ValueError(f"{name}: {directory} lacks {', '.join(missing)}, named by {index.name}")
     return parts
+
+
+def _parts_named_by(index: Path) -> list[str]:
+    """The files that an index of sharded weights names, all beside it."""
+    step = "Put it back from where the model came."
+    weight_map = read_object(index, step).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index}: damaged: weight_map: expected an object of names. {step}")
+    for part in weight_map.values():
+        if not isinstance(part, str) or _PART.fullmatch(part) is None:
+            raise ValueError(
+                f"{index}: weight_map: expected names of .safetensors files beside it, found "
+                f"{part!r}. {step}"
+            )
+    return sorted(set(weight_map.values()))
 
 
 def _sha256_over(directory: Path, names: Iterable[str]) -> str:

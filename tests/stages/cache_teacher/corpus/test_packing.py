@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.cache_teacher.corpus.packing import IntArray, pack, tokenize
-from stages.cache_teacher.teacher.teacher_files import load_tokenizer
+from stages.tokenizer_files import load_tokenizer
 
 EOS = 0
 
