@@ -25,8 +25,8 @@ PROJECTION_STEP = (
     "hardware the same one is made again, and no unit is."
 )
 RECIPE_STEP = (
-    f"Put {RECIPE} back from a copy of the cache, or delete it: nothing but `pipeline extend` "
-    "reads it."
+    f"Put {RECIPE} back from a copy of the cache, or delete it: a student needs none, nor does "
+    "`pipeline cache-teacher --recipe`."
 )
 TEACHER_STEP = (
     f"Delete {TEACHER_RECEIPT} and {RUN_AGAIN}: the teacher's files are written again, no unit is."

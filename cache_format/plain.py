@@ -11,7 +11,6 @@ import json
 import re
 import types
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -48,8 +47,7 @@ def unseal(data: bytes, path: Path | str, next_step: str) -> dict[str, Any]:
     prefix, suffix = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
     match = _SEAL.fullmatch(suffix)
     if match is None or hashlib.sha256(prefix).hexdigest().encode() != match[1]:
-        with suppress(ValueError):
-            _refuse_foreign_version(parse_object(data), path)
+        _refuse_foreign_version(_parsed_or_empty(data), path)
         raise CorruptFileError(
             f"{path}: damaged: its seal does not fit its {len(data)} bytes. {next_step}"
         )
@@ -151,6 +149,13 @@ def _optional_fields(cls: Any) -> set[str]:
 def _inner(hint: Any) -> Any:
     """T of ``T | None``."""
     return next(argument for argument in get_args(hint) if argument is not types.NoneType)
+
+
+def _parsed_or_empty(data: bytes) -> dict[str, Any]:
+    try:
+        return parse_object(data)
+    except ValueError:
+        return {}
 
 
 def _refuse_foreign_version(fields: dict[str, Any], path: Path | str) -> None:

@@ -270,10 +270,11 @@ def extend(session: Session, cache: Path | str, tokens: str) -> None:
     where they were. Students may be trained from the cache meanwhile. To resume after an
     interruption, type the same command again.
     """
-    from pipeline.extend import extended_recipe
+    from pipeline.extend import extended_recipe, places_text
     from pipeline.stage_one import EngineOptions, cached_text, recipe_in, run_stage_one
 
     session.recipe = extended_recipe(cache, tokens)
+    click.echo(places_text(cache, session.recipe), err=True)
     outcome = run_stage_one(session.recipe, cache, EngineOptions())
     click.echo(cached_text(outcome, cache, recipe_in(cache)))
 

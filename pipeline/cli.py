@@ -126,11 +126,12 @@ def generate(
     """
     quieten()
     from pipeline.generate import Sampling, stream_text
+    from pipeline.printable import printable
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
     )
-    stream_text(run, prompt, sampling, lambda text: click.echo(text, nl=False))
+    stream_text(run, prompt, sampling, lambda text: click.echo(printable(text), nl=False))
 
 
 for command in (evaluate, push, verify, pack, unpack, merge, extend, export):

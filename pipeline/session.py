@@ -79,6 +79,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 def _report_failure(error: Exception, command: str, session: Session) -> int:
     """Say on stderr what went wrong; returns the exit code. What is no known failure is raised."""
     from pipeline.failures import explain, says_all
+    from pipeline.printable import printable
     from pipeline.recipe import RecipeError
 
     is_known = isinstance(error, ValueError | OSError | RuntimeError | MemoryError)
@@ -87,7 +88,7 @@ def _report_failure(error: Exception, command: str, session: Session) -> int:
     if session.is_debug:
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
     click.secho("Error: ", fg="red", nl=False, err=True)
-    click.echo(explain(error, command, session.recipe), err=True)
+    click.echo(printable(explain(error, command, session.recipe)), err=True)
     if isinstance(error, RecipeError):
         click.echo("`pipeline recipes distil-xlstm` prints every key with its default.", err=True)
         return 2

@@ -25,21 +25,19 @@ def model_directory(run: Path) -> Path:
 
 
 def load_student_model(run: Path) -> "DistilXLSTMForCausalLM":
-    """The student of ``run``, for inference. Raises ValueError if there is no whole one."""
+    """The student of ``run``, for inference. Raises ValueError if there is no whole one.
+
+    Nothing in the directory is run, whoever wrote it.
+    """
     path = model_directory(run)
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from stages.train_student.student.stored_student import load_stored_student
 
-    from stages.train_student.student.model import DistilXLSTMForCausalLM
+    return load_stored_student(path)
 
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path}: the weights are damaged ({error}). Copy the model again, or move it away and "
-            "run the same `pipeline train-student` command with --resume."
-        ) from error
-    if not isinstance(model, DistilXLSTMForCausalLM):
-        raise ValueError(f"{path}: no student, but a {type(model).__name__}")
-    model.train(False)
-    return model
+
+def load_student_tokenizer(run: Path) -> Any:
+    """The tokenizer beside the student of ``run``. Raises ValueError if there is none."""
+    path = model_directory(run)
+    from stages.tokenizer_files import load_tokenizer
+
+    return load_tokenizer(path)

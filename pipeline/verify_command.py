@@ -35,6 +35,7 @@ def verify(cache: Path | str, fresh: bool, state: Path | None, threads: int | No
     """
     import cache_format
     from cache_format.threads import default_num_threads
+    from pipeline.printable import printable
     from pipeline.progress import Bar, size
     from pipeline.verification_record import prepared_record
 
@@ -49,7 +50,7 @@ def verify(cache: Path | str, fresh: bool, state: Path | None, threads: int | No
             record=record,
         )
     for problem in problems:
-        click.echo(problem.message)
+        click.echo(printable(problem.message))
     num_bad = sum(problem.is_damage for problem in problems)
     if num_bad:
         click.echo(f"{cache}: {num_bad} bad. Do as it says above, then verify again.")

@@ -28,7 +28,7 @@ from stages.train_student.requirements import require_targets
 from stages.train_student.student.slstm_choice import choose_scan
 from stages.train_student.training import checkpoint, run_directory
 from stages.train_student.training.checkpoint import Checkpoint
-from stages.train_student.training.export import publish_model
+from stages.train_student.training.export import publish_model, require_tokenizer
 from stages.train_student.training.metrics import MetricsLog
 from stages.train_student.training.new_student import load_student
 from stages.train_student.training.parallel import ParallelLoss, require_processes
@@ -80,6 +80,7 @@ def train_student(
     """
     require_targets(config, cache, online=load_teacher is not None)
     require_trackers(config.trackers)
+    require_tokenizer(cache)
     with joined(config.device) as (team, device):
         require_processes(config, team.num_ranks)
         with ExitStack() as stack:
@@ -273,17 +274,24 @@ class _Run:
         )
         target = self.out / "model"
 
-        def publish() -> None:
+        def publish() -> tuple[str, ...]:
             if target.exists():
-                return
+                return ()
             student = self.model
             if is_shared:
                 student = load_student(self.config, self.cache)
                 for name, parameter in trained_parameters(student).items():
                     copy_whole(parameter, trained[name])
-            publish_model(student, self.cache, target, config=self.config, metrics=self.validation)
+            return publish_model(
+                student, self.cache, target, config=self.config, metrics=self.validation
+            )
 
-        self.team.first(publish)
+        for key in self.team.first(publish):
+            self._tell(
+                "message",
+                message=f"{key} of the teacher's tokenizer_config.json is not in the student's: it "
+                "names code, or a file elsewhere",
+            )
 
     def _diverged(self, what: str, value: float) -> NonFiniteLossError:
         path = checkpoint.newest(self.out / "checkpoints")

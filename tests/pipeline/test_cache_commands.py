@@ -16,6 +16,7 @@ import zstandard
 from click.testing import CliRunner, Result
 
 import cache_format
+from cache_format.recipe_file import seal_recipe
 from cache_format.storage import Storage, checked_chunks
 from pipeline.cli import main
 from pipeline.extend import extended_recipe
@@ -366,6 +367,8 @@ class TestExtend:
             teacher=replace(spec.teacher, revision="abc"),
             corpus=replace(spec.corpus, revision="def"),
         )
+        recipe = (cache / "recipe.toml").read_text()
+        (cache / "recipe.toml").write_bytes(seal_recipe(recipe, spec.cache_id))
         opened.manifest = replace(opened.manifest, spec=spec)
         monkeypatch.setattr(cache_format, "open", lambda *_, **__: opened)
         config = extended_recipe(cache, "2K").cache_teacher

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from cache_format.spec import TeacherSpec
-from cache_format.strict_json import read_object
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.corpus_files import sha256_of
 from stages.cache_teacher.corpus.hub import model_snapshot
 from stages.cache_teacher.teacher.attention import choose_attention
 from stages.tokenizer_files import READ_FILES, load_tokenizer
+from stages.weight_files import pickled_note, weight_files
 
-_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.safetensors")
+# An adapter, and a checkpoint that several processes wrote.
+_INSTEAD = re.compile(r"adapter_config\.json|shard-[0-9]{5}-model-.*\.safetensors")
 _LOGIT_CAPS = ("final_logit_softcapping",)
 _LOGIT_SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
 
@@ -95,44 +96,22 @@ def _directory_of(config: CacheTeacherConfig) -> tuple[Path, str]:
 
 def _weight_files(directory: Path, name: str) -> list[str]:
     """The safetensors files that make up the model; pickled weights are refused, not read."""
-    index = directory / "model.safetensors.index.json"
-    if (directory / "adapter_config.json").exists():
-        raise ValueError(
-            f"{name}: {directory} holds an adapter (adapter_config.json), and transformers would "
-            "load the model that it names instead. Merge it into its model (`merge_and_unload` of "
-            "peft), save that, and use that directory."
-        )
     if not (directory / "config.json").is_file():
         raise ValueError(f"{name}: {directory} holds no config.json, so it is no model directory")
-    if (directory / "model.safetensors").is_file():
-        return ["model.safetensors"]
-    if not index.is_file():
-        pickled = sorted(path.name for path in directory.glob("*.bin"))
-        found = f" (its {pickled[0]} is a pickle, which is never loaded)" if pickled else ""
-        raise ValueError(
-            f"{name}: {directory} holds no safetensors weights{found}. Save the model with "
-            "save_pretrained(..., safe_serialization=True) and use that directory."
-        )
-    parts = _parts_named_by(index)
-    missing = [part for part in parts if not (directory / part).is_file()]
-    if missing:
-        raise ValueError(f"{name}: {directory} lacks {', '.join(missing)}, named by {index.name}")
-    return parts
-
-
-def _parts_named_by(index: Path) -> list[str]:
-    """The files that an index of sharded weights names, all beside it."""
-    step = "Put it back from where the model came."
-    weight_map = read_object(index, step).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index}: damaged: weight_map: expected an object of names. {step}")
-    for part in weight_map.values():
-        if not isinstance(part, str) or _PART.fullmatch(part) is None:
+    for path in sorted(directory.iterdir()):
+        if _INSTEAD.fullmatch(path.name):
             raise ValueError(
-                f"{index}: weight_map: expected names of .safetensors files beside it, found "
-                f"{part!r}. {step}"
+                f"{name}: {directory} holds {path.name}, by which transformers would load other "
+                "weights than the model's own. Merge an adapter into its model, and use a "
+                "directory that `save_pretrained` wrote and that holds nothing else."
             )
-    return sorted(set(weight_map.values()))
+    parts = weight_files(directory)
+    if not parts:
+        raise ValueError(
+            f"{name}: {directory} holds no safetensors weights{pickled_note(directory)}. Save the "
+            "model with save_pretrained(..., safe_serialization=True) and use that directory."
+        )
+    return parts
 
 
 def _sha256_over(directory: Path, names: Iterable[str]) -> str:
@@ -143,6 +122,11 @@ def _sha256_over(directory: Path, names: Iterable[str]) -> str:
 
 def _refuse_model(name: str, text_config: Any, sequence_length: int) -> None:
     """Raise ValueError for a model whose targets this stage would get wrong."""
+    if getattr(text_config, "transformers_weights", None) is not None:
+        raise ValueError(
+            f"{name}: its config.json names weights of its own (transformers_weights), which are "
+            "not those that a cache would be known by. Delete that key."
+        )
     if getattr(text_config, "is_encoder_decoder", False):
         raise ValueError(f"{name}: an encoder-decoder; the teacher must be a causal language model")
     for key in (*_LOGIT_CAPS, *_LOGIT_SCALES):

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cache_format.atomic import publish_directory
+from cache_format.strict_json import parse_object
 
 _NAME = re.compile(r"step-(\d{7,})")
 
@@ -86,7 +87,7 @@ def _set_aside(path: Path) -> str:
 
 def load(path: Path) -> Checkpoint:
     """The checkpoint at ``path``. Raises ValueError, KeyError or OSError if it is not whole."""
-    state = json.loads((path / "state.json").read_text())
+    state = parse_object((path / "state.json").read_bytes())
     file = path / "tensors.safetensors"
     if (found := _sha256(file)) != state["tensors_sha256"]:
         raise ValueError(f"{file.name} is corrupt (SHA-256 {found[:12]}…)")

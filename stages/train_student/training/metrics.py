@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_format.atomic import atomic_file
+from cache_format.strict_json import parse_object
 from stages.train_student.training.trackers import TrackedRun, Tracker, make_tracker
 
 
@@ -80,6 +81,8 @@ def _keep_until(path: Path, step: int) -> None:
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(json.JSONDecodeError):
-            yield json.loads(line)
+    for line in path.read_bytes().splitlines():
+        with suppress(ValueError):
+            row = parse_object(line)
+            if type(row.get("step")) is int:
+                yield row

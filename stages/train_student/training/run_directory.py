@@ -18,6 +18,7 @@ from typing import Any
 
 from cache_format.atomic import atomic_file, make_directory
 from cache_format.reader import Cache
+from cache_format.strict_json import parse_object
 from stages.train_student.config import TrainStudentConfig
 
 _MAY_CHANGE_ON_RESUME = {
@@ -96,7 +97,7 @@ def prepare(
 
 def _read(identity_file: Path) -> dict[str, Any]:
     try:
-        identity: dict[str, Any] = json.loads(identity_file.read_text())
+        identity = parse_object(identity_file.read_bytes())
         _rows(identity)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cache_format.atomic import atomic_file
+from cache_format.strict_json import parse_object
 
 _PROJECT = "xlstm-distill"
 
@@ -142,8 +143,8 @@ def _identify(package: str, run: TrackedRun) -> tuple[str, int]:
     file = run.out / "trackers.json"
     known: dict[str, dict[str, Any]] = {}
     with suppress(OSError, ValueError):
-        known = json.loads(file.read_text())
-    if run.from_step > 0 and package in known:
+        known = parse_object(file.read_bytes())
+    if run.from_step > 0 and _is_told(known.get(package)):
         name = str(known[package]["name"])
         told_step = max(int(known[package]["told_step"]), run.last_step)
     else:
@@ -154,6 +155,14 @@ def _identify(package: str, run: TrackedRun) -> tuple[str, int]:
     with atomic_file(file) as opened:
         opened.write((json.dumps(known, indent=1) + "\n").encode())
     return name, told_step
+
+
+def _is_told(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and type(entry.get("told_step")) is int
+    )
 
 
 @contextmanager
