@@ -22,6 +22,7 @@ FORMAT_VERSION = "1.1"
 
 _SEAL = re.compile(rb',\n "seal": "([0-9a-f]{64})"\n}\n')
 _SEAL_BYTES = len(b',\n "seal": ""\n}\n') + 64
+_MOST = 2**63  # of an integer, as most languages have them
 
 
 def canonical_json(value: object) -> bytes:
@@ -105,7 +106,9 @@ def from_plain(hint: Any, value: object, where: str = "", *, ignore_unknown: boo
         return {
             key: from_plain(arguments[1], item, f"{where}.{key}") for key, item in value.items()
         }
-    if hint is float and type(value) is int and abs(value) < 2**1000:  # else there is no float
+    if type(value) is int and not -_MOST <= value < _MOST:
+        raise ValueError(f"{where}: expected a number of 64 bits, found one of more")
+    if hint is float and type(value) is int:
         return float(value)
     if type(value) is hint:
         return value

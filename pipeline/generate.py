@@ -45,7 +45,7 @@ def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
-    tokenizer = load_student_tokenizer(run)
+    tokenizer = load_student_tokenizer(run, model.config.head_rows)
     inputs = tokenizer(prompt, return_tensors="pt").to(device)
     if inputs["input_ids"].numel() == 0:
         raise ValueError("the prompt is empty: a student goes on from at least one token")

@@ -53,6 +53,11 @@ class PipelineGroup(click.Group):
             ctx.exit(143 if is_terminated else 130)
         except Exception as error:
             ctx.exit(_report_failure(error, ctx.invoked_subcommand or "", ctx.obj))
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust: a tokenizer that is none, say
+                raise
+            failure = RuntimeError(f"a library cannot go on with what it was given: {error}")
+            ctx.exit(_report_failure(failure, ctx.invoked_subcommand or "", ctx.obj))
 
 
 class Terminated(KeyboardInterrupt):

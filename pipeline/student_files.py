@@ -35,9 +35,19 @@ def load_student_model(run: Path) -> "DistilXLSTMForCausalLM":
     return load_stored_student(path)
 
 
-def load_student_tokenizer(run: Path) -> Any:
-    """The tokenizer beside the student of ``run``. Raises ValueError if there is none."""
+def load_student_tokenizer(run: Path, head_rows: int) -> Any:
+    """The tokenizer beside the student of ``run``, which has ``head_rows`` embeddings.
+
+    Raises ValueError if there is none, or one whose ids the student does not have.
+    """
     path = model_directory(run)
     from stages.tokenizer_files import load_tokenizer
 
-    return load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= head_rows:
+        raise ValueError(
+            f"{path}: its tokenizer makes ids up to {largest}, but the student has {head_rows} "
+            "embeddings. The two do not belong together: copy the whole directory again."
+        )
+    return tokenizer

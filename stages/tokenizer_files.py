@@ -50,8 +50,11 @@ def load_tokenizer(directory: Path) -> Any:
     fast: Any = PreTrainedTokenizerFast
     try:
         if has_fast:
-            return fast.from_pretrained(directory)
-        return auto.from_pretrained(directory, trust_remote_code=False)
+            tokenizer = fast.from_pretrained(directory)
+        else:
+            tokenizer = auto.from_pretrained(directory, trust_remote_code=False)
+        tokenizer("a")  # some settings of a wrong type are only met here
+        return tokenizer
     except MemoryError:
         raise
     except Exception as error:  # Rust's and transformers' own, of whatever type, for a wrong file

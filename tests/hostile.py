@@ -82,7 +82,7 @@ CONFIG = {
 def change_json(path: Path, changes: Mapping[str, Any]) -> None:
     """Put ``changes`` into the object in ``path``, which may not be there yet."""
     fields = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(fields | changes))
+    path.write_text(json.dumps({**fields, **changes}))
 
 
 def spoil_model(directory: Path, canary: Path) -> Path:
