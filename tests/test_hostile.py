@@ -18,7 +18,6 @@ from pipeline.cli import main
 from pipeline.recipe import Recipe
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
 from stages.tokenizer_files import load_tokenizer
-from stages.train_student.student.model import DistilXLSTMForCausalLM
 from stages.train_student.student.published_files import published_files
 from tests import hostile
 from tests.cache_format.sample_cache import contents, reseal
@@ -204,6 +203,15 @@ class TestModel:
         assert found["student"]["loss"] > 0
         assert not canary.exists()
 
+    def test_a_tokenizer_of_another_model(self, honest: Path, tmp_path: Path) -> None:
+        model = Path(shutil.copytree(honest, tmp_path / "model"))
+        fields = json.loads((model / "tokenizer.json").read_text())
+        fields["model"]["vocab"] = {k: v + 5000 for k, v in fields["model"]["vocab"].items()}
+        (model / "tokenizer.json").write_text(json.dumps(fields))
+        result = invoke("generate", model, "--prompt", "the student")
+        assert result.exit_code == 1
+        assert "makes ids up to 5319, but the student has 328 embeddings" in result.stderr
+
     def test_uploading(self, model: Path, honest: Path) -> None:
         with pytest.raises(ValueError, match=r"/config\.json: auto_map names foreign code"):
             published_files(model)
@@ -285,9 +293,3 @@ class TestTeacher:
         with pytest.raises(ValueError, match=r"Python code of its repository's own \(auto_map\)"):
             resolve_teacher(stage_one_config(teacher, "unused"))
         assert not canary.exists()
-
-
-def test_the_student_that_the_world_loads_is_ours(honest: Path) -> None:
-    """The directory's code, run where the user says so, gives the class of this package."""
-    student: Any = DistilXLSTMForCausalLM.from_pretrained(honest)
-    assert student.config.cache_id is not None

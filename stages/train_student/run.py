@@ -80,7 +80,6 @@ def train_student(
     """
     require_targets(config, cache, online=load_teacher is not None)
     require_trackers(config.trackers)
-    require_tokenizer(cache)
     with joined(config.device) as (team, device):
         require_processes(config, team.num_ranks)
         with ExitStack() as stack:
@@ -112,6 +111,7 @@ class _Run:
         self.steps_per_epoch = self.order.steps_per_epoch
         self.num_steps = config.max_steps or self.steps_per_epoch * config.num_epochs
         self.uses_sketch = max(config.beta_start, config.beta_end) > 0 and teacher is None
+        require_tokenizer(cache)
         self.model = load_student(config, cache).to(device)  # type: ignore[arg-type]
         self.throughput = Throughput(
             operations_per_token(self.model), device, config.precision, team.num_ranks
