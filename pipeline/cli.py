@@ -114,24 +114,45 @@ def inspect(
 )
 @click.option("--top-k", type=click.IntRange(min=1), default=50, show_default=True, metavar="K")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--cache",
+    type=_CACHE,
+    help="Where the cache of a run that has not finished is now, if it has been moved.",
+)
 def generate(
-    run: Path, prompt: str, max_new_tokens: int, temperature: float, top_k: int, seed: int
+    run: Path,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    cache: Path | str | None,
 ) -> None:
     """Let a trained student go on from a prompt.
 
     \b
       pipeline generate run --prompt "The cell" --max-new-tokens 64
 
-    RUN is what train-student wrote with --out, or a model directory. Text appears as it is made.
+    RUN is what train-student wrote with --out, or a model directory. Of a run that has not finished
+    the newest checkpoint is used; RUN/checkpoints/step-0000500 names one. Its embedding, head and
+    tokenizer come from the cache that the run learns from. Text appears as it is made.
     """
     quieten()
-    from pipeline.generate import Sampling, stream_text
+    from pipeline.generate import Sampling, require_text, stream_text
     from pipeline.printable import printable
+    from pipeline.student_files import student_files
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
     )
-    stream_text(run, prompt, sampling, lambda text: click.echo(printable(text), nl=False))
+    require_text(prompt)
+    with student_files(run, cache, lambda line: click.echo(printable(line), err=True)) as student:
+        stream_text(
+            student.directory,
+            prompt,
+            sampling,
+            lambda text: click.echo(printable(text), nl=False),
+        )
 
 
 for command in (evaluate, push, verify, pack, unpack, merge, extend, export):

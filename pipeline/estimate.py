@@ -14,6 +14,7 @@ def estimate_figures(found: "Estimate") -> dict[str, Any]:
         "is_whole_corpus": found.is_whole_corpus,
         "documents": round(found.num_documents),
         "shards": max(1, round(found.num_shards)),
+        "validation_share": round(found.shares.validation_share, 4),
         "hours": round(found.seconds / 3600, 4),
         "tokens_per_second": round(found.tokens_per_second, 1),
         "device_wait_share": found.device_wait_share,
@@ -42,6 +43,8 @@ def estimate_text(found: "Estimate") -> str:
         f"{found.tokens_per_document:,.0f} tokens each",
         f"  shards      {max(1, round(found.num_shards)):,} of about "
         f"{size((found.num_bytes - found.teacher_bytes) / max(1, found.num_shards))}",
+        f"  validation  {found.shares.validation_share:.1%} of the rows",
+        *([f"    {found.shares.advice}"] if found.shares.advice else []),
         f"  {'column':18} {'bytes/token':>12} {'on disk':>10}",
         *(
             f"  {name:18} {one:12.2f} {size(one * found.num_tokens):>10}"

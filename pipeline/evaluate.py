@@ -151,20 +151,11 @@ def _notes(config: "DistilXLSTMConfig", cache: "Cache") -> list[str]:
 
 def _require_same_teacher(path: Path, config: "DistilXLSTMConfig", cache: "Cache") -> None:
     """The cache's ids and probabilities must be of the teacher whose head the student has."""
+    from stages.train_student.training.teacher_identity import require_same_teacher
+
     if config.teacher is None:
         raise ValueError(
             f"{path / 'config.json'}: does not name the teacher that the student learnt from, so "
             "no cache can be compared with it. Only students of `pipeline train-student` do."
         )
-    teacher = cache.spec.teacher
-    pairs = {
-        "weights_sha256": (config.teacher["weights_sha256"], teacher.weights_sha256),
-        "tokenizer_sha256": (config.teacher["tokenizer_sha256"], teacher.tokenizer_sha256),
-        "vocab_size": (config.vocab_size, teacher.vocab_size),
-    }
-    differing = [f"{name} {ours} and {its}" for name, (ours, its) in pairs.items() if ours != its]
-    if differing:
-        raise ValueError(
-            f"{cache.path}: made by another teacher ({teacher.source}) than {path} learnt from "
-            f"({config.teacher['source']}): {'; '.join(differing)}. Name a cache of its teacher."
-        )
+    require_same_teacher(str(path), config.teacher, cache)

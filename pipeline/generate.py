@@ -23,11 +23,8 @@ class Sampling:
     seed: int
 
 
-def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str], None]) -> None:
-    """Hand ``prompt`` and what the student of ``run`` makes of it to ``write``, as it is made.
-
-    Raises ValueError if ``run`` holds no model, or the prompt no token or bytes that are no text.
-    """
+def require_text(prompt: str) -> None:
+    """Raise ValueError where ``prompt`` was typed in bytes that are no text."""
     try:
         prompt.encode()
     except UnicodeEncodeError as error:  # such bytes reach a program as surrogates
@@ -35,6 +32,13 @@ def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str
             f"--prompt: not UTF-8 text: {error.object[error.start : error.end]!a} at "
             f"character {error.start}. Type it again, in UTF-8."
         ) from error
+
+
+def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str], None]) -> None:
+    """Hand ``prompt`` and what the student of ``run`` makes of it to ``write``, as it is made.
+
+    Raises ValueError if ``run`` holds no model, or the prompt no token.
+    """
     model: Any = load_student_model(run)
     import torch
     from transformers import TextStreamer, set_seed

@@ -19,6 +19,7 @@ from cache_format.errors import CacheError
 from cache_format.manifest import ShardEntry
 from cache_format.parts import looks_like_part, ranges_text, unit_ranges
 from cache_format.reader import Cache
+from cache_format.splits import SPLITS
 from pipeline.printable import printable
 from pipeline.recipe import parse_recipe
 
@@ -39,8 +40,7 @@ def summarise(path: Path | str) -> dict[str, Any]:
         "num_shards": len(shards),
         "num_bytes": sum(shard.num_bytes for shard in shards),
         "num_tokens": {
-            "train": sum(shard.num_tokens for shard in cache.shards("train")),
-            "validation": sum(shard.num_tokens for shard in cache.shards("validation")),
+            split: cache.num_rows(split) * cache.spec.sequence_length for split in SPLITS
         },
         "num_documents": sum(shard.num_documents for shard in shards),
         "num_skipped_documents": sum(shard.num_skipped_documents for shard in shards),
@@ -57,14 +57,15 @@ def summary_text(summary: dict[str, Any]) -> str:
     spec, figures = summary["spec"], summary["teacher"]
     names = summary["recipe"] or {}
     tokens = summary["num_tokens"]
+    share = tokens["validation"] / max(1, sum(tokens.values()))
     lines = [
         f"{summary['path']}: {_state(summary)}",
         f"  cache id    {summary['cache_id']} (format {summary['format_version']})",
         f"  teacher     {_source(spec['teacher'], names.get('teacher'))}, "
         f"{spec['teacher']['dtype']}",
         f"  corpus      {_source(spec['corpus'], names.get('corpus'))}",
-        f"  tokens      {tokens['train']:,} train, {tokens['validation']:,} validation, "
-        f"in rows of {spec['sequence_length']}",
+        f"  tokens      {tokens['train']:,} train, {tokens['validation']:,} validation "
+        f"({share:.1%}), in rows of {spec['sequence_length']}",
         f"  documents   {summary['num_documents']:,}, {summary['num_skipped_documents']:,} "
         f"skipped; {summary['num_dropped_tokens']:,} tokens filled no row",
         f"  shards      {summary['num_shards']:,}, {summary['num_bytes'] / 1e6:,.1f} MB",

@@ -140,6 +140,7 @@ def _run_lines(outcome: Outcome) -> list[str]:
 
 def _held_text(outcome: Outcome, out: Path | str, recipe_name: str) -> str:
     from pipeline.progress import short
+    from stages.cache_teacher.engine.split_shares import shares_of
 
     manifest, missing = outcome.manifest, outcome.progress.missing_units
     num_tokens = sum(shard.num_tokens for shard in manifest.shards)
@@ -155,11 +156,12 @@ def _held_text(outcome: Outcome, out: Path | str, recipe_name: str) -> str:
             f"{held} It is a part: units before them, or after, are missing. When the other parts "
             f"are made:\n  pipeline merge {quote(str(out))} OTHER... --out CACHE"
         )
-    if all(shard.split == "validation" for shard in manifest.shards):
-        return (
-            f"{held} All of them are validation: for something to train on, cache more --tokens, "
-            "or fewer cache_teacher.documents_per_unit in another --out."
-        )
+    shares = shares_of(manifest)
+    held = f"{held} Validation is {shares.validation_share:.1%} of the rows."
+    if shares.advice:
+        held = f"{held} {shares.advice}"
+    if shares.num_validation_rows == shares.num_rows:
+        return held
     return (
         f"{held} Next:\n  pipeline train-student --recipe {recipe_name} "
         f"--cache {quote(str(out))} --out RUN"

@@ -53,7 +53,8 @@ def evaluate(
       pipeline evaluate run --cache cache
       pipeline evaluate run --tasks hellaswag,arc_easy --limit 100
 
-    RUN is what train-student wrote with --out, or a model directory. With --cache: loss,
+    RUN is what train-student wrote with --out, or a model directory. Of a run that has not finished
+    the newest checkpoint is used; RUN/checkpoints/step-0000500 names one. With --cache: loss,
     perplexity, KL, agreement, accuracy and expected calibration error on the cache's validation
     split, and what the cache tells of the teacher; the teacher is not loaded. With --tasks: metrics
     of lm-evaluation-harness, which is installed by `pip install 'lm_eval[hf]'`.
@@ -69,21 +70,27 @@ def evaluate(
 
         require_harness()
     quieten()
-    if cache is not None:
-        from pipeline.evaluate import Extent, evaluate_student, evaluation_text
+    from pipeline.student_files import student_files
 
-        extent = Extent(num_rows=rows, batch_size=batch_size, device=device)
-        found = _with_bar(run, cache, extent, evaluate_student)
-        lines.append(evaluation_text(found))
-    if tasks:
-        from pipeline.harness import HarnessOptions, run_tasks, tasks_text
+    with student_files(run, cache, lambda line: click.echo(line, err=True)) as student:
+        if cache is not None:
+            from pipeline.evaluate import Extent, evaluate_student, evaluation_text
 
-        options = HarnessOptions(
-            include_path=include_path, limit=limit, batch_size=batch_size, device=device
-        )
-        names = [name.strip() for name in tasks.split(",") if name.strip()]
-        found["tasks"] = run_tasks(run, names, options)
-        lines.append(tasks_text(found["tasks"]))
+            extent = Extent(num_rows=rows, batch_size=batch_size, device=device)
+            found = _with_bar(student.directory, cache, extent, evaluate_student)
+            found |= {"model": str(student.source), "checkpoint_step": student.step}
+            if student.step is not None:
+                found["notes"].append(f"The student is that of step {student.step}, unfinished.")
+            lines.append(evaluation_text(found))
+        if tasks:
+            from pipeline.harness import HarnessOptions, run_tasks, tasks_text
+
+            options = HarnessOptions(
+                include_path=include_path, limit=limit, batch_size=batch_size, device=device
+            )
+            names = [name.strip() for name in tasks.split(",") if name.strip()]
+            found["tasks"] = run_tasks(student.directory, names, options)
+            lines.append(tasks_text(found["tasks"]))
     click.echo(json.dumps(found, indent=1) if as_json else "\n\n".join(lines))
 
 

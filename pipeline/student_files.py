@@ -1,21 +1,40 @@
-"""Where a run's student lies, and the student loaded.
+"""Where a student lies, and the student loaded.
 
-In: the directory that a run wrote, or a Hugging Face model directory. Out: the model directory, or
-the model. Called by the commands that use a finished student.
+In: a run's directory, a Hugging Face model directory or, where training has not finished, a
+checkpoint. Out: a model directory, or the model.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cache_format.reader import Cache
     from stages.train_student.student.model import DistilXLSTMForCausalLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentFiles:
+    """A student as a model directory."""
+
+    directory: Path
+    """The model directory; of a checkpoint a temporary one."""
+    source: Path
+    """What the person would call it: the model directory, or the checkpoint."""
+    step: int | None
+    """Of a checkpoint its step."""
 
 
 def model_directory(run: Path) -> Path:
     """The model directory that ``run`` is or holds. Raises ValueError if there is none."""
-    for candidate in (run / "model", run):
-        if (candidate / "config.json").is_file():
-            return candidate
+    from stages.train_student.training.model_directory import find_model_directory
+
+    path = find_model_directory(run)
+    if path is not None:
+        return path
     if (run / "run.json").is_file():
         raise ValueError(
             f"{run}: its training has not finished, so there is no model yet. Finish it with "
@@ -51,3 +70,53 @@ def load_student_tokenizer(run: Path, head_rows: int) -> Any:
             "embeddings. The two do not belong together: copy the whole directory again."
         )
     return tokenizer
+
+
+@contextmanager
+def student_files(
+    place: Path, cache: Path | str | None, say: Callable[[str], None]
+) -> Iterator[StudentFiles]:
+    """The student at ``place``: its model or, if there is none yet, its newest whole checkpoint.
+
+    A checkpoint holds what was trained. All else comes from ``cache``; by default from where the
+    run has read it. ``say`` is told which step is used. Raises ValueError where there is no student
+    or no cache of its teacher.
+    """
+    from stages.train_student.training.model_directory import find_model_directory
+
+    path = find_model_directory(place)
+    if path is not None:
+        yield StudentFiles(directory=path, source=path, step=None)
+        return
+    from stages.train_student.training.saved_student import find_checkpoint, publish_checkpoint
+
+    checkpoint, problems = find_checkpoint(place)
+    for problem in problems:
+        say(problem)
+    say(f"{checkpoint.path}: step {checkpoint.step} of a training that has not finished")
+    with TemporaryDirectory(prefix="xlstm-student-") as temporary:
+        directory = Path(temporary) / "model"
+        opened = _cache_of(checkpoint.path, cache)
+        say(f"its embedding, head and tokenizer are read from {opened.path}")
+        publish_checkpoint(checkpoint, opened, directory)
+        yield StudentFiles(directory=directory, source=checkpoint.path, step=checkpoint.step)
+
+
+def _cache_of(checkpoint: Path, place: Path | str | None) -> "Cache":
+    """The cache at ``place``, or where the run of ``checkpoint`` has read it."""
+    import cache_format
+    from stages.train_student.training.run_record import RUN_FILE, read_record
+
+    if place is not None:
+        return cache_format.open(place, allow_incomplete=True)
+    run = checkpoint.resolve().parent.parent
+    needed = f"{checkpoint}: the student's embedding, head and tokenizer are in its cache"
+    if not (run / RUN_FILE).is_file():
+        raise ValueError(f"{needed}. Say by --cache where that is.")
+    location = read_record(run).cache_location
+    if "://" not in location and not Path(location).is_dir():
+        raise ValueError(
+            f"{needed}, which lay at {location} and is no longer there. Say by --cache where it is "
+            "now; another cache of the same teacher will do."
+        )
+    return cache_format.open(location, allow_incomplete=True)

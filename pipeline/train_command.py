@@ -39,6 +39,25 @@ _DIRECTORY = LocalPath(file_okay=False)
 @click.option("--out", type=_DIRECTORY, required=True, help="Directory of the run.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
 @click.option(
+    "--init",
+    type=LocalPath(exists=True, file_okay=False),
+    metavar="RUN|MODEL",
+    help="Begin a new run from the trained weights of another: from its model or, if there is none "
+    "yet, its newest checkpoint. Steps, schedules and AdamW's moments begin anew; recipe, length "
+    "and cache may be others, blocks and teacher must be the same. With --resume it may be left "
+    "out.",
+)
+@click.option(
+    "--extend-to",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="With --resume: train on to this step. What was done stays as it was. From here on, the "
+    "learning rate is that of a run of STEPS steps: where a finished run has brought it to 0, it "
+    "rises at once to what such a run has at this step, and falls to 0 at STEPS. The run keeps "
+    "this: later, --resume alone goes on to STEPS. At its end the new model takes the place of the "
+    "old one.",
+)
+@click.option(
     "--teacher-in-the-loop",
     "online",
     is_flag=False,
@@ -70,6 +89,8 @@ def train_student(
     cache: Path | str,
     out: Path,
     resume: bool,
+    init: Path | None,
+    extend_to: int | None,
     online: str | None,
     local_directory: Path | None,
     local_gib: float,
@@ -79,6 +100,10 @@ def train_student(
     \b
       pipeline train-student --recipe distil-xlstm --cache cache --out run
       torchrun --nproc-per-node 4 -m pipeline train-student …      # 4 GPUs, the same student
+      pipeline train-student --recipe distil-xlstm --cache cache --out run --resume --extend-to 9000
+      pipeline train-student --recipe distil-xlstm --cache cache --out run-2 --init run
+
+    The third line trains on, the last one begins another run from the weights of the first.
 
     Writes run/recipe.toml, run/metrics.jsonl, run/tensorboard, run/checkpoints and, at the end,
     run/model: a Hugging Face model directory.
@@ -86,6 +111,8 @@ def train_student(
     Ctrl-C (or SIGTERM) saves a checkpoint and stops. To go on after that, or after any other
     interruption, type the same command with --resume.
     """
+    if extend_to is not None and not resume:
+        raise click.UsageError("--extend-to: give --resume with it, for it goes on with a run")
     recipe = load_session_recipe(session, recipe_name, settings, ignored="cache_teacher")
     quieten()
     import cache_format
@@ -110,6 +137,8 @@ def train_student(
                 report=_report(bar, is_first),
                 stop=request,
                 load_teacher=_teacher_loader(opened, recipe.train_student, online),
+                init=init,
+                extend_to=extend_to,
             )
         except StoppedError:
             raise (request.exception() if is_first else click.exceptions.Exit(1)) from None

@@ -16,11 +16,12 @@ from pathlib import Path
 import cache_format
 from cache_format.errors import CacheError
 from cache_format.reader import Cache
+from cache_format.spec import CacheSpec
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.corpus import resolve_corpus
-from stages.cache_teacher.corpus.packing import tokenize
 from stages.cache_teacher.engine.batch_size import CPU_POSITIONS
 from stages.cache_teacher.engine.progress import CacheProgress
+from stages.cache_teacher.engine.split_shares import SplitShares, expected_shares
 from stages.cache_teacher.run import cache_teacher
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
 from stages.device import choose_device
@@ -51,6 +52,14 @@ class Estimate:
     """The teacher's files in the cache: embedding, head, tokenizer."""
     tokens_per_document: float
     documents_per_unit: int
+    spec: CacheSpec
+    """Of the probe."""
+
+    @property
+    def shares(self) -> SplitShares:
+        """Rows of training and validation."""
+        tokens_per_unit = self.tokens_per_document * self.documents_per_unit
+        return expected_shares(self.spec, math.ceil(self.num_shards), tokens_per_unit)
 
     @property
     def seconds(self) -> float:
@@ -89,7 +98,7 @@ class _Watch:
         """How far it came."""
 
     def __call__(self, progress: CacheProgress) -> None:
-        self._report(progress)
+        self._report(replace(progress, message=""))  # what is said of the probe's units
         self.last = progress
         if progress.tokens_cached_this_run == 0 or progress.phase != "caching":
             return
@@ -142,7 +151,7 @@ def _documents_of_probe(config: CacheTeacherConfig) -> int:
         documents = corpus.read_unit(0)
     if documents is None:
         return config.documents_per_unit
-    ids = tokenize(source.tokenizer, documents.texts, source.spec.vocab_size)
+    ids = source.document_tokenizer.encode(documents.texts)
     num_tokens = sum(len(one) + 1 for one in ids)
     num_rows = config.rows_per_forward or max(1, CPU_POSITIONS // config.sequence_length)
     wanted = _FORWARDS * num_rows * config.sequence_length
@@ -176,4 +185,5 @@ def _scaled(config: CacheTeacherConfig, cache: Cache, watch: _Watch) -> Estimate
         teacher_bytes=sum(size for size, _ in cache.attachments().values()),
         tokens_per_document=num_tokens / num_documents,
         documents_per_unit=config.documents_per_unit,
+        spec=cache.spec,
     )

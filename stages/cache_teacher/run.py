@@ -6,6 +6,7 @@ and counts once its receipt is there: so this may be killed at any moment and st
 shared among threads, processes and machines in any way.
 """
 
+import math
 import os
 import threading
 import time
@@ -30,6 +31,7 @@ from stages.cache_teacher.engine.progress import CacheProgress, Progress
 from stages.cache_teacher.engine.ray_engine import RaySettings, make_units_on_ray
 from stages.cache_teacher.engine.remote_maker import RemoteJob
 from stages.cache_teacher.engine.self_check import choose_witness
+from stages.cache_teacher.engine.split_shares import expectation
 from stages.cache_teacher.engine.unit_queue import UnitQueue
 from stages.cache_teacher.engine.unit_reader import PreparedUnit, UnitReader
 from stages.cache_teacher.engine.workers import WorkerShare, device_of_worker
@@ -116,6 +118,7 @@ class _Filling:
         self._taking = threading.Lock()
         self._published = time.monotonic()
         self._has_recipe = False
+        self._has_said_shares = False
 
     def is_full(self) -> bool:
         """Whether no unit is missing."""
@@ -169,11 +172,21 @@ class _Filling:
                 return None
             prepared = maker.prepare(unit)
             assert prepared is not None, "the queue has no units after the corpus"
-            self._budget.note(unit, prepared.num_tokens)
+            self._note(unit, prepared.num_tokens)
             return prepared
 
+    def _note(self, unit: int, num_tokens: int) -> None:
+        """A unit's size is known. The first one tells how the cache will be divided."""
+        self._budget.note(unit, num_tokens)
+        mean = self._budget.mean_size()
+        if mean and not self._has_said_shares:
+            self._has_said_shares = True
+            num_units = math.ceil(self._num_tokens / mean)
+            num_units = min(num_units, max(unit + 1, self._corpus.likely_num_units()))
+            self._progress.say(expectation(self._job.spec, num_units, mean))
+
     def _made(self, entry: ShardEntry) -> None:
-        self._budget.note(entry.unit, entry.num_tokens)
+        self._note(entry.unit, entry.num_tokens)
         if time.monotonic() - self._published > _MANIFEST_SECONDS:
             self._writer.publish_manifest(self._num_tokens, complete=False)
             self._published = time.monotonic()

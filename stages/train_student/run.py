@@ -27,21 +27,22 @@ from stages.train_student.objective.schedule import learning_rate, loss_weights
 from stages.train_student.requirements import require_targets
 from stages.train_student.student.slstm_choice import choose_scan
 from stages.train_student.training import checkpoint, run_directory
-from stages.train_student.training.checkpoint import Checkpoint
-from stages.train_student.training.export import publish_model, require_tokenizer
-from stages.train_student.training.metrics import MetricsLog
+from stages.train_student.training.checkpoint import CheckpointState
+from stages.train_student.training.export import publish_model, published_step, require_tokenizer
+from stages.train_student.training.extension import extensions_before, num_steps_at
+from stages.train_student.training.initial_weights import InitialWeights, load_initial_weights
+from stages.train_student.training.metrics import NOTHING_WRITTEN, MetricsLog, finite_only
 from stages.train_student.training.new_student import load_student
 from stages.train_student.training.parallel import ParallelLoss, require_processes
 from stages.train_student.training.processes import Processes, joined
 from stages.train_student.training.progress import Event, Report, TrainProgress
-from stages.train_student.training.run_directory import RunRows
+from stages.train_student.training.run_checkpoints import RunCheckpoints
+from stages.train_student.training.run_record import RunRecord
 from stages.train_student.training.saved_tensors import (
-    restore,
-    tensors_of,
+    restore_weights,
     trained_parameters,
     whole_tensors,
 )
-from stages.train_student.training.sharding import copy_whole
 from stages.train_student.training.throughput import Throughput, operations_per_token
 from stages.train_student.training.trackers import require_trackers
 from stages.train_student.training.update import NonFiniteError, Updater
@@ -69,10 +70,14 @@ def train_student(
     report: Report,
     stop: Callable[[], bool] = lambda: False,
     load_teacher: LoadTeacher | None = None,
+    init: Path | None = None,
+    extend_to: int | None = None,
 ) -> dict[str, float]:
     """Train a student from ``cache``; returns its last validation's metrics.
 
     With ``load_teacher`` the loss asks that teacher instead, over the same rows: for comparison.
+    A new run begins from the weights of the student at ``init``, if given; one that is resumed may
+    be told to go on to the step ``extend_to`` (see ``extension``).
     Started by torchrun, all processes train one student. ``stop`` is asked before every step; once
     it says yes anywhere, a checkpoint is written and StoppedError raised. Raises ValueError where
     recipe, cache and ``out`` do not fit together, CacheError for a cache that is corrupt or still
@@ -86,9 +91,14 @@ def train_student(
             team.first(lambda: stack.enter_context(run_directory.held(out)))
             prepare = partial(run_directory.prepare, out, cache, config)
             prepare = partial(prepare, resume=resume, recipe_toml=recipe_toml)
-            rows = team.first(partial(prepare, online=load_teacher is not None))
+            initial = load_initial_weights(init, config, cache) if init else None
+            prepare = partial(prepare, online=load_teacher is not None, initial=initial)
+            record = team.first(prepare)
             teacher = load_teacher(device) if load_teacher else None
-            return _Run(config, cache, rows, team, device, out, report, teacher).train(stop)
+            run = _Run(config, cache, record, team, device, out, report, teacher)
+            run.restore(initial, extend_to)
+            del initial, prepare  # their weights are in the model now
+            return run.train(stop)
 
 
 class _Run:
@@ -98,18 +108,19 @@ class _Run:
         self,
         config: TrainStudentConfig,
         cache: Cache,
-        rows: RunRows,
+        record: RunRecord,
         team: Processes,
         device: torch.device,
         out: Path,
         report: Report,
         teacher: OnlineTeacher | None,
     ) -> None:
-        self.config, self.cache, self.rows, self.out = config, cache, rows, out
+        self.config, self.cache, self.record, self.out = config, cache, record, out
+        self.rows = record.rows
         self.team, self.device, self._report = team, device, report
-        self.order = row_order(cache, config, rows.train)
+        self.order = row_order(cache, config, self.rows.train)
         self.steps_per_epoch = self.order.steps_per_epoch
-        self.num_steps = config.max_steps or self.steps_per_epoch * config.num_epochs
+        self.num_planned = config.max_steps or self.steps_per_epoch * config.num_epochs
         self.uses_sketch = max(config.beta_start, config.beta_end) > 0 and teacher is None
         require_tokenizer(cache)
         self.model = load_student(config, cache).to(device)  # type: ignore[arg-type]
@@ -119,14 +130,23 @@ class _Run:
         self.objective = make_objective(self.model, cache, config, device, teacher)
         self.loss = ParallelLoss(self.model, self.objective, config.parallel, team)
         self.updater = Updater(self.model, self.loss, config, team)
+        self.checkpoints = RunCheckpoints(
+            out=out, team=team, model=self.model, updater=self.updater, say=self._say
+        )
         self.step = 0
         self.validation: dict[str, float] = {}
+        self._mark = NOTHING_WRITTEN
         self._log: MetricsLog | None = None
 
+    @property
+    def num_steps(self) -> int:
+        """The last step, counted from 1."""
+        extensions = self.record.extensions
+        return extensions[-1].to_step if extensions else self.num_planned
+
     def train(self, stop: Callable[[], bool]) -> dict[str, float]:
-        """Resume if there is a checkpoint, train to the last step, publish the model."""
+        """Train to the last step and publish the model."""
         self._choose_scan()
-        self._restore()
         self.model.train()
         with ExitStack() as stack:
             if self.team.is_first:
@@ -151,12 +171,17 @@ class _Run:
             heads = self.config.num_heads
             width = self.model.config.hidden_size // heads
             choice = choose_scan(self.config.slstm, self.device, heads, width)
-            self._tell("message", message=choice.sentence)
+            self._say(choice.sentence)
 
     def _open_log(self) -> MetricsLog:
         settings = dataclasses.asdict(self.config) | {"cache_id": self.cache.cache_id}
         return MetricsLog(
-            self.out, from_step=self.step, trackers=self.config.trackers, config=settings
+            self.out,
+            from_step=self.step,
+            mark=self._mark,
+            trackers=self.config.trackers,
+            config=settings,
+            warn=self._say,
         )
 
     def _loader(self) -> Loader:
@@ -172,7 +197,8 @@ class _Run:
     def _optimize(self, step: Step, num_scored: int) -> dict[str, float]:
         """One optimizer step; returns its metrics."""
         weights = loss_weights(self.config, self.step, self.steps_per_epoch)
-        rate = learning_rate(self.config, self.step, self.num_steps)
+        num_steps = num_steps_at(self.step, self.num_planned, self.record.extensions)
+        rate = learning_rate(self.config, self.step, num_steps)
         share = Share(max(1, num_scored), self.order.rows_per_step)
         numbers = Part(self.team.rank, self.team.num_ranks).micro_batches(self.config.accumulation)
         seeds = (micro_batch_seed(self.config.seed, self.step, number) for number in numbers)
@@ -227,44 +253,30 @@ class _Run:
         self._tell("validation", self.validation)
 
     def _save(self) -> None:
-        tensors = tensors_of(self.model, self.updater.optimizer, keep=self.team.is_first)
-        state = {
-            "cache_id": self.cache.cache_id,
-            "config": dataclasses.asdict(self.config),
-            "scaler": self.updater.scaler.state_dict(),
-            "validation": self.validation,
-        }
-        directory, keep = self.out / "checkpoints", self.config.keep_checkpoints
-        path = self.team.first(lambda: checkpoint.save(directory, self.step, tensors, state, keep))
+        state = CheckpointState(
+            step=self.step,
+            tensors_sha256="",
+            identity=self.record.identity,
+            extensions=extensions_before(self.step, self.record.extensions),
+            config=dataclasses.asdict(self.config),
+            scaler=self.updater.scaler.state_dict(),
+            validation=finite_only(self.validation),
+            metrics=self._log.mark() if self._log else NOTHING_WRITTEN,
+        )
+        path = self.checkpoints.save(state, self.config.keep_checkpoints)
         self._tell("checkpoint", message=f"checkpoint {path}")
 
-    def _restore(self) -> None:
-        """Go on from the newest checkpoint, which the first process chooses for all."""
-        found: Checkpoint | None = None
-
-        def choose() -> tuple[Path, str] | None:
-            nonlocal found
-            found, problems = checkpoint.load_newest(self.out / "checkpoints")
-            for problem in problems:
-                self._tell("message", message=problem)
-            if problems and found is None:
-                self._tell("message", message="no checkpoint is whole: training begins anew")
-            return None if found is None else (found.path, found.state["tensors_sha256"])
-
-        chosen = self.team.first(choose)
-        if chosen is None:
-            return
-        path, digest = chosen
-        own = found or checkpoint.load(path)
-        if own.state["tensors_sha256"] != digest:
-            raise ValueError(
-                f"{path}: this process sees another checkpoint than the first one does. --out must "
-                "be one directory for all processes."
-            )
-        restore(self.model, self.updater.optimizer, own.tensors)
-        self.updater.scaler.load_state_dict(own.state["scaler"])
-        self.step, self.validation = own.step, own.state["validation"]
-        self._tell("message", message=f"resuming from {path}")
+    def restore(self, initial: InitialWeights | None, extend_to: int | None) -> None:
+        """Go on from the newest checkpoint, or begin; and on to step ``extend_to``, if given."""
+        found = self.checkpoints.restore(self.record, initial)
+        if found is not None:
+            self.step, self.validation = found.step, found.state.validation
+            self._mark = found.state.metrics
+            self._say(f"resuming from {found.path}")
+        if extend_to is not None:
+            extend = partial(run_directory.extend, self.out, self.record, planned=self.num_planned)
+            self.record = self.team.first(partial(extend, step=self.step, to_step=extend_to))
+            self._say(f"training goes on to step {extend_to}")
 
     def _publish(self) -> None:
         """The student as a model directory, made of whole weights."""
@@ -275,13 +287,13 @@ class _Run:
         target = self.out / "model"
 
         def publish() -> tuple[str, ...]:
-            if target.exists():
+            if target.exists() and published_step(target) == self.step:
                 return ()
             student = self.model
             if is_shared:
                 student = load_student(self.config, self.cache)
-                for name, parameter in trained_parameters(student).items():
-                    copy_whole(parameter, trained[name])
+                restore_weights(student, trained)
+            student.config.num_steps = self.step
             return publish_model(
                 student, self.cache, target, config=self.config, metrics=self.validation
             )
@@ -304,6 +316,9 @@ class _Run:
     def _write(self, metrics: dict[str, float]) -> None:
         if self._log is not None:
             self._log.write(self.step, metrics)
+
+    def _say(self, message: str) -> None:
+        self._tell("message", message=message)
 
     def _tell(
         self,

@@ -157,7 +157,7 @@ def test_another_cache_of_the_same_teacher_is_marked(
 def test_a_cache_of_another_teacher_is_refused(run: Path, tmp_path: Path) -> None:
     write_cache(tmp_path / "cache", TARGETS["top_k"])
     with pytest.raises(
-        ValueError, match=r"made by another teacher .*weights_sha256 .* and .*vocab"
+        ValueError, match=r"made by another teacher .*weights_sha256 .* and .*tokenizer_sha256"
     ):
         evaluated(run, tmp_path / "cache")
 

@@ -115,11 +115,13 @@ class TestCacheReport:
             report = CacheReport(bar)
             for phase in ("resolving", "resolving", "loading teacher"):
                 report(caching(0, phase))
+            report(replace(caching(0, "loading teacher"), message="about 5 units"))
             report(caching(500))
             report(caching(500, "corpus ended"))
         assert stream.getvalue().splitlines() == [
             "finding the teacher and the corpus",
             "loading the teacher",
+            "about 5 units",
             "cache: 500 of 10.0k tok (5.0%) · 1.50MB · unit 3 · 2.00k documents · "
             "a.parquet, documents 30-39",
             "the corpus ended before the budget was reached",

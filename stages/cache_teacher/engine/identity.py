@@ -24,7 +24,6 @@ from cache_format.storage import Storage, storage_at
 from cache_format.writer import begun_spec, require_same_spec
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.corpus import Corpus
-from stages.cache_teacher.corpus.packing import tokenize
 from stages.cache_teacher.corpus.ranks import rank_table
 from stages.cache_teacher.teacher.teacher_files import TeacherSource
 
@@ -86,6 +85,7 @@ def make_spec(
         sketch=_sketch_spec(config),
         sequence_length=config.sequence_length,
         validation_every=config.validation_every,
+        validation_split="rows" if config.validation_split == "rows" else None,
         seed=config.seed,
     )
 
@@ -172,4 +172,4 @@ def _tokenized(corpus: Corpus, source: TeacherSource) -> Iterator[npt.NDArray[np
         documents = corpus.read_unit(unit)
         if documents is None:
             return
-        yield from tokenize(source.tokenizer, documents.texts, source.spec.vocab_size)
+        yield from source.document_tokenizer.encode(documents.texts)

@@ -185,4 +185,4 @@ def _rows_of(writer: CacheWriter, entry: ShardEntry, num_rows: int) -> list[Row]
     wanted = range(min(num_rows, entry.num_rows))
     with TemporaryDirectory(prefix="xlstm-distill-") as directory:  # for a shard at a URL
         cache = Cache(writer.storage, alone, LocalSpace(directory=Path(directory)))
-        return [cache.read_row(entry.split, number, with_sketch=False)[1] for number in wanted]
+        return [cache.read_row_of(entry, number, with_sketch=False) for number in wanted]

@@ -8,13 +8,15 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cache_format.spec import TeacherSpec
 from stages.cache_teacher.config import CacheTeacherConfig
-from stages.cache_teacher.corpus.corpus_files import sha256_of
+from stages.cache_teacher.corpus.document_tokenizer import DocumentTokenizer
 from stages.cache_teacher.corpus.hub import model_snapshot
+from stages.cache_teacher.corpus.open_file import sha256_of
 from stages.cache_teacher.teacher.attention import choose_attention
 from stages.tokenizer_files import READ_FILES, load_tokenizer
 from stages.weight_files import pickled_note, weight_files
@@ -32,6 +34,14 @@ class TeacherSource:
     directory: Path
     spec: TeacherSpec
     tokenizer: Any
+    """transformers' tokenizer, as a student gets it."""
+
+    @cached_property
+    def document_tokenizer(self) -> DocumentTokenizer:
+        """What turns documents into token ids."""
+        return DocumentTokenizer(
+            self.tokenizer.backend_tokenizer, self.spec.vocab_size, self.spec.eos_token_id
+        )
 
 
 def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
@@ -200,6 +210,12 @@ def _refuse_vocabulary(
         )
     if top_k > vocab_size:
         raise ValueError(f"top_k: {top_k} is more than the {vocab_size} ids of {name}")
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ValueError(
+            f"{name}: its tokenizer ({type(tokenizer).__name__}) is not one of the tokenizers "
+            "library, which alone is known to keep control tokens out of documents. Use a teacher "
+            "with a tokenizer.json."
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"{name}: its tokenizer has no end-of-text token (eos_token), so documents cannot be "

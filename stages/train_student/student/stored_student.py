@@ -69,6 +69,7 @@ _SETTINGS: dict[str, Callable[[object], bool]] = {
     "slstm_at": lambda value: isinstance(value, list) and _are_ids(value),
     "teacher": _is_teacher,
     "cache_id": _is_text,
+    "num_steps": lambda value: value is None or _is_size(value, 0),
 }
 """The settings that are taken from a config.json, and whether a value is one that they may have."""
 

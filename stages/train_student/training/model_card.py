@@ -90,10 +90,13 @@ def _description(model: DistilXLSTMForCausalLM, spec: CacheSpec) -> str:
     head = "an embedding that is a frozen copy of the teacher's and a head that began as one"
     if not model.config.train_head:
         head = "frozen copies of the teacher's embedding and head"
+    num_steps = model.config.num_steps  # an extended run has more than its recipe says
+    steps = "" if num_steps is None else f", for {num_steps:,} optimizer steps"
     return (
         f"{model.config.num_blocks} xLSTM blocks (sLSTM: {slstm}; the others mLSTM) of width "
         f"{model.config.hidden_size} between {head}: {trainable:,} of {total:,} parameters were "
-        f"trained, as in Distil-xLSTM (arXiv 2503.18565), on rows of {spec.sequence_length} tokens."
+        f"trained, as in Distil-xLSTM (arXiv 2503.18565), on rows of {spec.sequence_length} tokens"
+        f"{steps}."
     )
 
 

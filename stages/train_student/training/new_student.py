@@ -6,10 +6,14 @@ from safetensors.torch import load_file
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.student.model import DistilXLSTMForCausalLM, build_student
+from stages.train_student.training.teacher_identity import teacher_identity
 
 
 def load_student(config: TrainStudentConfig, cache: Cache) -> DistilXLSTMForCausalLM:
-    """A new student around the teacher's embedding and head, which lie in the cache."""
+    """A new student around the teacher's embedding and head, which lie in the cache.
+
+    Its config names the cache and the teacher.
+    """
     path = cache.attachment("embedding.safetensors")
     try:
         frozen = load_file(path)
@@ -20,7 +24,7 @@ def load_student(config: TrainStudentConfig, cache: Cache) -> DistilXLSTMForCaus
             "the cache again."
         ) from error
     teacher = cache.spec.teacher
-    return build_student(
+    student = build_student(
         config,
         hidden_size=teacher.hidden_size,
         vocab_size=teacher.vocab_size,
@@ -30,3 +34,6 @@ def load_student(config: TrainStudentConfig, cache: Cache) -> DistilXLSTMForCaus
         head=frozen.get("head"),
         seed=config.seed,
     )
+    student.config.cache_id = cache.cache_id
+    student.config.teacher = teacher_identity(cache)
+    return student

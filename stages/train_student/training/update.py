@@ -6,8 +6,9 @@ gradient overflows is skipped.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,14 +99,30 @@ class Updater:
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
 
 
+def require_scaler_state(scaler: torch.amp.GradScaler, state: Mapping[str, Any]) -> None:
+    """Raise ValueError unless ``state`` can be loaded into ``scaler``, and has a usable scale."""
+    expected, found = (
+        {name: type(value) for name, value in each.items()} for each in (scaler.state_dict(), state)
+    )
+    are_finite = found == expected and all(0 <= value < math.inf for value in state.values())
+    if not (are_finite and state.get("scale", 1.0) > 0):
+        raise ValueError(
+            f"scaler: expected finite numbers {sorted(expected)}, found {dict(state)}."
+        )
+
+
 def _require_finite(name: str, value: float) -> None:
     if not math.isfinite(value):
         raise NonFiniteError(name, value)
 
 
 def _adamw(config: TrainStudentConfig, trainable: list[torch.nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only."""
-    return torch.optim.AdamW(
+    """AdamW with weight decay on matrices only.
+
+    Its moments are there from the start, as AdamW would begin them at its first step: so a
+    checkpoint of any step has all of them, and one that lacks some is refused.
+    """
+    optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
@@ -114,3 +131,10 @@ def _adamw(config: TrainStudentConfig, trainable: list[torch.nn.Parameter]) -> t
         betas=(config.adam_beta1, config.adam_beta2),
         fused=True,
     )
+    for parameter in trainable:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer

@@ -1,5 +1,6 @@
 """An estimate is what comes of a small cache, scaled up; and nothing is left of that."""
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -51,6 +52,18 @@ def test_units_of_the_probe_are_small(bench: Bench) -> None:
     found = estimate(config, seconds=0.0, report=lambda _: None)
     assert found.documents_per_unit == 80
     assert found.num_shards == pytest.approx(found.num_documents / 80)
+
+
+def test_the_share_of_validation_is_that_of_the_units_asked_for(bench: Bench) -> None:
+    """Not of the probe's, which are smaller; nor is anything said of those."""
+    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=80, num_tokens=5000)
+    messages: list[str] = []
+    found = estimate(config, 0.0, report=lambda progress: messages.append(progress.message))
+    num_units = math.ceil(found.num_shards)
+    assert num_units <= 3
+    assert found.shares.validation_share == pytest.approx(1 / num_units)
+    assert "much more" in found.shares.advice or num_units == 1
+    assert set(messages) == {""}
 
 
 def test_nothing_is_left(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.run import NonFiniteLossError, StoppedError, train_student
 from stages.train_student.training.checkpoint import load_newest
 from stages.train_student.training.progress import TrainProgress
+from stages.train_student.training.run_record import read_record
+from tests.cache_format.sample_cache import reseal
 
 
 def tiny_config(**changes: Any) -> TrainStudentConfig:
@@ -328,9 +330,8 @@ def test_a_non_finite_loss_names_step_and_checkpoint(tiny_cache: Path, tmp_path:
         name = next(name for name in tensors if name.startswith("model."))
         tensors[name] = torch.full_like(tensors[name], float("nan"))
         save_file(tensors, path / "tensors.safetensors")
-        state = json.loads((path / "state.json").read_text())
         digest = hashlib.sha256((path / "tensors.safetensors").read_bytes()).hexdigest()
-        (path / "state.json").write_text(json.dumps(state | {"tensors_sha256": digest}))
+        reseal(path / "state.json", lambda fields: fields.update(tensors_sha256=digest))
 
     with pytest.raises(Stopped):
         run(tiny_config(), tiny_cache, tmp_path / "run", report=poison)
@@ -413,7 +414,7 @@ def test_a_run_without_a_checkpoint_may_begin_anew_with_other_settings(
         run(tiny_config(batch_size=4), tiny_cache, tmp_path / "run", report=stop_after(2))
     run(tiny_config(max_steps=2), tiny_cache, tmp_path / "run")
     assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1, 2, 2]
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["batch_size"] == 2
+    assert read_record(tmp_path / "run").identity["batch_size"] == 2
 
 
 def test_a_finished_student_is_not_passed_off_as_that_of_other_settings(
