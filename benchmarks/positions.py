@@ -141,7 +141,7 @@ def corpus_ranks(corpus: Path, tokenizer: Path) -> RankTable:
     from stages.cache_teacher.corpus.corpus import resolve_corpus
     from stages.cache_teacher.corpus.document_tokenizer import DocumentTokenizer
     from stages.cache_teacher.corpus.ranks import ENOUGH_TOKENS, rank_table
-    from stages.cache_teacher.teacher.teacher_files import load_tokenizer
+    from stages.tokenizer_files import load_tokenizer
 
     documents = resolve_corpus(CacheTeacherConfig(corpus=str(corpus))).read_unit(0)
     assert documents is not None

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cache_format.errors import CorruptFileError, UnsupportedFormatError
+from cache_format.strict_json import parse_object
 
 FORMAT_VERSION = "1.2"
 """The newest that this program writes and reads."""
 
 _SEAL = re.compile(rb',\n "seal": "([0-9a-f]{64})"\n}\n')
 _SEAL_BYTES = len(b',\n "seal": ""\n}\n') + 64
+_MOST = 2**63  # of an integer, as most languages have them
 
 
 def canonical_json(value: object) -> bytes:
@@ -48,13 +50,16 @@ def unseal(
     prefix, suffix = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
     match = _SEAL.fullmatch(suffix)
     if match is None or hashlib.sha256(prefix).hexdigest().encode() != match[1]:
-        fields = _object(data)
+        fields = _parsed_or_empty(data)
         _refuse_foreign_version(fields, path, known_version)
         problem = f"its seal does not fit its {len(data)} bytes"
         if fields and "seal" not in fields:
             problem = "it has no seal, or an older version of xlstm-distill wrote it without one"
         raise CorruptFileError(f"{path}: damaged: {problem}. {next_step}")
-    fields = _object(prefix + b"}")
+    try:
+        fields = parse_object(prefix + b"}")
+    except ValueError as error:
+        raise CorruptFileError(f"{path}: {error}. {next_step}") from error
     _refuse_foreign_version(fields, path, known_version)
     if "format_version" not in fields:
         raise CorruptFileError(f"{path}: holds no format_version. {next_step}")
@@ -107,7 +112,9 @@ def from_plain(hint: Any, value: object, where: str = "", *, ignore_unknown: boo
         return {
             key: from_plain(arguments[1], item, f"{where}.{key}") for key, item in value.items()
         }
-    if hint is float and type(value) is int and abs(value) < 2**1000:  # else there is no float
+    if hint in (int, float) and type(value) is int and not -_MOST <= value < _MOST:
+        raise ValueError(f"{where}: expected a number of 64 bits, found one of more")
+    if hint is float and type(value) is int:
         return float(value)
     if type(value) is hint:
         return value
@@ -153,12 +160,11 @@ def _inner(hint: Any) -> Any:
     return next(argument for argument in get_args(hint) if argument is not types.NoneType)
 
 
-def _object(data: bytes) -> dict[str, Any]:
+def _parsed_or_empty(data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
+        return parse_object(data)
+    except ValueError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _refuse_foreign_version(fields: dict[str, Any], path: Path | str, known_version: str) -> None:

@@ -208,6 +208,7 @@ class Cache:
         record: Path | None = None,
     ) -> list[Problem]:
         """Every checksum of the cache, and files that do not belong; the empty list is good news.
+        Files that do not belong are no damage (``Problem.is_damage``).
 
         ``report`` is told the bytes read so far and in all. With ``record``, a file outside of the
         cache, a verification that is interrupted goes on where it was when it is called again.

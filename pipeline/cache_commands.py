@@ -272,10 +272,11 @@ def extend(session: Session, cache: Path | str, tokens: str) -> None:
 
     To resume after an interruption, run the same command again.
     """
-    from pipeline.extend import extended_recipe
+    from pipeline.extend import extended_recipe, places_text
     from pipeline.stage_one import EngineOptions, recipe_in, run_stage_one, send_outcome
 
     session.recipe = extended_recipe(cache, tokens)
+    click.echo(places_text(cache, session.recipe), err=True)
     reporter = open_reporter(session, "cache", cache)
     outcome = run_stage_one(session.recipe, cache, EngineOptions(), reporter)
     send_outcome(outcome, cache, recipe_in(cache), reporter)

@@ -142,14 +142,20 @@ def generate(
     require_student(run)  # or a refusal, before what takes long to import
     quieten()
     from pipeline.generate import Sampling, require_text, stream_text
+    from pipeline.printable import printable
     from pipeline.student_files import student_files
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
     )
     require_text(prompt)
-    with student_files(run, cache, lambda line: click.echo(line, err=True)) as student:
-        stream_text(student.directory, prompt, sampling, lambda text: click.echo(text, nl=False))
+    with student_files(run, cache, lambda line: click.echo(printable(line), err=True)) as student:
+        stream_text(
+            student.directory,
+            prompt,
+            sampling,
+            lambda text: click.echo(printable(text), nl=False),
+        )
 
 
 for command in (evaluate, push, verify, pack, unpack, merge, extend, export):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.student_files import load_student_model, model_directory
+from pipeline.student_files import load_student_model, load_student_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,18 +39,17 @@ def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str
 
     Raises ValueError if ``run`` holds no model, or the prompt no token.
     """
-    tokenizer_path = model_directory(run)
+    model: Any = load_student_model(run)
     import torch
-    from transformers import AutoTokenizer, TextStreamer, set_seed
+    from transformers import TextStreamer, set_seed
 
     class Stream(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             write(text + "\n" if stream_end else text)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = load_student_model(run)
     model.to(device)
-    tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_path)
+    tokenizer = load_student_tokenizer(run, model.config.head_rows)
     inputs = tokenizer(prompt, return_tensors="pt").to(device)
     if inputs["input_ids"].numel() == 0:
         raise ValueError("the prompt is empty: a student goes on from at least one token")

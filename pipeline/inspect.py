@@ -15,10 +15,12 @@ import numpy as np
 import cache_format
 from cache_format import layout
 from cache_format.codec import Row
+from cache_format.errors import CacheError
 from cache_format.manifest import ShardEntry
 from cache_format.parts import looks_like_part, ranges_text, unit_ranges
 from cache_format.reader import Cache
 from cache_format.splits import SPLITS
+from pipeline.printable import printable
 from pipeline.recipe import parse_recipe
 
 _TOP = 5
@@ -77,7 +79,8 @@ def summary_text(summary: dict[str, Any]) -> str:
             "  bytes/token",
             *(f"    {name:18} {size:8.2f}" for name, size in summary["bytes_per_token"].items()),
         ]
-    return "\n".join([*lines, "  spec", *_settings(spec)])
+    # One by one: a line break in a name is no line.
+    return "\n".join(printable(line, keep="") for line in [*lines, "  spec", *_settings(spec)])
 
 
 def _kept(targets: dict[str, Any], figures: dict[str, float]) -> str:
@@ -197,7 +200,13 @@ def _piece_of(cache: Cache) -> Callable[[int], str]:
         return lambda token_id: f"#{token_id}"
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(cache.attachment("tokenizer.json")))
+    path = cache.attachment("tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no type of its own
+        raise CacheError(
+            f"{path}: no tokenizer: {error}. Whoever made the cache wrote it so: ask for another."
+        ) from error
     return lambda token_id: str(tokenizer.decode([token_id], skip_special_tokens=False))
 
 

@@ -170,7 +170,9 @@ def _parse(source: str, text: str) -> tuple[list[str], dict[str, dict[str, _Sett
     """Description and used_by, and settings by table, their values not yet checked."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise RecipeError(f"{source}: not a recipe: its values are nested too deep") from error
+    except ValueError as error:  # TOML's own, and Python's for numbers of thousands of digits
         raise RecipeError(f"{source}: not valid TOML: {error}") from error
     head = [document.pop(key, "") for key in ("description", "used_by")]
     for key, value in zip(("description", "used_by"), head, strict=True):

@@ -73,6 +73,11 @@ class PipelineGroup(click.Group):
             ctx.exit(_report_interrupt(error, ctx.invoked_subcommand or "", session))
         except Exception as error:
             ctx.exit(_report_failure(error, ctx.invoked_subcommand or "", session))
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust: a tokenizer that is none, say
+                raise
+            failure = RuntimeError(f"a library cannot go on with what it was given: {error}")
+            ctx.exit(_report_failure(failure, ctx.invoked_subcommand or "", session))
 
 
 class Terminated(KeyboardInterrupt):
@@ -112,10 +117,11 @@ def _report_interrupt(error: KeyboardInterrupt, command: str, session: Session) 
 def _report_failure(error: Exception, command: str, session: Session) -> int:
     """Say on stderr what went wrong; returns the exit code. A bug is raised."""
     from pipeline.failures import explain, says_all
+    from pipeline.printable import printable
     from pipeline.recipe import RecipeError
 
     is_known = isinstance(error, ValueError | OSError | RuntimeError | MemoryError)
-    message, exit_code = explain(error, command, session.recipe), 1
+    message, exit_code = printable(explain(error, command, session.recipe)), 1
     if isinstance(error, RecipeError):
         message += "\n`pipeline recipes distil-xlstm` prints every key with its default."
         exit_code = 2

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cache_format.reader import Cache
@@ -44,11 +44,32 @@ def model_directory(run: Path) -> Path:
 
 
 def load_student_model(run: Path) -> "DistilXLSTMForCausalLM":
-    """The student of ``run``, for inference. Raises ValueError if there is no whole one."""
-    path = model_directory(run)
-    from stages.train_student.training.saved_student import load_model_directory
+    """The student of ``run``, for inference. Raises ValueError if there is no whole one.
 
-    return load_model_directory(path)
+    Nothing in the directory is run, whoever wrote it.
+    """
+    path = model_directory(run)
+    from stages.train_student.student.stored_student import load_stored_student
+
+    return load_stored_student(path)
+
+
+def load_student_tokenizer(run: Path, head_rows: int) -> Any:
+    """The tokenizer beside the student of ``run``, which has ``head_rows`` embeddings.
+
+    Raises ValueError if there is none, or one whose ids the student does not have.
+    """
+    path = model_directory(run)
+    from stages.tokenizer_files import load_tokenizer
+
+    tokenizer = load_tokenizer(path)
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= head_rows:
+        raise ValueError(
+            f"{path}: its tokenizer makes ids up to {largest}, but the student has {head_rows} "
+            "embeddings. The two do not belong together: copy the whole directory again."
+        )
+    return tokenizer
 
 
 def require_student(place: Path) -> None:
@@ -90,7 +111,9 @@ def student_files(
     say(f"{checkpoint.path}: step {checkpoint.step} of a training that has not finished")
     with TemporaryDirectory(prefix="xlstm-student-") as temporary:
         directory = Path(temporary) / "model"
-        publish_checkpoint(checkpoint, _cache_of(checkpoint.path, cache), directory)
+        opened = _cache_of(checkpoint.path, cache)
+        say(f"its embedding, head and tokenizer are read from {opened.path}")
+        publish_checkpoint(checkpoint, opened, directory)
         yield StudentFiles(directory=directory, source=checkpoint.path, step=checkpoint.step)
 
 

@@ -21,6 +21,7 @@ from stages.cache_teacher.corpus.corpus import Corpus, resolve_corpus
 from stages.cache_teacher.engine.identity import identify
 from stages.cache_teacher.teacher.teacher_files import TeacherSource, resolve_teacher
 from stages.device import choose_device
+from stages.weight_files import weight_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +121,13 @@ def _num_units(corpus: Corpus) -> int:
 
 
 def _num_parameters(directory: Path) -> int:
-    """From the headers of the safetensors files (a length of 8 bytes, then JSON)."""
+    """From the headers of the weight files (a length of 8 bytes, then JSON)."""
     num_parameters = 0
-    for path in directory.glob("model*.safetensors"):
-        with path.open("rb") as file:
+    for name in weight_files(directory):
+        with (directory / name).open("rb") as file:
             (num_bytes,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(num_bytes))
         num_parameters += sum(
-            prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"
+            prod(tensor["shape"]) for key, tensor in header.items() if key != "__metadata__"
         )
     return num_parameters

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from cache_format import layout
 from cache_format.manifest import Manifest
 from cache_format.receipt import ShardEntry
 from cache_format.writer import CacheWriter
@@ -183,7 +182,7 @@ class _Filling:
         return self._writer.publish_manifest(self._num_tokens, complete)
 
     def _write_recipe(self, recipe_toml: str) -> None:
-        self._writer.storage.publish(layout.RECIPE, recipe_toml.encode())
+        self._writer.write_recipe(recipe_toml)
         self._has_recipe = True
 
     def _next_unit(self, maker: UnitMaker) -> PreparedUnit | None:

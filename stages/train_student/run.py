@@ -29,7 +29,7 @@ from stages.train_student.requirements import require_targets
 from stages.train_student.student.slstm_choice import choose_scan
 from stages.train_student.training import checkpoint, run_directory
 from stages.train_student.training.checkpoint import CheckpointState
-from stages.train_student.training.export import publish_model, published_step
+from stages.train_student.training.export import publish_model, published_step, require_tokenizer
 from stages.train_student.training.extension import extensions_before, num_steps_at
 from stages.train_student.training.initial_weights import InitialWeights, load_initial_weights
 from stages.train_student.training.metrics import NOTHING_WRITTEN, MetricsLog, finite_only
@@ -151,6 +151,7 @@ class _Run:
         self.steps_per_epoch = self.order.steps_per_epoch
         self.num_planned = config.max_steps or self.steps_per_epoch * config.num_epochs
         self.uses_sketch = max(config.beta_start, config.beta_end) > 0 and teacher is None
+        require_tokenizer(cache)
         self.model = load_student(config, cache).to(device)  # type: ignore[arg-type]
         self.throughput = Throughput(
             operations_per_token(self.model), device, config.precision, team.num_ranks
@@ -319,17 +320,24 @@ class _Run:
         )
         target = self.out / "model"
 
-        def publish() -> None:
+        def publish() -> tuple[str, ...]:
             if target.exists() and published_step(target) == self.step:
-                return
+                return ()
             student = self.model
             if is_shared:
                 student = load_student(self.config, self.cache)
                 restore_weights(student, trained)
             student.config.num_steps = self.step
-            publish_model(student, self.cache, target, config=self.config, metrics=self.validation)
+            return publish_model(
+                student, self.cache, target, config=self.config, metrics=self.validation
+            )
 
-        self.team.first(publish)
+        for key in self.team.first(publish):
+            self._tell(
+                "message",
+                message=f"{key} of the teacher's tokenizer_config.json is not in the student's: it "
+                "names code, or a file elsewhere",
+            )
 
     def _diverged(self, what: str, value: float) -> NonFiniteLossError:
         path = checkpoint.newest(self.out / "checkpoints")

@@ -171,7 +171,7 @@ def test_a_model_that_names_no_teacher_is_refused(
 
 
 def test_a_model_that_is_no_student_is_refused(tiny_cache: Path) -> None:
-    with pytest.raises(ValueError, match="no student, but a Qwen2ForCausalLM"):
+    with pytest.raises(ValueError, match="no student of this package: expected model_type 'distil"):
         evaluated(tiny_cache.parent / "teacher", tiny_cache)
 
 

@@ -7,10 +7,12 @@ positions count from 0. B rows, T positions, D width, V vocabulary.
 
 import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from stages.cache_teacher.targets.head import Head
 from stages.cache_teacher.teacher.attention import VARLEN, body_inputs, register_varlen
 from stages.cache_teacher.teacher.teacher_files import TeacherSource
 from stages.cache_teacher.teacher.teacher_probe import refuse_unfaithful
+from stages.tokenizer_files import pass_on_tokenizer
 
 
 class Teacher:
@@ -68,7 +71,9 @@ class Teacher:
         shutil.copyfile(source.directory / "config.json", directory / "config.json")
         # Not copied: transformers may read the teacher's files as a tokenizer class of its own
         # choice; what is saved is what made the ids, whoever reads it.
-        source.tokenizer.save_pretrained(directory)
+        with TemporaryDirectory() as saved:
+            source.tokenizer.save_pretrained(saved)
+            pass_on_tokenizer(os.listdir(saved), Path(saved).joinpath, directory)
         tied = self.head_weight.data_ptr() == self.embedding.data_ptr()
         tensors = (
             {"embedding": self.embedding}

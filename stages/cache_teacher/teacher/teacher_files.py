@@ -5,7 +5,7 @@ that a wrong setting costs seconds and not a model's loading time. Called by ``r
 """
 
 import hashlib
-import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,19 +19,11 @@ from stages.cache_teacher.corpus.hub import model_snapshot
 from stages.cache_teacher.corpus.open_file import sha256_of
 from stages.cache_teacher.teacher.attention import choose_attention
 from stages.cache_teacher.teacher.teacher_place import local_directory
+from stages.tokenizer_files import READ_FILES, load_tokenizer
+from stages.weight_files import pickled_note, weight_files
 
-_TOKENIZER_FILES = (
-    "added_tokens.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
+# An adapter, and a checkpoint that several processes wrote.
+_INSTEAD = re.compile(r"adapter_config\.json|shard-[0-9]{5}-model-.*\.safetensors")
 _LOGIT_CAPS = ("final_logit_softcapping",)
 _LOGIT_SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
 
@@ -63,13 +55,15 @@ def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
     name = f"teacher {config.teacher!r}"
     directory, revision = _directory_of(config)
     weights = _weight_files(directory, name)
-    tokenizer_files = tuple(f for f in _TOKENIZER_FILES if (directory / f).is_file())
+    tokenizer_files = tuple(f for f in READ_FILES if (directory / f).is_file())
     if not tokenizer_files:
         raise ValueError(f"{name}: {directory} holds no tokenizer")
     try:
         model_config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         tokenizer = load_tokenizer(directory)
-    except (OSError, ValueError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers' own, of whatever type, for a wrong file
         raise ValueError(
             f"{name}: its configuration or tokenizer is unreadable: {error}"
         ) from error
@@ -100,47 +94,32 @@ def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
     )
 
 
-def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer exactly as its ``tokenizer.json`` has it.
-
-    ``AutoTokenizer`` goes by the model's type: beside a Qwen2 model it would split the text by
-    Qwen2's rules whatever that file says, and the teacher would read ids it was not trained on.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    if (directory / "tokenizer.json").is_file():
-        fast: Any = PreTrainedTokenizerFast
-        return fast.from_pretrained(directory)
-    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-
-
 def _directory_of(config: CacheTeacherConfig) -> tuple[Path, str]:
     """The directory with the teacher's files, and the commit if it came from the Hub."""
     directory = local_directory(config.teacher)
     if directory is not None:
         return directory, ""
-    snapshot = model_snapshot(config, _TOKENIZER_FILES)
+    snapshot = model_snapshot(config, READ_FILES)
     return snapshot, snapshot.name
 
 
 def _weight_files(directory: Path, name: str) -> list[str]:
     """The safetensors files that make up the model; pickled weights are refused, not read."""
-    index = directory / "model.safetensors.index.json"
     if not (directory / "config.json").is_file():
         raise ValueError(f"{name}: {directory} holds no config.json, so it is no model directory")
-    if (directory / "model.safetensors").is_file():
-        return ["model.safetensors"]
-    if not index.is_file():
-        pickled = sorted(path.name for path in directory.glob("*.bin"))
-        found = f" (its {pickled[0]} is a pickle, which is never loaded)" if pickled else ""
+    for path in sorted(directory.iterdir()):
+        if _INSTEAD.fullmatch(path.name):
+            raise ValueError(
+                f"{name}: {directory} holds {path.name}, by which transformers would load other "
+                "weights than the model's own. Merge an adapter into its model, and use a "
+                "directory that `save_pretrained` wrote and that holds nothing else."
+            )
+    parts = weight_files(directory)
+    if not parts:
         raise ValueError(
-            f"{name}: {directory} holds no safetensors weights{found}. Save the model with "
-            "save_pretrained(..., safe_serialization=True) and use that directory."
+            f"{name}: {directory} holds no safetensors weights{pickled_note(directory)}. Save the "
+            "model with save_pretrained(..., safe_serialization=True) and use that directory."
         )
-    parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    missing = [part for part in parts if not (directory / part).is_file()]
-    if missing:
-        raise ValueError(f"{name}: {directory} lacks {', '.join(missing)}, named by {index.name}")
     return parts
 
 
@@ -152,6 +131,11 @@ def _sha256_over(directory: Path, names: Iterable[str]) -> str:
 
 def _refuse_model(name: str, text_config: Any, sequence_length: int) -> None:
     """Raise ValueError for a model whose targets this stage would get wrong."""
+    if getattr(text_config, "transformers_weights", None) is not None:
+        raise ValueError(
+            f"{name}: its config.json names weights of its own (transformers_weights), which are "
+            "not those that a cache would be known by. Delete that key."
+        )
     if getattr(text_config, "is_encoder_decoder", False):
         raise ValueError(f"{name}: an encoder-decoder; the teacher must be a causal language model")
     for key in (*_LOGIT_CAPS, *_LOGIT_SCALES):

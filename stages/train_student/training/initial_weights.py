@@ -15,9 +15,10 @@ from torch import Tensor
 
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.student.stored_student import load_stored_student
 from stages.train_student.training.checkpoint import config_of
 from stages.train_student.training.model_directory import find_model_directory
-from stages.train_student.training.saved_student import find_checkpoint, load_model_directory
+from stages.train_student.training.saved_student import find_checkpoint
 from stages.train_student.training.saved_tensors import trained_parameters, trained_weights
 from stages.train_student.training.teacher_identity import require_same_teacher
 
@@ -46,7 +47,7 @@ def load_initial_weights(place: Path, config: TrainStudentConfig, cache: Cache) 
     source: Any  # has the settings of the architecture as attributes
     path = find_model_directory(place)
     if path is not None:
-        model = load_model_directory(path)
+        model = load_stored_student(path)
         source, teacher = model.config, model.config.teacher
         weights = {name: p.detach() for name, p in trained_parameters(model).items()}
     else:

@@ -1,5 +1,6 @@
 """A new student, around what its teacher has left in a cache. Called by ``run``."""
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cache_format.reader import Cache
@@ -13,7 +14,15 @@ def load_student(config: TrainStudentConfig, cache: Cache) -> DistilXLSTMForCaus
 
     Its config names the cache and the teacher.
     """
-    frozen = load_file(cache.attachment("embedding.safetensors"))
+    path = cache.attachment("embedding.safetensors")
+    try:
+        frozen = load_file(path)
+        embedding = frozen["embedding"]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"{path}: holds no teacher's embedding ({error}), though it is as it was written. Make "
+            "the cache again."
+        ) from error
     teacher = cache.spec.teacher
     student = build_student(
         config,
@@ -21,7 +30,7 @@ def load_student(config: TrainStudentConfig, cache: Cache) -> DistilXLSTMForCaus
         vocab_size=teacher.vocab_size,
         head_rows=teacher.head_rows,
         eos_token_id=teacher.eos_token_id,
-        embedding=frozen["embedding"],
+        embedding=embedding,
         head=frozen.get("head"),
         seed=config.seed,
     )

@@ -1,10 +1,8 @@
 """A student that a run has left: its published model or, before there is one, a checkpoint."""
 
 from pathlib import Path
-from typing import Any
 
 from cache_format.reader import Cache
-from stages.train_student.student.model import DistilXLSTMForCausalLM
 from stages.train_student.training.checkpoint import (
     STATE_FILE,
     Checkpoint,
@@ -18,27 +16,6 @@ from stages.train_student.training.model_directory import no_student
 from stages.train_student.training.new_student import load_student
 from stages.train_student.training.saved_tensors import restore_weights, trained_weights
 from stages.train_student.training.teacher_identity import require_same_teacher
-
-
-def load_model_directory(path: Path) -> DistilXLSTMForCausalLM:
-    """The student in the model directory ``path``, for inference.
-
-    Raises ValueError if it is not whole, or no student.
-    """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path}: the weights are damaged ({error}). Copy the model again, or move it away and "
-            "run the same `pipeline train-student` command with --resume."
-        ) from error
-    if not isinstance(model, DistilXLSTMForCausalLM):
-        raise ValueError(f"{path}: no student, but a {type(model).__name__}")
-    model.train(False)
-    return model
 
 
 def find_checkpoint(place: Path) -> tuple[Checkpoint, list[str]]:
