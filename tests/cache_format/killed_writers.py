@@ -30,8 +30,11 @@ SPEC = sample_spec(targets=drawn_targets(), sketch=pca_sketch())
 _CALLS = ("fsync", "replace", "link", "rename", "unlink", "mkdir")
 
 
-def _kill_at(moment: int) -> None:
-    """Arrange for SIGKILL around the call number ``moment // 2``: before it if even, else after."""
+def kill_at(moment: int) -> Callable[[], int]:
+    """Arrange for SIGKILL around the call number ``moment // 2``: before it if even, else after.
+
+    Returns a function that tells how many such calls there were.
+    """
     count = 0
 
     def killing(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,6 +53,7 @@ def _kill_at(moment: int) -> None:
 
     for name in _CALLS:
         setattr(os, name, killing(getattr(os, name)))
+    return lambda: count
 
 
 def _run(action: Callable[[], object]) -> bool:
@@ -66,7 +70,7 @@ def _run(action: Callable[[], object]) -> bool:
 
 def _killed_then_finished(path: Path, moment: int) -> bool:
     def killed() -> None:
-        _kill_at(moment)
+        kill_at(moment)
         write_sample_cache(path, SPEC)
 
     lived = _run(killed)
