@@ -1,10 +1,10 @@
 """Program of ``test_crash``: write a cache many times, killed at one point each time.
 
-``python -m tests.cache_format.killed_writers DIRECTORY`` writes DIRECTORY/whole undisturbed. Then,
-for n = 0, 1, 2, … it writes DIRECTORY/n in a forked process that kills itself (SIGKILL) just before
-or just after its n-th system call that makes something durable or visible, and again undisturbed,
-until a run survives. Prints the number of runs that were killed. It is a program of its own because
-only a process without threads may fork.
+``python -m tests.cache_format.killed_writers DIRECTORY STEP`` writes DIRECTORY/whole undisturbed.
+Then, for n = 0, STEP, 2 STEP, … it writes DIRECTORY/n in a forked process that kills itself
+(SIGKILL) just before or just after its n-th system call that makes something durable or visible,
+and again undisturbed, until a run survives. Prints the number of runs that were killed. It is a
+program of its own because only a process without threads may fork.
 """
 
 import os
@@ -78,7 +78,7 @@ def _killed_then_finished(path: Path, moment: int) -> bool:
     return lived
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, step: int) -> None:
     """See the top of the file."""
     # Counted all the same. It is slow, and a killed process loses nothing that it has written.
     setattr(os, "fsync", lambda descriptor: None)  # noqa: B010
@@ -90,9 +90,9 @@ def main(directory: Path) -> None:
         if found != wanted:
             raise RuntimeError(f"killed at {moment}: {sorted(found)} instead of {sorted(wanted)}")
         shutil.rmtree(directory / str(moment))
-        moment += 1
-    print(moment)
+        moment += step
+    print(moment // step)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))
