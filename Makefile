@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A process for each core, four at most: each imports PyTorch. ARGS=-n0 runs all tests in one.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-teacher test test-slow lint types check bench clean
@@ -20,10 +22,10 @@ demo-teacher: $(STAMP) ## train the demo's teacher anew (hours; PARQUET=DIR adds
 		$(if $(PARQUET),--parquet "$(PARQUET)")
 
 test: $(STAMP) ## run the tests (offline, CPU, minutes)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-slow: $(STAMP) ## run the tests that are too slow for `make test`
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 lint: $(STAMP) ## check style and format
 	$(BIN)/ruff check .

@@ -24,6 +24,18 @@ TEMPORARY_PREFIX = ".tmp-"
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
+def files_below(root: Path) -> list[Path]:
+    """All files and symbolic links below ``root``; OSError where a directory cannot be read.
+
+    ``Path.rglob`` passes over such a directory, so what is in it would silently be left out.
+    """
+    found = []
+    for directory, directories, files in os.walk(root, onerror=_raise):
+        links = [name for name in directories if os.path.islink(os.path.join(directory, name))]
+        found += [Path(directory, name) for name in (*files, *links)]
+    return sorted(found)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that becomes ``path`` when the block ends; an exception publishes nothing."""

@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from cache_format.atomic import files_below
 from cache_format.copies import LocalCopies, default_directory
 from cache_format.errors import StorageError
 from cache_format.storage import LocalSpace
@@ -108,9 +109,8 @@ class RemoteStorage:
         directory = Path(tempfile.mkdtemp(prefix="xlstm-distill-"))
         try:
             yield directory
-            for path in sorted(directory.rglob("*")):
-                if path.is_file():
-                    self._put(path, f"{name}/{path.relative_to(directory).as_posix()}")
+            for path in files_below(directory):
+                self._put(path, f"{name}/{path.relative_to(directory).as_posix()}")
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 

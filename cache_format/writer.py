@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from cache_format import layout
-from cache_format.atomic import is_temporary
+from cache_format.atomic import files_below, is_temporary
 from cache_format.codec import Row
 from cache_format.errors import (
     CorruptFileError,
@@ -322,13 +322,12 @@ def require_same_spec(storage: Storage, expected: CacheSpec, found: CacheSpec) -
 def _describe(directory: Path) -> dict[str, tuple[int, str]]:
     """Size and SHA-256 of every file in ``directory``, by its name relative to it."""
     files = {}
-    for path in sorted(directory.rglob("*")):
+    for path in files_below(directory):
         name = path.relative_to(directory).as_posix()
         if path.is_symlink():
             raise ValueError(f"{name}: a cache holds no symbolic links")
-        if path.is_file():
-            layout.require_attachment_name(name)
-            with path.open("rb") as source:
-                digest = hashlib.file_digest(source, "sha256").hexdigest()
-            files[name] = (path.stat().st_size, digest)
+        layout.require_attachment_name(name)
+        with path.open("rb") as source:
+            digest = hashlib.file_digest(source, "sha256").hexdigest()
+        files[name] = (path.stat().st_size, digest)
     return files

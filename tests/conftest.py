@@ -11,7 +11,9 @@ os.environ.update(
     CUDA_VISIBLE_DEVICES="",
 )
 
+import multiprocessing
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,27 @@ def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import tiny
 
     return tiny.tiny_cache(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> ForkServerContext:
+    """Forks processes that have imported both stages, so that a start costs milliseconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "cache_format.reader",
+            "pipeline.cli",
+            "stages.cache_teacher.run",
+            "stages.train_student.run",
+            "tests.stages.train_student.train_in_processes",
+            "tests.test_crash",
+            "transformers.models.auto.modeling_auto",
+            "transformers.models.auto.tokenization_auto",
+            "transformers.models.qwen2.modeling_qwen2",
+            "transformers.models.qwen2.tokenization_qwen2",
+        ]
+    )
+    return context
 
 
 @pytest.fixture(scope="session")

@@ -1,38 +1,31 @@
-"""Stage one is killed with SIGKILL at random moments; what it ends with is what it would have been.
+"""Stage one is killed with SIGKILL; what it ends with is what it would have been.
 
-The runs are forked from a server that has imported everything, so that a start costs milliseconds
-and twenty kills land on the work and not on the imports.
+The moments are calls that change what is on the disk, and not times: a slow machine is killed in
+the same places as a fast one. The runs are forked from a server that has imported everything.
 """
 
-import multiprocessing
-import os
 import random
 import signal
-import time
-from collections.abc import Iterator
-from contextlib import suppress
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import pytest
 
 import cache_format
+from tests.cache_format.killed_writers import kill_at
 from tests.tiny import save_tiny_teacher, tiny_config, tiny_texts, write_fineweb_parquet
 
-NUM_KILLS = 24
-_PRELOADED = [
-    "cache_format.reader",
-    "stages.cache_teacher.run",
-    "tests.test_crash",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "transformers.models.qwen2.modeling_qwen2",
-    "transformers.models.qwen2.tokenization_qwen2",
-]
+_NEVER = -1
+SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def run_stage_one(root: Path, out: Path, worker: str | None = None) -> None:
-    """What a killed process was doing. Runs in a process of its own."""
+def run_stage_one(
+    root: Path, out: Path, worker: str | None, moment: int, calls: Path | None
+) -> None:
+    """What a killed process was doing. Runs in a process of its own.
+
+    Where nothing kills it, the number of calls that might have goes to ``calls``.
+    """
     import torch
 
     from stages.cache_teacher.config import ALL_UNITS
@@ -42,17 +35,10 @@ def run_stage_one(root: Path, out: Path, worker: str | None = None) -> None:
     torch.set_num_threads(1)
     config = tiny_config(root / "teacher", root / "corpus.parquet", documents_per_unit=6)
     units = ALL_UNITS if worker is None else WorkerShare.parse(worker, {})
+    num_calls = kill_at(moment)
     cache_teacher(config, out, recipe_toml="# tiny\n", report=lambda _: None, units=units)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServerContext]:
-    """Forks processes that have imported everything already."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
-        yield context
+    if calls is not None:
+        calls.write_text(str(num_calls()))
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +50,36 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(
-    server: ForkServerContext, root: Path, out: Path, worker: str | None = None
-) -> ForkServerProcess:
-    process = server.Process(target=run_stage_one, args=(root, out, worker))
-    process.start()
-    return process
+class Runs:
+    """Runs of stage one over one teacher and one corpus."""
+
+    def __init__(self, server: ForkServerContext, root: Path) -> None:
+        self._server, self._root = server, root
+        self._calls = root / "calls"
+        whole = self.start(root / "whole", calls=self._calls)
+        whole.join()
+        assert whole.exitcode == 0
+        self.num_moments = 2 * int(self._calls.read_text())
+        self.expected = content(root / "whole")
+        assert sum(name.startswith("shards/") for name in self.expected) == 10
+
+    def start(
+        self,
+        out: Path,
+        worker: str | None = None,
+        moment: int = _NEVER,
+        calls: Path | None = None,
+    ) -> ForkServerProcess:
+        process = self._server.Process(
+            target=run_stage_one, args=(self._root, out, worker, moment, calls)
+        )
+        process.start()
+        return process
+
+
+@pytest.fixture(scope="module")
+def runs(fork_server: ForkServerContext, root: Path) -> Runs:
+    return Runs(fork_server, root)
 
 
 def content(cache: Path) -> dict[str, bytes]:
@@ -81,75 +91,52 @@ def content(cache: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.parametrize("num_rounds", [3, pytest.param(30, marks=SLOW)])
 def test_stage_one_killed_anywhere_ends_with_the_same_bytes(
-    server: ForkServerContext, root: Path
+    runs: Runs, tmp_path: Path, num_rounds: int
 ) -> None:
-    whole = start(server, root, root / "whole")
-    whole.join()
-    assert whole.exitcode == 0
-    started = time.monotonic()
-    again = start(server, root, root / "timed")
-    again.join()
-    seconds = time.monotonic() - started
-    expected = content(root / "whole")
-    assert content(root / "timed") == expected
-    assert sum(name.startswith("shards/") for name in expected) == 10
-
+    """In every round three processes are killed one after the other, and a fourth is not."""
     rng = random.Random(0)
-    num_kills = num_units_found = num_rounds = 0
-    while num_kills < NUM_KILLS:
-        out = root / f"killed-{num_rounds}"
-        num_rounds += 1
-        while True:
-            process = start(server, root, out)
-            process.join(rng.uniform(0, seconds))
-            if process.exitcode is not None:
-                assert process.exitcode == 0
-                break
-            assert process.pid is not None
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
+    num_kills = num_units_found = 0
+    for number in range(num_rounds):
+        out = tmp_path / str(number)
+        for moment in (*rng.sample(range(runs.num_moments), 3), _NEVER):
+            process = runs.start(out, moment=moment)
             process.join()
-            if process.exitcode == 0:  # it had ended before the signal came
-                break
-            assert process.exitcode == -signal.SIGKILL
-            num_kills += 1
-            num_units_found += len(list(out.glob("receipts/[0-9]*.json")))
-        assert content(out) == expected
+            # What is left to do may have fewer such calls than the moment.
+            assert process.exitcode in ((0,) if moment == _NEVER else (0, -signal.SIGKILL))
+            if process.exitcode:
+                num_kills += 1
+                num_units_found += len(list(out.glob("receipts/[0-9]*.json")))
+        assert content(out) == runs.expected
         assert cache_format.open(out).verify(lambda *_: None) == []
     # Not vacuous: runs were killed after they had made something, and others went on from there.
+    assert num_kills > num_rounds
     assert num_units_found > 0
     print(f"{num_kills} kills in {num_rounds} rounds, {num_units_found} units found by restarts")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.parametrize("num_rounds", [3, pytest.param(20, marks=SLOW)])
 def test_workers_who_share_a_cache_and_are_killed_make_the_same_bytes(
-    server: ForkServerContext, root: Path
+    runs: Runs, tmp_path: Path, num_rounds: int
 ) -> None:
-    whole = start(server, root, root / "alone")
-    whole.join()
-    expected = content(root / "alone")
+    """Both begin at once; one that is killed begins again while the other goes on."""
     rng = random.Random(1)
-    num_kills = num_rounds = 0
-    while num_kills < 10:
-        out = root / f"shared-{num_rounds}"
-        num_rounds += 1
-        workers = {name: start(server, root, out, name) for name in ("0/2", "1/2")}
+    num_kills = 0
+    for number in range(num_rounds):
+        out = tmp_path / str(number)
+        workers = {
+            # A worker makes half of the units.
+            name: runs.start(out, name, rng.randrange(runs.num_moments // 2))
+            for name in ("0/2", "1/2")
+        }
         while workers:
-            name = rng.choice(sorted(workers))
-            process = workers[name]
-            process.join(rng.uniform(0, 0.8))
-            if process.exitcode is None and num_kills < 12:
-                assert process.pid is not None
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            assert process.exitcode in (0, -signal.SIGKILL)
-            if process.exitcode == 0:
+            for name, process in list(workers.items()):
+                process.join()
+                assert process.exitcode in (0, -signal.SIGKILL)
                 del workers[name]
-            else:
-                num_kills += 1
-                workers[name] = start(server, root, out, name)
-        assert content(out) == expected
-    print(f"{num_kills} kills in {num_rounds} rounds")
+                if process.exitcode:
+                    num_kills += 1
+                    workers[name] = runs.start(out, name)
+        assert content(out) == runs.expected
+    assert num_kills >= num_rounds

@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +26,13 @@ class Import(NamedTuple):
     imported: str
 
 
-def imports() -> Iterator[Import]:
+@cache
+def imports() -> tuple[Import, ...]:
     """Every import of our packages, those in functions and under ``TYPE_CHECKING`` included."""
+    return tuple(_imports())
+
+
+def _imports() -> Iterator[Import]:
     for package in _OURS:
         for path in sorted((_ROOT / package).rglob("*.py")):
             importer = ".".join(path.relative_to(_ROOT).with_suffix("").parts)

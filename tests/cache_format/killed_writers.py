@@ -1,10 +1,10 @@
 """Program of ``test_crash``: write a cache many times, killed at one point each time.
 
-``python -m tests.cache_format.killed_writers DIRECTORY`` writes DIRECTORY/whole undisturbed. Then,
-for n = 0, 1, 2, … it writes DIRECTORY/n in a forked process that kills itself (SIGKILL) just before
-or just after its n-th system call that makes something durable or visible, and again undisturbed,
-until a run survives. Prints the number of runs that were killed. It is a program of its own because
-only a process without threads may fork.
+``python -m tests.cache_format.killed_writers DIRECTORY STEP`` writes DIRECTORY/whole undisturbed.
+Then, for n = 0, STEP, 2 STEP, … it writes DIRECTORY/n in a forked process that kills itself
+(SIGKILL) just before or just after its n-th system call that makes something durable or visible,
+and again undisturbed, until a run survives. Prints the number of runs that were killed. It is a
+program of its own because only a process without threads may fork.
 """
 
 import os
@@ -30,8 +30,11 @@ SPEC = sample_spec(targets=drawn_targets(), sketch=pca_sketch())
 _CALLS = ("fsync", "replace", "link", "rename", "unlink", "mkdir")
 
 
-def _kill_at(moment: int) -> None:
-    """Arrange for SIGKILL around the call number ``moment // 2``: before it if even, else after."""
+def kill_at(moment: int) -> Callable[[], int]:
+    """Arrange for SIGKILL around the call number ``moment // 2``: before it if even, else after.
+
+    Returns a function that tells how many such calls there were.
+    """
     count = 0
 
     def killing(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,6 +53,7 @@ def _kill_at(moment: int) -> None:
 
     for name in _CALLS:
         setattr(os, name, killing(getattr(os, name)))
+    return lambda: count
 
 
 def _run(action: Callable[[], object]) -> bool:
@@ -66,7 +70,7 @@ def _run(action: Callable[[], object]) -> bool:
 
 def _killed_then_finished(path: Path, moment: int) -> bool:
     def killed() -> None:
-        _kill_at(moment)
+        kill_at(moment)
         write_sample_cache(path, SPEC)
 
     lived = _run(killed)
@@ -74,7 +78,7 @@ def _killed_then_finished(path: Path, moment: int) -> bool:
     return lived
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, step: int) -> None:
     """See the top of the file."""
     # Counted all the same. It is slow, and a killed process loses nothing that it has written.
     setattr(os, "fsync", lambda descriptor: None)  # noqa: B010
@@ -86,9 +90,9 @@ def main(directory: Path) -> None:
         if found != wanted:
             raise RuntimeError(f"killed at {moment}: {sorted(found)} instead of {sorted(wanted)}")
         shutil.rmtree(directory / str(moment))
-        moment += 1
-    print(moment)
+        moment += step
+    print(moment // step)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -2,10 +2,11 @@
 
 ``python -m tests.cache_format.rival_writers DIRECTORY NUM_PROCESSES NUM_ROUNDS KIND`` makes
 DIRECTORY/<round> once for each round: NUM_PROCESSES forked processes start together, each with the
-units in an order of its own. In every other round one of them is killed (SIGKILL) at a random
-moment; all others must end well, and the cache must then be complete. With KIND "same" all make
-the same bytes, as one machine does; with "different" each makes other rows, as another GPU would.
-It is a program of its own because only a process without threads may fork.
+units in an order of its own. In every other round one of them kills itself (SIGKILL) at a random
+one of the calls that change the disk; all others must end well, and the cache must then be
+complete. With KIND "same" all make the same bytes, as one machine does; with "different" each makes
+other rows, as another GPU would. It is a program of its own because only a process without threads
+may fork.
 """
 
 import os
@@ -13,7 +14,6 @@ import random
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ import pyarrow  # noqa: F401  (imported before the forks, which are many)
 
 import cache_format
 from cache_format.writer import CacheWriter
+from tests.cache_format.killed_writers import kill_at
 from tests.cache_format.sample_cache import (
     build_teacher,
     contents,
@@ -31,6 +32,9 @@ from tests.cache_format.sample_cache import (
 
 NUM_UNITS = 24
 SPEC = sample_spec()
+
+_NUM_MOMENTS = 400
+"""Twice the calls that change the disk, of a process that makes all units alone; about that."""
 
 Kind = Literal["same", "different"]
 
@@ -50,23 +54,23 @@ def write(path: Path, kind: Kind, seed: int) -> None:
     writer.publish_manifest(1, complete=True)
 
 
-def _start(path: Path, kind: Kind, seed: int, gate: int) -> int:
+def _start(path: Path, kind: Kind, seed: int, gate: int, moment: int | None) -> int:
     process = os.fork()
     if process == 0:
         os.read(gate, 1)  # all wait until the last one is there
+        if moment is not None:
+            kill_at(moment)
         write(path, kind, seed)
         os._exit(0)
     return process
 
 
-def _race(path: Path, kind: Kind, num_processes: int, kill_after_seconds: float | None) -> bool:
-    """Let the processes write; returns whether one was killed."""
+def _race(path: Path, kind: Kind, num_processes: int, moment: int | None) -> bool:
+    """Let the processes write, the first until ``moment``; returns whether it was killed."""
     gate, opener = os.pipe()
-    processes = [_start(path, kind, 1 + seed, gate) for seed in range(num_processes)]
+    moments = [moment, *[None] * (num_processes - 1)]
+    processes = [_start(path, kind, 1 + seed, gate, at) for seed, at in enumerate(moments)]
     os.write(opener, b"." * num_processes)
-    if kill_after_seconds is not None:
-        time.sleep(kill_after_seconds)
-        os.kill(processes[0], signal.SIGKILL)
     ends = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
     os.close(gate)
     os.close(opener)
@@ -109,15 +113,17 @@ def main(directory: Path, num_processes: int, num_rounds: int, kind: Kind) -> No
     # Slow, and a killed process loses nothing that it has written.
     setattr(os, "fsync", lambda descriptor: None)  # noqa: B010
     write(directory / "whole", kind, 0)
-    started = time.monotonic()
-    write(directory / "timed", kind, 0)
-    seconds = (time.monotonic() - started) * num_processes
     moments = random.Random(0)
     num_killed = 0
     for number in range(num_rounds):
         path = directory / str(number)
-        kill_after = moments.uniform(0, seconds) if number % 2 else None
-        if _race(path, kind, num_processes, kill_after):
+        moment = moments.randrange(_NUM_MOMENTS) if number % 2 else None
+        killed = _race(path, kind, num_processes, moment)
+        while moment is not None and not killed:  # the others had left it too little to do
+            shutil.rmtree(path)
+            moment //= 2
+            killed = _race(path, kind, num_processes, moment)
+        if killed:
             num_killed += 1
             require_units(path)
             write(path, kind, 99)  # removes what the killed one left half-written

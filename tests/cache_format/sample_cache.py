@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,9 @@ def unit_rows(unit: int, spec: CacheSpec) -> list[Row]:
     return [sample_row(1000 * unit + index, spec) for index in range(ROWS_OF_UNIT[unit])]
 
 
+_rows_to_write = cache(unit_rows)
+
+
 def build_teacher(directory: Path) -> None:
     """The files of a pretended teacher, one in a subdirectory."""
     (directory / "config.json").write_text('{"model_type": "sample"}')
@@ -211,7 +215,7 @@ def fill(writer: CacheWriter, units: list[int]) -> None:
     for unit in units:
         writer.write_unit(
             unit,
-            unit_rows(unit, writer.spec),
+            _rows_to_write(unit, writer.spec),
             num_documents=4,
             num_skipped_documents=unit,
             num_dropped_tokens=5,

@@ -352,3 +352,22 @@ def test_whatever_is_there_is_removed_and_links_are_not_followed(tmp_path: Path)
     atomic.remove_file(elsewhere / "inner/file")
     atomic.remove_file(elsewhere / "inner/file")
     assert _names(elsewhere / "inner") == []
+
+
+def test_a_directory_that_cannot_be_read_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").touch()
+    (tmp_path / "link").symlink_to("a")
+    assert atomic.files_below(tmp_path) == [tmp_path / "a" / "b" / "file", tmp_path / "link"]
+    scan = os.scandir
+
+    def refuse(path: str) -> Any:
+        if os.path.basename(path) == "b":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        atomic.files_below(tmp_path)

@@ -77,7 +77,7 @@ def test_any_size_of_vocabulary(vocab_size: int) -> None:
     top_k = min(300, vocab_size - 1)
     targets = drawn_targets(top_k=top_k, num_draws=255, ranks_sha256=ranks.sha256)
     spec = replace(SPEC, teacher=teacher, targets=targets)
-    for seed in range(5):
+    for seed in range(2 if vocab_size > 2**10 else 5):
         row = sample_row(seed, spec)
         assert_decoded(_round_trip(row, spec, ranks), row, spec)
 

@@ -1,9 +1,12 @@
 """Every call that reads or changes the disk fails: named, nothing is lost, and made good again."""
 
 import errno
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -93,17 +96,22 @@ def _attempt(run: Callable[[Path], object], path: Path, fault: Fault) -> Disk | 
 
 
 def _moments(
-    run: Callable[[Path], object], path: Path, fault: Fault, start: Callable[[Path], object]
+    run: Callable[[Path], object],
+    path: Path,
+    fault: Fault,
+    start: Callable[[Path], object],
+    step: int = 1,
 ) -> Iterator[Disk]:
-    """Attempts with the fault at every moment, each after ``start``; ``path`` is left as it is."""
-    moment = 0
-    while True:
+    """Attempts with the fault at every ``step``-th moment, each after ``start``.
+
+    ``path`` is left as it is.
+    """
+    for moment in count(0, step):
         shutil.rmtree(path, ignore_errors=True)
         start(path)
         disk = _attempt(run, path, fault._replace(first=moment))
         if disk is None:
             break
-        moment += 1
         yield disk
 
 
@@ -123,15 +131,21 @@ def _assert_nothing_half_published(path: Path, whole: Path) -> None:
             f"{name}: missing" in problem.message for name in ("ranks.bin", "projection.bin")
         )
         assert is_early or not problem.is_damage
-    expected = {
-        (entry.unit, index): row
-        for entry, rows in _rows_by_unit(cache_format.open(whole))
-        for index, row in enumerate(rows)
-    }
+    expected = _expected(whole)
     for entry, rows in _rows_by_unit(cache):
         assert len(rows) == entry.num_rows
         for index, row in enumerate(rows):
             assert_same_row(row, expected[entry.unit, index])
+
+
+@cache
+def _expected(whole: Path) -> dict[tuple[int, int], Row]:
+    """Every row by unit and number."""
+    return {
+        (entry.unit, index): row
+        for entry, rows in _rows_by_unit(cache_format.open(whole))
+        for index, row in enumerate(rows)
+    }
 
 
 def _rows_by_unit(cache: Cache) -> Iterator[tuple[ShardEntry, list[Row]]]:
@@ -143,20 +157,27 @@ def _rows_by_unit(cache: Cache) -> Iterator[tuple[ShardEntry, list[Row]]]:
             del rows[: entry.num_rows]
 
 
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_writer_whose_disk_fails_at_any_call(kind: str, whole: Path, tmp_path: Path) -> None:
+def test_a_writer_whose_disk_fails_at_any_call(
+    kind: str, step: int, whole: Path, tmp_path: Path
+) -> None:
+    """At every third call, and at each of them in the slow test."""
     fault, path, num_moments = FAULTS[kind], tmp_path / "cache", 0
-    for disk in _moments(_write, path, fault, lambda path: None):
+    wanted = contents(whole)
+    for disk in _moments(_write, path, fault, lambda path: None, step):
         num_moments += 1
         if not any(call.name in REMOVING for call in disk.failed):
             assert _leftovers(path) == []
         _assert_nothing_half_published(path, whole)
         with Disk(tmp_path):
             _write(path)
-        assert contents(path) == contents(whole)
+        assert contents(path) == wanted
     with Disk(tmp_path) as disk:
         _write(tmp_path / "other")
-    assert num_moments == sum(call.name in fault.calls for call in disk.calls) > 10
+    num_calls = sum(call.name in fault.calls for call in disk.calls)
+    assert num_moments == math.ceil(num_calls / step)
+    assert num_calls > 10
 
 
 def _extend(path: Path) -> None:

@@ -23,14 +23,14 @@ def _race(directory: Path, num_processes: int, num_rounds: int, kind: str) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > num_rounds / 20, "the kills came too late"
+    assert int(done.stdout) == num_rounds // 2
     print(f"{kind} bytes: {done.stdout.strip()} killed in {num_rounds} rounds")
 
 
 @pytest.mark.parametrize("kind", ["same", "different"])
 @pytest.mark.parametrize("num_processes", [2, 4])
 def test_processes_at_work_on_one_cache(num_processes: int, kind: str, tmp_path: Path) -> None:
-    _race(tmp_path, num_processes, 32 // num_processes, kind)
+    _race(tmp_path, num_processes, 16 // num_processes, kind)
 
 
 @pytest.mark.slow
@@ -38,7 +38,7 @@ def test_processes_at_work_on_one_cache(num_processes: int, kind: str, tmp_path:
 @pytest.mark.parametrize("kind", ["same", "different"])
 @pytest.mark.parametrize("num_processes", [2, 4])
 def test_processes_at_work_on_many_caches(num_processes: int, kind: str, tmp_path: Path) -> None:
-    _race(tmp_path, num_processes, 400, kind)
+    _race(tmp_path, num_processes, 100, kind)
 
 
 def test_shards_that_the_dead_left_go_once_their_unit_is_finished(root: Path) -> None:

@@ -2,10 +2,11 @@
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from safetensors.torch import load_file
 from pipeline.session import Terminated
 from pipeline.stopping import asked_to_stop
 
-_ROOT = Path(__file__).parents[2]
 _RECIPE = """
 [train_student]
 num_blocks = 2
@@ -48,16 +48,31 @@ main(sys.argv[2:], prog_name="pipeline")
 """
 
 
-def train(name: str, recipe: Path, cache: Path, out: Path) -> subprocess.CompletedProcess[str]:
+class Done(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stderr: str
+
+
+def train(server: ForkServerContext, name: str, recipe: Path, cache: Path, out: Path) -> Done:
     """Train, and send the signal ``name`` in the midst of the second step."""
+    errors = out.with_name("stderr")
     arguments = ["train-student", "--recipe", str(recipe), "--cache", str(cache)]
-    return subprocess.run(
-        [sys.executable, "-c", _PROGRAM, name, *arguments, "--out", str(out), "--resume"],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)},
+    process = server.Process(
+        target=run_program, args=([name, *arguments, "--out", str(out), "--resume"], errors)
     )
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return Done(process.exitcode, errors.read_text())
+
+
+def run_program(arguments: list[str], errors: Path) -> None:
+    """``_PROGRAM`` in a process of its own, its standard error in a file."""
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
+    sys.argv = ["-c", *arguments]
+    exec(_PROGRAM, {})
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +83,15 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path, recipe: Path) -> Path:
+def whole(
+    tmp_path_factory: pytest.TempPathFactory,
+    fork_server: ForkServerContext,
+    tiny_cache: Path,
+    recipe: Path,
+) -> Path:
     """A run that nobody stopped."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    done = train("none", recipe, tiny_cache, out)
+    done = train(fork_server, "none", recipe, tiny_cache, out)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -81,15 +101,22 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path, recipe: Pa
     [("SIGINT", 130, "Interrupted."), ("SIGTERM", 143, "Terminated by a signal (SIGTERM).")],
 )
 def test_a_signal_saves_and_says_how_to_go_on(
-    whole: Path, tiny_cache: Path, recipe: Path, tmp_path: Path, name: str, code: int, said: str
+    fork_server: ForkServerContext,
+    whole: Path,
+    tiny_cache: Path,
+    recipe: Path,
+    tmp_path: Path,
+    name: str,
+    code: int,
+    said: str,
 ) -> None:
     out = tmp_path / "run"
-    stopped = train(name, recipe, tiny_cache, out)
+    stopped = train(fork_server, name, recipe, tiny_cache, out)
     assert stopped.returncode == code, stopped.stderr
     assert "Once more stops at once" in stopped.stderr
     assert f"{said} Run the same command with --resume to continue" in stopped.stderr
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-0000002"]
-    done = train("none", recipe, tiny_cache, out)
+    done = train(fork_server, "none", recipe, tiny_cache, out)
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stderr
     expected = load_file(whole / "model" / "model.safetensors")

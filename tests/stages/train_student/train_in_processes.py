@@ -1,4 +1,4 @@
-"""Run by torchrun, or alone: trains the tiny student of ``test_run``. See ``test_processes``."""
+"""One process of several that train the tiny student of ``test_run``. See ``test_processes``."""
 
 import json
 import os
@@ -33,6 +33,13 @@ def main(cache: str, out: str, arguments: str) -> None:
         report=report,
         stop=stop,
     )
+
+
+def train_forked(rank: int, environment: dict[str, str], errors: Path, *arguments: str) -> None:
+    """``main`` in the environment that torchrun makes, its standard error in a file."""
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
+    main(*arguments)
 
 
 if __name__ == "__main__":

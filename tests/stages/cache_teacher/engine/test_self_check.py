@@ -47,7 +47,9 @@ def test_the_same_teacher_agrees_with_itself(
     compared = Compared(monkeypatch)
     bench.run(num_tokens=700, **SETTINGS[name])
     assert compared.num > 50
-    assert compared.excess < 1e-3  # the codec's rounding accounts for all of it
+    # The codec's rounding accounts for nearly all: batches of other sizes may round otherwise.
+    dtype = SETTINGS[name].get("teacher_dtype", "float32")
+    assert compared.excess < TOLERANCES[dtype].worst / 10
 
 
 def altered(monkeypatch: pytest.MonkeyPatch, noise: float) -> None:

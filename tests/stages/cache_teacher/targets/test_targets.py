@@ -121,7 +121,7 @@ def test_the_chunk_changes_nothing(chunk: int) -> None:
     logits = logits_PV(20)
     one, other = targets_of(logits, spec_of(8), chunk), targets_of(logits, spec_of(8), 20)
     assert one.kept_ids_PK.tolist() == other.kept_ids_PK.tolist()
-    np.testing.assert_allclose(one.tail_log_mass_PN, other.tail_log_mass_PN, atol=1e-6)
+    np.testing.assert_allclose(one.tail_log_mass_PN, other.tail_log_mass_PN, rtol=2e-6, atol=2e-6)
 
 
 @given(
@@ -162,9 +162,10 @@ def test_keep_mass_at_the_whole_vocabulary() -> None:
 
 
 def test_padding_rows_of_the_head_have_no_mass() -> None:
+    """In eighths, whose products have exact sums: in any order, as chunks may have another."""
     generator = torch.Generator().manual_seed(0)
-    hidden_PD = torch.randn(9, 16, generator=generator)
-    weight_VD = torch.randn(V + 11, 16, generator=generator)
+    hidden_PD = torch.randn(9, 16, generator=generator).mul(8).round().div(8)
+    weight_VD = torch.randn(V + 11, 16, generator=generator).mul(8).round().div(8)
     weight_VD[V:] *= 10  # would win everywhere
     head = Head(weight_VD, V)
     targets = made(hidden_PD, head, spec_of(V), 4)

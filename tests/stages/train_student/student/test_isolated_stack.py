@@ -85,7 +85,7 @@ def test_one_document_is_the_package_s_own_forward(dtype: torch.dtype, tolerance
         )
     torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=tolerance)
     for mine, other in zip(*gradients, strict=True):
-        bound = 1e-5 * float(other.abs().max())
+        bound = 10 * tolerance * float(other.abs().max())
         torch.testing.assert_close(mine, other, rtol=0, atol=bound)
 
 
@@ -136,7 +136,7 @@ def test_a_packed_document_is_what_it_is_alone(row: int, first: int, stop: int) 
     from_packed = torch.autograd.grad((packed * part).sum(), wanted)
     from_alone = torch.autograd.grad((alone * part).sum(), wanted)
     for mine, other in zip(from_packed, from_alone, strict=True):
-        bound = 1e-5 * float(other.abs().max()) + 1e-7
+        bound = 1e-4 * float(other.abs().max()) + 1e-7
         torch.testing.assert_close(mine, other, rtol=0, atol=bound)
     assert_only_within(from_packed[0], row, first, stop)
 
@@ -178,7 +178,7 @@ def test_each_part_keeps_documents_apart_forward_and_backward(
     parts = weights[row, here]
     (mine,) = torch.autograd.grad((packed[row, here] * parts).sum(), x)
     (other,) = torch.autograd.grad((alone * parts).sum(), x)
-    torch.testing.assert_close(mine, other, rtol=0, atol=1e-5 * float(other.abs().max()))
+    torch.testing.assert_close(mine, other, rtol=0, atol=1e-4 * float(other.abs().max()))
     assert_only_within(mine, row, first, stop)
 
 
