@@ -83,8 +83,9 @@ def train_student(
     Writes run/recipe.toml, run/metrics.jsonl, run/tensorboard, run/checkpoints and, at the end,
     run/model: a Hugging Face model directory.
 
-    Ctrl-C (or SIGTERM) saves a checkpoint and stops. To go on after that, or after any other
-    interruption, type the same command with --resume.
+    Ctrl-C (or SIGTERM) saves a checkpoint of the last finished step and stops, whatever it is at;
+    a second one stops without. To go on after that, or after any other interruption, type the same
+    command with --resume.
     """
     recipe = load_session_recipe(session, recipe_name, settings, ignored="cache_teacher")
     quieten()
@@ -94,6 +95,7 @@ def train_student(
     from stages.train_student.run import StoppedError
     from stages.train_student.run import train_student as run
     from stages.train_student.training.processes import OtherProcessFailedError
+    from stages.train_student.training.stopping import StopNow, StopRequest
 
     opened = cache_format.open(
         cache, local_directory=local_directory, local_bytes=max(1, int(local_gib * 2**30))
@@ -108,10 +110,10 @@ def train_student(
                 resume=resume,
                 recipe_toml=recipe.to_toml(),
                 report=_report(bar, is_first),
-                stop=request,
+                stop=StopRequest(is_made=request.is_made, interruptible=request.interruptible),
                 load_teacher=_teacher_loader(opened, recipe.train_student, online),
             )
-        except StoppedError:
+        except (StoppedError, StopNow):
             raise (request.exception() if is_first else click.exceptions.Exit(1)) from None
         except OtherProcessFailedError as error:  # which has said why
             if is_first:

@@ -9,7 +9,7 @@ end, ``model/``. Of several processes the first one writes.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 
 from cache_format.reader import Cache
 from stages.train_student import evaluate
+from stages.train_student.batches.batch import Batch
 from stages.train_student.batches.loader import Loader, Step, row_order
 from stages.train_student.batches.row_order import Part, micro_batch_seed
 from stages.train_student.config import TrainStudentConfig
@@ -42,6 +43,7 @@ from stages.train_student.training.saved_tensors import (
     whole_tensors,
 )
 from stages.train_student.training.sharding import copy_whole
+from stages.train_student.training.stopping import StopNow, Stopping, StopRequest
 from stages.train_student.training.throughput import Throughput, operations_per_token
 from stages.train_student.training.trackers import require_trackers
 from stages.train_student.training.update import NonFiniteError, Updater
@@ -67,28 +69,36 @@ def train_student(
     resume: bool,
     recipe_toml: str,
     report: Report,
-    stop: Callable[[], bool] = lambda: False,
+    stop: StopRequest | None = None,
     load_teacher: LoadTeacher | None = None,
 ) -> dict[str, float]:
     """Train a student from ``cache``; returns its last validation's metrics.
 
     With ``load_teacher`` the loss asks that teacher instead, over the same rows: for comparison.
-    Started by torchrun, all processes train one student. ``stop`` is asked before every step; once
-    it says yes anywhere, a checkpoint is written and StoppedError raised. Raises ValueError where
-    recipe, cache and ``out`` do not fit together, CacheError for a cache that is corrupt or still
-    being written, and NonFiniteLossError when the loss diverges.
+    Started by torchrun, all processes train one student.
+
+    Once ``stop`` is made anywhere, a checkpoint of the last finished step is written and
+    StoppedError raised; where that is a validation's, the resumed run begins with it. A process
+    that is alone abandons what it is at; several agree on it between steps, and between batches of
+    validation. Before there is a run to go on with, StopNow is raised.
+
+    Raises ValueError where recipe, cache and ``out`` do not fit together, CacheError for a cache
+    that is corrupt or still being written, and NonFiniteLossError when the loss diverges.
     """
     require_targets(config, cache, online=load_teacher is not None)
     require_trackers(config.trackers)
     with joined(config.device) as (team, device):
         require_processes(config, team.num_ranks)
+        stopping = Stopping(stop or StopRequest(), team)
         with ExitStack() as stack:
             team.first(lambda: stack.enter_context(run_directory.held(out)))
             prepare = partial(run_directory.prepare, out, cache, config)
             prepare = partial(prepare, resume=resume, recipe_toml=recipe_toml)
             rows = team.first(partial(prepare, online=load_teacher is not None))
-            teacher = load_teacher(device) if load_teacher else None
-            return _Run(config, cache, rows, team, device, out, report, teacher).train(stop)
+            with stopping.interruptible():
+                teacher = load_teacher(device) if load_teacher else None
+                run = _Run(config, cache, rows, team, device, out, report, teacher)
+            return run.train(stopping)
 
 
 class _Run:
@@ -120,29 +130,47 @@ class _Run:
         self.updater = Updater(self.model, self.loss, config, team)
         self.step = 0
         self.validation: dict[str, float] = {}
+        self._validation_is_due = True
+        self._stopping = Stopping(StopRequest(), team)
         self._log: MetricsLog | None = None
 
-    def train(self, stop: Callable[[], bool]) -> dict[str, float]:
+    def train(self, stopping: Stopping) -> dict[str, float]:
         """Resume if there is a checkpoint, train to the last step, publish the model."""
-        self._choose_scan()
-        self._restore()
+        self._stopping = stopping
+        with stopping.interruptible():
+            self._choose_scan()
+            self._restore()
         self.model.train()
         with ExitStack() as stack:
             if self.team.is_first:
                 self._log = stack.enter_context(self._open_log())
-            if self.step == 0:
-                self._validate()
-            self.throughput.restart()
-            for step in stack.enter_context(self._loader()).steps(self.step, self.num_steps):
-                self.throughput.loaded()
-                own_scored = sum(batch.num_scored for batch in step)
-                num_scored, num_stopping = self.team.sum([own_scored, stop()])
-                if num_stopping:
-                    self._save()
-                    raise StoppedError(self.step)
-                self._after_step(self._optimize(step, int(num_scored)))
-        self._publish()
+            loader = stack.enter_context(self._loader())
+            try:
+                self._train(loader)
+            except StopNow:
+                self._save()
+                raise StoppedError(self.step) from None
         return self.validation
+
+    def _train(self, loader: Loader) -> None:
+        """From the step that the run is at. StopNow leaves it at one."""
+        if self._validation_is_due:
+            self._validate()
+        self.throughput.restart()
+        steps = loader.steps(self.step, self.num_steps)
+        while (step := self._next(steps)) is not None:
+            self.throughput.loaded()
+            own_scored = sum(batch.num_scored for batch in step)
+            num_scored, num_stopping = self.team.sum([own_scored, self._stopping.is_asked])
+            if num_stopping:
+                raise StopNow
+            self._after_step(self._optimize(step, int(num_scored)))
+        with self._stopping.interruptible():
+            self._publish()
+
+    def _next(self, steps: Iterator[Step]) -> Step | None:
+        with self._stopping.interruptible():  # a cache at a URL may be slow
+            return next(steps, None)
 
     def _choose_scan(self) -> None:
         """Who computes the sLSTM's recurrence; the student asks for it by the device."""
@@ -155,7 +183,11 @@ class _Run:
     def _open_log(self) -> MetricsLog:
         settings = dataclasses.asdict(self.config) | {"cache_id": self.cache.cache_id}
         return MetricsLog(
-            self.out, from_step=self.step, trackers=self.config.trackers, config=settings
+            self.out,
+            from_step=self.step,
+            validates_first=self._validation_is_due,
+            trackers=self.config.trackers,
+            config=settings,
         )
 
     def _loader(self) -> Loader:
@@ -176,7 +208,10 @@ class _Run:
         numbers = Part(self.team.rank, self.team.num_ranks).micro_batches(self.config.accumulation)
         seeds = (micro_batch_seed(self.config.seed, self.step, number) for number in numbers)
         try:
-            figures = self.updater.step(step, weights, rate, share, seeds)
+            with self._stopping.interruptible():
+                check = self._stopping.check_alone
+                sums = self.updater.accumulate(step, weights, share, seeds, check)
+            figures = self.updater.update(sums, rate)
         except NonFiniteError as error:
             raise self._diverged(f"{error.name} of step {self.step}", error.value) from error
         tokens = self.order.rows_per_step * self.cache.spec.sequence_length
@@ -200,6 +235,7 @@ class _Run:
             self._write(metrics)
         self._tell("step", metrics)
         validates = is_last or self.step % self.config.validate_every == 0
+        self._validation_is_due = validates
         saves = is_last or self.step % self.config.checkpoint_every == 0
         if validates:
             self._validate()
@@ -210,20 +246,26 @@ class _Run:
 
     def _validate(self) -> None:
         """Every process computes the same, so that none has to wait for another's figures."""
-        self.validation = evaluate.validate(
-            self.model,
-            self.objective,
-            self.cache,
-            num_rows=self.rows.validation,
-            max_rows=self.config.validation_rows,
-            batch_size=self.config.batch_size,
+        batches = evaluate.validation_batches(
+            self.cache, self.rows.validation, self.config.validation_rows, self.config.batch_size
         )
-        self.loss.release()
+        try:
+            with self._stopping.interruptible():
+                found = evaluate.score(self.model, self.objective, self._checked(batches))
+        finally:
+            self.loss.release()
+        self.validation, self._validation_is_due = found, False
         loss = self.validation["validation/loss"]
         if not math.isfinite(loss):
             raise self._diverged(f"validation loss of step {self.step}", loss)
         self._write(self.validation)
         self._tell("validation", self.validation)
+
+    def _checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """``batches``, before each of which the run may be stopped."""
+        for batch in batches:
+            self._stopping.check()
+            yield batch
 
     def _save(self) -> None:
         tensors = tensors_of(self.model, self.updater.optimizer, keep=self.team.is_first)
@@ -232,6 +274,7 @@ class _Run:
             "config": dataclasses.asdict(self.config),
             "scaler": self.updater.scaler.state_dict(),
             "validation": self.validation,
+            "validation_is_due": self._validation_is_due,
         }
         directory, keep = self.out / "checkpoints", self.config.keep_checkpoints
         path = self.team.first(lambda: checkpoint.save(directory, self.step, tensors, state, keep))
@@ -263,6 +306,8 @@ class _Run:
         restore(self.model, self.updater.optimizer, own.tensors)
         self.updater.scaler.load_state_dict(own.state["scaler"])
         self.step, self.validation = own.step, own.state["validation"]
+        # At step 0 the figures begin anew.
+        self._validation_is_due = self.step == 0 or own.state.get("validation_is_due", False)
         self._tell("message", message=f"resuming from {path}")
 
     def _publish(self) -> None:

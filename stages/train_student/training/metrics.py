@@ -18,6 +18,7 @@ from stages.train_student.training.trackers import TrackedRun, Tracker, make_tra
 class MetricsLog:
     """Appends to ``out/metrics.jsonl`` from step ``from_step`` on, and tells ``trackers``.
 
+    ``validates_first``: that step's validation comes next, and replaces what is there of it.
     ``config`` is what they show beside the curves. Raises ValueError where one does not start.
     """
 
@@ -26,6 +27,7 @@ class MetricsLog:
         out: Path,
         *,
         from_step: int,
+        validates_first: bool = False,
         trackers: Sequence[str] = ("tensorboard",),
         config: Mapping[str, Any] | None = None,
     ) -> None:
@@ -38,7 +40,7 @@ class MetricsLog:
             for name in trackers:
                 self._trackers.append(make_tracker(name, run))
                 stack.callback(self._trackers[-1].close, False)
-            _keep_until(path, from_step)
+            _keep_until(path, from_step, without_last_validation=validates_first)
             self._file = path.open("a", encoding="utf-8")
             stack.pop_all()
 
@@ -68,11 +70,17 @@ def _last_step(path: Path) -> int:
     return max((row["step"] for row in _rows(path)), default=0)
 
 
-def _keep_until(path: Path, step: int) -> None:
+def _keep_until(path: Path, step: int, *, without_last_validation: bool) -> None:
     """Drop the lines of later steps, and a last line that a killed process left unfinished."""
     if not path.exists():
         return
-    kept = [json.dumps(row) + "\n" for row in _rows(path) if step > 0 and row["step"] <= step]
+
+    def is_kept(row: dict[str, Any]) -> bool:
+        is_validation = any(name.startswith("validation/") for name in row)
+        is_repeated = without_last_validation and is_validation and row["step"] == step
+        return step > 0 and row["step"] <= step and not is_repeated
+
+    kept = [json.dumps(row) + "\n" for row in _rows(path) if is_kept(row)]
     with atomic_file(path) as file:
         file.write("".join(kept).encode())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import cache_format
 from stages.train_student.run import train_student
 from stages.train_student.training.progress import TrainProgress
+from stages.train_student.training.stopping import StopRequest
 from tests.stages.train_student.test_run import tiny_config
 
 
@@ -31,7 +32,7 @@ def main(cache: str, out: str, arguments: str) -> None:
         resume=True,
         recipe_toml="# tiny\n",
         report=report,
-        stop=stop,
+        stop=StopRequest(is_made=stop),
     )
 
 
