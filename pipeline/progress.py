@@ -147,6 +147,8 @@ class CacheReport:
             self._phase = progress.phase
             if progress.phase in _PHASES:
                 self._bar.say(_PHASES[progress.phase])
+        if progress.message:
+            self._bar.say(progress.message)
         if progress.phase in ("caching", "done"):
             self._bar.show(progress.tokens_done, progress.tokens_total, cache_figures(progress))
 

@@ -31,6 +31,7 @@ from stages.cache_teacher.engine.progress import CacheProgress, Progress
 from stages.cache_teacher.engine.ray_engine import RaySettings, make_units_on_ray
 from stages.cache_teacher.engine.remote_maker import RemoteJob
 from stages.cache_teacher.engine.self_check import choose_witness
+from stages.cache_teacher.engine.teacher_dtype import with_teacher_dtype
 from stages.cache_teacher.engine.unit_queue import UnitQueue
 from stages.cache_teacher.engine.unit_reader import PreparedUnit, UnitReader
 from stages.cache_teacher.engine.workers import WorkerShare, device_of_worker
@@ -67,11 +68,14 @@ def cache_teacher(
         raise ValueError("a cluster makes all units: leave out units and worker, or the cluster")
     progress = Progress(config.num_tokens, units, report)
     progress.show("resolving")
+    device = _device(config, units)
+    # A cluster's workers have devices of their own.
+    config = with_teacher_dtype(config, out, None if ray else device, progress.say)
     source = resolve_teacher(config)
     with closing(resolve_corpus(config)) as corpus:
         if not corpus.has_unit(0):
             raise ValueError(f"corpus {config.corpus!r}: holds no documents")
-        teacher = LazyTeacher(source, _device(config, units), progress)
+        teacher = LazyTeacher(source, device, progress)
         beginning = Beginning(config=config, out=out, corpus=corpus, teacher=teacher)
         identity = beginning.identity()
         if not (isinstance(units, UnitRange) and units != ALL_UNITS):

@@ -33,6 +33,7 @@ from stages.train_student.training.export import publish_model
 from stages.train_student.training.metrics import MetricsLog
 from stages.train_student.training.new_student import load_student
 from stages.train_student.training.parallel import ParallelLoss, require_processes
+from stages.train_student.training.precision import choose_precision
 from stages.train_student.training.processes import Processes, joined
 from stages.train_student.training.progress import Event, Report, TrainProgress
 from stages.train_student.training.run_directory import RunRows
@@ -89,6 +90,8 @@ def train_student(
     require_trackers(config.trackers)
     with joined(config.device) as (team, device):
         require_processes(config, team.num_ranks)
+        choice = team.first(lambda: choose_precision(config.precision, out, device))
+        config = dataclasses.replace(config, precision=choice.precision)
         stopping = Stopping(stop or StopRequest(), team)
         with ExitStack() as stack:
             team.first(lambda: stack.enter_context(run_directory.held(out)))
@@ -98,6 +101,7 @@ def train_student(
             with stopping.interruptible():
                 teacher = load_teacher(device) if load_teacher else None
                 run = _Run(config, cache, rows, team, device, out, report, teacher)
+                run.say(choice.sentence)
             return run.train(stopping)
 
 
@@ -171,6 +175,11 @@ class _Run:
     def _next(self, steps: Iterator[Step]) -> Step | None:
         with self._stopping.interruptible():  # a cache at a URL may be slow
             return next(steps, None)
+
+    def say(self, sentence: str) -> None:
+        """Tell ``sentence``, if there is one."""
+        if sentence:
+            self._tell("message", message=sentence)
 
     def _choose_scan(self) -> None:
         """Who computes the sLSTM's recurrence; the student asks for it by the device."""

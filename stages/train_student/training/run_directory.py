@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cache_format.atomic import atomic_file, make_directory
 from cache_format.reader import Cache
@@ -92,6 +92,15 @@ def prepare(
         with atomic_file(out / name) as file:
             file.write(text.encode())
     return _rows(identity)
+
+
+def recorded_precision(out: Path) -> Literal["fp32", "bf16", "fp16"] | None:
+    """The precision of the run in ``out``; None where there is none to go on with."""
+    identity_file = out / "run.json"
+    if not identity_file.exists() or not any((out / "checkpoints").glob("step-*")):
+        return None
+    found = _read(identity_file).get("precision")
+    return found if found in ("fp32", "bf16", "fp16") else None
 
 
 def _read(identity_file: Path) -> dict[str, Any]:
