@@ -156,7 +156,7 @@ class _Filling:
             entry.num_rows for unit, entry in finished.items() if _is_part(unit, self._units)
         )
         if not has_rows and (complete or not is_worker):  # a worker's share may be empty
-            raise ValueError(_nothing_made(self._job.config, self._units))
+            raise ValueError(nothing_made(self._job.config, self._units))
         missing = () if complete or not is_worker else self._missing(finished)
         self._progress.show("corpus ended" if self._queue.has_corpus_ended else "done", missing)
         return self._writer.publish_manifest(self._num_tokens, complete)
@@ -225,7 +225,8 @@ def _is_part(unit: int, units: Units) -> bool:
     return units.first <= unit and (units.end is None or unit < units.end)
 
 
-def _nothing_made(config: CacheTeacherConfig, units: Units) -> str:
+def nothing_made(config: CacheTeacherConfig, units: Units) -> str:
+    """What is wrong where no unit has a row."""
     if isinstance(units, UnitRange) and units != ALL_UNITS:
         return (
             f"corpus {config.corpus!r}: none of the units from {units.first} on fills a row of "

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.estimate import EstimateReport
 from pipeline.progress import (
     Bar,
     CacheReport,
@@ -124,6 +125,18 @@ class TestCacheReport:
             "a.parquet, documents 30-39",
             "the corpus ended before the budget was reached",
         ]
+
+
+def test_an_estimate_counts_seconds_and_not_the_budget() -> None:
+    stream, clock = io.StringIO(), Clock()
+    report = EstimateReport(Bar("estimate", unit=" s", stream=stream, clock=clock), seconds=60.0)
+    report(replace(caching(0), phase="resolving", message="a sentence"))
+    report(replace(caching(0), seconds=15.2, tokens_cached_this_run=2048))
+    assert stream.getvalue().splitlines() == [
+        "finding the teacher and the corpus",
+        "a sentence",
+        "estimate: 15 of 60 s (25.0%) · 2.05k tokens cached",
+    ]
 
 
 class TestTrainReport:
