@@ -23,6 +23,8 @@ class EstimateReport:
 
         if progress.phase == "caching" and not progress.message:
             figures = f"{short(progress.tokens_cached_this_run)} tokens cached"
+            if progress.seconds > self._seconds and not progress.tokens_cached_this_run:
+                figures = "waiting for the first forward pass"
             self._bar.show(int(progress.seconds), self._seconds, figures)
         else:
             self._before(progress)

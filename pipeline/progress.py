@@ -21,6 +21,7 @@ _BAR = (
     "{desc}: {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} "
     "[{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 )
+_BAR_WITHOUT_RATE = "{desc}: {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{unit}{postfix}"
 _PHASES = {
     "resolving": "finding the teacher and the corpus",
     "loading teacher": "loading the teacher",
@@ -49,7 +50,8 @@ _FIGURES = {
 class Bar:
     """How much is done of how much, the rate of this run, and the time left; use with ``with``.
 
-    ``unit`` is counted; ``clock`` is what time is read from, and a test may wind it.
+    ``unit`` is counted; seconds are without a rate, which ``has_rate`` says of others. ``clock``
+    is what time is read from, and a test may wind it.
     """
 
     def __init__(
@@ -57,10 +59,11 @@ class Bar:
         name: str,
         *,
         unit: str = " tok",
+        has_rate: bool = True,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._name, self._unit = name, unit
+        self._name, self._unit, self._has_rate = name, unit, has_rate
         self._stream = stream if stream is not None else sys.stderr
         self._clock = clock
         self._is_terminal = self._stream.isatty()
@@ -109,7 +112,7 @@ class Bar:
 
     def _speed(self, num_done: int, seconds: float, num_left: int) -> str:
         """Rate and time left; nothing before there is a rate."""
-        if num_done <= 0 or seconds <= 0:
+        if num_done <= 0 or seconds <= 0 or not self._has_rate:
             return ""
         rate = num_done / seconds
         left = tqdm.format_interval(num_left / rate)
@@ -123,7 +126,7 @@ class Bar:
                 initial=num_done,
                 unit=self._unit,
                 unit_scale=True,
-                bar_format=_BAR,
+                bar_format=_BAR if self._has_rate else _BAR_WITHOUT_RATE,
                 dynamic_ncols=True,
                 smoothing=0.05,
                 file=self._stream,

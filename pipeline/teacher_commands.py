@@ -150,6 +150,6 @@ def estimate(
     from pipeline.progress import Bar
     from stages.cache_teacher.estimate import estimate as measure
 
-    with Bar("estimate", unit=" s") as bar:
+    with Bar("estimate", unit=" s", has_rate=False) as bar:
         found = measure(recipe.cache_teacher, seconds, EstimateReport(bar, seconds))
     click.echo(estimate_json(found) if as_json else estimate_text(found))
