@@ -50,8 +50,8 @@ _FIGURES = {
 class Bar:
     """How much is done of how much, the rate of this run, and the time left; use with ``with``.
 
-    ``unit`` is counted; seconds are without a rate, which ``has_rate`` says of others. ``clock``
-    is what time is read from, and a test may wind it.
+    ``unit`` is counted, with a rate if it ``has_rate``. ``clock`` is what time is read from, and a
+    test may wind it.
     """
 
     def __init__(

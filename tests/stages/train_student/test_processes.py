@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from stages.train_student.run import StoppedError
 from stages.train_student.training.parallel import require_processes
 from stages.train_student.training.progress import TrainProgress
-from tests.stages.train_student.test_run import run, tiny_config
+from tests.stages.train_student.test_run import metrics, run, tiny_config
 
 _ROOT = Path(__file__).parents[3]
 _SCRIPT = Path(__file__).parent / "train_in_processes.py"
@@ -31,7 +31,7 @@ def train(
 ) -> subprocess.CompletedProcess[str]:
     """Train the tiny student by so many processes.
 
-    Each is told to stop after ``stop_after`` steps; the second one fails after ``fail_after``.
+    The second one is told to stop after ``stop_after`` steps, or fails after ``fail_after``.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
     given = json.dumps({"changes": changes, "stop_after": stop_after, "fail_after": fail_after})
@@ -134,6 +134,19 @@ def test_checkpoints_move_between_numbers_of_processes(
     done = train(2, tiny_cache, out, parallel="fsdp", **SIZES)
     assert done.returncode == 0, done.stderr
     assert_same_student(out, alone, 2e-5)
+
+
+def test_all_stop_in_a_validation_that_a_resumed_run_begins_with(
+    alone: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    stopped = train(2, tiny_cache, out, parallel="fsdp", stop_after=4, **SIZES)
+    assert "StoppedError: stopped after step 4" in stopped.stderr
+    validated = [row["step"] for row in metrics(out) if "validation/loss" in row]
+    assert validated == [0]
+    run(tiny_config(**SIZES), tiny_cache, out, resume=True)
+    assert_same_student(out, alone, 2e-5)
+    assert [row["step"] for row in metrics(out)] == [row["step"] for row in metrics(alone)]
 
 
 def test_what_the_first_process_refuses_ends_all(alone: Path, tiny_cache: Path) -> None:
