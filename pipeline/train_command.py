@@ -92,10 +92,9 @@ def train_student(
     import cache_format
     from pipeline.progress import Bar, validation_figures
     from pipeline.stopping import asked_to_stop
-    from stages.train_student.run import StoppedError
     from stages.train_student.run import train_student as run
     from stages.train_student.training.processes import OtherProcessFailedError
-    from stages.train_student.training.stopping import StopNow, StopRequest
+    from stages.train_student.training.stopping import StopNow, StoppedError, StopRequest
 
     opened = cache_format.open(
         cache, local_directory=local_directory, local_bytes=max(1, int(local_gib * 2**30))

@@ -9,7 +9,7 @@ end, ``model/``. Of several processes the first one writes.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ import torch
 
 from cache_format.reader import Cache
 from stages.train_student import evaluate
-from stages.train_student.batches.batch import Batch
 from stages.train_student.batches.loader import Loader, Step, row_order
 from stages.train_student.batches.row_order import Part, micro_batch_seed
 from stages.train_student.config import TrainStudentConfig
@@ -44,7 +43,7 @@ from stages.train_student.training.saved_tensors import (
     whole_tensors,
 )
 from stages.train_student.training.sharding import copy_whole
-from stages.train_student.training.stopping import StopNow, Stopping, StopRequest
+from stages.train_student.training.stopping import StopNow, StoppedError, Stopping, StopRequest
 from stages.train_student.training.throughput import Throughput, operations_per_token
 from stages.train_student.training.trackers import require_trackers
 from stages.train_student.training.update import NonFiniteError, Updater
@@ -52,14 +51,6 @@ from stages.train_student.training.update import NonFiniteError, Updater
 
 class NonFiniteLossError(ValueError):
     """The loss or its gradient is NaN or infinite."""
-
-
-class StoppedError(Exception):
-    """The run was asked to stop, and has left a checkpoint of ``step``."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}, of which there is a checkpoint")
-        self.step = step
 
 
 def train_student(
@@ -101,8 +92,7 @@ def train_student(
             with stopping.interruptible():
                 teacher = load_teacher(device) if load_teacher else None
                 run = _Run(config, cache, rows, team, device, out, report, teacher)
-                run.say(choice.sentence)
-            return run.train(stopping)
+            return run.train(stopping, choice.sentence)
 
 
 class _Run:
@@ -138,9 +128,11 @@ class _Run:
         self._stopping = Stopping(StopRequest(), team)
         self._log: MetricsLog | None = None
 
-    def train(self, stopping: Stopping) -> dict[str, float]:
-        """Resume if there is a checkpoint, train to the last step, publish the model."""
+    def train(self, stopping: Stopping, sentence: str) -> dict[str, float]:
+        """Tell ``sentence``, resume if there is a checkpoint, train to the last step, publish."""
         self._stopping = stopping
+        if sentence:
+            self._tell("message", message=sentence)
         with stopping.interruptible():
             self._choose_scan()
             self._restore()
@@ -175,11 +167,6 @@ class _Run:
     def _next(self, steps: Iterator[Step]) -> Step | None:
         with self._stopping.interruptible():  # a cache at a URL may be slow
             return next(steps, None)
-
-    def say(self, sentence: str) -> None:
-        """Tell ``sentence``, if there is one."""
-        if sentence:
-            self._tell("message", message=sentence)
 
     def _choose_scan(self) -> None:
         """Who computes the sLSTM's recurrence; the student asks for it by the device."""
@@ -225,11 +212,7 @@ class _Run:
             raise self._diverged(f"{error.name} of step {self.step}", error.value) from error
         tokens = self.order.rows_per_step * self.cache.spec.sequence_length
         return {
-            "train/loss": figures.loss,
-            "train/cross_entropy": figures.cross_entropy,
-            "train/kl": figures.kl,
-            "train/frobenius": figures.frobenius,
-            "train/gradient_norm": figures.gradient_norm,
+            **{f"train/{name}": value for name, value in dataclasses.asdict(figures).items()},
             "schedule/alpha": weights.alpha,
             "schedule/beta": weights.beta,
             "schedule/temperature": weights.temperature,
@@ -260,7 +243,7 @@ class _Run:
         )
         try:
             with self._stopping.interruptible():
-                found = evaluate.score(self.model, self.objective, self._checked(batches))
+                found = evaluate.score(self.model, self.objective, self._stopping.checked(batches))
         finally:
             self.loss.release()
         self.validation, self._validation_is_due = found, False
@@ -269,12 +252,6 @@ class _Run:
             raise self._diverged(f"validation loss of step {self.step}", loss)
         self._write(self.validation)
         self._tell("validation", self.validation)
-
-    def _checked(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """``batches``, before each of which the run may be stopped."""
-        for batch in batches:
-            self._stopping.check()
-            yield batch
 
     def _save(self) -> None:
         tensors = tensors_of(self.model, self.updater.optimizer, keep=self.team.is_first)

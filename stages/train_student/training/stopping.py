@@ -5,15 +5,26 @@ before (waiting for rows, forward and backward passes, compiling, validation) ca
 any point, and the run is still at the step that it has finished.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 from stages.train_student.training.processes import Processes
+
+_Item = TypeVar("_Item")
 
 
 class StopNow(BaseException):
     """Abandons what a run is at. No Exception: compilers and loaders catch those."""
+
+
+class StoppedError(Exception):
+    """The run was asked to stop, and has left a checkpoint of ``step``."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}, of which there is a checkpoint")
+        self.step = step
 
 
 def _never() -> bool:
@@ -52,6 +63,12 @@ class Stopping:
         """``check`` where not all processes come by: it does nothing where there are several."""
         if self._is_alone:
             self.check()
+
+    def checked(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        """``items``, with a ``check`` before each. All processes need equally many."""
+        for item in items:
+            self.check()
+            yield item
 
     def interruptible(self) -> AbstractContextManager[None]:
         """A block that may be abandoned at any moment."""

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.train_student.run import StoppedError
 from stages.train_student.training.parallel import require_processes
 from stages.train_student.training.progress import TrainProgress
+from stages.train_student.training.stopping import StoppedError
 from tests.stages.train_student.test_run import metrics, run, tiny_config
 
 _ROOT = Path(__file__).parents[3]

@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 import cache_format
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.objective.objective import Objective
-from stages.train_student.run import NonFiniteLossError, StoppedError, train_student
+from stages.train_student.run import NonFiniteLossError, train_student
 from stages.train_student.training import checkpoint
 from stages.train_student.training.checkpoint import load_newest
 from stages.train_student.training.metrics import MetricsLog
 from stages.train_student.training.progress import TrainProgress
-from stages.train_student.training.stopping import StopNow, StopRequest
+from stages.train_student.training.stopping import StopNow, StoppedError, StopRequest
 
 
 def tiny_config(**changes: Any) -> TrainStudentConfig:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.train_student.run import StoppedError
 from stages.train_student.training.precision import choose_precision
+from stages.train_student.training.stopping import StoppedError
 from tests.stages.half_precision_cpus import set_cpu
 from tests.stages.train_student.test_run import run, tiny_config
 
