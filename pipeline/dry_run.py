@@ -68,6 +68,7 @@ def plan_text(plan: "CachePlan", out: Path | str) -> str:
         f"{1 / spec.validation_every:.1%}",
         "held": f"{short(plan.num_tokens_held)} tokens in {len(plan.held)} shards",
         "size": _size(plan),
+        **({"note": "; ".join(plan.notes)} if plan.notes else {}),
     }
     first = (
         f"{out} would get {short(plan.num_tokens_left)} tokens more, up to the budget of "

@@ -14,7 +14,8 @@ __all__ = ["Bar", "short", "size"]
 class Bar:
     """How much is done of how much, the rate of this run, and the time left; use with ``with``.
 
-    ``unit`` is counted; ``clock`` is what time is read from, and a test may wind it.
+    ``unit`` is counted, with a rate if it ``has_rate``. ``clock`` is what time is read from, and a
+    test may wind it.
     """
 
     def __init__(
@@ -22,14 +23,21 @@ class Bar:
         name: str,
         *,
         unit: str = " tok",
+        has_rate: bool = True,
         stream: TextIO | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         to = stream if stream is not None else sys.stderr
         self._display: TerminalBar | PlainLines = (
-            TerminalBar(name, unit, to)
+            TerminalBar(name, unit, to, has_rate=has_rate)
             if to.isatty()
-            else PlainLines(name, unit, lambda text: print(text, file=to, flush=True), clock)
+            else PlainLines(
+                name,
+                unit,
+                lambda text: print(text, file=to, flush=True),
+                clock,
+                has_rate=has_rate,
+            )
         )
 
     def show(self, num_done: int, num_total: int, figures: str) -> None:

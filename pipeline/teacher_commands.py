@@ -136,7 +136,8 @@ def cache_teacher(
     type=FiniteRange(min=0.0, max=3600.0),
     default=60.0,
     show_default=True,
-    help="How long to measure, once the teacher is loaded.",
+    help="How long to measure, once the teacher is loaded; longer only if its first forward pass "
+    "takes longer.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
@@ -155,6 +156,8 @@ def estimate(
 
     Loads the teacher, caches for a minute into a temporary directory with the recipe's settings,
     and scales up what came of it. Hours are those of this device; N of them take an N-th.
+
+    Ctrl-C ends it without an answer; fewer --seconds give a rougher one sooner.
     """
     recipe = load_session_recipe(
         session, recipe_name, settings, tokens=tokens, ignored="train_student"
@@ -163,12 +166,10 @@ def estimate(
 
     check_early(recipe.cache_teacher)
     quieten()
-    from pipeline.estimate import estimate_json, estimate_text
+    from pipeline.estimate import EstimateReport, estimate_json, estimate_text
     from pipeline.progress import Bar
-    from pipeline.reporting.stages import CacheReport
-    from pipeline.reporting.streams import ProgressOnStderr
     from stages.cache_teacher.estimate import estimate as measure
 
-    with Bar("estimate") as bar:
-        found = measure(recipe.cache_teacher, seconds, CacheReport(ProgressOnStderr(bar).send))
+    with Bar("estimate", unit=" s", has_rate=False) as bar:
+        found = measure(recipe.cache_teacher, seconds, EstimateReport(bar, seconds))
     click.echo(estimate_json(found) if as_json else estimate_text(found))

@@ -110,7 +110,8 @@ def train_student(
     Writes run/recipe.toml, run/metrics.jsonl, run/tensorboard, run/checkpoints and, at the end,
     run/model: a Hugging Face model directory.
 
-    Ctrl-C (or SIGTERM) saves a checkpoint and stops. To continue after that, or after any other
+    Ctrl-C (or SIGTERM) abandons the current step, saves a checkpoint of the last finished one and
+    stops; a second Ctrl-C stops without saving. To continue after that, or after any other
     interruption, run the same command with --resume.
     """
     if extend_to is not None and not resume:
@@ -133,9 +134,9 @@ def train_student(
     quieten(show_downloads=not reporter.is_quiet)
     from pipeline.reporting.stages import TrainReport
     from pipeline.stopping import asked_to_stop
-    from stages.train_student.run import StoppedError
     from stages.train_student.run import train_student as run
     from stages.train_student.training.processes import OtherProcessFailedError
+    from stages.train_student.training.stopping import StopNow, StoppedError, StopRequest
 
     report = TrainReport(
         reporter.send, validation_temperature(opened.spec.targets.inverse_temperatures)
@@ -149,12 +150,12 @@ def train_student(
                 resume=resume,
                 recipe_toml=recipe.to_toml(),
                 report=report if is_first else lambda _: None,
-                stop=request,
+                stop=StopRequest(is_made=request.is_made, interruptible=request.interruptible),
                 load_teacher=_teacher_loader(opened, recipe.train_student, online),
                 init=init,
                 extend_to=extend_to,
             )
-        except StoppedError:
+        except (StoppedError, StopNow):
             raise (request.exception() if is_first else click.exceptions.Exit(1)) from None
         except OtherProcessFailedError as error:  # which has said why
             if is_first:

@@ -28,12 +28,22 @@ class Pace:
 
 
 class PlainLines:
-    """How much is done of how much, the rate of this run, and the time left, to ``write``."""
+    """How much is done of how much, the rate of this run, and the time left, to ``write``.
+
+    Without ``has_rate`` only how much is done: of seconds there is no rate.
+    """
 
     def __init__(
-        self, name: str, unit: str, write: Callable[[str], None], clock: Clock = time.monotonic
+        self,
+        name: str,
+        unit: str,
+        write: Callable[[str], None],
+        clock: Clock = time.monotonic,
+        *,
+        has_rate: bool = True,
     ) -> None:
         self._name, self._unit, self._write, self._clock = name, unit, write, clock
+        self._has_rate = has_rate
         self._pace = Pace(clock)
         self._first: tuple[float, int] | None = None
 
@@ -59,7 +69,7 @@ class PlainLines:
 
     def _speed(self, num_done: int, seconds: float, num_left: int) -> str:
         """Rate and time left; nothing before there is a rate."""
-        if num_done <= 0 or seconds <= 0:
+        if num_done <= 0 or seconds <= 0 or not self._has_rate:
             return ""
         rate = num_done / seconds
         left = tqdm.format_interval(num_left / rate)

@@ -8,13 +8,15 @@ _BAR = (
     "{desc}: {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} "
     "[{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 )
+_BAR_WITHOUT_RATE = "{desc}: {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{unit}{postfix}"
 
 
 class TerminalBar:
     """``PlainLines`` for a terminal."""
 
-    def __init__(self, name: str, unit: str, stream: TextIO) -> None:
+    def __init__(self, name: str, unit: str, stream: TextIO, *, has_rate: bool = True) -> None:
         self._name, self._unit, self._stream = name, unit, stream
+        self._format = _BAR if has_rate else _BAR_WITHOUT_RATE
         self._bar: Any = None
 
     def show(self, num_done: int, num_total: int, figures: str) -> None:
@@ -27,7 +29,7 @@ class TerminalBar:
                 initial=num_done,
                 unit=self._unit,
                 unit_scale=True,
-                bar_format=_BAR,
+                bar_format=self._format,
                 dynamic_ncols=True,
                 smoothing=0.05,
                 file=self._stream,

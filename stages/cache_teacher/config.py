@@ -19,8 +19,10 @@ class CacheTeacherConfig:
     """Hub id or directory of a causal language model with safetensors weights."""
     teacher_revision: str = "main"
     """Branch, tag or commit of the teacher on the Hub; resolved to a commit before use."""
-    teacher_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Precision of the teacher's body. The head always accumulates in float32."""
+    teacher_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Precision of the teacher's body. The head always accumulates in float32. ``auto`` is that of
+    the cache, if it was begun; else bfloat16, but on CPUs without instructions for it, which are
+    ten times as slow in it, float32. For parts of one cache on unlike machines, name it."""
     attention: Literal["auto", "eager", "sdpa", "varlen", "flash_attention_2"] = "auto"
     """Attention implementation; ``auto`` is ``varlen`` in half precision for architectures that are
     tested with it, else ``sdpa``."""

@@ -19,6 +19,7 @@ from cache_format.storage import on_each, storage_at
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.corpus import Corpus, resolve_corpus
 from stages.cache_teacher.engine.identity import identify
+from stages.cache_teacher.engine.teacher_dtype import with_teacher_dtype
 from stages.cache_teacher.teacher.teacher_files import TeacherSource, resolve_teacher
 from stages.device import choose_device
 from stages.weight_files import weight_files
@@ -41,6 +42,8 @@ class CachePlan:
     """The budget."""
     held: tuple[ShardEntry, ...]
     """What the cache holds already."""
+    notes: tuple[str, ...]
+    """What the run would say of the device before it begins."""
 
     @property
     def num_tokens_held(self) -> int:
@@ -62,6 +65,8 @@ class CachePlan:
 def plan_cache(config: CacheTeacherConfig, out: Path | str) -> CachePlan:
     """What ``cache_teacher`` would do with the same arguments, or the error that it would raise."""
     device = choose_device(config.device)
+    notes: list[str] = []
+    config = with_teacher_dtype(config, out, device, notes.append)
     source = resolve_teacher(config)
     with closing(resolve_corpus(config)) as corpus:
         if not corpus.has_unit(0):
@@ -76,6 +81,7 @@ def plan_cache(config: CacheTeacherConfig, out: Path | str) -> CachePlan:
             num_units=None if spec.corpus.revision else _num_units(corpus),
             num_tokens=config.num_tokens,
             held=_held(spec, out),
+            notes=tuple(notes),
         )
 
 

@@ -32,6 +32,7 @@ from stages.cache_teacher.engine.ray_engine import RaySettings, make_units_on_ra
 from stages.cache_teacher.engine.remote_maker import RemoteJob
 from stages.cache_teacher.engine.self_check import choose_witness
 from stages.cache_teacher.engine.split_shares import expectation
+from stages.cache_teacher.engine.teacher_dtype import with_teacher_dtype
 from stages.cache_teacher.engine.unit_queue import UnitQueue
 from stages.cache_teacher.engine.unit_reader import PreparedUnit, UnitReader
 from stages.cache_teacher.engine.workers import WorkerShare, device_of_worker
@@ -90,11 +91,14 @@ def cache_teacher(
         recipe_toml = table_toml("cache_teacher", config)
     progress = Progress(config.num_tokens, units, report)
     progress.show("resolving")
+    device = _device(config, units)
+    # A cluster's workers have devices of their own.
+    config = with_teacher_dtype(config, out, None if ray else device, progress.say)
     source = resolve_teacher(config)
     with closing(resolve_corpus(config)) as corpus:
         if not corpus.has_unit(0):
             raise ValueError(f"corpus {config.corpus!r}: holds no documents")
-        teacher = LazyTeacher(source, _device(config, units), progress)
+        teacher = LazyTeacher(source, device, progress)
         beginning = Beginning(config=config, out=out, corpus=corpus, teacher=teacher)
         identity = beginning.identity()
         if not (isinstance(units, UnitRange) and units != ALL_UNITS):
@@ -176,7 +180,7 @@ class _Filling:
             entry.num_rows for unit, entry in finished.items() if _is_part(unit, self._units)
         )
         if not has_rows and (complete or not is_worker):  # a worker's share may be empty
-            raise ValueError(_nothing_made(self._job.config, self._units))
+            raise ValueError(nothing_made(self._job.config, self._units))
         missing = () if complete or not is_worker else self._missing(finished)
         self._progress.show("corpus ended" if self._queue.has_corpus_ended else "done", missing)
         return self._writer.publish_manifest(self._num_tokens, complete)
@@ -255,7 +259,8 @@ def _is_part(unit: int, units: Units) -> bool:
     return units.first <= unit and (units.end is None or unit < units.end)
 
 
-def _nothing_made(config: CacheTeacherConfig, units: Units) -> str:
+def nothing_made(config: CacheTeacherConfig, units: Units) -> str:
+    """What is wrong where no unit has a row."""
     if isinstance(units, UnitRange) and units != ALL_UNITS:
         return (
             f"corpus {config.corpus!r}: none of the units from {units.first} on fills a row of "

@@ -4,6 +4,7 @@ In: the settings, an open cache, and the directory of the run. Out: nothing, or 
 stage itself would raise after them. The stage checks all of it again, and more.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from cache_format.reader import Cache
@@ -23,6 +24,8 @@ def check_early(
     require_targets(config, cache, online=online)
     require_trackers(config.trackers)
     if not _begins_anew(out):  # then this refuses, or finds the run that is resumed
+        if config.precision == "auto" and (precision := run_directory.recorded_precision(out)):
+            config = replace(config, precision=precision)
         run_directory.prepare(out, cache, config, resume=resume, recipe_toml="", online=online)
 
 

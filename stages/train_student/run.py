@@ -9,7 +9,7 @@ end, ``model/``. Of several processes the first one writes.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -29,21 +29,19 @@ from stages.train_student.requirements import require_targets
 from stages.train_student.student.slstm_choice import choose_scan
 from stages.train_student.training import checkpoint, run_directory
 from stages.train_student.training.checkpoint import CheckpointState
-from stages.train_student.training.export import publish_model, published_step, require_tokenizer
+from stages.train_student.training.export import require_tokenizer
 from stages.train_student.training.extension import extensions_before, num_steps_at
 from stages.train_student.training.initial_weights import InitialWeights, load_initial_weights
 from stages.train_student.training.metrics import NOTHING_WRITTEN, MetricsLog, finite_only
 from stages.train_student.training.new_student import load_student
 from stages.train_student.training.parallel import ParallelLoss, require_processes
+from stages.train_student.training.precision import choose_precision
 from stages.train_student.training.processes import Processes, joined
 from stages.train_student.training.progress import Event, Report, TrainProgress
+from stages.train_student.training.publish import publish_student
 from stages.train_student.training.run_checkpoints import RunCheckpoints
 from stages.train_student.training.run_record import RunRecord
-from stages.train_student.training.saved_tensors import (
-    restore_weights,
-    trained_parameters,
-    whole_tensors,
-)
+from stages.train_student.training.stopping import StopNow, StoppedError, Stopping, StopRequest
 from stages.train_student.training.throughput import Throughput, operations_per_token
 from stages.train_student.training.trackers import require_trackers
 from stages.train_student.training.update import NonFiniteError, Updater
@@ -51,14 +49,6 @@ from stages.train_student.training.update import NonFiniteError, Updater
 
 class NonFiniteLossError(ValueError):
     """The loss or its gradient is NaN or infinite."""
-
-
-class StoppedError(Exception):
-    """The run was asked to stop, and has left a checkpoint of ``step``."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}, of which there is a checkpoint")
-        self.step = step
 
 
 def train_student(
@@ -69,7 +59,7 @@ def train_student(
     resume: bool = False,
     recipe_toml: str | None = None,
     report: Report = lambda _: None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: StopRequest | None = None,
     load_teacher: LoadTeacher | None = None,
     init: Path | None = None,
     extend_to: int | None = None,
@@ -105,10 +95,15 @@ def train_student(
     With ``load_teacher`` the loss asks that teacher instead, over the same rows: for comparison.
     A new run begins from the weights of the student at ``init``, if given; one that is resumed may
     be told to go on to the step ``extend_to`` (see ``extension``).
-    Started by torchrun, all processes train one student. ``stop`` is asked before every step; once
-    it says yes anywhere, a checkpoint is written and StoppedError raised. Raises ValueError where
-    recipe, cache and ``out`` do not fit together, CacheError for a cache that is corrupt or still
-    being written, and NonFiniteLossError when the loss diverges.
+    Started by torchrun, all processes train one student.
+
+    Once ``stop`` is made anywhere, a checkpoint of the last finished step is written and
+    StoppedError raised; where that is a validation's, the resumed run begins with it. A process
+    that is alone abandons what it is at; several agree on it between steps, and between batches of
+    validation. Before there is a run to resume, StopNow is raised.
+
+    Raises ValueError where recipe, cache and ``out`` do not fit together, CacheError for a cache
+    that is corrupt or still being written, and NonFiniteLossError when the loss diverges.
     """
     if recipe_toml is None:
         recipe_toml = table_toml("train_student", config)
@@ -116,18 +111,25 @@ def train_student(
     require_trackers(config.trackers)
     with joined(config.device) as (team, device):
         require_processes(config, team.num_ranks)
+        choice = team.first(lambda: choose_precision(config.precision, out, device))
+        config = dataclasses.replace(config, precision=choice.precision)
+        stopping = Stopping(stop or StopRequest(), team)
         with ExitStack() as stack:
             team.first(lambda: stack.enter_context(run_directory.held(out)))
+            with stopping.interruptible():
+                initial = load_initial_weights(init, config, cache) if init else None
             prepare = partial(run_directory.prepare, out, cache, config)
             prepare = partial(prepare, resume=resume, recipe_toml=recipe_toml)
-            initial = load_initial_weights(init, config, cache) if init else None
             prepare = partial(prepare, online=load_teacher is not None, initial=initial)
             record = team.first(prepare)
-            teacher = load_teacher(device) if load_teacher else None
-            run = _Run(config, cache, record, team, device, out, report, teacher)
-            run.restore(initial, extend_to)
+            with stopping.interruptible():
+                teacher = load_teacher(device) if load_teacher else None
+                run = _Run(config, cache, record, team, device, out, report, teacher)
+                run.restore(initial)
             del initial, prepare  # their weights are in the model now
-            return run.train(stop)
+            if extend_to is not None:
+                run.extend(extend_to)
+            return run.train(stopping, choice.sentence)
 
 
 class _Run:
@@ -169,6 +171,8 @@ class _Run:
         )
         self.step = 0
         self.validation: dict[str, float] = {}
+        self._validation_is_due = True
+        self._stopping = Stopping(StopRequest(), team)
         self._mark = NOTHING_WRITTEN
         self._log: MetricsLog | None = None
 
@@ -178,26 +182,44 @@ class _Run:
         extensions = self.record.extensions
         return extensions[-1].to_step if extensions else self.num_planned
 
-    def train(self, stop: Callable[[], bool]) -> dict[str, float]:
-        """Train to the last step and publish the model."""
-        self._choose_scan()
+    def train(self, stopping: Stopping, sentence: str) -> dict[str, float]:
+        """Tell ``sentence``, train to the last step, publish the model."""
+        self._stopping = stopping
+        if sentence:
+            self._say(sentence)
+        with stopping.interruptible():
+            self._choose_scan()
         self.model.train()
         with ExitStack() as stack:
             if self.team.is_first:
                 self._log = stack.enter_context(self._open_log())
-            if self.step == 0:
-                self._validate()
-            self.throughput.restart()
-            for step in stack.enter_context(self._loader()).steps(self.step, self.num_steps):
-                self.throughput.loaded()
-                own_scored = sum(batch.num_scored for batch in step)
-                num_scored, num_stopping = self.team.sum([own_scored, stop()])
-                if num_stopping:
-                    self._save()
-                    raise StoppedError(self.step)
-                self._after_step(self._optimize(step, int(num_scored)))
-        self._publish()
+            loader = stack.enter_context(self._loader())
+            try:
+                self._train(loader)
+            except StopNow:
+                self._save()
+                raise StoppedError(self.step) from None
         return self.validation
+
+    def _train(self, loader: Loader) -> None:
+        """From the step that the run is at. StopNow leaves it at one."""
+        if self._validation_is_due:
+            self._validate()
+        self.throughput.restart()
+        steps = loader.steps(self.step, self.num_steps)
+        while (step := self._next(steps)) is not None:
+            self.throughput.loaded()
+            own_scored = sum(batch.num_scored for batch in step)
+            num_scored, num_stopping = self.team.sum([own_scored, self._stopping.is_asked])
+            if num_stopping:
+                raise StopNow
+            self._after_step(self._optimize(step, int(num_scored)))
+        with self._stopping.interruptible():
+            self._publish()
+
+    def _next(self, steps: Iterator[Step]) -> Step | None:
+        with self._stopping.interruptible():  # a cache at a URL may be slow
+            return next(steps, None)
 
     def _choose_scan(self) -> None:
         """Who computes the sLSTM's recurrence; the student asks for it by the device."""
@@ -237,16 +259,15 @@ class _Run:
         numbers = Part(self.team.rank, self.team.num_ranks).micro_batches(self.config.accumulation)
         seeds = (micro_batch_seed(self.config.seed, self.step, number) for number in numbers)
         try:
-            figures = self.updater.step(step, weights, rate, share, seeds)
+            with self._stopping.interruptible():
+                check = self._stopping.check_alone
+                sums = self.updater.accumulate(step, weights, share, seeds, check)
+            figures = self.updater.update(sums, rate)
         except NonFiniteError as error:
             raise self._diverged(f"{error.name} of step {self.step}", error.value) from error
         tokens = self.order.rows_per_step * self.cache.spec.sequence_length
         return {
-            "train/loss": figures.loss,
-            "train/cross_entropy": figures.cross_entropy,
-            "train/kl": figures.kl,
-            "train/frobenius": figures.frobenius,
-            "train/gradient_norm": figures.gradient_norm,
+            **{f"train/{name}": value for name, value in dataclasses.asdict(figures).items()},
             "schedule/alpha": weights.alpha,
             "schedule/beta": weights.beta,
             "schedule/temperature": weights.temperature,
@@ -261,6 +282,7 @@ class _Run:
             self._write(metrics)
         self._tell("step", metrics)
         validates = is_last or self.step % self.config.validate_every == 0
+        self._validation_is_due = validates
         saves = is_last or self.step % self.config.checkpoint_every == 0
         if validates:
             self._validate()
@@ -271,15 +293,15 @@ class _Run:
 
     def _validate(self) -> None:
         """Every process computes the same, so that none has to wait for another's figures."""
-        self.validation = evaluate.validate(
-            self.model,
-            self.objective,
-            self.cache,
-            num_rows=self.rows.validation,
-            max_rows=self.config.validation_rows,
-            batch_size=self.config.batch_size,
+        batches = evaluate.validation_batches(
+            self.cache, self.rows.validation, self.config.validation_rows, self.config.batch_size
         )
-        self.loss.release()
+        try:
+            with self._stopping.interruptible():
+                found = evaluate.score(self.model, self.objective, self._stopping.checked(batches))
+        finally:
+            self.loss.release()
+        self.validation, self._validation_is_due = found, False
         loss = self.validation["validation/loss"]
         if not math.isfinite(loss):
             raise self._diverged(f"validation loss of step {self.step}", loss)
@@ -295,48 +317,40 @@ class _Run:
             config=dataclasses.asdict(self.config),
             scaler=self.updater.scaler.state_dict(),
             validation=finite_only(self.validation),
+            validation_is_due=self._validation_is_due,
             metrics=self._log.mark() if self._log else NOTHING_WRITTEN,
         )
         path = self.checkpoints.save(state, self.config.keep_checkpoints)
         self._tell("checkpoint", message=str(path))
 
-    def restore(self, initial: InitialWeights | None, extend_to: int | None) -> None:
-        """Go on from the newest checkpoint, or begin; and on to step ``extend_to``, if given."""
+    def restore(self, initial: InitialWeights | None) -> None:
+        """Continue from the newest checkpoint, or begin."""
         found = self.checkpoints.restore(self.record, initial)
         if found is not None:
             self.step, self.validation = found.step, found.state.validation
+            self._validation_is_due = found.state.validation_is_due
             self._mark = found.state.metrics
             self._say(f"resuming from {found.path}")
-        if extend_to is not None:
-            extend = partial(run_directory.extend, self.out, self.record, planned=self.num_planned)
-            self.record = self.team.first(partial(extend, step=self.step, to_step=extend_to))
-            self._say(f"training goes on to step {extend_to}")
+
+    def extend(self, to_step: int) -> None:
+        """Train on to ``to_step``. Raises ValueError where that is no extension."""
+        extend = partial(run_directory.extend, self.out, self.record, planned=self.num_planned)
+        self.record = self.team.first(partial(extend, step=self.step, to_step=to_step))
+        self._say(f"training continues to step {to_step}")
 
     def _publish(self) -> None:
-        """The student as a model directory, made of whole weights."""
-        is_shared = self.team.num_ranks > 1
-        trained = whole_tensors(
-            trained_parameters(self.model), keep=is_shared and self.team.is_first
-        )
-        target = self.out / "model"
-
-        def publish() -> tuple[str, ...]:
-            if target.exists() and published_step(target) == self.step:
-                return ()
-            student = self.model
-            if is_shared:
-                student = load_student(self.config, self.cache)
-                restore_weights(student, trained)
-            student.config.num_steps = self.step
-            return publish_model(
-                student, self.cache, target, config=self.config, metrics=self.validation
-            )
-
-        for key in self.team.first(publish):
-            self._tell(
-                "message",
-                message=f"{key} of the teacher's tokenizer_config.json is not in the student's: it "
-                "names code, or a file elsewhere",
+        for key in publish_student(
+            self.model,
+            self.cache,
+            self.out / "model",
+            self.team,
+            config=self.config,
+            step=self.step,
+            metrics=self.validation,
+        ):
+            self._say(
+                f"{key} of the teacher's tokenizer_config.json is not in the student's: it names "
+                "code, or a file elsewhere"
             )
 
     def _diverged(self, what: str, value: float) -> NonFiniteLossError:

@@ -1,10 +1,13 @@
 """Progress on a terminal and beside one, with a clock that the tests wind."""
 
 import io
+from dataclasses import replace
 
 import pytest
 
+from pipeline.estimate import EstimateReport
 from pipeline.progress import Bar, short, size
+from tests.pipeline.reporting.test_stages import caching
 
 
 class Clock:
@@ -74,6 +77,32 @@ class TestOnATerminal:
             bar.show(1, 10, "")
             bar.say("hello")
         assert "hello\n" in stream.getvalue()
+
+
+def test_an_estimate_counts_seconds_and_not_the_budget() -> None:
+    stream, clock = io.StringIO(), Clock()
+    bar = Bar("estimate", unit=" s", has_rate=False, stream=stream, clock=clock)
+    report = EstimateReport(bar, seconds=60.0)
+    report(replace(caching(0), phase="resolving", message="a sentence"))
+    report(replace(caching(0), seconds=15.2, tokens_cached_this_run=2048))
+    clock.seconds += 20
+    report(replace(caching(0), seconds=35.2, tokens_cached_this_run=4096))
+    clock.seconds += 60
+    report(replace(caching(0), seconds=75.2, tokens_cached_this_run=0))
+    assert stream.getvalue().splitlines() == [
+        "resolving the teacher and the corpus",
+        "a sentence",
+        "estimate: 15 of 60 s (25.0%) · 2.05k tokens cached",
+        "estimate: 35 of 60 s (58.3%) · 4.10k tokens cached",
+        "estimate: 60 of 60 s (100.0%) · waiting for the first forward pass",
+    ]
+
+
+def test_an_estimate_on_a_terminal() -> None:
+    stream = Terminal()
+    with Bar("estimate", unit=" s", has_rate=False, stream=stream) as bar:
+        EstimateReport(bar, seconds=60.0)(replace(caching(5), seconds=30.0))
+    assert "| 30/60 s, 5 tokens cached" in stream.getvalue().replace("30.0/60.0", "30/60")
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ class TestRefusals:
             (
                 "train_student",
                 'precision = "fp8"',
-                'one of "fp32", "bf16", "fp16", found the string',
+                'one of "auto", "fp32", "bf16", "fp16", found the string',
             ),
             ("train_student", "precision = 16", "found the integer 16"),
             ("train_student", "seed = {a = 1}", "found a dict"),

@@ -107,8 +107,7 @@ class Progress:
     def say(self, message: str) -> None:
         """Tell something once."""
         with self._lock:
-            self._tell(message=message)
-            self._now = replace(self._now, message="")
+            self._report(replace(self._now, message=message))
 
     def know_device(self, peak_operations: float | None, num_devices: int = 1) -> None:
         """The devices' peak, operations a second of each; None where it is not known."""

@@ -48,10 +48,12 @@ class TeacherSource:
 def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
     """Find the teacher's files, fetching them from the Hub if need be, and describe them.
 
-    Raises ValueError where there is no such model, or it cannot be cached faithfully.
+    ``config`` names the teacher's dtype. Raises ValueError where there is no such model, or it
+    cannot be cached faithfully.
     """
     from transformers import AutoConfig
 
+    assert config.teacher_dtype != "auto", "chosen by now"
     name = f"teacher {config.teacher!r}"
     directory, revision = _directory_of(config)
     weights = _weight_files(directory, name)

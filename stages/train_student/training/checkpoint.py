@@ -47,6 +47,8 @@ class CheckpointState:
     """The gradient scaler's state; empty where it does nothing."""
     validation: dict[str, float]
     """The last validation's metrics, those that are finite."""
+    validation_is_due: bool
+    """Whether the validation of ``step`` was not finished; a resumed run begins with it."""
     metrics: MetricsMark
     """How far ``metrics.jsonl`` went."""
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cache_format.atomic import make_directory, publish_bytes
 from cache_format.reader import Cache
@@ -115,6 +115,14 @@ def extend(out: Path, record: RunRecord, *, planned: int, step: int, to_step: in
     if longer != record:
         write_record(out, longer)
     return longer
+
+
+def recorded_precision(out: Path) -> Literal["fp32", "bf16", "fp16"] | None:
+    """The precision of the run in ``out``; None where there is none to resume."""
+    if not (out / RUN_FILE).exists() or not any((out / "checkpoints").glob("step-*")):
+        return None
+    found = read_record(out).identity.get("precision")
+    return found if found in ("fp32", "bf16", "fp16") else None
 
 
 def _check_same(

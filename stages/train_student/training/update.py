@@ -1,12 +1,12 @@
 """One optimizer step: micro-batches forward and backward, the gradient clipped, AdamW.
 
-In: a batch, the weights of the loss and the learning rate. Out: the step's figures. Called by
-``run``. Under fp16 the loss is scaled so that small gradients do not vanish, and a step whose
-gradient overflows is skipped.
+In: a batch, the weights of the loss and the learning rate. Out: the step's figures. Under fp16 the
+loss is scaled so that small gradients do not vanish, and a step whose gradient overflows is
+skipped. What ``accumulate`` does may be abandoned: it changes no weight, moment or scale.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,21 +58,33 @@ class Updater:
         self.optimizer = _adamw(config, self._trainable)
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=config.precision == "fp16")
 
-    def step(
-        self, step: Step, weights: LossWeights, rate: float, share: Share, seeds: Iterable[int]
-    ) -> StepFigures:
-        """Train on ``step``, this process's micro-batches.
+    def accumulate(
+        self,
+        step: Step,
+        weights: LossWeights,
+        share: Share,
+        seeds: Iterable[int],
+        check: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """The gradient of ``step``, this process's micro-batches; returns the sums of their terms.
 
-        ``seeds``: one for the dropout of each. Raises NonFiniteError where the loss is
-        NaN or infinite, or its gradient is and no smaller scale can help; no weight has been
-        touched then.
+        ``seeds``: one for the dropout of each. ``check`` is called before each, and may raise.
         """
         sums = torch.zeros(4, dtype=torch.float64, device=self._device)
         for number, (batch, seed) in enumerate(zip(step, seeds, strict=True), start=1):
+            check()
             torch.manual_seed(seed)
             loss, terms = self._loss(batch, weights, share, is_last=number == len(step))
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             sums += terms
+        return sums
+
+    def update(self, sums: Tensor, rate: float) -> StepFigures:
+        """Take the optimizer's step along what was accumulated.
+
+        Raises NonFiniteError where the loss is NaN or infinite, or its gradient is and no smaller
+        scale can help; no weight has been touched then.
+        """
         self.scaler.unscale_(self.optimizer)
         norm = whole(torch.nn.utils.clip_grad_norm_(self._trainable, self._config.clip_norm))
         figures = self._figures(sums, norm)

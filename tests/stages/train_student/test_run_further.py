@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 import cache_format
 from stages.train_student.objective.schedule import learning_rate
-from stages.train_student.run import StoppedError, train_student
+from stages.train_student.run import train_student
 from stages.train_student.training.progress import TrainProgress
 from stages.train_student.training.run_record import read_record
+from stages.train_student.training.stopping import StoppedError, StopRequest
 from tests.cache_format.sample_cache import reseal
 from tests.stages.train_student.test_run import metrics, tiny_config, weights
 
@@ -44,7 +45,7 @@ def run(
         resume=resume,
         recipe_toml="# tiny\n",
         report=report,
-        stop=stop,
+        stop=StopRequest(is_made=stop),
         init=init,
         extend_to=extend_to,
     )

@@ -33,6 +33,7 @@ def state_of(step: int, **changes: Any) -> CheckpointState:
         "config": dataclasses.asdict(TrainStudentConfig(slstm_at=(1,), seed=3)),
         "scaler": {"scale": 65536.0, "growth_interval": 2000},
         "validation": {"validation/loss": 4.25},
+        "validation_is_due": False,
         "metrics": NOTHING_WRITTEN,
     }
     return CheckpointState(**(settings | changes))
