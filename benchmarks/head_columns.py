@@ -161,6 +161,7 @@ def times_at(
     *,
     chunk: int = 256,
     repeats: int = 5,
+    compile: Mode = "auto",
 ) -> Iterator[dict[str, Any]]:
     """Seconds of a chunk's forward and backward, over those with all columns."""
     generator = torch.Generator().manual_seed(0)
@@ -173,7 +174,7 @@ def times_at(
     tail_NM = torch.full((chunk, 1), -1.0)
     targets = SparseTargets(kept_NK, gaps_NK, tail_NM, (1 / TEMPERATURE,))
     ranks_V = torch.arange(vocabulary)
-    losses = {m: loss_of(ranks_V, m, chunk, "auto") for m in (None, *drawn)}
+    losses = {m: loss_of(ranks_V, m, chunk, compile) for m in (None, *drawn)}
     seconds: dict[int | None, list[float]] = {m: [] for m in (None, *drawn)}
     for _ in range(repeats + 1):
         for m, found in seconds.items():

@@ -15,6 +15,7 @@ import hashlib
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -103,7 +104,8 @@ def write_parquet(target: Path, side: Side, num_chars: int) -> int:
     return written
 
 
-def _candidates() -> list[tuple[str, Path]]:
+@cache  # what is installed stays so, and a walk through it takes a second
+def _candidates() -> tuple[tuple[str, Path], ...]:
     roots = {Path(sysconfig.get_paths()[key]) for key in ("stdlib", "purelib", "platlib")}
     found: dict[str, Path] = {}
     for root in sorted(roots):
@@ -112,7 +114,7 @@ def _candidates() -> list[tuple[str, Path]]:
             is_document = path.suffix in {".py", *_DOC_SUFFIXES} or path.name == "METADATA"
             if is_document and _is_wanted(relative):
                 found.setdefault(relative.as_posix(), path)
-    return sorted(found.items(), key=lambda item: hashlib.sha256(item[0].encode()).digest())
+    return tuple(sorted(found.items(), key=lambda item: hashlib.sha256(item[0].encode()).digest()))
 
 
 def _is_wanted(relative: Path) -> bool:

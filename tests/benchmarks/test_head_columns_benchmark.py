@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
 
 from benchmarks import head_columns as benchmark
@@ -57,8 +56,7 @@ def test_training_on_all_columns_nears_the_teacher() -> None:
         assert benchmark.held_out_kl(scene, num_drawn, 4, 40) < before
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
 def test_times_are_ratios_to_the_whole_head() -> None:
-    (row,) = benchmark.times_at(4000, 8, 200, (50,), chunk=16, repeats=1)
+    (row,) = benchmark.times_at(4000, 8, 200, (50,), chunk=16, repeats=1, compile="off")
     assert row["share_of_columns"] == 0.062
     assert row["time_ratio"] > 0

@@ -14,7 +14,15 @@ SIZE = benchmark.Size(
 )
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
+@pytest.fixture(autouse=True)
+def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled is tested elsewhere, and compiling takes longer than all of this file."""
+    monkeypatch.setattr("stages.compiling.has_compiler", lambda device: False)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*without torch.compile:RuntimeWarning")
+
+
 def test_what_is_compared_is_one_loss() -> None:
     inputs = benchmark.make_inputs(SIZE).first(SIZE.tokens)
     assert all(len(ids.unique()) == SIZE.top_k for ids in inputs.targets.kept_ids_NK)
@@ -24,7 +32,6 @@ def test_what_is_compared_is_one_loss() -> None:
     torch.testing.assert_close(gradient, dense_gradient, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_it_prints_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     def here(function: Any, *arguments: Any) -> Any:
         return function(*arguments)

@@ -92,12 +92,13 @@ class Killer:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_workers_that_are_killed_change_nothing(bench: Bench) -> None:
+@pytest.mark.parametrize("at", [{9}, pytest.param({2, 9, 14}, marks=pytest.mark.slow)])
+def test_workers_that_are_killed_change_nothing(bench: Bench, at: set[int]) -> None:
     whole = bench.run("whole", documents_per_unit=4)
     assert len(whole.shards) == 20
-    killer = Killer({2, 9})
+    killer = Killer(set(at))
     manifest = run_on_ray(bench, "cache", report=killer, documents_per_unit=4)
-    assert killer.killed == 2
+    assert killer.killed == len(at)
     assert manifest == whole
     assert contents(bench.root / "cache") == contents(bench.root / "whole")
     assert killer.last is not None
