@@ -19,13 +19,14 @@ from safetensors.torch import load_file
 import cache_format
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.objective.objective import Objective
-from stages.train_student.run import NonFiniteLossError, train_student
+from stages.train_student.run import train_student
 from stages.train_student.training import checkpoint
 from stages.train_student.training.checkpoint import load_newest
 from stages.train_student.training.metrics import MetricsLog
 from stages.train_student.training.progress import TrainProgress
 from stages.train_student.training.run_record import read_record
 from stages.train_student.training.stopping import StopNow, StoppedError, StopRequest
+from stages.train_student.training.training_run import NonFiniteLossError
 from tests.cache_format.sample_cache import reseal
 
 
