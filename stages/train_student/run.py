@@ -25,7 +25,7 @@ from stages.train_student.training.processes import joined
 from stages.train_student.training.progress import Report
 from stages.train_student.training.stopping import Stopping, StopRequest
 from stages.train_student.training.trackers import require_trackers
-from stages.train_student.training.training_run import TrainingRun
+from stages.train_student.training_run import TrainingRun
 
 
 def train_student(

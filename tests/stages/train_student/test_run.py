@@ -26,7 +26,7 @@ from stages.train_student.training.metrics import MetricsLog
 from stages.train_student.training.progress import TrainProgress
 from stages.train_student.training.run_record import read_record
 from stages.train_student.training.stopping import StopNow, StoppedError, StopRequest
-from stages.train_student.training.training_run import NonFiniteLossError
+from stages.train_student.training_run import NonFiniteLossError
 from tests.cache_format.sample_cache import reseal
 
 
