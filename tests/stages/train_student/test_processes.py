@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from stages.train_student.run import StoppedError
 from stages.train_student.training.parallel import require_processes
