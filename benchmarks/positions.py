@@ -98,7 +98,7 @@ def demo_teacher(
     from pipeline.demo.corpus import documents
     from pipeline.demo.run import TEACHER
     from stages.cache_teacher.config import CacheTeacherConfig
-    from stages.cache_teacher.corpus.packing import pack, tokenize
+    from stages.cache_teacher.corpus.packing import pack
     from stages.cache_teacher.corpus.ranks import rank_table
     from stages.cache_teacher.teacher.teacher import Teacher
     from stages.cache_teacher.teacher.teacher_files import resolve_teacher
@@ -106,7 +106,7 @@ def demo_teacher(
     source = resolve_teacher(CacheTeacherConfig(teacher=str(TEACHER), teacher_dtype="float32"))
     vocab_size = source.spec.vocab_size
     texts = [document.text for document in islice(documents("demo"), num_documents)]
-    token_ids = tokenize(source.tokenizer, texts, vocab_size)
+    token_ids = source.document_tokenizer.encode(texts)
     packed = pack(token_ids, source.spec.eos_token_id, SEQUENCE_LENGTH).rows(0, num_rows)
     return Teacher(source, torch.device("cpu")), packed, rank_table(token_ids, vocab_size)
 
@@ -139,13 +139,15 @@ def corpus_ranks(corpus: Path, tokenizer: Path) -> RankTable:
     """The table that a cache of ``corpus`` would have."""
     from stages.cache_teacher.config import CacheTeacherConfig
     from stages.cache_teacher.corpus.corpus import resolve_corpus
-    from stages.cache_teacher.corpus.packing import tokenize
+    from stages.cache_teacher.corpus.document_tokenizer import DocumentTokenizer
     from stages.cache_teacher.corpus.ranks import ENOUGH_TOKENS, rank_table
-    from stages.cache_teacher.teacher.teacher_files import load_tokenizer
+    from stages.tokenizer_files import load_tokenizer
 
     documents = resolve_corpus(CacheTeacherConfig(corpus=str(corpus))).read_unit(0)
     assert documents is not None
-    counted = tokenize(load_tokenizer(tokenizer), documents.texts, QWEN_VOCABULARY)
+    loaded = load_tokenizer(tokenizer)
+    ids = DocumentTokenizer(loaded.backend_tokenizer, QWEN_VOCABULARY, loaded.eos_token_id)
+    counted = ids.encode(documents.texts)
     if sum(map(len, counted)) < ENOUGH_TOKENS // 4:
         raise ValueError(f"{corpus}: too small to count ids in")
     return rank_table(counted, QWEN_VOCABULARY)

@@ -34,7 +34,8 @@ from cache_format.writer import CacheWriter
 from stages.train_student.batches.batch import Batch, read_batch
 from stages.train_student.objective.loss import sparse_distillation_loss
 from stages.train_student.objective.objective import scored_targets
-from stages.train_student.objective.sparse_targets import covers, lagrange_weights
+from stages.train_student.objective.sparse_targets import lagrange_weights
+from stages.train_student.objective.temperatures import covers
 
 TOP_K = (32, 64)
 NUM_DRAWS = (12, 50, 64)

@@ -75,7 +75,8 @@ class Training:
                 share = Share(num_scored, self.order.rows_per_step)
                 seed = partial(micro_batch_seed, self.config.seed, self.step)
                 seeds = map(seed, range(self.config.accumulation))
-                self._updater.step(step, weights, rate, share, seeds)  # waits for the device
+                sums = self._updater.accumulate(step, weights, share, seeds)
+                self._updater.update(sums, rate)  # waits for the device
                 self.step += 1
         return time.perf_counter() - begin
 

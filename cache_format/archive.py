@@ -30,13 +30,14 @@ from cache_format.projection import Projection, projection_bytes, projection_fro
 from cache_format.ranks import RankTable
 from cache_format.reader import Cache
 from cache_format.receipt import TeacherReceipt, parse, read_teacher_receipt
+from cache_format.recipe_file import MAX_BYTES as MAX_RECIPE_BYTES
+from cache_format.recipe_file import read_recipe
 from cache_format.storage import checked_chunks, read_file
 from cache_format.writer import CacheWriter
 
 Report = Callable[[int, int], None]
 """Told the bytes of shards and of the teacher's files that are done, and of all of them."""
 
-_MAX_RECIPE_BYTES = 1 << 20
 _MAX_SEALED_BYTES = 1 << 26  # of a file that is held in memory, the projection being the largest
 
 
@@ -86,8 +87,8 @@ def _files_of(cache: Cache, report: Report) -> Iterator[ArchivedFile]:
     if cache.projection is not None:
         yield _small(layout.PROJECTION, projection_bytes(cache.projection), _MAX_SEALED_BYTES)
     if cache.storage.size(layout.RECIPE) is not None:
-        recipe = read_file(cache.storage, layout.RECIPE, "Pack again.")
-        yield _small(layout.RECIPE, recipe, _MAX_RECIPE_BYTES)
+        recipe = read_recipe(cache.storage, cache.cache_id, layout.RECIPE_STEP)
+        yield _small(layout.RECIPE, recipe, MAX_RECIPE_BYTES)
     if manifest.teacher_receipt_sha256 is not None:
         step = layout.TEACHER_STEP
         yield _receipt(cache, layout.TEACHER_RECEIPT, manifest.teacher_receipt_sha256, step)
@@ -137,7 +138,7 @@ class _Unpacking:
     def take_recipe(self) -> None:
         """The recipe, if there is one."""
         if self._archive.next_name() == layout.RECIPE:
-            self._recipe = self._archive.read(layout.RECIPE, _MAX_RECIPE_BYTES)
+            self._recipe = self._archive.read(layout.RECIPE, MAX_RECIPE_BYTES)
 
     def take_teacher(self) -> None:
         """The teacher's receipt and files, if there are any."""

@@ -86,6 +86,30 @@ def publish_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def replace_directory(path: Path) -> Iterator[Path]:
+    """As ``publish_directory``; what was at ``path`` stays there until the new one is whole.
+
+    It takes two renames: who looks between them finds nothing, and so does the next command if the
+    process is killed there.
+    """
+    aside = _temporary_beside(path)
+    with writing(path):
+        with _locked_temporary(path, _create_directory) as (temporary, _):
+            yield temporary
+            _fsync_tree(temporary)
+            with suppress(FileNotFoundError):
+                os.rename(path, aside)
+            try:
+                _rename_directory(temporary, path)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.rename(aside, path)
+                raise
+        _fsync(path.parent)
+    remove_leftovers(path.parent, path.name)  # the old one, too
+
+
+@contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Keep other processes out of the block; the lock is on ``path``, and dies with its holder.
 

@@ -35,7 +35,7 @@ are drawn from the tail, there in proportion to exp(z·s).
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 from typing import Literal
@@ -74,6 +74,18 @@ class _Column:
     values: Callable[[Row], pa.Array]
 
 
+@dataclass(frozen=True)
+class _File:
+    """What a file holds: the rows of a shard that belong to a split."""
+
+    split: Split
+    entry: ShardEntry
+    rows: range
+
+    def path(self, out: Path) -> Path:
+        return out / self.split / f"{self.entry.unit:05d}.parquet"
+
+
 def export_parquet(
     cache: Cache,
     out: Path,
@@ -82,42 +94,43 @@ def export_parquet(
     num_threads: int = 1,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Path]:
-    """Write ``out/<split>/<unit>.parquet`` for every shard with rows; returns the files.
+    """Write ``out/<split>/<unit>.parquet`` for every shard with rows of a split; returns the files.
 
     Files that are there are kept: they are whole. ``report`` is told the positions that are done,
     and of all. Raises ForeignDirectoryError if a file there was made from another shard or with
     other columns, CacheError naming the shard if one cannot be read.
     """
     columns = _columns(cache.spec, what)
-    shards = [shard for split in what.splits for shard in _shards_with_rows(cache, split)]
-    total = sum(entry.num_tokens for entry, _ in shards)
+    files = [file for split in what.splits for file in _files(cache, split)]
+    total = sum(len(file.rows) for file in files) * cache.spec.sequence_length
     done = 0
     lock = Lock()
 
-    def advance(num_tokens: int) -> None:
+    def advance(num_rows: int) -> None:
         nonlocal done
         with lock:
-            done += num_tokens
+            done += num_rows * cache.spec.sequence_length
             report(done, total)
 
-    def export(shard: tuple[ShardEntry, int]) -> None:
-        entry, first_row = shard
-        path, schema = _path_of(out, entry), _schema(cache.spec, entry, columns)
+    def export(file: _File) -> None:
+        path, schema = file.path(out), _schema(cache.spec, file.entry, columns)
         if path.exists():
             _require_same(path, schema)
-            advance(entry.num_tokens)
+            advance(len(file.rows))
             return
-        rows = (cache.read_row(entry.split, first_row + n)[1] for n in range(entry.num_rows))
-        with atomic_file(path) as sink, pq.ParquetWriter(sink, schema, compression="zstd") as file:
-            for group in _tables(entry, rows, columns, schema):
-                file.write_table(group)
-                advance(group.num_rows * cache.spec.sequence_length)
+        with (
+            atomic_file(path) as sink,
+            pq.ParquetWriter(sink, schema, compression="zstd") as writer,
+        ):
+            for group in _tables(cache, file, columns, schema):
+                writer.write_table(group)
+                advance(group.num_rows)
 
     for split in what.splits:
         make_directory(out / split)
         remove_leftovers(out / split)
-    in_threads(export, shards, num_threads)
-    return [_path_of(out, entry) for entry, _ in shards]
+    in_threads(export, files, num_threads)
+    return [file.path(out) for file in files]
 
 
 def _columns(spec: CacheSpec, what: Export) -> list[_Column]:
@@ -219,16 +232,16 @@ def _schema(spec: CacheSpec, entry: ShardEntry, columns: Sequence[_Column]) -> p
 
 
 def _tables(
-    entry: ShardEntry, rows: Iterator[Row], columns: Sequence[_Column], schema: pa.Schema
+    cache: Cache, file: _File, columns: Sequence[_Column], schema: pa.Schema
 ) -> Iterator[pa.Table]:
-    """The rows of a shard, a row group at a time."""
-    first = 0
-    while group := list(islice(rows, _ROWS_PER_GROUP)):
-        numbers = range(first, first + len(group))
-        arrays = [pa.array([entry.unit] * len(group), pa.int32()), pa.array(numbers, pa.int32())]
+    """The rows of a file, a row group at a time."""
+    for first in range(0, len(file.rows), _ROWS_PER_GROUP):
+        numbers = file.rows[first : first + _ROWS_PER_GROUP]
+        group = [cache.read_row_of(file.entry, number) for number in numbers]
+        units = [file.entry.unit] * len(group)
+        arrays = [pa.array(values, pa.int32()) for values in (units, numbers)]
         arrays += [_list_of([column.values(row) for row in group]) for column in columns]
         yield pa.Table.from_arrays(arrays, schema=schema)
-        first += len(group)
 
 
 def _list_of(arrays: list[pa.Array]) -> pa.Array:
@@ -237,17 +250,10 @@ def _list_of(arrays: list[pa.Array]) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, pa.concat_arrays(arrays))
 
 
-def _shards_with_rows(cache: Cache, split: Split) -> Iterator[tuple[ShardEntry, int]]:
-    """Each shard that has rows, with the number of its first one within the split."""
-    first_row = 0
-    for entry in cache.shards(split):
-        if entry.num_rows:
-            yield entry, first_row
-        first_row += entry.num_rows
-
-
-def _path_of(out: Path, entry: ShardEntry) -> Path:
-    return out / entry.split / f"{entry.unit:05d}.parquet"
+def _files(cache: Cache, split: Split) -> list[_File]:
+    """The files of ``split``, none of them without rows."""
+    files = [_File(split, entry, cache.rows_of(split, entry)) for entry in cache.shards(split)]
+    return [file for file in files if file.rows]
 
 
 def _require_same(path: Path, schema: pa.Schema) -> None:

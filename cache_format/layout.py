@@ -24,6 +24,10 @@ PROJECTION_STEP = (
     f"Put {PROJECTION} back from a copy of the cache; or delete it and {RUN_AGAIN}: on the same "
     "hardware the same one is made again, and no unit is."
 )
+RECIPE_STEP = (
+    f"Put {RECIPE} back from a copy of the cache, or delete it: a student needs none, nor does "
+    "`pipeline cache-teacher --recipe`."
+)
 TEACHER_STEP = (
     f"Delete {TEACHER_RECEIPT} and {RUN_AGAIN}: the teacher's files are written again, no unit is."
 )
@@ -45,6 +49,11 @@ def receipt_file(unit: int) -> str:
 def shard_step(unit: int, file: str) -> str:
     """What to do about the shard ``file`` of ``unit`` that is damaged or missing."""
     return f"Delete {file} and {RUN_AGAIN}: only unit {unit} is made again."
+
+
+def is_receipt(name: str) -> bool:
+    """Whether ``name`` in ``receipts/`` is that of a unit or of ``teacher/``."""
+    return _RECEIPT_FILE.fullmatch(name) is not None or f"{RECEIPTS}/{name}" == TEACHER_RECEIPT
 
 
 def receipt_units(storage: Storage) -> list[int]:

@@ -14,7 +14,8 @@ from typing import Any
 from cache_format import layout, plain
 from cache_format.errors import CorruptFileError, UnsupportedFormatError
 from cache_format.receipt import Receipt, ShardEntry, TeacherReceipt, header, parse
-from cache_format.spec import CacheSpec
+from cache_format.spec import CacheSpec, Split
+from cache_format.splits import rows_of_split
 from cache_format.storage import Storage, read_file
 
 __all__ = [
@@ -51,6 +52,14 @@ class Manifest:
     def cache_id(self) -> str:
         """Identity of the cache."""
         return self.spec.cache_id
+
+    def rows_of(self, split: Split, entry: ShardEntry) -> range:
+        """Those rows of a shard that belong to ``split``."""
+        return rows_of_split(self.spec, split, entry.unit, entry.num_rows)
+
+    def num_rows(self, split: Split) -> int:
+        """Rows of ``split`` in all shards."""
+        return sum(len(self.rows_of(split, entry)) for entry in self.shards)
 
     def to_bytes(self) -> bytes:
         """The bytes of ``manifest.json``."""

@@ -18,6 +18,7 @@ from cache_format.errors import CacheError, CorruptFileError, SpecMismatchError
 from cache_format.manifest import ShardEntry
 from cache_format.reader import Cache, open_cache
 from cache_format.receipt import read_receipt
+from cache_format.recipe_file import read_recipe
 from cache_format.spec import differences
 from cache_format.storage import Storage, checked_chunks, read_file, storage_at
 from cache_format.threads import in_threads
@@ -171,7 +172,7 @@ def _transfer_recipe(inputs: Sequence[Cache], writer: CacheWriter) -> None:
     """The first recipe there is, unless the target has one."""
     for storage in (writer.storage, *(cache.storage for cache in inputs)):
         if storage.size(layout.RECIPE) is not None:
-            recipe = read_file(storage, layout.RECIPE, "Merge again.")
+            recipe = read_recipe(storage, writer.spec.cache_id, layout.RECIPE_STEP)
             writer.storage.publish_exclusive(layout.RECIPE, recipe)
             return
 

@@ -2,7 +2,7 @@
 
 A sealed file is a JSON object whose last key, ``seal``, is the SHA-256 of all bytes before it:
 one flipped bit anywhere in the file is noticed, without anyone having to agree on how to print a
-number. Used by spec, receipts and manifest.
+number. Used by spec, receipts and manifest, and by the files that a training run reads back.
 """
 
 import dataclasses
@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cache_format.errors import CorruptFileError, UnsupportedFormatError
+from cache_format.strict_json import parse_object
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 """The newest that this program writes and reads."""
 
 _SEAL = re.compile(rb',\n "seal": "([0-9a-f]{64})"\n}\n')
 _SEAL_BYTES = len(b',\n "seal": ""\n}\n') + 64
+_MOST = 2**63  # of an integer, as most languages have them
 
 
 def canonical_json(value: object) -> bytes:
@@ -37,21 +39,28 @@ def seal(fields: Mapping[str, object]) -> bytes:
     return prefix + b',\n "seal": "' + digest + b'"\n}\n'
 
 
-def unseal(data: bytes, path: Path | str, next_step: str) -> dict[str, Any]:
+def unseal(
+    data: bytes, path: Path | str, next_step: str, known_version: str = FORMAT_VERSION
+) -> dict[str, Any]:
     """The fields of the sealed file ``path`` that holds ``data``.
 
     Raises CorruptFileError if the seal is broken and UnsupportedFormatError if its format's
-    major version is not ours; both name ``path`` and ``next_step``.
+    major version is not that of ``known_version``; both name ``path``, and the first ``next_step``.
     """
     prefix, suffix = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
     match = _SEAL.fullmatch(suffix)
     if match is None or hashlib.sha256(prefix).hexdigest().encode() != match[1]:
-        _refuse_foreign_version(_object(data), path)
-        raise CorruptFileError(
-            f"{path}: damaged: its seal does not fit its {len(data)} bytes. {next_step}"
-        )
-    fields = _object(prefix + b"}")
-    _refuse_foreign_version(fields, path)
+        fields = _parsed_or_empty(data)
+        _refuse_foreign_version(fields, path, known_version)
+        problem = f"its seal does not fit its {len(data)} bytes"
+        if fields and "seal" not in fields:
+            problem = "it has no seal, or an older version of xlstm-distill wrote it without one"
+        raise CorruptFileError(f"{path}: damaged: {problem}. {next_step}")
+    try:
+        fields = parse_object(prefix + b"}")
+    except ValueError as error:
+        raise CorruptFileError(f"{path}: {error}. {next_step}") from error
+    _refuse_foreign_version(fields, path, known_version)
     if "format_version" not in fields:
         raise CorruptFileError(f"{path}: holds no format_version. {next_step}")
     return fields
@@ -83,6 +92,8 @@ def from_plain(hint: Any, value: object, where: str = "", *, ignore_unknown: boo
     Raises ValueError naming the dotted field that is missing or of another type. Fields that a
     dataclass does not have are an error too, unless they are to be ignored.
     """
+    if hint is Any:
+        return value
     if dataclasses.is_dataclass(hint):
         return _from_plain_dataclass(hint, value, where, ignore_unknown)
     origin, arguments = get_origin(hint), get_args(hint)
@@ -101,7 +112,9 @@ def from_plain(hint: Any, value: object, where: str = "", *, ignore_unknown: boo
         return {
             key: from_plain(arguments[1], item, f"{where}.{key}") for key, item in value.items()
         }
-    if hint is float and type(value) is int and abs(value) < 2**1000:  # else there is no float
+    if hint in (int, float) and type(value) is int and not -_MOST <= value < _MOST:
+        raise ValueError(f"{where}: expected a number of 64 bits, found one of more")
+    if hint is float and type(value) is int:
         return float(value)
     if type(value) is hint:
         return value
@@ -147,18 +160,17 @@ def _inner(hint: Any) -> Any:
     return next(argument for argument in get_args(hint) if argument is not types.NoneType)
 
 
-def _object(data: bytes) -> dict[str, Any]:
+def _parsed_or_empty(data: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
+        return parse_object(data)
+    except ValueError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
-def _refuse_foreign_version(fields: dict[str, Any], path: Path | str) -> None:
+def _refuse_foreign_version(fields: dict[str, Any], path: Path | str, known_version: str) -> None:
     version = fields.get("format_version")
     if isinstance(version, str) and re.fullmatch(r"[0-9]+\.[0-9]+", version):
-        known = FORMAT_VERSION.partition(".")[0]
+        known = known_version.partition(".")[0]
         if version.partition(".")[0] != known:
             raise UnsupportedFormatError(
                 f"{path}: format version {version}, but this program reads {known}.x. Use the "

@@ -33,6 +33,7 @@ from cache_format.projection import Projection, read_projection
 from cache_format.ranks import RankTable, read_ranks
 from cache_format.receipt import Segment, ShardEntry, read_receipt, read_teacher_receipt
 from cache_format.spec import CacheSpec, Split
+from cache_format.splits import SPLITS
 from cache_format.storage import LocalSpace, Storage, on_each, storage_at
 from cache_format.verification import Problem, verify
 
@@ -89,11 +90,12 @@ class Cache:
         self.storage = storage
         self.manifest = manifest
         self._files = storage.local_files(manifest.cache_id, space)
-        self._shards: dict[str, list[ShardEntry]] = {"train": [], "validation": []}
-        for entry in manifest.shards:
-            self._shards[entry.split].append(entry)
+        self._shards = {
+            split: [entry for entry in manifest.shards if entry.split in (None, split)]
+            for split in SPLITS
+        }
         self._row_ends = {
-            split: list(accumulate(entry.num_rows for entry in entries))
+            split: list(accumulate(len(self.rows_of(split, entry)) for entry in entries))
             for split, entries in self._shards.items()
         }
         self._lock = threading.Lock()
@@ -131,8 +133,12 @@ class Cache:
         return read_projection(self.storage, self.spec)
 
     def shards(self, split: Split) -> list[ShardEntry]:
-        """The shards of ``split`` in rising order of unit."""
+        """The shards of ``split`` in rising order of unit; all of them where rows are divided."""
         return list(self._shards[split])
+
+    def rows_of(self, split: Split, entry: ShardEntry) -> range:
+        """Those rows of a shard that belong to ``split``."""
+        return self.manifest.rows_of(split, entry)
 
     def num_rows(self, split: Split) -> int:
         """Rows of ``split``."""
@@ -149,7 +155,21 @@ class Cache:
         ends = self._row_ends[split]
         position = bisect_right(ends, index)
         entry = self._shards[split][position]
-        return entry.unit, self._row(entry, index - ends[position] + entry.num_rows, with_sketch)
+        rows = self.rows_of(split, entry)
+        number = rows[index - ends[position] + len(rows)]
+        return entry.unit, self.read_row_of(entry, number, with_sketch=with_sketch)
+
+    def read_row_of(self, entry: ShardEntry, number: int, *, with_sketch: bool = True) -> Row:
+        """Row ``number`` of a shard, of whatever split; as ``read_row`` otherwise."""
+        from cache_format.shard import row_of_batch
+
+        batch_number, offset = divmod(number, self.spec.rows_per_batch)
+        batch = self._batch(entry, batch_number, with_sketch)
+        ranks = self.ranks  # what is wrong with these is not wrong with the shard
+        try:
+            return row_of_batch(batch, offset, self.spec, ranks)
+        except (ValueError, IndexError) as error:
+            raise _corrupt_shard(self.storage, entry, f"row {number}: {error}") from error
 
     def iter_rows(self, split: Split, *, with_sketch: bool = True) -> Iterator[tuple[int, Row]]:
         """Every row of ``split`` with its unit, in order."""
@@ -188,22 +208,12 @@ class Cache:
         record: Path | None = None,
     ) -> list[Problem]:
         """Every checksum of the cache, and files that do not belong; the empty list is good news.
+        Files that do not belong are no damage (``Problem.is_damage``).
 
         ``report`` is told the bytes read so far and in all. With ``record``, a file outside of the
         cache, a verification that is interrupted goes on where it was when it is called again.
         """
         return verify(self, report, num_threads, record)
-
-    def _row(self, entry: ShardEntry, index: int, with_sketch: bool) -> Row:
-        from cache_format.shard import row_of_batch
-
-        number, offset = divmod(index, self.spec.rows_per_batch)
-        batch = self._batch(entry, number, with_sketch)
-        ranks = self.ranks  # what is wrong with these is not wrong with the shard
-        try:
-            return row_of_batch(batch, offset, self.spec, ranks)
-        except (ValueError, IndexError) as error:
-            raise _corrupt_shard(self.storage, entry, f"row {index}: {error}") from error
 
     def _batch(self, entry: ShardEntry, number: int, with_sketch: bool) -> "pa.RecordBatch":
         from cache_format.shard import open_batch, segments_of_batch

@@ -52,7 +52,8 @@ class ShardEntry:
     unit: int
     file: str
     """Path relative to the cache."""
-    split: Split
+    split: Split | None = None
+    """The split of the whole unit; None where its rows are divided, see ``splits.py``."""
     num_rows: int
     num_tokens: int
     """Positions, scored or not."""
@@ -120,9 +121,11 @@ def read_receipt(
     fields, sha256 = _read_sealed(storage, name, step, spec, expected_sha256)
     entry: ShardEntry = parse(ShardEntry, fields | {"receipt_sha256": sha256}, path, step)
     segments = parse(tuple[tuple[int, int, str], ...], fields.get("segments"), path, step)
-    if entry.unit != unit or entry.split != spec.split_of(unit):
+    split = spec.split_of(unit)
+    if (entry.unit, entry.split) != (unit, split):
         raise CorruptFileError(
-            f"{path}: is of unit {entry.unit} ({entry.split}), expected unit {unit}. {step}"
+            f"{path}: is of unit {entry.unit} and split {entry.split}, expected unit {unit} and "
+            f"split {split}. {step}"
         )
     return Receipt(entry=entry, segments=tuple(Segment(*segment) for segment in segments))
 

@@ -1,8 +1,8 @@
 """What determines a cache: every field here changes its bytes, and nothing else does.
 
-``CacheSpec.cache_id`` is the cache's identity. Fields that came with version 1.1 are left out of it
-while they are None, so that a cache of 1.0 keeps the identity that it had. Imports nothing heavy:
-the command line builds a spec's parts before anything else is loaded.
+``CacheSpec.cache_id`` is the cache's identity. Fields that came with version 1.1 or later are left
+out of it while they are None, so that an older cache keeps the identity that it had. Imports
+nothing heavy: the command line builds a spec's parts before anything else is loaded.
 """
 
 import hashlib
@@ -112,10 +112,28 @@ class CorpusSpec:
     """What a document that is not text does."""
     documents_per_unit: int
     """Documents in one unit, hence in one shard."""
+    special_tokens: str | None = None
+    """``text``: special tokens written out in a document are tokenized like any other text. None
+    in a cache of before version 1.2, where each became its control id."""
+    text_documents: str | None = None
+    """What a document is in plain text: ``paragraph`` or ``file``; None where it is a line, and for
+    other kinds of file."""
 
     def __post_init__(self) -> None:
         _require(
             self.documents_per_unit >= 1, "documents_per_unit", self.documents_per_unit, "1 or more"
+        )
+        _require(
+            self.special_tokens in (None, "text"),
+            "special_tokens",
+            self.special_tokens,
+            "'text', or left out",
+        )
+        _require(
+            self.text_documents in (None, "paragraph", "file"),
+            "text_documents",
+            self.text_documents,
+            "'paragraph' or 'file', or left out",
         )
 
 
@@ -280,7 +298,10 @@ class CacheSpec:
     sequence_length: int
     """T: positions of a row."""
     validation_every: int
-    """Units 0, n, 2n, … are validation."""
+    """n: units 0, n, 2n, … are validation, or one in n rows of every unit."""
+    validation_split: Literal["rows"] | None = None
+    """``rows``: the last rows of every unit are validation, see ``splits.py``; None: whole units
+    are."""
     rows_per_batch: int = 4
     """Rows of a record batch, the least that a random read decodes."""
     seed: int
@@ -294,6 +315,12 @@ class CacheSpec:
             "from 2 to 65535",
         )
         _require(self.validation_every >= 2, "validation_every", self.validation_every, "2 or more")
+        _require(
+            self.validation_split in (None, "rows"),
+            "validation_split",
+            self.validation_split,
+            "'rows', or left out",
+        )
         _require(
             1 <= self.rows_per_batch <= 65_535,
             "rows_per_batch",
@@ -337,14 +364,17 @@ class CacheSpec:
     @property
     def format_version(self) -> str:
         """The lowest version of the format that knows all that the spec says."""
-        targets, sketch = self.targets, self.sketch
+        targets, sketch, corpus = self.targets, self.sketch, self.corpus
+        optional = (self.validation_split, corpus.special_tokens, corpus.text_documents)
+        if any(field is not None for field in optional):
+            return "1.2"
         is_of_first_version = (
             targets.kind in ("top_k", "sampled")
             and targets.inverse_temperatures[-1] == 1.0
             and sketch.kind in ("rademacher", "none")
             and sketch.hidden_states == "mean_over_layers"
         )
-        return "1.0" if is_of_first_version else FORMAT_VERSION
+        return "1.0" if is_of_first_version else "1.1"
 
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON values."""
@@ -369,8 +399,10 @@ class CacheSpec:
         """SHA-256 of the canonical spec, in hex."""
         return hashlib.sha256(self.canonical_json()).hexdigest()
 
-    def split_of(self, unit: int) -> Split:
-        """The split that ``unit`` belongs to."""
+    def split_of(self, unit: int) -> Split | None:
+        """The split that all of ``unit`` belongs to; None where its rows are divided."""
+        if self.validation_split == "rows":
+            return None
         return "validation" if unit % self.validation_every == 0 else "train"
 
 

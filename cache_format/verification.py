@@ -11,10 +11,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from cache_format import layout, projection
-from cache_format.atomic import is_temporary
 from cache_format.errors import CacheError, CorruptFileError
+from cache_format.foreign_files import foreign_files
 from cache_format.manifest import read_manifest, read_spec, require_agreement
 from cache_format.receipt import read_receipt
+from cache_format.recipe_file import read_recipe
 from cache_format.storage import Storage, check_file, checked_chunks
 from cache_format.threads import in_threads
 from cache_format.verified import VerifiedFiles
@@ -29,6 +30,8 @@ class Problem(NamedTuple):
     path: Path | str
     """The file, as ``Storage.locate`` calls it."""
     message: str
+    is_damage: bool = True
+    """False of a file that does not belong to the cache, and that nothing in it uses."""
 
 
 def verify(
@@ -40,7 +43,8 @@ def verify(
     files = [*_shard_files(cache, problems), *_teacher_files(cache, problems)]
     with VerifiedFiles(record) as verified:
         problems += _check_files(cache.storage, files, report, num_threads, verified)
-    _find_orphans(cache.storage, {file.name for file in files}, problems)
+    with _collecting(problems, cache.storage.locate("")):
+        problems += _foreign(cache, {file.name for file in files})
     return problems
 
 
@@ -118,6 +122,9 @@ def _check_roots(cache: "Cache", problems: list[Problem]) -> None:
         with _collecting(problems, storage.locate(layout.PROJECTION)):
             expected = (projection.num_bytes(cache.spec), cache.spec.sketch.projection_sha256)
             check_file(storage, layout.PROJECTION, expected, layout.PROJECTION_STEP)
+    with _collecting(problems, storage.locate(layout.RECIPE)):
+        if storage.size(layout.RECIPE) is not None:
+            read_recipe(storage, cache.cache_id, layout.RECIPE_STEP)
 
 
 def _shard_files(cache: "Cache", problems: list[Problem]) -> list[_File]:
@@ -152,20 +159,7 @@ def _teacher_files(cache: "Cache", problems: list[Problem]) -> list[_File]:
     return []
 
 
-def _find_orphans(storage: Storage, known: set[str], problems: list[Problem]) -> None:
-    """Files in the cache's directories that no receipt names, other than half-written ones.
-
-    Without a readable receipt of ``teacher/`` nothing can be said of the files in it.
-    """
-    knows_teacher = any(name.startswith(f"{layout.TEACHER}/") for name in known)
-    for directory in (layout.SHARDS, *((layout.TEACHER,) if knows_teacher else ())):
-        with _collecting(problems, storage.locate(directory)):
-            problems += [
-                Problem(
-                    storage.locate(name),
-                    f"{storage.locate(name)}: nothing refers to it. If no `pipeline cache-teacher` "
-                    "is at work on this cache, a killed one left it: delete it.",
-                )
-                for name in storage.files_below(directory)
-                if name not in known and not is_temporary(Path(name))
-            ]
+def _foreign(cache: "Cache", known: set[str]) -> list[Problem]:
+    has_projection = cache.spec.sketch.projection_sha256 is not None
+    found = foreign_files(cache.storage, known, has_projection=has_projection)
+    return [Problem(path, message, is_damage=False) for path, message in found]

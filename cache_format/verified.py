@@ -86,6 +86,7 @@ def _entry(line: bytes) -> tuple[Any, ...]:
     """What a line says; nothing if it was cut short."""
     try:
         fields = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ()
-    return tuple(fields) if isinstance(fields, list) else ()
+    is_flat = isinstance(fields, list) and not any(isinstance(f, list | dict) for f in fields)
+    return tuple(fields) if is_flat else ()

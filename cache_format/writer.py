@@ -34,6 +34,7 @@ from cache_format.receipt import (
     receipt_bytes,
     teacher_receipt_bytes,
 )
+from cache_format.recipe_file import seal_recipe
 from cache_format.shard import EncodedShard, encode_shard
 from cache_format.spec import CacheSpec, differences
 from cache_format.storage import Storage, on_each, read_file, storage_at
@@ -113,6 +114,10 @@ class CacheWriter:
                     raise
                 # Another process was faster.
             self.storage.publish_exclusive(receipt, teacher_receipt_bytes(files, self.spec))
+
+    def write_recipe(self, toml: str) -> None:
+        """Make ``recipe.toml`` hold ``toml`` and its seal, in place of what it held before."""
+        self.storage.publish(layout.RECIPE, seal_recipe(toml, self.spec.cache_id))
 
     def write_unit(
         self,

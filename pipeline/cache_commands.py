@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import click
 
 from pipeline.cache_location import CacheLocation, LocalPath
+from pipeline.reporting_options import open_reporter
 from pipeline.session import Session
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Threads to work with; by default one a core, at most 8.",
+    help="Threads; by default one per core, at most 8.",
 )
 
 
@@ -46,8 +47,8 @@ def pack(cache: Path | str, file: Path, allow_incomplete: bool, threads: int | N
       pipeline pack cache cache.tar.zst
       pipeline pack cache - | ssh host pipeline unpack - cache
 
-    Every file is compared with its checksum on the way. FILE appears when it is whole; "-" is
-    standard output. The same cache gives the same bytes. To resume, type the same command again: it
+    Every file is checked against its checksum on the way. FILE appears once it is complete; "-" is
+    standard output. The same cache gives the same bytes. To resume, run the same command again: it
     starts over.
     """
     import cache_format
@@ -77,17 +78,17 @@ def pack(cache: Path | str, file: Path, allow_incomplete: bool, threads: int | N
         sink.flush()
     if file != _STREAM:
         click.echo(
-            f"{file} ({size(file.stat().st_size)}) holds {cache}. Where it is wanted:\n"
+            f"{file} ({size(file.stat().st_size)}) holds {cache}. To unpack it:\n"
             f"  pipeline unpack {quote(file.name)} CACHE"
         )
 
 
 def _require_free(file: Path) -> None:
     if file.exists():
-        raise click.ClickException(f"{file}: is there already. Delete it, or name another file.")
+        raise click.ClickException(f"{file}: already exists. Delete it, or name another file.")
     if not file.parent.is_dir():
         raise click.ClickException(
-            f"{file}: there is no directory {file.parent}. Make it first, or name another file."
+            f"{file}: there is no directory {file.parent}. Create it first, or name another file."
         )
 
 
@@ -101,8 +102,8 @@ def unpack(file: Path, cache: Path | str) -> None:
       pipeline unpack cache.tar.zst cache
       curl -s https://example.org/cache.tar.zst | pipeline unpack - cache
 
-    Every file is compared with its checksum before it gets its name. To resume after an
-    interruption, type the same command again: what is there is kept. "-" is standard input.
+    Every file is checked against its checksum before it is published. To resume after an
+    interruption, run the same command again: finished files are kept. "-" is standard input.
     """
     from cache_format.archive import unpack as read
     from pipeline.progress import Bar, short
@@ -116,7 +117,7 @@ def unpack(file: Path, cache: Path | str) -> None:
             source, cache, name=name, report=lambda done, total: bar.show(done, total, "")
         )
     num_tokens = sum(shard.num_tokens for shard in manifest.shards)
-    state = "complete" if manifest.complete else "NOT complete, as it was when it was packed"
+    state = "complete" if manifest.complete else "NOT complete, and was not when it was packed"
     click.echo(
         f"{cache}: {state}; {short(num_tokens)} tokens in {len(manifest.shards)} shards, every "
         "byte as it was written."
@@ -132,7 +133,7 @@ def unpack(file: Path, cache: Path | str) -> None:
     type=click.Choice(["parquet"]),
     default="parquet",
     show_default=True,
-    help="The kind of file.",
+    help="File format.",
 )
 @click.option(
     "--split",
@@ -141,7 +142,7 @@ def unpack(file: Path, cache: Path | str) -> None:
     show_default=True,
     help="The rows to export.",
 )
-@click.option("--no-sketch", is_flag=True, help="Leave the hidden states' sketches out.")
+@click.option("--no-sketch", is_flag=True, help="Leave out the hidden-state sketches.")
 @threads_option
 def export(
     cache: Path | str,
@@ -168,7 +169,7 @@ def export(
       datasets.load_dataset("parquet", data_dir="OUT")
       duckdb.sql("SELECT unit, row, unnest(next_logprob) FROM 'OUT/train/*.parquet'")
 
-    To resume after an interruption, type the same command again: files that are there are kept.
+    To resume after an interruption, run the same command again: finished files are kept.
     """
     import cache_format
     from cache_format.export import Export, export_parquet
@@ -204,7 +205,7 @@ def merge(caches: Sequence[Path | str], out: Path | str, threads: int | None) ->
     already is kept; where two caches hold one unit, the first one's is taken. The caches are
     checked, byte by byte, and not changed. Shards become hard links where the file system has them.
 
-    To resume after an interruption, type the same command again.
+    To resume after an interruption, run the same command again.
     """
     import cache_format
     from cache_format.merge import merge as put_together
@@ -230,7 +231,7 @@ def _merged_text(merged: "Merged", out: Path | str) -> list[str]:
     state = "complete" if merged.is_complete else "NOT complete"
     lines = [
         f"{out}: {state}; {short(merged.num_tokens)} of {short(merged.num_tokens_requested)} "
-        f"tokens asked for, in {merged.num_units} shards."
+        f"requested tokens, in {merged.num_units} shards."
     ]
     if merged.is_complete and merged.num_tokens < merged.num_tokens_requested:
         lines.append("The corpus ended there.")
@@ -238,8 +239,8 @@ def _merged_text(merged: "Merged", out: Path | str) -> list[str]:
         units = ", ".join(map(str, merged.differing_units[:10]))
         more = ", …" if len(merged.differing_units) > 10 else ""
         lines.append(
-            f"Units {units}{more} are in two caches with different bytes, as machines differ in "
-            f"what they round; the first was taken. All in all: {len(merged.differing_units)}."
+            f"Units {units}{more} are in two caches with different bytes, as rounding differs "
+            f"between machines; the first was taken. In total: {len(merged.differing_units)}."
         )
     again = f"pipeline cache-teacher --recipe {recipe_in(out)} --out {quote(str(out))}"
     if merged.missing_units:
@@ -247,7 +248,7 @@ def _merged_text(merged: "Merged", out: Path | str) -> list[str]:
         lines += [f"  {again} --units {gap.start}:{gap.stop}" for gap in merged.missing_units]
     elif not merged.is_complete:
         lines += [
-            "No unit is missing in between. To make what comes after the last one, or to find out "
+            "No unit is missing in between. To cache what comes after the last one, or to check "
             "that the corpus ends there:",
             f"  {again}",
         ]
@@ -261,21 +262,24 @@ def _merged_text(merged: "Merged", out: Path | str) -> list[str]:
 )
 @click.pass_obj
 def extend(session: Session, cache: Path | str, tokens: str) -> None:
-    """Let the teacher read on, by the recipe in the cache.
+    """Cache more tokens, by the recipe in the cache.
 
     \b
       pipeline extend cache --num-tokens 1B
 
-    Teacher, corpus and every setting are those that the cache was made with; they must still be
-    where they were. Students may be trained from the cache meanwhile. To resume after an
-    interruption, type the same command again.
+    Teacher, corpus and every setting are those that the cache was made with; teacher and corpus
+    must still be where they were. Students may be trained from the cache meanwhile.
+
+    To resume after an interruption, run the same command again.
     """
-    from pipeline.extend import extended_recipe
-    from pipeline.stage_one import EngineOptions, cached_text, recipe_in, run_stage_one
+    from pipeline.extend import extended_recipe, places_text
+    from pipeline.stage_one import EngineOptions, recipe_in, run_stage_one, send_outcome
 
     session.recipe = extended_recipe(cache, tokens)
-    outcome = run_stage_one(session.recipe, cache, EngineOptions())
-    click.echo(cached_text(outcome, cache, recipe_in(cache)))
+    click.echo(places_text(cache, session.recipe), err=True)
+    reporter = open_reporter(session, "cache", cache)
+    outcome = run_stage_one(session.recipe, cache, EngineOptions(), reporter)
+    send_outcome(outcome, cache, recipe_in(cache), reporter)
 
 
 def _num_threads(threads: int | None) -> int:

@@ -1,11 +1,12 @@
 """Where a cache or a file lies, as the command line takes it: a path, or a URL such as s3://…
 
-Called by every command that reads or writes a cache. What looks like a URL and is taken for none is
-refused: as a path it would be a directory ``s3:`` wherever the command was typed.
+What looks like a URL and is taken for none is refused: as a path it would be a directory ``s3:``
+wherever the command was typed.
 """
 
 import re
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -16,9 +17,10 @@ _LIKE_A_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 class LocalPath(click.Path):
     """A ``Path`` of this machine, where a URL would not work."""
 
-    def __init__(self, **options: Any) -> None:
-        """``options`` are those of ``click.Path``."""
+    def __init__(self, *, expected: str = "", **options: Any) -> None:
+        """``options`` are those of ``click.Path``; ``expected`` says which directory is meant."""
         super().__init__(path_type=Path, **options)
+        self._expected = expected
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """A ``Path``."""
@@ -29,7 +31,16 @@ class LocalPath(click.Path):
                 param,
                 ctx,
             )
+        if self._expected and Path(str(value)).is_file():
+            self.fail(f"{str(value)!r} is a file; expected {self._expected}.", param, ctx)
         return super().convert(value, param, ctx)
+
+
+RUN = LocalPath(
+    exists=True,
+    file_okay=False,
+    expected="the directory that train-student wrote with --out, or a model directory",
+)
 
 
 class CacheLocation(LocalPath):
@@ -38,7 +49,8 @@ class CacheLocation(LocalPath):
     name = "directory or URL"
 
     def __init__(self, *, exists: bool) -> None:
-        super().__init__(exists=exists, file_okay=False)
+        expected = "a directory that cache-teacher wrote" if exists else "a directory, or a new one"
+        super().__init__(exists=exists, file_okay=False, expected=expected)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """A ``Path`` or a URL."""
@@ -46,6 +58,13 @@ class CacheLocation(LocalPath):
 
         if is_url(value):
             return value
+        if str(value).endswith((".tar.zst", ".tar")) and Path(str(value)).is_file():
+            self.fail(
+                f"{str(value)!r} is an archive. Unpack it first: "
+                f"pipeline unpack {quote(str(value))} CACHE",
+                param,
+                ctx,
+            )
         match = _LIKE_A_URL.match(str(value))
         if match:
             url = f"{match[1].lower()}://{value[match.end() :]}"

@@ -11,7 +11,7 @@ from typing import Literal
 import click
 
 from pipeline.cache_commands import export, extend, merge, pack, unpack
-from pipeline.cache_location import CacheLocation, LocalPath
+from pipeline.cache_location import RUN, CacheLocation, LocalPath
 from pipeline.finite_range import FiniteRange
 from pipeline.quiet import quieten
 from pipeline.session import PipelineGroup, Session
@@ -26,7 +26,7 @@ _CACHE = CacheLocation(exists=True)
 
 @click.group(cls=PipelineGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="xlstm-distill", prog_name="pipeline")
-@click.option("--debug", is_flag=True, envvar="PIPELINE_DEBUG", help="Show a failure's traceback.")
+@click.option("--debug", is_flag=True, envvar="PIPELINE_DEBUG", help="Show tracebacks of errors.")
 def main(debug: bool) -> None:
     """Distil a Transformer into an xLSTM, paying for the teacher once.
 
@@ -56,13 +56,13 @@ def recipes(recipe_name: str | None) -> None:
 
     The second line makes a copy to edit; pass it as --recipe mine.toml.
     """
-    from pipeline.recipe import load_recipe, recipe_names, recipe_text
+    from pipeline.recipe import listed_recipes, recipe_text
 
     if recipe_name is not None:
         click.echo(recipe_text(recipe_name), nl=False)
         return
-    for name in recipe_names():
-        click.echo(f"{name:14} {load_recipe(name).description}")
+    for name, recipe in listed_recipes().items():
+        click.echo(f"{name:14} {recipe.description}")
 
 
 @main.command()
@@ -79,13 +79,13 @@ def recipes(recipe_name: str | None) -> None:
 def inspect(
     cache: Path | str, row: int | None, split: Literal["train", "validation"], as_json: bool
 ) -> None:
-    """Say what a cache holds, or decode one of its rows.
+    """Summarize a cache, or decode one of its rows.
 
     \b
       pipeline inspect cache
       pipeline inspect cache --row 0 --split validation
 
-    Reads the cache, also while it is being written, and changes nothing.
+    Read-only; works on a cache that is still being written, too.
     """
     import json
 
@@ -100,8 +100,8 @@ def inspect(
 
 
 @main.command()
-@click.argument("run", type=LocalPath(exists=True, file_okay=False))
-@click.option("--prompt", required=True, help="The text to go on from.")
+@click.argument("run", type=RUN)
+@click.option("--prompt", required=True, help="The text to continue.")
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, metavar="N"
 )
@@ -110,27 +110,52 @@ def inspect(
     type=FiniteRange(min=0.0),
     default=0.8,
     show_default=True,
-    help="0 takes the likeliest token each time.",
+    help="Sampling temperature; 0 is greedy decoding.",
 )
 @click.option("--top-k", type=click.IntRange(min=1), default=50, show_default=True, metavar="K")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--cache",
+    type=_CACHE,
+    help="Where the cache of a run that has not finished is now, if it has been moved.",
+)
 def generate(
-    run: Path, prompt: str, max_new_tokens: int, temperature: float, top_k: int, seed: int
+    run: Path,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    cache: Path | str | None,
 ) -> None:
-    """Let a trained student go on from a prompt.
+    """Generate text with a trained student.
 
     \b
       pipeline generate run --prompt "The cell" --max-new-tokens 64
 
-    RUN is what train-student wrote with --out, or a model directory. Text appears as it is made.
+    RUN is what train-student wrote with --out, or a model directory. Of a run that has not finished
+    the newest checkpoint is used; RUN/checkpoints/step-0000500 names one. Its embedding, head and
+    tokenizer come from the cache that the run learns from. Text appears as it is made.
     """
+    from pipeline.student_files import require_student
+
+    require_student(run)  # or a refusal, before what takes long to import
     quieten()
-    from pipeline.generate import Sampling, stream_text
+    from pipeline.generate import Sampling, require_text, stream_text
+    from pipeline.printable import printable
+    from pipeline.student_files import student_files
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
     )
-    stream_text(run, prompt, sampling, lambda text: click.echo(text, nl=False))
+    require_text(prompt)
+    with student_files(run, cache, lambda line: click.echo(printable(line), err=True)) as student:
+        stream_text(
+            student.directory,
+            prompt,
+            sampling,
+            lambda text: click.echo(printable(text), nl=False),
+        )
 
 
 for command in (evaluate, push, verify, pack, unpack, merge, extend, export):
@@ -154,7 +179,7 @@ def demo(session: Session, out: Path, seed: int) -> None:
       pipeline demo --out demo-out
 
     Needs no network and no GPU; takes minutes. Writes corpus, cache, runs, a table and a plot
-    under --out. Type it again to resume, or to see the results again.
+    under --out. Run it again to resume, or to see the results again.
     """
     from pipeline.demo.run import run_demo
 

@@ -1,10 +1,34 @@
-"""What a cache will take, as JSON and as text. Called by ``pipeline estimate``."""
+"""What a cache will take, as JSON and as text, and how far the measurement is."""
 
 import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.progress import Bar
+    from stages.cache_teacher.engine.progress import CacheProgress
     from stages.cache_teacher.estimate import Estimate
+
+
+class EstimateReport:
+    """Shows on ``bar`` how many of the ``seconds`` to measure have gone by."""
+
+    def __init__(self, bar: "Bar", seconds: float) -> None:
+        from pipeline.reporting.stages import CacheReport
+        from pipeline.reporting.streams import ProgressOnStderr
+
+        self._bar, self._seconds = bar, max(1, round(seconds))
+        self._before = CacheReport(ProgressOnStderr(bar).send)
+
+    def __call__(self, progress: "CacheProgress") -> None:
+        from pipeline.progress import short
+
+        if progress.phase == "caching" and not progress.message:
+            figures = f"{short(progress.tokens_cached_this_run)} tokens cached"
+            if progress.seconds > self._seconds and not progress.tokens_cached_this_run:
+                figures = "waiting for the first forward pass"
+            self._bar.show(int(progress.seconds), self._seconds, figures)
+        else:
+            self._before(progress)
 
 
 def estimate_figures(found: "Estimate") -> dict[str, Any]:
@@ -14,6 +38,7 @@ def estimate_figures(found: "Estimate") -> dict[str, Any]:
         "is_whole_corpus": found.is_whole_corpus,
         "documents": round(found.num_documents),
         "shards": max(1, round(found.num_shards)),
+        "validation_share": round(found.shares.validation_share, 4),
         "hours": round(found.seconds / 3600, 4),
         "tokens_per_second": round(found.tokens_per_second, 1),
         "device_wait_share": found.device_wait_share,
@@ -42,6 +67,8 @@ def estimate_text(found: "Estimate") -> str:
         f"{found.tokens_per_document:,.0f} tokens each",
         f"  shards      {max(1, round(found.num_shards)):,} of about "
         f"{size((found.num_bytes - found.teacher_bytes) / max(1, found.num_shards))}",
+        f"  validation  {found.shares.validation_share:.1%} of the rows",
+        *([f"    {found.shares.advice}"] if found.shares.advice else []),
         f"  {'column':18} {'bytes/token':>12} {'on disk':>10}",
         *(
             f"  {name:18} {one:12.2f} {size(one * found.num_tokens):>10}"

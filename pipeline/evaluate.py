@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _COLUMNS = {
     "loss": ("loss", "{:.4f}"),
     "perplexity": ("perplexity", "{:.1f}"),
-    "kl": ("KL to teacher", "{:.4f}"),
+    "kl": ("KL(T={temperature:.3g})", "{:.4f}"),
     "agreement": ("agreement", "{:.1%}"),
     "accuracy": ("accuracy", "{:.1%}"),
     "ece": ("ECE", "{:.4f}"),
@@ -59,6 +59,7 @@ def evaluate_student(
     from stages.device import choose_device
     from stages.train_student.evaluate import score, validation_batches
     from stages.train_student.objective.objective import Objective, frozen_head
+    from stages.train_student.objective.temperatures import validation_temperature
 
     device = choose_device(extent.device)
     path = model_directory(run)
@@ -88,6 +89,7 @@ def evaluate_student(
         "rows": counted.num_rows,
         "rows_in_split": num_rows,
         "positions": counted.num_scored,
+        "kl_temperature": validation_temperature(cache.spec.targets.inverse_temperatures),
         "student": _figures_of("student", figures),
         "teacher": _figures_of("teacher", figures)
         | ({} if is_sampled else {"kl": 0.0, "agreement": 1.0}),
@@ -97,7 +99,8 @@ def evaluate_student(
 
 def evaluation_text(evaluation: dict[str, Any]) -> str:
     """``evaluation`` as a table for people."""
-    rows = [["", *(label for label, _ in _COLUMNS.values())]]
+    temperature = evaluation["kl_temperature"]
+    rows = [["", *(label.format(temperature=temperature) for label, _ in _COLUMNS.values())]]
     for who in ("teacher", "student"):
         found = evaluation[who]
         figures = ((form, found.get(key)) for key, (_, form) in _COLUMNS.items())
@@ -143,28 +146,19 @@ def _notes(config: "DistilXLSTMConfig", cache: "Cache") -> list[str]:
     notes = [_KL[cache.spec.targets.kind]]
     if config.cache_id != cache.cache_id:
         notes.append(
-            "This is not the cache that the student learnt from: it may have been trained on these "
-            "documents."
+            "This is not the cache that the student was trained on, which may have held these "
+            "documents for training."
         )
     return notes
 
 
 def _require_same_teacher(path: Path, config: "DistilXLSTMConfig", cache: "Cache") -> None:
     """The cache's ids and probabilities must be of the teacher whose head the student has."""
+    from stages.train_student.training.teacher_identity import require_same_teacher
+
     if config.teacher is None:
         raise ValueError(
-            f"{path / 'config.json'}: does not name the teacher that the student learnt from, so "
+            f"{path / 'config.json'}: does not name the teacher of the student, so "
             "no cache can be compared with it. Only students of `pipeline train-student` do."
         )
-    teacher = cache.spec.teacher
-    pairs = {
-        "weights_sha256": (config.teacher["weights_sha256"], teacher.weights_sha256),
-        "tokenizer_sha256": (config.teacher["tokenizer_sha256"], teacher.tokenizer_sha256),
-        "vocab_size": (config.vocab_size, teacher.vocab_size),
-    }
-    differing = [f"{name} {ours} and {its}" for name, (ours, its) in pairs.items() if ours != its]
-    if differing:
-        raise ValueError(
-            f"{cache.path}: made by another teacher ({teacher.source}) than {path} learnt from "
-            f"({config.teacher['source']}): {'; '.join(differing)}. Name a cache of its teacher."
-        )
+    require_same_teacher(str(path), config.teacher, cache)

@@ -8,10 +8,9 @@ from pathlib import Path
 from shlex import quote
 
 import cache_format
-from cache_format import layout
 from cache_format.reader import Cache
-from cache_format.storage import read_file
-from pipeline.recipe import Override, Recipe, parse_recipe, token_budget
+from pipeline.cached_recipe import recipe_of
+from pipeline.recipe import Override, Recipe, token_budget
 from pipeline.stage_one import recipe_in
 
 
@@ -26,12 +25,19 @@ def extended_recipe(place: Path | str, tokens: str) -> Recipe:
         "Extend it with the recipe that it was made with: `pipeline cache-teacher --recipe RECIPE "
         f"--out {quote(str(place))} --tokens {quote(tokens)}`."
     )
-    text = read_file(cache.storage, layout.RECIPE, step).decode()
-    overrides = [token_budget(tokens), *_pins(cache)]
-    recipe = parse_recipe(str(cache.storage.locate(layout.RECIPE)), text, overrides)
+    recipe = recipe_of(cache, step, [token_budget(tokens), *_pins(cache)])
     _require_more(cache, place, recipe.cache_teacher.num_tokens)
     _require_there(cache, place, recipe, tokens)
     return recipe
+
+
+def places_text(place: Path | str, recipe: Recipe) -> str:
+    """From where a teacher and a text will be read, which whoever made the cache has chosen."""
+    config = recipe.cache_teacher
+    return (
+        f"As the recipe in {place} says, the teacher is read from {config.teacher!r} and its text "
+        f"from {config.corpus!r}. What is not what the cache was made from is refused."
+    )
 
 
 def _pins(cache: Cache) -> list[Override]:
@@ -54,7 +60,7 @@ def _require_more(cache: Cache, place: Path | str, num_tokens: int) -> None:
         )
     if manifest.complete and held < manifest.num_tokens_requested:
         raise ValueError(
-            f"{place}: holds the whole corpus, {held:,} tokens: there is nothing to go on with. "
+            f"{place}: already holds the whole corpus, {held:,} tokens. "
             "For more, make another cache from a larger corpus."
         )
 

@@ -9,15 +9,15 @@ import errno
 from pipeline.recipe import Recipe
 
 _INTERRUPTED = {
-    "cache-teacher": "Finished shards are kept: the same command goes on after them.",
-    "train-student": "The same command with --resume goes on from the newest checkpoint.",
-    "pack": "Nothing was half-published: the same command starts over.",
-    "unpack": "What has arrived is kept: the same command goes on after it.",
-    "merge": "Merged units are kept: the same command goes on after them.",
-    "extend": "Finished shards are kept: the same command goes on after them.",
-    "export": "Finished files are kept: the same command goes on after them.",
-    "verify": "The same command goes on with the files that were not read yet.",
-    "demo": "What is finished is kept: the same command goes on after it.",
+    "cache-teacher": "Finished shards are kept: run the same command again to continue.",
+    "train-student": "Run the same command with --resume to continue from the newest checkpoint.",
+    "pack": "Nothing partial was left: run the same command again to start over.",
+    "unpack": "What has arrived is kept: run the same command again to continue.",
+    "merge": "Merged units are kept: run the same command again to continue.",
+    "extend": "Finished shards are kept: run the same command again to continue.",
+    "export": "Finished files are kept: run the same command again to continue.",
+    "verify": "Run the same command again to check the remaining files.",
+    "demo": "What is finished is kept: run the same command again to continue.",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -42,11 +42,13 @@ def _message(error: Exception, command: str, recipe: Recipe | None) -> str:
     if is_out_of_memory(error):
         return f"out of memory: {_first_line(error)}\n{_smaller(command, recipe or Recipe())}"
     if isinstance(error, OSError) and error.errno in _FULL:
-        return f"{error}\nMake room and run the same command again; nothing finished is lost."
+        return (
+            f"{error}\nFree some disk space and run the same command again; finished work is kept."
+        )
     if isinstance(error, OSError) and error.errno in _FORBIDDEN and error.filename:
         return (
-            f"{error.filename}: {error.strerror}. Make it, and the directory it is in, readable "
-            "and writable, or name another place."
+            f"{error.filename}: {error.strerror}. Make it and its directory readable "
+            "and writable, or choose another path."
         )
     if isinstance(error, ValueError | OSError) and str(error):
         return str(error)
@@ -79,7 +81,7 @@ def _smaller(command: str, recipe: Recipe) -> str:
     one, two = recipe.cache_teacher, recipe.train_student
     if command == "cache-teacher":
         num_rows = one.rows_per_forward
-        now = "as many as seemed to fit" if num_rows is None else num_rows
+        now = "as many as fit" if num_rows is None else num_rows
         return (
             f"Lower cache_teacher.rows_per_forward (now {now}) or "
             f"cache_teacher.head_chunk (now {one.head_chunk}), such as\n"
@@ -88,7 +90,7 @@ def _smaller(command: str, recipe: Recipe) -> str:
             "and run the command again; finished shards are kept."
         )
     if command == "demo":
-        return "Type the commands that it printed, with lower settings (`pipeline recipes demo`)."
+        return "Run the commands it printed with lower settings (`pipeline recipes demo`)."
     if command == "train-student":
         return (
             f"Lower train_student.batch_size (now {two.batch_size}) and raise "

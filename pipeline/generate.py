@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.student_files import load_student_model, model_directory
+from pipeline.student_files import load_student_model, load_student_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +23,8 @@ class Sampling:
     seed: int
 
 
-def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str], None]) -> None:
-    """Hand ``prompt`` and what the student of ``run`` makes of it to ``write``, as it is made.
-
-    Raises ValueError if ``run`` holds no model, or the prompt no token or bytes that are no text.
-    """
+def require_text(prompt: str) -> None:
+    """Raise ValueError where ``prompt`` was typed in bytes that are no text."""
     try:
         prompt.encode()
     except UnicodeEncodeError as error:  # such bytes reach a program as surrogates
@@ -35,18 +32,24 @@ def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str
             f"--prompt: not UTF-8 text: {error.object[error.start : error.end]!a} at "
             f"character {error.start}. Type it again, in UTF-8."
         ) from error
-    tokenizer_path = model_directory(run)
+
+
+def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str], None]) -> None:
+    """Hand ``prompt`` and what the student of ``run`` makes of it to ``write``, as it is made.
+
+    Raises ValueError if ``run`` holds no model, or the prompt no token.
+    """
+    model: Any = load_student_model(run)
     import torch
-    from transformers import AutoTokenizer, TextStreamer, set_seed
+    from transformers import TextStreamer, set_seed
 
     class Stream(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             write(text + "\n" if stream_end else text)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = load_student_model(run)
     model.to(device)
-    tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_path)
+    tokenizer = load_student_tokenizer(run, model.config.head_rows)
     inputs = tokenizer(prompt, return_tensors="pt").to(device)
     if inputs["input_ids"].numel() == 0:
         raise ValueError("the prompt is empty: a student goes on from at least one token")

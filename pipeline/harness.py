@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline.student_files import model_directory
+from pipeline.student_files import load_student_model, load_student_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,27 +46,28 @@ def require_harness() -> None:
 def run_tasks(run: Path, tasks: Sequence[str], options: HarnessOptions) -> dict[str, Any]:
     """Metrics by task. Raises ValueError if ``run`` holds no student or a task is not known."""
     require_harness()
-    path = model_directory(run)
     import lm_eval
+    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    import stages.train_student.student.model  # noqa: F401  (registers the student with transformers)
     from stages.device import choose_device
 
     device = choose_device(options.device)
+    # Loaded here: by its path the harness would let the directory choose what code reads it.
+    student: Any = load_student_model(run).to(device)  # type: ignore[arg-type]
+    tokenizer = load_student_tokenizer(run, student.config.head_rows)
     include_path = None if options.include_path is None else str(options.include_path)
     manager = TaskManager(include_path=include_path)
     names = [name for task in tasks for name in _matching(task, manager)]
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with redirect_stdout(sys.stderr):  # it prints what it is doing
         results: Any = lm_eval.simple_evaluate(
-            model="hf",
-            model_args={"pretrained": str(path), "backend": "causal"},
+            model=HFLM(
+                student, backend="causal", tokenizer=tokenizer, batch_size=options.batch_size
+            ),
             tasks=list(dict.fromkeys(names)),
             task_manager=manager,
             limit=options.limit,
-            batch_size=options.batch_size,
-            device=str(device),
             log_samples=False,
         )
     return {task: _metrics_of(found) for task, found in results["results"].items()}

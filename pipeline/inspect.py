@@ -15,9 +15,12 @@ import numpy as np
 import cache_format
 from cache_format import layout
 from cache_format.codec import Row
+from cache_format.errors import CacheError
 from cache_format.manifest import ShardEntry
 from cache_format.parts import looks_like_part, ranges_text, unit_ranges
 from cache_format.reader import Cache
+from cache_format.splits import SPLITS
+from pipeline.printable import printable
 from pipeline.recipe import parse_recipe
 
 _TOP = 5
@@ -37,8 +40,7 @@ def summarise(path: Path | str) -> dict[str, Any]:
         "num_shards": len(shards),
         "num_bytes": sum(shard.num_bytes for shard in shards),
         "num_tokens": {
-            "train": sum(shard.num_tokens for shard in cache.shards("train")),
-            "validation": sum(shard.num_tokens for shard in cache.shards("validation")),
+            split: cache.num_rows(split) * cache.spec.sequence_length for split in SPLITS
         },
         "num_documents": sum(shard.num_documents for shard in shards),
         "num_skipped_documents": sum(shard.num_skipped_documents for shard in shards),
@@ -55,16 +57,17 @@ def summary_text(summary: dict[str, Any]) -> str:
     spec, figures = summary["spec"], summary["teacher"]
     names = summary["recipe"] or {}
     tokens = summary["num_tokens"]
+    share = tokens["validation"] / max(1, sum(tokens.values()))
     lines = [
         f"{summary['path']}: {_state(summary)}",
         f"  cache id    {summary['cache_id']} (format {summary['format_version']})",
         f"  teacher     {_source(spec['teacher'], names.get('teacher'))}, "
         f"{spec['teacher']['dtype']}",
         f"  corpus      {_source(spec['corpus'], names.get('corpus'))}",
-        f"  tokens      {tokens['train']:,} train, {tokens['validation']:,} validation, "
-        f"in rows of {spec['sequence_length']}",
+        f"  tokens      {tokens['train']:,} train, {tokens['validation']:,} validation "
+        f"({share:.1%}), in rows of {spec['sequence_length']}",
         f"  documents   {summary['num_documents']:,}, {summary['num_skipped_documents']:,} "
-        f"skipped; {summary['num_dropped_tokens']:,} tokens filled no row",
+        f"skipped; {summary['num_dropped_tokens']:,} tokens dropped (last row incomplete)",
         f"  shards      {summary['num_shards']:,}, {summary['num_bytes'] / 1e6:,.1f} MB",
     ]
     if figures is not None:
@@ -76,7 +79,8 @@ def summary_text(summary: dict[str, Any]) -> str:
             "  bytes/token",
             *(f"    {name:18} {size:8.2f}" for name, size in summary["bytes_per_token"].items()),
         ]
-    return "\n".join([*lines, "  spec", *_settings(spec)])
+    # One by one: a line break in a name is no line.
+    return "\n".join(printable(line, keep="") for line in [*lines, "  spec", *_settings(spec)])
 
 
 def _kept(targets: dict[str, Any], figures: dict[str, float]) -> str:
@@ -196,7 +200,13 @@ def _piece_of(cache: Cache) -> Callable[[int], str]:
         return lambda token_id: f"#{token_id}"
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(cache.attachment("tokenizer.json")))
+    path = cache.attachment("tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no type of its own
+        raise CacheError(
+            f"{path}: no tokenizer: {error}. Whoever made the cache wrote it so: ask for another."
+        ) from error
     return lambda token_id: str(tokenizer.decode([token_id], skip_special_tokens=False))
 
 

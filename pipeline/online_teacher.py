@@ -18,12 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache_format import layout
 from cache_format.reader import Cache
 from cache_format.sketch import chosen_layers
 from cache_format.spec import CacheSpec
-from cache_format.storage import read_file
-from pipeline.recipe import parse_recipe
+from pipeline.cached_recipe import recipe_of
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.teacher.teacher import Teacher
 from stages.cache_teacher.teacher.teacher_files import TeacherSource, resolve_teacher
@@ -107,9 +105,7 @@ def _config(cache: Cache, place: str | None) -> CacheTeacherConfig:
 def _local_place(cache: Cache) -> str:
     """The directory that the cache's recipe names."""
     step = "Name the teacher's directory: `--teacher-in-the-loop DIRECTORY`."
-    recipe_file = str(cache.storage.locate(layout.RECIPE))
-    text = read_file(cache.storage, layout.RECIPE, step).decode()
-    place = parse_recipe(recipe_file, text).cache_teacher.teacher
+    place = recipe_of(cache, step).cache_teacher.teacher
     if not Path(place).expanduser().is_dir():
         raise ValueError(
             f"teacher {quote(place)}, which {cache.path} was made from, is no directory in "

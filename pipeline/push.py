@@ -8,10 +8,6 @@ from pathlib import Path
 
 from pipeline.student_files import model_directory
 
-# What `save_pretrained`, the tokenizer and the card are made of; nothing else leaves the machine.
-_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.txt", "*.model"]
-_CODE = ["README.md", "modeling_distil_xlstm.py"]
-
 
 def push_model(run: Path, repo_id: str, *, is_private: bool, revision: str | None) -> str:
     """Upload the student of ``run`` to ``repo_id``, which is made if there is none.
@@ -20,6 +16,9 @@ def push_model(run: Path, repo_id: str, *, is_private: bool, revision: str | Non
     ``run`` holds no student, or the Hub refuses.
     """
     path = model_directory(run)
+    from stages.train_student.student.published_files import published_files
+
+    files = published_files(path)
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -43,7 +42,7 @@ def push_model(run: Path, repo_id: str, *, is_private: bool, revision: str | Non
             repo_id=repo_id,
             folder_path=path,
             revision=revision,
-            allow_patterns=_FILES + _CODE,
+            allow_patterns=files,
             commit_message="Upload student",
         )
     except (HfHubHTTPError, ValueError) as error:

@@ -14,12 +14,12 @@ _QUIET = {
 }
 
 
-def quieten() -> None:
+def quieten(*, show_downloads: bool = True) -> None:
     """Imports transformers; a variable that the user has set wins."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import transformers
-    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    enable_progress_bars()
+    (enable_progress_bars if show_downloads else disable_progress_bars)()

@@ -7,7 +7,7 @@ command that takes ``--recipe``.
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from pipeline.recipe_values import convert, from_command_line
 from stages.cache_teacher.config import CacheTeacherConfig
+from stages.recipe_table import recipe_table
 from stages.train_student.config import TrainStudentConfig
 
 Config = TypeVar("Config", CacheTeacherConfig, TrainStudentConfig)
@@ -34,6 +35,8 @@ class Recipe:
     """What both stages are told."""
 
     description: str = ""
+    used_by: str = ""
+    """The command that fills in what this recipe leaves open, if it is made for one."""
     cache_teacher: CacheTeacherConfig = field(default_factory=CacheTeacherConfig)
     train_student: TrainStudentConfig = field(default_factory=TrainStudentConfig)
 
@@ -42,9 +45,10 @@ class Recipe:
         import tomli_w
 
         document: dict[str, Any] = {"description": self.description}
+        if self.used_by:
+            document["used_by"] = self.used_by
         for table in _CONFIGS:
-            values = asdict(getattr(self, table))
-            document[table] = {key: value for key, value in values.items() if value is not None}
+            document[table] = recipe_table(getattr(self, table))
         return tomli_w.dumps(document)
 
 
@@ -74,12 +78,13 @@ def load_recipe(name_or_file: str, overrides: Sequence[Override] = ()) -> Recipe
 
 def parse_recipe(source: str, text: str, overrides: Sequence[Override] = ()) -> Recipe:
     """The recipe ``text``, which errors call ``source``; see ``load_recipe``."""
-    description, tables = _parse(source, text)
+    (description, used_by), tables = _parse(source, text)
     for override in overrides:
         value = _value_of(override)
         tables[override.table][override.key] = _Setting(value, override.option)
     return Recipe(
         description=description,
+        used_by=used_by,
         cache_teacher=_config(CacheTeacherConfig, "cache_teacher", source, tables),
         train_student=_config(TrainStudentConfig, "train_student", source, tables),
     )
@@ -104,6 +109,28 @@ def recipe_names() -> list[str]:
     return sorted(_shipped())
 
 
+def listed_recipes() -> dict[str, Recipe]:
+    """The shipped recipes by name, without those that are made for another command."""
+    recipes = {name: load_recipe(name) for name in recipe_names()}
+    return {name: recipe for name, recipe in recipes.items() if not recipe.used_by}
+
+
+def require_teacher_and_corpus(name: str, recipe: Recipe) -> None:
+    """Raise RecipeError where the recipe called ``name`` leaves open what only its user knows."""
+    places = {
+        "teacher": "a directory with safetensors weights, or a Hub id",
+        "corpus": "a file or directory of documents, or a Hub dataset",
+    }
+    config = recipe.cache_teacher
+    lacking = [key for key in places if not getattr(config, key)]
+    if not lacking:
+        return
+    step = f"Run `{recipe.used_by}`, which sets them; by hand, add" if recipe.used_by else "Add"
+    keys = " and ".join(f"cache_teacher.{key}" for key in lacking)
+    options = "".join(f"\n  --set cache_teacher.{key}=…  ({places[key]})" for key in lacking)
+    raise RecipeError(f"recipe {name}: {keys} not set. {step}:{options}")
+
+
 def recipe_text(name_or_file: str) -> str:
     """A recipe as it was written, comments included. Raises RecipeError."""
     return _read(name_or_file)[1]
@@ -122,26 +149,35 @@ def _read(name_or_file: str) -> tuple[str, str]:
     try:
         return str(path), path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        names = ", ".join(sorted(shipped))
+        names = ", ".join(listed_recipes())
         raise RecipeError(
             f"{name_or_file}: neither a file nor one of the shipped recipes: {names}; "
             "`pipeline recipes` describes them"
         ) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: a recipe is UTF-8 text: {error}") from error
+    except IsADirectoryError as error:
+        inside = path / "recipe.toml"
+        hint = f". Did you mean {inside}?" if inside.is_file() else ""
+        raise RecipeError(
+            f"{path}: a directory; expected the name of a shipped recipe or a TOML file{hint}"
+        ) from error
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _parse(source: str, text: str) -> tuple[str, dict[str, dict[str, _Setting]]]:
-    """Description and settings by table, their values not yet checked."""
+def _parse(source: str, text: str) -> tuple[list[str], dict[str, dict[str, _Setting]]]:
+    """Description and used_by, and settings by table, their values not yet checked."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise RecipeError(f"{source}: not a recipe: its values are nested too deep") from error
+    except ValueError as error:  # TOML's own, and Python's for numbers of thousands of digits
         raise RecipeError(f"{source}: not valid TOML: {error}") from error
-    description = document.pop("description", "")
-    if not isinstance(description, str):
-        raise RecipeError(f"{source}: description: expected a string, found {description!r}")
+    head = [document.pop(key, "") for key in ("description", "used_by")]
+    for key, value in zip(("description", "used_by"), head, strict=True):
+        if not isinstance(value, str):
+            raise RecipeError(f"{source}: {key}: expected a string, found {value!r}")
     tables: dict[str, dict[str, _Setting]] = {name: {} for name in _CONFIGS}
     for name, table in document.items():
         _refuse_unknown(source, "table", name, _CONFIGS)
@@ -149,7 +185,7 @@ def _parse(source: str, text: str) -> tuple[str, dict[str, dict[str, _Setting]]]
             raise RecipeError(f"{source}: {name}: expected a table, found {table!r}")
         for key, value in table.items():
             tables[name][key] = _Setting(value, f"{source}: [{name}] {key}")
-    return description, tables
+    return head, tables
 
 
 def _value_of(override: Override) -> object:

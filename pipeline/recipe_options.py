@@ -44,7 +44,13 @@ def load_session_recipe(
     tokens: str | None = None,
 ) -> "Recipe":
     """The recipe, kept in ``session`` for a failure's message; nothing is set in vain."""
-    from pipeline.recipe import RecipeError, load_recipe, parse_override, token_budget
+    from pipeline.recipe import (
+        RecipeError,
+        load_recipe,
+        parse_override,
+        require_teacher_and_corpus,
+        token_budget,
+    )
 
     overrides = [parse_override(setting) for setting in settings]
     for override in overrides:
@@ -53,4 +59,6 @@ def load_session_recipe(
     if tokens is not None:
         overrides.append(token_budget(tokens))
     session.recipe = load_recipe(name, overrides)
+    if ignored != "cache_teacher":
+        require_teacher_and_corpus(name, session.recipe)
     return session.recipe

@@ -40,7 +40,7 @@ def from_command_line(text: str, hint: Any) -> object:
     hint = _without_none(hint)
     try:
         document = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     wants_text = hint is str or get_origin(hint) is Literal
     if document.keys() != {"value"} or (wants_text and not isinstance(document["value"], str)):

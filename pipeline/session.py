@@ -8,23 +8,36 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.repeated_options import refuse_repeated_options
+
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
+    from pipeline.reporting.reporter import Reporter
 
 
 @dataclass
 class Session:
-    """What the failure of a command may need to be explained."""
+    """What the failure of a command may need to be explained, and who else is told of it."""
 
     is_debug: bool
     recipe: "Recipe | None" = None
+    reporter: "Reporter | None" = None
+
+    def report_error(self, message: str, exit_code: int) -> None:
+        """Send ``message`` to the log file and the JSON that the command was told to write."""
+        if self.reporter is not None:
+            from pipeline.reporting.events import Event
+
+            fields = {"message": message, "exit_code": exit_code}
+            with suppress(OSError):  # where the log file is what failed
+                self.reporter.send(Event(name="error", text=message, fields=fields))
 
 
 class PipelineGroup(click.Group):
@@ -34,25 +47,37 @@ class PipelineGroup(click.Group):
         """In the order in which they are used."""
         return list(self.commands)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that ``args`` name, and its own words; see ``repeated_options``."""
+        name, command, words = super().resolve_command(ctx, args)
+        if command is not None and not ctx.resilient_parsing:
+            refuse_repeated_options(command, ctx, words)
+        return name, command, words
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what it raises ends here, unless another command called this one."""
         if ctx.obj is not None:
             return super().invoke(ctx)
-        ctx.obj = Session(is_debug=bool(ctx.params["debug"]))
+        ctx.obj = session = Session(is_debug=bool(ctx.params["debug"]))
         try:
             with _terminated_like_interrupted():
                 return super().invoke(ctx)
-        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+        except (click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except click.ClickException as error:
+            session.report_error(error.format_message(), error.exit_code)
             raise
         except KeyboardInterrupt as error:
-            from pipeline.failures import interrupted
-
-            is_terminated = isinstance(error, Terminated)
-            what = "Terminated by a signal (SIGTERM)" if is_terminated else "Interrupted"
-            click.echo(f"\n{interrupted(ctx.invoked_subcommand or '', what)}", err=True)
-            ctx.exit(143 if is_terminated else 130)
+            ctx.exit(_report_interrupt(error, ctx.invoked_subcommand or "", session))
         except Exception as error:
-            ctx.exit(_report_failure(error, ctx.invoked_subcommand or "", ctx.obj))
+            ctx.exit(_report_failure(error, ctx.invoked_subcommand or "", session))
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust: a tokenizer that is none, say
+                raise
+            failure = RuntimeError(f"a library cannot go on with what it was given: {error}")
+            ctx.exit(_report_failure(failure, ctx.invoked_subcommand or "", session))
 
 
 class Terminated(KeyboardInterrupt):
@@ -76,21 +101,37 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _report_interrupt(error: KeyboardInterrupt, command: str, session: Session) -> int:
+    """Say on stderr what the interruption left behind; returns the exit code."""
+    from pipeline.failures import interrupted
+
+    is_terminated = isinstance(error, Terminated)
+    what = "Terminated by a signal (SIGTERM)" if is_terminated else "Interrupted"
+    exit_code = 143 if is_terminated else 130
+    message = interrupted(command, what)
+    click.echo(f"\n{message}", err=True)
+    session.report_error(message, exit_code)
+    return exit_code
+
+
 def _report_failure(error: Exception, command: str, session: Session) -> int:
-    """Say on stderr what went wrong; returns the exit code. What is no known failure is raised."""
+    """Say on stderr what went wrong; returns the exit code. A bug is raised."""
     from pipeline.failures import explain, says_all
+    from pipeline.printable import printable
     from pipeline.recipe import RecipeError
 
     is_known = isinstance(error, ValueError | OSError | RuntimeError | MemoryError)
+    message, exit_code = printable(explain(error, command, session.recipe)), 1
+    if isinstance(error, RecipeError):
+        message += "\n`pipeline recipes distil-xlstm` prints every key with its default."
+        exit_code = 2
+    session.report_error(message, exit_code)
     if not is_known and not session.is_debug:
         raise error
     if session.is_debug:
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
     click.secho("Error: ", fg="red", nl=False, err=True)
-    click.echo(explain(error, command, session.recipe), err=True)
-    if isinstance(error, RecipeError):
-        click.echo("`pipeline recipes distil-xlstm` prints every key with its default.", err=True)
-        return 2
-    if not says_all(error) and not session.is_debug:
+    click.echo(message, err=True)
+    if exit_code == 1 and not says_all(error) and not session.is_debug:
         click.echo("(PIPELINE_DEBUG=1 shows where it happened.)", err=True)
-    return 1
+    return exit_code

@@ -1,14 +1,13 @@
-"""Run stage one with a bar, and say what came of it. Called by ``cache-teacher`` and ``extend``.
+"""Run stage one, and report its progress and what came of it.
 
-In: a recipe, the place of the cache, and who makes its units. Out: an ``Outcome``, as text or JSON.
+In: a recipe, the place of the cache, and who makes its units. Out: an ``Outcome``, as an event.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +18,7 @@ from stages.cache_teacher.engine.workers import WorkerShare
 if TYPE_CHECKING:
     from cache_format.manifest import Manifest
     from pipeline.recipe import Recipe
+    from pipeline.reporting.reporter import Reporter
     from stages.cache_teacher.engine.progress import CacheProgress
     from stages.cache_teacher.engine.ray_engine import RaySettings
 
@@ -37,9 +37,9 @@ class EngineOptions:
         """Itself. Raises UsageError where options do not go together, or mean nothing."""
         self.share()
         if self.units is not None and self.worker is not None:
-            raise click.UsageError("--units and --worker: each says which units to make; give one")
+            raise click.UsageError("--units and --worker: each selects the units; give only one")
         if self.engine == "ray" and (self.units is not None or self.worker is not None):
-            raise click.UsageError("--engine ray makes all units: leave out --units and --worker")
+            raise click.UsageError("--engine ray caches all units: leave out --units and --worker")
         if self.engine != "ray" and (self.ray_workers or self.ray_address):
             raise click.UsageError("--ray-workers and --ray-address go with --engine ray")
         return self
@@ -72,14 +72,19 @@ class Outcome:
     share: UnitRange | WorkerShare
 
 
-def run_stage_one(recipe: "Recipe", out: Path | str, engine: EngineOptions) -> Outcome:
+def run_stage_one(
+    recipe: "Recipe", out: Path | str, engine: EngineOptions, reporter: "Reporter"
+) -> Outcome:
     """Fill the cache at ``out`` as ``recipe`` says."""
-    quieten()
-    from pipeline.progress import Bar, CacheReport
+    from stages.cache_teacher.preflight import check_early
+
+    check_early(recipe.cache_teacher, out)
+    quieten(show_downloads=not reporter.is_quiet)
+    from pipeline.reporting.stages import CacheReport
     from stages.cache_teacher.run import cache_teacher
 
-    with Bar("cache") as bar:
-        report = CacheReport(bar)
+    with reporter:
+        report = CacheReport(reporter.send)
         manifest = cache_teacher(
             recipe.cache_teacher,
             out,
@@ -92,14 +97,32 @@ def run_stage_one(recipe: "Recipe", out: Path | str, engine: EngineOptions) -> O
     return Outcome(manifest=manifest, progress=report.last, share=engine.share())
 
 
-def require_place(summary: Path, out: Path | str) -> None:
-    """Raise BadParameter where a summary cannot be written, before hours are spent."""
-    if isinstance(out, Path) and summary.resolve().is_relative_to(out.resolve()):
-        raise click.BadParameter(
-            f"{summary} is in the cache; name another place", param_hint="--summary"
-        )
-    if not summary.resolve().parent.is_dir():
-        raise click.BadParameter(f"{summary.parent}: no such directory", param_hint="--summary")
+def send_plan(recipe: "Recipe", out: Path | str, reporter: "Reporter") -> None:
+    """Report what ``run_stage_one`` would do."""
+    from stages.cache_teacher.preflight import check_early
+
+    check_early(recipe.cache_teacher, out)
+    quieten(show_downloads=not reporter.is_quiet)
+    from pipeline.dry_run import plan_fields, plan_text
+    from pipeline.reporting.events import Event
+    from stages.cache_teacher.plan import plan_cache
+
+    with reporter:
+        plan = plan_cache(recipe.cache_teacher, out)
+    reporter.send(Event(name="done", text=plan_text(plan, out), fields=plan_fields(plan, out)))
+
+
+def send_outcome(
+    outcome: Outcome, out: Path | str, recipe_name: str, reporter: "Reporter"
+) -> dict[str, Any]:
+    """Report what the cache holds and the next command; returns the figures of it."""
+    from pipeline.reporting.events import Event
+    from stages.cache_teacher.engine.summary import summarise_run
+
+    figures = summarise_run(outcome.manifest, outcome.progress)
+    text = cached_text(outcome, out, recipe_name)
+    reporter.send(Event(name="done", text=text, fields={"out": str(out), **figures}))
+    return figures
 
 
 def recipe_in(place: Path | str) -> str:
@@ -107,39 +130,35 @@ def recipe_in(place: Path | str) -> str:
     return quote(str(place / "recipe.toml")) if isinstance(place, Path) else "RECIPE"
 
 
-def summary_json(outcome: Outcome) -> str:
-    """The run's figures as JSON."""
-    from stages.cache_teacher.engine.summary import summarise_run
-
-    return json.dumps(summarise_run(outcome.manifest, outcome.progress), indent=1) + "\n"
-
-
 def cached_text(outcome: Outcome, out: Path | str, recipe_name: str) -> str:
-    """What was made and what the cache holds, and the next command; the recipe is
-    ``recipe_name``."""
-    return "\n".join([*_run_lines(outcome), _held_text(outcome, out, recipe_name)])
+    """What the cache holds, on the first line; what was made, and the next command."""
+    held, heading, command = _held_text(outcome, out, recipe_name).partition("Next:\n")
+    lines = [held.rstrip(), *_run_lines(outcome)]
+    return "\n".join([*lines, heading + command] if command else lines)
 
 
 def _run_lines(outcome: Outcome) -> list[str]:
     """How fast it went, if anything was made."""
-    from pipeline.progress import device_figures, short, size
+    from pipeline.progress import short, size
+    from pipeline.reporting.stages import device_figures
 
     progress = outcome.progress
     if progress.tokens_cached_this_run == 0 or progress.seconds <= 0:
         return []
     rate = progress.tokens_cached_this_run / progress.seconds
     figures = [
-        f"Made {short(progress.tokens_cached_this_run)} tokens in {progress.seconds:,.0f} s",
+        f"Cached {short(progress.tokens_cached_this_run)} tokens in {progress.seconds:,.0f} s",
         f"{short(round(rate))} tokens/s",
         *device_figures(progress),
         f"{size(progress.bytes_written)}, "
-        f"{progress.bytes_written / progress.tokens_cached_this_run:.1f} bytes a token",
+        f"{progress.bytes_written / progress.tokens_cached_this_run:.1f} bytes/token",
     ]
     return [" · ".join(figures) + "."]
 
 
 def _held_text(outcome: Outcome, out: Path | str, recipe_name: str) -> str:
     from pipeline.progress import short
+    from stages.cache_teacher.engine.split_shares import shares_of
 
     manifest, missing = outcome.manifest, outcome.progress.missing_units
     num_tokens = sum(shard.num_tokens for shard in manifest.shards)
@@ -155,11 +174,12 @@ def _held_text(outcome: Outcome, out: Path | str, recipe_name: str) -> str:
             f"{held} It is a part: units before them, or after, are missing. When the other parts "
             f"are made:\n  pipeline merge {quote(str(out))} OTHER... --out CACHE"
         )
-    if all(shard.split == "validation" for shard in manifest.shards):
-        return (
-            f"{held} All of them are validation: for something to train on, cache more --tokens, "
-            "or fewer cache_teacher.documents_per_unit in another --out."
-        )
+    shares = shares_of(manifest)
+    held = f"{held} Validation is {shares.validation_share:.1%} of the rows."
+    if shares.advice:
+        held = f"{held} {shares.advice}"
+    if shares.num_validation_rows == shares.num_rows:
+        return held
     return (
         f"{held} Next:\n  pipeline train-student --recipe {recipe_name} "
         f"--cache {quote(str(out))} --out RUN"

@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM as a request: a run finishes what it is at, saves, and stops.
+"""Ctrl-C and SIGTERM as a request: a run abandons what it is at, saves, and stops.
 
-In: the signals that a terminal, a scheduler or torchrun sends. Out: ``StopRequest``, which says
-whether one has come. Called by ``train-student``.
+In: the signals that a terminal, a scheduler or torchrun sends. Out: ``SignalRequest``, which says
+whether one has come. A handler runs between two instructions of Python: however long a compiler is
+waited for, it interrupts that; one operation of PyTorch it does not.
 """
 
 import os
@@ -12,30 +13,44 @@ from contextlib import contextmanager
 from types import FrameType
 
 from pipeline.session import Terminated
+from stages.train_student.training.stopping import StopNow
 
-_SAID = b"\nStopping after this step, with a checkpoint. Once more stops at once.\n"
+_SAID = b"\nStopping; the last finished step is saved. Once more stops at once.\n"
 
 
-class StopRequest:
-    """Whether to stop. Calling it tells."""
+class SignalRequest:
+    """Whether a signal has come; a process that is alone may be interrupted by it, too."""
 
     def __init__(self) -> None:
         self._signal: int | None = None
+        self._is_interruptible = False
+        # torchrun's processes get two, the terminal's and its own, and wait for one another.
+        self._is_alone = "TORCHELASTIC_RUN_ID" not in os.environ
 
-    def __call__(self) -> bool:
+    def is_made(self) -> bool:
+        """Whether to stop."""
         return self._signal is not None
 
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        """A signal: the first asks, the next one of them ends the command.
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A block in which the first signal raises StopNow, too; at once if it has come before."""
+        self._is_interruptible = self._is_alone
+        try:
+            if self._is_interruptible and self.is_made():
+                raise StopNow
+            yield
+        finally:
+            self._is_interruptible = False
 
-        Not under torchrun, where a process gets each twice: the terminal's, and torchrun's own.
-        """
-        is_alone = "TORCHELASTIC_RUN_ID" not in os.environ
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """A signal: the first asks, the next one of them ends the command."""
         if self._signal is None:
             self._signal = number
-            if is_alone:
+            if self._is_alone:
                 os.write(2, _SAID)  # a handler may interrupt a print, so it does not print
-        elif is_alone:
+            if self._is_interruptible:
+                raise StopNow
+        elif self._is_alone:
             raise self.exception()
 
     def exception(self) -> KeyboardInterrupt:
@@ -44,9 +59,9 @@ class StopRequest:
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[StopRequest]:
+def asked_to_stop() -> Iterator[SignalRequest]:
     """Inside the block signals only ask. Signals reach the main thread alone."""
-    request = StopRequest()
+    request = SignalRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -5,18 +5,19 @@ before a command runs.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cache_location import CacheLocation, LocalPath
+from pipeline.cache_location import RUN, CacheLocation, LocalPath
 from pipeline.quiet import quieten
 
-_RUN = LocalPath(exists=True, file_okay=False)
+if TYPE_CHECKING:
+    from cache_format.reader import Cache
 
 
 @click.command()
-@click.argument("run", type=_RUN)
+@click.argument("run", type=RUN)
 @click.option(
     "--cache", type=CacheLocation(exists=True), help="A cache of its teacher, or its URL."
 )
@@ -53,7 +54,8 @@ def evaluate(
       pipeline evaluate run --cache cache
       pipeline evaluate run --tasks hellaswag,arc_easy --limit 100
 
-    RUN is what train-student wrote with --out, or a model directory. With --cache: loss,
+    RUN is what train-student wrote with --out, or a model directory. Of a run that has not finished
+    the newest checkpoint is used; RUN/checkpoints/step-0000500 names one. With --cache: loss,
     perplexity, KL, agreement, accuracy and expected calibration error on the cache's validation
     split, and what the cache tells of the teacher; the teacher is not loaded. With --tasks: metrics
     of lm-evaluation-harness, which is installed by `pip install 'lm_eval[hf]'`.
@@ -62,39 +64,49 @@ def evaluate(
         raise click.UsageError("give --cache, --tasks, or both")
     import json
 
+    import cache_format
+    from pipeline.student_files import require_student
+
     found: dict[str, Any] = {}
     lines = []
     if tasks:
         from pipeline.harness import require_harness
 
         require_harness()
+    require_student(run)  # or a refusal, before what takes long to import
+    opened = None if cache is None else cache_format.open(cache)
     quieten()
-    if cache is not None:
-        from pipeline.evaluate import Extent, evaluate_student, evaluation_text
+    from pipeline.student_files import student_files
 
-        extent = Extent(num_rows=rows, batch_size=batch_size, device=device)
-        found = _with_bar(run, cache, extent, evaluate_student)
-        lines.append(evaluation_text(found))
-    if tasks:
-        from pipeline.harness import HarnessOptions, run_tasks, tasks_text
+    with student_files(run, cache, lambda line: click.echo(line, err=True)) as student:
+        if opened is not None:
+            from pipeline.evaluate import Extent, evaluate_student, evaluation_text
 
-        options = HarnessOptions(
-            include_path=include_path, limit=limit, batch_size=batch_size, device=device
-        )
-        names = [name.strip() for name in tasks.split(",") if name.strip()]
-        found["tasks"] = run_tasks(run, names, options)
-        lines.append(tasks_text(found["tasks"]))
+            extent = Extent(num_rows=rows, batch_size=batch_size, device=device)
+            found = _with_bar(student.directory, opened, extent, evaluate_student)
+            found |= {"model": str(student.source), "checkpoint_step": student.step}
+            if student.step is not None:
+                found["notes"].append(f"The student is that of step {student.step}, unfinished.")
+            lines.append(evaluation_text(found))
+        if tasks:
+            from pipeline.harness import HarnessOptions, run_tasks, tasks_text
+
+            options = HarnessOptions(
+                include_path=include_path, limit=limit, batch_size=batch_size, device=device
+            )
+            names = [name.strip() for name in tasks.split(",") if name.strip()]
+            found["tasks"] = run_tasks(student.directory, names, options)
+            lines.append(tasks_text(found["tasks"]))
     click.echo(json.dumps(found, indent=1) if as_json else "\n\n".join(lines))
 
 
-def _with_bar(run: Path, cache: Path | str, extent: Any, evaluate_student: Any) -> dict[str, Any]:
-    import cache_format
+def _with_bar(run: Path, cache: "Cache", extent: Any, evaluate_student: Any) -> dict[str, Any]:
     from pipeline.progress import Bar
 
     with Bar("evaluate", unit=" rows") as bar:
         found: dict[str, Any] = evaluate_student(
             run,
-            cache_format.open(cache),
+            cache,
             extent,
             lambda done, total: bar.show(done, total, ""),
         )
@@ -102,7 +114,7 @@ def _with_bar(run: Path, cache: Path | str, extent: Any, evaluate_student: Any) 
 
 
 @click.command()
-@click.argument("run", type=_RUN)
+@click.argument("run", type=RUN)
 @click.argument("repo_id")
 @click.option("--private", is_flag=True, help="Make a private repository, if there is none yet.")
 @click.option("--revision", metavar="BRANCH", help="Upload to this branch; made if there is none.")
@@ -116,6 +128,9 @@ def push(run: Path, repo_id: str, private: bool, revision: str | None) -> None:
     and the lines of code by which `trust_remote_code=True` finds this package are uploaded, no
     cache and no checkpoint. The same command again uploads what has changed.
     """
+    from pipeline.student_files import model_directory
+
+    model_directory(run)  # or a refusal, before what takes long to import
     quieten()
     from pipeline.push import push_model
 

@@ -4,11 +4,11 @@ Nothing heavy is imported before the recipe has been checked.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,16 +16,15 @@ from pipeline.cache_location import CacheLocation, LocalPath
 from pipeline.finite_range import FiniteRange
 from pipeline.quiet import quieten
 from pipeline.recipe_options import load_session_recipe, recipe_options
+from pipeline.reporting_options import open_reporter, reporting_options, send_start
 from pipeline.session import Session
 
 if TYPE_CHECKING:
     from cache_format.reader import Cache
-    from pipeline.progress import Bar
     from stages.train_student.config import TrainStudentConfig
     from stages.train_student.objective.online import LoadTeacher
-    from stages.train_student.training.progress import TrainProgress
 
-_DIRECTORY = LocalPath(file_okay=False)
+_DIRECTORY = LocalPath(file_okay=False, expected="a directory, or a new one")
 
 
 @click.command("train-student")
@@ -34,25 +33,44 @@ _DIRECTORY = LocalPath(file_okay=False)
     "--cache",
     type=CacheLocation(exists=True),
     required=True,
-    help="The cache to learn from, or its URL.",
+    help="The cache to train on, or its URL.",
 )
 @click.option("--out", type=_DIRECTORY, required=True, help="Directory of the run.")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out.")
+@click.option("--resume", is_flag=True, help="Resume from the newest checkpoint in --out.")
+@click.option(
+    "--init",
+    type=LocalPath(exists=True, file_okay=False),
+    metavar="RUN|MODEL",
+    help="Begin a new run from the trained weights of another: from its model or, if there is none "
+    "yet, its newest checkpoint. Steps, schedules and AdamW's moments begin anew; recipe, length "
+    "and cache may be others, blocks and teacher must be the same. With --resume it may be left "
+    "out.",
+)
+@click.option(
+    "--extend-to",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help="With --resume: train on to this step. What was done stays as it was. From here on, the "
+    "learning rate is that of a run of STEPS steps: where a finished run has brought it to 0, it "
+    "rises at once to what such a run has at this step, and falls to 0 at STEPS. The run keeps "
+    "this: later, --resume alone goes on to STEPS. At its end the new model takes the place of the "
+    "old one.",
+)
 @click.option(
     "--teacher-in-the-loop",
     "online",
     is_flag=False,
     flag_value="",
     metavar="[TEACHER]",
-    help="Load the cache's teacher and learn from its whole distribution at every position. For "
+    help="Load the cache's teacher and train on its full distribution at every position. For "
     "comparison only: it costs the teacher's memory and time in every run. TEACHER is its Hub id "
-    "or directory, if it is no longer where the cache was made from.",
+    "or directory, if it has moved since the cache was made.",
 )
 @click.option(
     "--local-directory",
     type=_DIRECTORY,
     help="Where shards of a cache at a URL are copied to; by default in your cache directory. Not "
-    "in the recipe: it is this machine's affair, and no result depends on it.",
+    "in the recipe: it differs between machines, and no result depends on it.",
 )
 @click.option(
     "--local-gib",
@@ -60,46 +78,70 @@ _DIRECTORY = LocalPath(file_okay=False)
     default=20.0,
     show_default=True,
     metavar="GIB",
-    help="The most that these copies take.",
+    help="The most disk space that these copies take.",
 )
+@reporting_options
 @click.pass_obj
 def train_student(
     session: Session,
+    /,
     recipe_name: str,
     settings: Sequence[str],
     cache: Path | str,
     out: Path,
     resume: bool,
+    init: Path | None,
+    extend_to: int | None,
     online: str | None,
     local_directory: Path | None,
     local_gib: float,
+    **reporting: Any,
 ) -> None:
-    """Train a student from a cache. The teacher is not needed, nor loaded.
+    """Train a student from a cache. The teacher is not needed and not loaded.
 
     \b
       pipeline train-student --recipe distil-xlstm --cache cache --out run
       torchrun --nproc-per-node 4 -m pipeline train-student …      # 4 GPUs, the same student
+      pipeline train-student --recipe distil-xlstm --cache cache --out run --resume --extend-to 9000
+      pipeline train-student --recipe distil-xlstm --cache cache --out run-2 --init run
+
+    The third line trains on, the last one begins another run from the weights of the first.
 
     Writes run/recipe.toml, run/metrics.jsonl, run/tensorboard, run/checkpoints and, at the end,
     run/model: a Hugging Face model directory.
 
-    Ctrl-C (or SIGTERM) saves a checkpoint and stops. To go on after that, or after any other
-    interruption, type the same command with --resume.
+    Ctrl-C (or SIGTERM) abandons the current step, saves a checkpoint of the last finished one and
+    stops; a second Ctrl-C stops without saving. To continue after that, or after any other
+    interruption, run the same command with --resume.
     """
+    if extend_to is not None and not resume:
+        raise click.UsageError("--extend-to: give --resume with it, for it goes on with a run")
+    is_first = os.environ.get("RANK", "0") == "0"
+    reporter = open_reporter(session, "train", out, is_first=is_first, **reporting)
     recipe = load_session_recipe(session, recipe_name, settings, ignored="cache_teacher")
-    quieten()
+    send_start(reporter, "train-student", recipe=recipe_name, cache=str(cache), out=str(out))
     import cache_format
-    from pipeline.progress import Bar, validation_figures
-    from pipeline.stopping import asked_to_stop
-    from stages.train_student.run import StoppedError
-    from stages.train_student.run import train_student as run
-    from stages.train_student.training.processes import OtherProcessFailedError
+    from pipeline.reporting.events import Event
+    from stages.train_student.objective.temperatures import validation_temperature
+    from stages.train_student.preflight import check_early
 
     opened = cache_format.open(
         cache, local_directory=local_directory, local_bytes=max(1, int(local_gib * 2**30))
     )
-    is_first = os.environ.get("RANK", "0") == "0"
-    with Bar("train") as bar, asked_to_stop() as request:
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # of several processes all have to refuse, not one
+        is_online = online is not None
+        check_early(recipe.train_student, opened, out, resume=resume, online=is_online)
+    quieten(show_downloads=not reporter.is_quiet)
+    from pipeline.reporting.stages import TrainReport
+    from pipeline.stopping import asked_to_stop
+    from stages.train_student.run import train_student as run
+    from stages.train_student.training.processes import OtherProcessFailedError
+    from stages.train_student.training.stopping import StopNow, StoppedError, StopRequest
+
+    report = TrainReport(
+        reporter.send, validation_temperature(opened.spec.targets.inverse_temperatures)
+    )
+    with reporter, asked_to_stop() as request:
         try:
             metrics = run(
                 recipe.train_student,
@@ -107,21 +149,26 @@ def train_student(
                 out,
                 resume=resume,
                 recipe_toml=recipe.to_toml(),
-                report=_report(bar, is_first),
-                stop=request,
+                report=report if is_first else lambda _: None,
+                stop=StopRequest(is_made=request.is_made, interruptible=request.interruptible),
                 load_teacher=_teacher_loader(opened, recipe.train_student, online),
+                init=init,
+                extend_to=extend_to,
             )
-        except StoppedError:
+        except (StoppedError, StopNow):
             raise (request.exception() if is_first else click.exceptions.Exit(1)) from None
         except OtherProcessFailedError as error:  # which has said why
             if is_first:
-                click.echo(f"Error: {error}. Its message tells why.", err=True)
+                raise click.ClickException(f"{error}. See its own error message.") from None
             raise click.exceptions.Exit(1) from None
     if is_first:
-        click.echo(
-            f"{validation_figures(metrics)}\n{out / 'model'} holds the student. Next:\n"
+        figures = report.validation_figures(metrics)
+        fields = {"out": str(out), "model": str(out / "model"), "metrics": metrics}
+        text = (
+            f"{out / 'model'} holds the student. Validation: {figures}.\nNext:\n"
             f'  pipeline generate {quote(str(out))} --prompt "Once upon a time"'
         )
+        reporter.send(Event(name="done", text=text, fields=fields))
 
 
 def _teacher_loader(
@@ -134,10 +181,3 @@ def _teacher_loader(
 
     with_mean = max(config.beta_start, config.beta_end) > 0
     return partial(load_online_teacher, cache, with_mean=with_mean, place=place or None)
-
-
-def _report(bar: "Bar", is_first: bool) -> "Callable[[TrainProgress], None]":
-    """Of several processes the first one speaks."""
-    from pipeline.progress import TrainReport
-
-    return TrainReport(bar) if is_first else lambda _: None

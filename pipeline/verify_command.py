@@ -27,13 +27,15 @@ def verify(cache: Path | str, fresh: bool, state: Path | None, threads: int | No
     \b
       pipeline verify cache
 
-    Exit code 0: every byte is as it was written. 1: something is not. Changes nothing in the cache.
+    Exit code 0: every byte is as it was written. 1: something is not. Files that are no part of the
+    cache are named, and count for nothing. Changes nothing in the cache.
 
     To resume after an interruption, type the same command again: files that were read by then, and
     were not changed since, are not read again. A verification that ended reads everything anew.
     """
     import cache_format
     from cache_format.threads import default_num_threads
+    from pipeline.printable import printable
     from pipeline.progress import Bar, size
     from pipeline.verification_record import prepared_record
 
@@ -48,9 +50,10 @@ def verify(cache: Path | str, fresh: bool, state: Path | None, threads: int | No
             record=record,
         )
     for problem in problems:
-        click.echo(problem.message)
-    if problems:
-        click.echo(f"{cache}: {len(problems)} bad. Do as it says above, then verify again.")
+        click.echo(printable(problem.message))
+    num_bad = sum(problem.is_damage for problem in problems)
+    if num_bad:
+        click.echo(f"{cache}: {num_bad} bad. Do as it says above, then verify again.")
         raise click.exceptions.Exit(1)
     num_bytes = size(sum(shard.num_bytes for shard in opened.manifest.shards))
     click.echo(

@@ -1,4 +1,4 @@
-"""The README's commands: each is parsed as written, and its settings by the recipe it names."""
+"""The commands of README and docs: each is parsed as written, its settings by its recipe."""
 
 import re
 import shlex
@@ -12,32 +12,51 @@ from pipeline.cli import main
 from pipeline.recipe import load_recipe, parse_override
 
 _IS_OURS = re.compile(r"(srun |torchrun .* -m )?pipeline ")
-_README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+_ROOT = Path(__file__).parents[1]
+_PAGES = {
+    path.relative_to(_ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md")))
+}
+_BLOCK = re.compile(r"^```\w*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
-def readme_commands() -> Iterator[list[str]]:
-    for block in re.findall(r"^```\w*\n(.*?)^```$", _README, re.DOTALL | re.MULTILINE):
-        for line in block.replace("\\\n", " ").splitlines():
-            command = line.partition(" | ")[0]
-            words = shlex.split(command, comments=True) if _IS_OURS.match(line) else []
-            if words:
-                yield words[words.index("pipeline") + 1 :]
+def documented_commands() -> Iterator[list[str]]:
+    """The arguments of every `pipeline` command in a code block of a page, once each."""
+    found = set()
+    for text in _PAGES.values():
+        for block in _BLOCK.findall(text):
+            for line in block.replace("\\\n", " ").splitlines():
+                command = re.split(r" [|>] ", line)[0]
+                words = shlex.split(command, comments=True) if _IS_OURS.match(line) else []
+                if words:
+                    found.add(tuple(words[words.index("pipeline") + 1 :]))
+    yield from map(list, sorted(found))
 
 
-def test_there_are_commands() -> None:
-    assert {words[0] for words in readme_commands()} == {
-        *("cache-teacher", "train-student", "generate", "inspect", "verify", "estimate"),
-        *("pack", "unpack", "extend", "export", "merge", "evaluate", "push"),
-    }
+def test_every_command_is_documented() -> None:
+    by_make = {"demo"}
+    assert {words[0] for words in documented_commands()} | by_make == set(main.commands)
 
 
-@pytest.mark.parametrize("words", list(readme_commands()), ids=" ".join)
+def test_the_readme_is_short() -> None:
+    assert len(_PAGES["README.md"].splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", _PAGES)
+def test_links_between_pages_lead_somewhere(page: str) -> None:
+    for target in _LINK.findall(_PAGES[page]):
+        assert (_ROOT / page).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("words", list(documented_commands()), ids=" ".join)
 def test_a_command_is_accepted_as_written(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for directory in (
         "fineweb-cache",
+        "my-cache",
         "sampled-cache",
         "part-a",
         "part-b",
@@ -49,16 +68,21 @@ def test_a_command_is_accepted_as_written(
     Path("fineweb.tar.zst").touch()
     command = main.commands[words[0]]
     context: click.Context = command.make_context(words[0], words[1:])
-    if "recipe_name" in context.params:
+    if "settings" in context.params:
         overrides = [parse_override(setting) for setting in context.params["settings"]]
         load_recipe(context.params["recipe_name"], overrides)
 
 
 def test_make_targets_exist() -> None:
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^make ([a-z-]+)", _README, re.MULTILINE):
+    makefile = (_ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = {
+        name for text in _PAGES.values() for name in re.findall(r"^make ([a-z-]+)", text, re.M)
+    }
+    assert {"demo", "test"} <= targets
+    for target in targets:
         assert f"\n{target}:" in makefile, target
 
 
 def test_nothing_is_left_to_fill_in() -> None:
-    assert not re.findall(r"<!--|\b[A-Z]+_(?:SENTENCE|SECTION)\b", _README)
+    for page, text in _PAGES.items():
+        assert not re.findall(r"<!--|\b[A-Z]+_(?:SENTENCE|SECTION)\b", text), page

@@ -128,7 +128,7 @@ def _report(
     num_tokens = sum(shard["num_tokens"] for shard in manifest["shards"])
     click.echo(
         f"Cache: {num_tokens:,} tokens, {num_bytes / 1e6:.1f} MB, "
-        f"{num_bytes / num_tokens:.1f} bytes a token.\n"
+        f"{num_bytes / num_tokens:.1f} bytes/token.\n"
         f"Time: {', '.join(f'{name} {spent:.0f} s' for name, spent in seconds.items())}."
     )
     picture = out / f"demo{suffix}.png"

@@ -19,8 +19,10 @@ class CacheTeacherConfig:
     """Hub id or directory of a causal language model with safetensors weights."""
     teacher_revision: str = "main"
     """Branch, tag or commit of the teacher on the Hub; resolved to a commit before use."""
-    teacher_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Precision of the teacher's body. The head always accumulates in float32."""
+    teacher_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Precision of the teacher's body. The head always accumulates in float32. ``auto`` is that of
+    the cache, if it was begun; else bfloat16, but on CPUs without instructions for it, which are
+    ten times as slow in it, float32. For parts of one cache on unlike machines, name it."""
     attention: Literal["auto", "eager", "sdpa", "varlen", "flash_attention_2"] = "auto"
     """Attention implementation; ``auto`` is ``varlen`` in half precision for architectures that are
     tested with it, else ``sdpa``."""
@@ -28,15 +30,19 @@ class CacheTeacherConfig:
     """``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
 
     corpus: str = "HuggingFaceFW/fineweb"
-    """Hub dataset id, or a local Parquet/JSONL/text file or a directory of them."""
+    """Hub dataset id, or a local Parquet/JSONL/CSV/TSV/text file, a directory of them, or one that
+    ``datasets.save_to_disk`` wrote."""
     corpus_config: str = "sample-10BT"
     """Configuration of the Hub dataset; unused for local files."""
     corpus_split: str = "train"
-    """Split of the Hub dataset; unused for local files."""
+    """Split of the dataset; unused for local files without splits."""
     corpus_revision: str = "main"
     """Branch, tag or commit of the Hub dataset; resolved to a commit before use."""
     text_column: str = "text"
-    """Column (Parquet) or key (JSONL) that holds a document's text."""
+    """Column or key (JSONL) that holds a document's text; unused for plain text."""
+    text_documents: Literal["line", "paragraph", "file"] = "line"
+    """What a document is in plain text; unused for other kinds of file. Paragraphs are separated by
+    blank lines."""
     on_bad_document: Literal["error", "skip"] = "error"
     """What a document that is not text does: stop the run, or be skipped and counted."""
 
@@ -47,7 +53,10 @@ class CacheTeacherConfig:
     documents_per_unit: int = 512
     """Documents in one unit of work, hence in one shard."""
     validation_every: int = 50
-    """Every n-th unit, from unit 0 on, is validation."""
+    """n: one unit, or one row, in n is validation."""
+    validation_split: Literal["units", "rows"] = "units"
+    """What is validation: every n-th unit from unit 0 on, which shares no document with the others;
+    or the last rows of every unit, one in n, so that a cache of few units has both splits."""
 
     targets: Literal["top_k", "sampled", "top_k+sampled"] = "top_k"
     """What is kept of a distribution: the k largest logits and the mass of the rest; ids drawn from

@@ -1,32 +1,42 @@
 """What a cache will cost, before anyone pays for it: measured by making a little of it.
 
-In: the settings, a number of seconds. Out: an ``Estimate``. Called by ``pipeline estimate``. The
-teacher is loaded, a cache of the same settings is made in a temporary directory until the time is
-up, and what came of it is scaled to the budget. Only on a CPU units are smaller, so that some are
-finished.
+In: the settings, a number of seconds. Out: an ``Estimate``. The teacher is loaded, units of the
+same settings are made in a temporary directory until the time is up, and what has come of them by
+then is scaled to the budget: units count as far as they are. On a CPU forward passes are small, so
+that some are done.
 """
 
 import math
 import tempfile
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import cache_format
-from cache_format.errors import CacheError
+from cache_format.codec import Row
 from cache_format.reader import Cache
-from stages.cache_teacher.config import CacheTeacherConfig
-from stages.cache_teacher.corpus.corpus import resolve_corpus
-from stages.cache_teacher.corpus.packing import tokenize
-from stages.cache_teacher.engine.batch_size import CPU_POSITIONS
-from stages.cache_teacher.engine.progress import CacheProgress
-from stages.cache_teacher.run import cache_teacher
+from cache_format.spec import CacheSpec
+from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig
+from stages.cache_teacher.corpus.corpus import Corpus, resolve_corpus
+from stages.cache_teacher.engine.begin import Beginning
+from stages.cache_teacher.engine.device_use import DeviceUse
+from stages.cache_teacher.engine.local_engine import make_units
+from stages.cache_teacher.engine.make import Job, LazyTeacher, UnitMaker
+from stages.cache_teacher.engine.progress import CacheProgress, Progress
+from stages.cache_teacher.engine.split_shares import SplitShares, expected_shares
+from stages.cache_teacher.engine.teacher_dtype import with_teacher_dtype
+from stages.cache_teacher.engine.unit_reader import PreparedUnit, Stopped, UnitReader
+from stages.cache_teacher.run import nothing_made
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
 from stages.device import choose_device
 
-_FORWARDS = 4
-"""Forward passes of a unit on a CPU: enough that the last, which may be small, does not count."""
+_CPU_POSITIONS = 512
+"""Of a forward pass on a CPU, which is no slower in small ones."""
+_TICK_SECONDS = 0.5
 FRAMING = "framing"
 """What is in no column: Arrow's messages and padding, and receipts."""
 
@@ -40,7 +50,7 @@ class Estimate:
     is_whole_corpus: bool
     """Whether it does."""
     probe_tokens: int
-    """Tokens that were cached to find out."""
+    """Tokens whose rows were encoded to find out."""
     tokens_per_second: float
     """Of one such device, once it runs."""
     device_wait_share: float | None
@@ -51,6 +61,14 @@ class Estimate:
     """The teacher's files in the cache: embedding, head, tokenizer."""
     tokens_per_document: float
     documents_per_unit: int
+    spec: CacheSpec
+    """Of the probe."""
+
+    @property
+    def shares(self) -> SplitShares:
+        """Rows of training and validation."""
+        tokens_per_unit = self.tokens_per_document * self.documents_per_unit
+        return expected_shares(self.spec, math.ceil(self.num_shards), tokens_per_unit)
 
     @property
     def seconds(self) -> float:
@@ -73,107 +91,169 @@ class Estimate:
         return self.num_documents / self.documents_per_unit
 
 
-class _Enough(Exception):
-    """Ends the probe."""
+class _Passes(Progress):
+    """Progress that remembers when each forward pass was done."""
 
-
-class _Watch:
-    """Hands progress on, and ends the run once it has gone on for long enough."""
-
-    def __init__(self, seconds: float, report: Callable[[CacheProgress], None]) -> None:
-        self._seconds, self._report = seconds, report
-        self._started: float | None = None
-        self._marks: list[CacheProgress] = []
-        """How far it was when it first told of one more finished unit."""
+    def __init__(self, config: CacheTeacherConfig, report: Callable[[CacheProgress], None]) -> None:
+        super().__init__(config.num_tokens, ALL_UNITS, report)
+        self.has_any = threading.Event()
         self.last: CacheProgress | None = None
-        """How far it came."""
+        """How far it was when the last of them was done."""
+        self._marks: list[tuple[float, int]] = []
 
-    def __call__(self, progress: CacheProgress) -> None:
-        self._report(progress)
-        self.last = progress
-        if progress.tokens_cached_this_run == 0 or progress.phase != "caching":
-            return
-        if self._started is None:
-            self._started = progress.seconds
-        if progress.units_made > len(self._marks):
-            self._marks.append(progress)
-        has_run = progress.seconds - self._started
-        enough = len(self._marks) >= 2 or (self._marks and has_run >= 3 * self._seconds)
-        if enough and has_run >= self._seconds:
-            raise _Enough
+    def begin_unit(self, unit: int, corpus_position: str) -> None:
+        """The device is given ``unit``."""
+        with self._lock:
+            if not self._marks:
+                self._marks.append((time.monotonic(), 0))
+            super().begin_unit(unit, corpus_position)
+
+    def used(self, use: DeviceUse) -> None:
+        """A forward pass is done."""
+        with self._lock:
+            super().used(use)
+            self._marks.append((time.monotonic(), self.use.num_tokens))
+            self.show("caching")
+            self.last = self._now
+        self.has_any.set()
 
     def rate(self) -> float:
-        """Tokens a second between the ends of the first unit and the last.
+        """Tokens a second after the first pass, which may compile; of one alone, its own."""
+        first, last = self._marks[1 if len(self._marks) > 2 else 0], self._marks[-1]
+        return (last[1] - first[1]) / max(1e-9, last[0] - first[0])
 
-        At both, as much is on the device and not yet told of; and the first forward pass, which may
-        compile, lies before. With one unit alone, all there is.
-        """
-        assert self.last is not None
-        if len(self._marks) >= 2:
-            first, last = self._marks[0], self._marks[-1]
-            tokens = last.tokens_cached_this_run - first.tokens_cached_this_run
-            if tokens > 0 and last.seconds > first.seconds:
-                return tokens / (last.seconds - first.seconds)
-        return self.last.tokens_cached_this_run / max(1e-9, self.last.seconds)
+
+class _PartMaker(UnitMaker):
+    """Makes units that end where they are when it is stopped."""
+
+    def _rows(self, prepared: PreparedUnit) -> Generator[Row, None, None]:
+        with suppress(Stopped):
+            yield from super()._rows(prepared)
+
+
+class _Units:
+    """The first units, one after the other, until they hold the budget; for any thread."""
+
+    def __init__(self, maker: UnitMaker, num_tokens: int) -> None:
+        self._maker, self._budget = maker, num_tokens
+        self._numbers, self._lock = count(), threading.Lock()
+        self.num_tokens = self.num_documents = 0
+        self.has_corpus_ended = False
+
+    def next(self) -> PreparedUnit | None:
+        """The next unit, read."""
+        with self._lock:
+            if self.has_corpus_ended or self.num_tokens >= self._budget:
+                return None
+            prepared = self._maker.prepare(next(self._numbers))
+            if prepared is None:
+                self.has_corpus_ended = True
+                return None
+            self.num_tokens += prepared.num_tokens
+            self.num_documents += prepared.num_documents
+            return prepared
+
+
+class _Deadline:
+    """Stops ``maker`` once ``seconds`` have gone by and a forward pass is done."""
+
+    def __init__(self, seconds: float, maker: UnitMaker, passes: _Passes) -> None:
+        self._end = time.monotonic() + seconds
+        self._maker, self._passes = maker, passes
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._wait, name="deadline", daemon=True)
+        self.has_come = False
+
+    def __enter__(self) -> "_Deadline":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _wait(self) -> None:
+        while (left := self._end - time.monotonic()) > 0 or not self._passes.has_any.is_set():
+            if self._is_over.wait(min(_TICK_SECONDS, max(0.01, left))):
+                return
+            self._passes.show("caching")
+        self.has_come = True
+        self._maker.stop()
 
 
 def estimate(
     config: CacheTeacherConfig, seconds: float, report: Callable[[CacheProgress], None]
 ) -> Estimate:
-    """Cache for ``seconds`` after the first rows, and scale up. Nothing is left on disk.
+    """Cache for ``seconds`` once the teacher is loaded, and scale up. Nothing is left on disk.
 
-    Raises what ``cache_teacher`` does, and whatever ends it before it has cached anything.
+    It takes longer only if the first forward pass does. ``report`` is told of the time twice a
+    second, from any thread. Raises what ``cache_teacher`` does.
     """
-    probe = replace(config, documents_per_unit=_documents_of_probe(config))
-    watch = _Watch(seconds, report)
+    passes = _Passes(config, report)
+    passes.show("resolving")
+    device = choose_device(config.device)
     with tempfile.TemporaryDirectory(prefix="xlstm-distill-") as directory:
-        with suppress(_Enough):
-            cache_teacher(probe, Path(directory) / "cache", recipe_toml="", report=watch)
-        cache = cache_format.open(Path(directory) / "cache", allow_incomplete=True)
-        return _scaled(config, cache, watch)
+        out = Path(directory) / "cache"
+        probe = with_teacher_dtype(config, out, device, passes.say)
+        if device.type == "cpu":
+            small = max(1, _CPU_POSITIONS // config.sequence_length)
+            probe = replace(probe, rows_per_forward=min(small, config.rows_per_forward or small))
+        teacher = LazyTeacher(resolve_teacher(probe), device, passes)
+        with closing(resolve_corpus(probe)) as corpus:
+            if not corpus.has_unit(0):
+                raise ValueError(f"corpus {config.corpus!r}: holds no documents")
+            units, is_whole = _make(probe, out, corpus, teacher, seconds, passes)
+        cache = cache_format.open(out, allow_incomplete=True)
+        if not any(shard.num_tokens for shard in cache.manifest.shards):
+            raise ValueError(nothing_made(config, ALL_UNITS))
+        return _scaled(config, cache, units, is_whole, passes)
 
 
-def _documents_of_probe(config: CacheTeacherConfig) -> int:
-    """Documents of a unit that is finished soon; a GPU is soon done with any."""
-    if choose_device(config.device).type == "cuda":
-        return config.documents_per_unit
-    source = resolve_teacher(config)
-    with closing(resolve_corpus(config)) as corpus:
-        documents = corpus.read_unit(0)
-    if documents is None:
-        return config.documents_per_unit
-    ids = tokenize(source.tokenizer, documents.texts, source.spec.vocab_size)
-    num_tokens = sum(len(one) + 1 for one in ids)
-    num_rows = config.rows_per_forward or max(1, CPU_POSITIONS // config.sequence_length)
-    wanted = _FORWARDS * num_rows * config.sequence_length
-    share = min(1.0, wanted / max(1, num_tokens))
-    return max(1, math.ceil(share * config.documents_per_unit))
+def _make(
+    config: CacheTeacherConfig,
+    out: Path,
+    corpus: Corpus,
+    teacher: LazyTeacher,
+    seconds: float,
+    passes: _Passes,
+) -> tuple[_Units, bool]:
+    """Make what the time allows; returns the units begun, and whether they are the corpus."""
+    beginning = Beginning(config=config, out=out, corpus=corpus, teacher=teacher)
+    writer, identity = beginning.open(beginning.identity())
+    job = Job(config=config, spec=identity.spec, projection=identity.projection, teacher=teacher)
+    reader = UnitReader(corpus, teacher.source, identity.spec)
+    with closing(_PartMaker(job, reader, writer, passes)) as maker:
+        writer.write_attachments(maker.load().export)
+        units = _Units(maker, config.num_tokens)
+        with _Deadline(seconds, maker, passes) as deadline, suppress(Stopped):
+            make_units(maker, units.next, lambda _: None)
+    return units, units.has_corpus_ended and not deadline.has_come
 
 
-def _scaled(config: CacheTeacherConfig, cache: Cache, watch: _Watch) -> Estimate:
-    shards = cache.manifest.shards
+def _scaled(
+    config: CacheTeacherConfig, cache: Cache, units: _Units, is_whole: bool, passes: _Passes
+) -> Estimate:
+    shards = [shard for shard in cache.manifest.shards if shard.num_tokens]
     num_tokens = sum(shard.num_tokens for shard in shards)
-    if num_tokens == 0:
-        raise CacheError("the probe finished no shard: give it more seconds")
     names = shards[0].statistics.column_bytes
     columns = {
         name: sum(shard.statistics.column_bytes[name] for shard in shards) / num_tokens
         for name in names
     }
     num_bytes = sum(shard.num_bytes for shard in shards)
-    last, num_documents = watch.last, sum(shard.num_documents for shard in shards)
-    assert last is not None
-    is_whole = last.phase == "corpus ended"
-    least = num_tokens / num_documents * config.documents_per_unit  # a unit is made as a whole
+    last, per_document = passes.last, units.num_tokens / units.num_documents
+    assert last is not None, "rows come of forward passes"
+    least = per_document * config.documents_per_unit  # a unit is made as a whole
     return Estimate(
         num_tokens=num_tokens if is_whole else max(config.num_tokens, round(least)),
         is_whole_corpus=is_whole,
         probe_tokens=num_tokens,
-        tokens_per_second=watch.rate(),
+        tokens_per_second=passes.rate(),
         device_wait_share=last.device_wait_share,
         mfu=last.mfu,
         column_bytes_per_token=columns | {FRAMING: num_bytes / num_tokens - sum(columns.values())},
         teacher_bytes=sum(size for size, _ in cache.attachments().values()),
-        tokens_per_document=num_tokens / num_documents,
+        tokens_per_document=per_document,
         documents_per_unit=config.documents_per_unit,
+        spec=cache.spec,
     )

@@ -6,6 +6,7 @@ and counts once its receipt is there: so this may be killed at any moment and st
 shared among threads, processes and machines in any way.
 """
 
+import math
 import os
 import threading
 import time
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from cache_format import layout
 from cache_format.manifest import Manifest
 from cache_format.receipt import ShardEntry
 from cache_format.writer import CacheWriter
@@ -31,11 +31,14 @@ from stages.cache_teacher.engine.progress import CacheProgress, Progress
 from stages.cache_teacher.engine.ray_engine import RaySettings, make_units_on_ray
 from stages.cache_teacher.engine.remote_maker import RemoteJob
 from stages.cache_teacher.engine.self_check import choose_witness
+from stages.cache_teacher.engine.split_shares import expectation
+from stages.cache_teacher.engine.teacher_dtype import with_teacher_dtype
 from stages.cache_teacher.engine.unit_queue import UnitQueue
 from stages.cache_teacher.engine.unit_reader import PreparedUnit, UnitReader
 from stages.cache_teacher.engine.workers import WorkerShare, device_of_worker
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
 from stages.device import choose_device
+from stages.recipe_table import table_toml
 
 _MANIFEST_SECONDS = 60.0  # receipts are what a resume goes by; the manifest may lag behind them
 
@@ -46,14 +49,33 @@ def cache_teacher(
     config: CacheTeacherConfig,
     out: Path | str,
     *,
-    recipe_toml: str,
-    report: Callable[[CacheProgress], None],
+    recipe_toml: str | None = None,
+    report: Callable[[CacheProgress], None] = lambda _: None,
     units: Units = ALL_UNITS,
     ray: RaySettings | None = None,
 ) -> Manifest:
     """Fill the cache at ``out`` up to ``config.num_tokens`` positions, keeping what is there.
 
-    ``out`` is a directory or a URL.
+    ``out`` is a directory or a URL. ``report`` is called at every row and change of phase, from any
+    thread. ``recipe_toml`` is kept in the cache as ``recipe.toml``; by default ``config`` as TOML.
+    Returns the cache's manifest: its spec, its shards, and whether it is complete.
+
+    >>> from stages.cache_teacher import CacheTeacherConfig, cache_teacher
+    >>> config = CacheTeacherConfig(
+    ...     teacher="my-teacher",  # a directory, or a Hub id
+    ...     teacher_dtype="float32",
+    ...     corpus="my-corpus.parquet",
+    ...     num_tokens=2_000,
+    ...     sequence_length=64,
+    ...     documents_per_unit=16,
+    ...     validation_every=4,
+    ...     compile="off",
+    ... )
+    >>> manifest = cache_teacher(config, "my-cache")
+    >>> manifest.complete
+    True
+    >>> sum(shard.num_tokens for shard in manifest.shards) >= 2_000
+    True
 
     With a range of ``units``, make those only; without an end, as many as the budget needs if those
     before are like them. With a worker's share, make that; the last worker to end completes the
@@ -65,13 +87,18 @@ def cache_teacher(
     """
     if ray is not None and units != ALL_UNITS:
         raise ValueError("a cluster makes all units: leave out units and worker, or the cluster")
+    if recipe_toml is None:
+        recipe_toml = table_toml("cache_teacher", config)
     progress = Progress(config.num_tokens, units, report)
     progress.show("resolving")
+    device = _device(config, units)
+    # A cluster's workers have devices of their own.
+    config = with_teacher_dtype(config, out, None if ray else device, progress.say)
     source = resolve_teacher(config)
     with closing(resolve_corpus(config)) as corpus:
         if not corpus.has_unit(0):
             raise ValueError(f"corpus {config.corpus!r}: holds no documents")
-        teacher = LazyTeacher(source, _device(config, units), progress)
+        teacher = LazyTeacher(source, device, progress)
         beginning = Beginning(config=config, out=out, corpus=corpus, teacher=teacher)
         identity = beginning.identity()
         if not (isinstance(units, UnitRange) and units != ALL_UNITS):
@@ -117,6 +144,7 @@ class _Filling:
         self._taking = threading.Lock()
         self._published = time.monotonic()
         self._has_recipe = False
+        self._has_said_shares = False
 
     def is_full(self) -> bool:
         """Whether no unit is missing."""
@@ -152,13 +180,13 @@ class _Filling:
             entry.num_rows for unit, entry in finished.items() if _is_part(unit, self._units)
         )
         if not has_rows and (complete or not is_worker):  # a worker's share may be empty
-            raise ValueError(_nothing_made(self._job.config, self._units))
+            raise ValueError(nothing_made(self._job.config, self._units))
         missing = () if complete or not is_worker else self._missing(finished)
         self._progress.show("corpus ended" if self._queue.has_corpus_ended else "done", missing)
         return self._writer.publish_manifest(self._num_tokens, complete)
 
     def _write_recipe(self, recipe_toml: str) -> None:
-        self._writer.storage.publish(layout.RECIPE, recipe_toml.encode())
+        self._writer.write_recipe(recipe_toml)
         self._has_recipe = True
 
     def _next_unit(self, maker: UnitMaker) -> PreparedUnit | None:
@@ -170,11 +198,21 @@ class _Filling:
                 return None
             prepared = maker.prepare(unit)
             assert prepared is not None, "the queue has no units after the corpus"
-            self._budget.note(unit, prepared.num_tokens)
+            self._note(unit, prepared.num_tokens)
             return prepared
 
+    def _note(self, unit: int, num_tokens: int) -> None:
+        """A unit's size is known. The first one tells how the cache will be divided."""
+        self._budget.note(unit, num_tokens)
+        mean = self._budget.mean_size()
+        if mean and not self._has_said_shares:
+            self._has_said_shares = True
+            num_units = math.ceil(self._num_tokens / mean)
+            num_units = min(num_units, max(unit + 1, self._corpus.likely_num_units()))
+            self._progress.say(expectation(self._job.spec, num_units, mean))
+
     def _made(self, entry: ShardEntry) -> None:
-        self._budget.note(entry.unit, entry.num_tokens)
+        self._note(entry.unit, entry.num_tokens)
         if time.monotonic() - self._published > _MANIFEST_SECONDS:
             self._writer.publish_manifest(self._num_tokens, complete=False)
             self._published = time.monotonic()
@@ -221,7 +259,8 @@ def _is_part(unit: int, units: Units) -> bool:
     return units.first <= unit and (units.end is None or unit < units.end)
 
 
-def _nothing_made(config: CacheTeacherConfig, units: Units) -> str:
+def nothing_made(config: CacheTeacherConfig, units: Units) -> str:
+    """What is wrong where no unit has a row."""
     if isinstance(units, UnitRange) and units != ALL_UNITS:
         return (
             f"corpus {config.corpus!r}: none of the units from {units.first} on fills a row of "

@@ -69,8 +69,10 @@ class TrainStudentConfig:
     """Passes over the cache's training rows."""
     max_steps: int | None = None
     """Stop after this many optimizer steps, and fit the schedules to them; absent: all epochs."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp16"
-    """Autocast precision; fp16 comes with a gradient scaler. Gates and sums stay in fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast precision; fp16 comes with a gradient scaler. Gates and sums stay in fp32. ``auto``
+    is that of the run, if it is resumed; else fp16 on GPUs (the paper's), bf16 on CPUs that have
+    instructions for it, and fp32 on others, which are ten times as slow in half precision."""
     loss_chunk: int = 256
     """Positions whose full logits exist at once; lower it when memory runs out."""
     head_columns: int | None = None

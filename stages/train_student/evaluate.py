@@ -22,6 +22,7 @@ from cache_format.reader import Cache
 from stages.train_student.batches.batch import Batch, read_batch
 from stages.train_student.objective.calibration import Calibration, first_choices
 from stages.train_student.objective.objective import Objective, scored, scored_targets
+from stages.train_student.objective.temperatures import validation_temperature
 from stages.train_student.student.model import DistilXLSTMForCausalLM
 
 
@@ -57,7 +58,7 @@ def score(
     was_training = model.training
     model.train(False)
     device = objective.device
-    temperature = 1 / objective.spec.targets.inverse_temperatures[-1]
+    temperature = validation_temperature(objective.spec.targets.inverse_temperatures)
     totals = torch.zeros(4, dtype=torch.float64)
     student, teacher = Calibration(), Calibration()
     # Of samples, the id drawn most need not be the likeliest, nor its draws say how likely it is.

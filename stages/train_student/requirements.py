@@ -6,7 +6,7 @@ In: stage two's settings and an open cache. Called by ``run`` before anything is
 from cache_format.reader import Cache
 from cache_format.spec import TargetSpec
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.objective.sparse_targets import covers
+from stages.train_student.objective.temperatures import covers
 
 
 def require_targets(config: TrainStudentConfig, cache: Cache, *, online: bool = False) -> None:
@@ -41,7 +41,7 @@ def _require_temperatures(config: TrainStudentConfig, targets: TargetSpec) -> No
         if targets.kind == "sampled":
             raise ValueError(
                 f"train_student.{key}: the cache holds samples that were drawn at temperature "
-                f"{hottest:g} and say nothing of any other, the recipe asks for {asked:g}. Give "
+                f"{hottest:g} and are valid at no other, but the recipe asks for {asked:g}. Give "
                 f"--set train_student.temperature_start={hottest!r} "
                 f"--set train_student.temperature_end={hottest!r}, or make a cache with "
                 "cache_teacher.targets 'top_k' or 'top_k+sampled'."

@@ -120,6 +120,12 @@ SPECS = {
             projection_sha256=projection_sha256(PROJECTION),
         ),
     ),
+    "row_split": replace(_TOP_K, sketch=_NO_SKETCH, validation_every=3, validation_split="rows"),
+    "paragraphs": replace(
+        _TOP_K,
+        corpus=replace(_TOP_K.corpus, special_tokens="text", text_documents="paragraph"),
+        sketch=_NO_SKETCH,
+    ),
 }
 ROWS_OF_UNIT = {
     "top_k": {0: 3, 1: 1, 2: 0},
@@ -129,7 +135,11 @@ ROWS_OF_UNIT = {
     "tail_draws": {0: 2, 1: 1},
     "sampled_at_2": {0: 1},
     "pca": {0: 1, 1: 1},
+    "row_split": {0: 1, 1: 5},
+    "paragraphs": {0: 1},
 }
+_NUM_VALIDATION_ROWS = {0: 1, 1: 2}
+"""Of ``row_split``: ⌈1/3⌉ − 0, and ⌈10/3⌉ − ⌈5/3⌉."""
 
 
 def golden_row(name: str, number: int) -> Row:
@@ -201,7 +211,12 @@ def golden_rows(name: str) -> dict[str, list[Row]]:
     """The rows by split, in order, as they are given to the writer."""
     rows: dict[str, list[Row]] = {"train": [], "validation": []}
     for unit, num_rows in ROWS_OF_UNIT[name].items():
-        rows["train" if unit % 2 else "validation"] += _rows_of_unit(name, unit, num_rows)
+        num_train = num_rows if unit % 2 else 0
+        if name == "row_split":
+            num_train = num_rows - _NUM_VALIDATION_ROWS[unit]
+        rows_of_unit = _rows_of_unit(name, unit, num_rows)
+        rows["train"] += rows_of_unit[:num_train]
+        rows["validation"] += rows_of_unit[num_train:]
     return rows
 
 

@@ -85,7 +85,7 @@ def require_units(path: Path) -> None:
     if [entry.unit for entry in cache.manifest.shards] != list(range(NUM_UNITS)):
         raise RuntimeError(f"{path}: units {[entry.unit for entry in cache.manifest.shards]}")
     for problem in cache.verify():
-        if "nothing refers to it" not in problem.message:
+        if problem.is_damage:
             raise RuntimeError(problem.message)
 
 

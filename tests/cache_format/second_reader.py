@@ -139,7 +139,17 @@ def layers(spec: dict[str, Any], unit: int) -> list[int]:
     return named[rule] if rule in named else [int(layer) for layer in rule[7:].split(",")]
 
 
-def rows(root: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def splits(spec: dict[str, Any], unit: int, R: int) -> tuple[str | None, list[str]]:
+    n = spec["validation_every"]
+    if "validation_split" not in spec:
+        whole = "train" if unit % n else "validation"
+        return whole, [whole] * R
+    check(spec["validation_split"] == "rows", "validation_split")
+    v = ((unit + 1) * R + n - 1) // n - (unit * R + n - 1) // n
+    return None, ["train"] * (R - v) + ["validation"] * v
+
+
+def rows(root: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
     manifest = unseal(read(root / "manifest.json", None))
     spec, cache_id = manifest["spec"], manifest["cache_id"]
     canonical = json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()
@@ -151,8 +161,8 @@ def rows(root: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         check(W.size == spec["teacher"]["hidden_size"] * spec["sketch"]["dim"], "projection.bin")
     for shard in manifest["shards"]:
         file = f"shards/{shard['unit']:05d}-{shard['sha256'][:16]}.arrow"
-        split = "train" if shard["unit"] % spec["validation_every"] else "validation"
-        check((split, file) == (shard["split"], shard["file"]), f"{file}: split or name")
+        split, of_rows = splits(spec, shard["unit"], shard["num_rows"])
+        check((split, file) == (shard.get("split"), shard["file"]), f"{file}: split or name")
         receipt = unseal(read(root / f"receipts/{shard['unit']:05d}.json", shard["receipt_sha256"]))
         data = read(root / file, shard["sha256"])
         for start, length, sha256 in receipt["segments"]:
@@ -160,5 +170,5 @@ def rows(root: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         stream = pa.ipc.open_stream(data[8:])
         whose = {b"cache_id": cache_id.encode(), b"unit": b"%d" % shard["unit"]}
         check(whose.items() <= stream.schema.metadata.items(), f"{file}: of another cache")
-        for cells in stream.read_all().to_pylist():
-            yield shard["unit"], decode(cells, spec, table)
+        for split_of_row, cells in zip(of_rows, stream.read_all().to_pylist(), strict=True):
+            yield split_of_row, shard["unit"], decode(cells, spec, table)

@@ -28,6 +28,7 @@ from cache_format.errors import (
     SpecMismatchError,
 )
 from cache_format.receipt import teacher_receipt_bytes
+from cache_format.recipe_file import seal_recipe
 from cache_format.storage import storage_at
 from cache_format.writer import CacheWriter
 from tests.cache_format.sample_cache import (
@@ -84,7 +85,8 @@ def compressed(tar: bytes, *, checksum: bool = True) -> bytes:
 
 class TestRoundTrip:
     def test_every_byte_is_the_same(self, root: Path, tmp_path: Path) -> None:
-        (root / "recipe.toml").write_text('description = "größer"\n', encoding="utf-8")
+        recipe = seal_recipe('description = "größer"\n', sample_spec().cache_id)
+        (root / "recipe.toml").write_bytes(recipe)
         seen: list[tuple[int, int]] = []
         manifest = unpacked(packed(root), tmp_path / "new", lambda *now: seen.append(now))
         assert contents(tmp_path / "new") == contents(root)

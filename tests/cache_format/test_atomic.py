@@ -34,13 +34,52 @@ def _write_directory(path: Path) -> None:
         (directory / "inner" / "file").write_bytes(b"new")
 
 
-WRITERS = [_write_file, _write_exclusive, _write_directory]
+def _replace_directory(path: Path) -> None:
+    with atomic.replace_directory(path) as directory:
+        (directory / "file").write_bytes(b"new")
+
+
+WRITERS = [_write_file, _write_exclusive, _write_directory, _replace_directory]
 
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_only_the_target_is_left(write: Callable[[Path], None], tmp_path: Path) -> None:
     write(tmp_path / "target")
     assert _names(tmp_path) == ["target"]
+
+
+def _old_directory(path: Path) -> Path:
+    path.mkdir()
+    (path / "old").write_bytes(b"old")
+    return path
+
+
+def test_a_directory_replaces_what_was_there(tmp_path: Path) -> None:
+    target = _old_directory(tmp_path / "target")
+    _old_directory(tmp_path / ".tmp-target-0123456789ab")  # one that was killed
+    with atomic.replace_directory(target) as directory:
+        (directory / "file").write_bytes(b"new")
+        assert _names(target) == ["old"]
+    assert _names(target) == ["file"]
+    assert _names(tmp_path) == ["target"]
+
+
+def test_a_directory_that_cannot_be_replaced_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = _old_directory(tmp_path / "target")
+    with pytest.raises(KeyError), atomic.replace_directory(target):
+        raise KeyError
+    assert _names(tmp_path) == ["target"]
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(atomic, "_rename_directory", refuse)
+    with pytest.raises(StorageError, match="target: could not be written"):
+        _replace_directory(target)
+    assert _names(tmp_path) == ["target"]
+    assert _names(target) == ["old"]
 
 
 def test_a_file_replaces_what_was_there(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from cache_format.errors import (
     SpecMismatchError,
 )
 from cache_format.merge import Merged, merge
+from cache_format.recipe_file import seal_recipe
 from cache_format.writer import CacheWriter
 from tests.cache_format.sample_cache import (
     build_teacher,
@@ -53,7 +54,7 @@ def merged(out: Path | str, *inputs: Path | str, **options: Any) -> Merged:
 
 def test_parts_become_the_whole(root: Path, tmp_path: Path) -> None:
     a, b = part(tmp_path / "a", [0, 1]), part(tmp_path / "b", [2, 3], teacher=False)
-    (b / "recipe.toml").write_text("# b\n")
+    (b / "recipe.toml").write_bytes(seal_recipe("# b\n", sample_spec().cache_id))
     before = contents(a), contents(b)
     seen: list[tuple[int, int]] = []
     result = merged(tmp_path / "out", b, a, num_threads=2, report=lambda *now: seen.append(now))

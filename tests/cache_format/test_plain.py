@@ -1,5 +1,6 @@
 """Sealed files: what they hold comes back, and no bit of them can change unnoticed."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,3 +109,22 @@ def test_null_is_no_second_way_to_leave_it_out() -> None:
 def test_whole_numbers_of_such_a_field_are_floats() -> None:
     written = plain.canonical_json(plain.to_plain(_WithNewFields(old=1, new=1)))
     assert written == b'{"new":1.0,"old":1}'
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**400])
+def test_numbers_that_no_other_program_has(number: int) -> None:
+    for hint in (int, float, dict[str, int]):
+        value = {"a": number} if hint not in (int, float) else number
+        with pytest.raises(ValueError, match=r"field.*: expected a number of 64 bits"):
+            plain.from_plain(hint, value, "field")
+    assert plain.from_plain(int, 2**63 - 1, "field") == 2**63 - 1
+    assert plain.from_plain(float, -(2**63), "field") == -(2.0**63)
+
+
+@pytest.mark.parametrize("body", [b'{"a": 1, "a": 2', b'{"a": NaN', b'{"a": ' + b"[" * 99_999])
+def test_a_seal_vouches_for_no_meaning(body: bytes) -> None:
+    """Whoever writes a file can seal it."""
+    digest = hashlib.sha256(body).hexdigest().encode()
+    data = body + b',\n "seal": "' + digest + b'"\n}\n'
+    with pytest.raises(CorruptFileError, match=r"file\.json: .* Do this\."):
+        plain.unseal(data, PATH, "Do this.")

@@ -18,9 +18,11 @@ from tests.cache_format.sample_cache import (
 SPEC = sample_spec()
 DRAWN = sample_spec(targets=drawn_targets())
 PCA = sample_spec(sketch=pca_sketch())
+ROWS = sample_spec(validation_split="rows")
+TEXT = replace(SPEC, corpus=replace(SPEC.corpus, special_tokens="text", text_documents="file"))
 
 
-@pytest.mark.parametrize("spec", [SPEC, DRAWN, PCA])
+@pytest.mark.parametrize("spec", [SPEC, DRAWN, PCA, ROWS, TEXT])
 def test_json_and_back(spec: CacheSpec) -> None:
     text = json.dumps(spec.to_json())
     assert CacheSpec.from_json(json.loads(text)) == spec
@@ -32,6 +34,10 @@ def test_fields_that_say_nothing_are_left_out() -> None:
     assert new < DRAWN.to_json()["targets"].keys()
     assert "projection_sha256" not in SPEC.to_json()["sketch"]
     assert "projection_sha256" in PCA.to_json()["sketch"]
+    assert "validation_split" not in SPEC.to_json()
+    assert ROWS.to_json()["validation_split"] == "rows"
+    assert not {"special_tokens", "text_documents"} & SPEC.to_json()["corpus"].keys()
+    assert {"special_tokens", "text_documents"} < TEXT.to_json()["corpus"].keys()
 
 
 @pytest.mark.parametrize(
@@ -40,6 +46,8 @@ def test_fields_that_say_nothing_are_left_out() -> None:
         ("targets", "num_draws"),
         ("targets", "draw_inverse_temperature"),
         ("sketch", "projection_sha256"),
+        ("corpus", "special_tokens"),
+        ("corpus", "text_documents"),
     ],
 )
 def test_null_is_refused_where_a_field_is_to_be_left_out(part: str, name: str) -> None:
@@ -47,6 +55,8 @@ def test_null_is_refused_where_a_field_is_to_be_left_out(part: str, name: str) -
     fields[part][name] = None
     with pytest.raises(ValueError, match=f"{part}.{name}: expected .*, found None"):
         CacheSpec.from_json(fields)
+    with pytest.raises(ValueError, match=r"validation_split: expected .*, found None"):
+        CacheSpec.from_json(SPEC.to_json() | {"validation_split": None})
 
 
 def test_the_version_is_the_lowest_that_has_what_the_spec_says() -> None:
@@ -59,6 +69,13 @@ def test_the_version_is_the_lowest_that_has_what_the_spec_says() -> None:
         replace(SPEC, sketch=replace(SPEC.sketch, hidden_states="last")),
     ):
         assert new.format_version == "1.1"
+    assert ROWS.format_version == replace(ROWS, targets=DRAWN.targets).format_version == "1.2"
+    for corpus in (
+        replace(SPEC.corpus, special_tokens="text"),
+        replace(SPEC.corpus, text_documents="paragraph"),
+    ):
+        assert replace(SPEC, corpus=corpus).format_version == "1.2"
+        assert replace(DRAWN, corpus=corpus).format_version == "1.2"
 
 
 def test_cache_id_is_the_hash_of_the_canonical_spec() -> None:
@@ -78,9 +95,12 @@ def test_cache_id_does_not_depend_on_how_a_number_was_written() -> None:
     "changed",
     [
         replace(SPEC, seed=8),
+        replace(SPEC, validation_split="rows"),
         replace(SPEC, rows_per_batch=3),
         replace(SPEC, teacher=replace(SPEC.teacher, revision="r2")),
         replace(SPEC, corpus=replace(SPEC.corpus, files=())),
+        replace(SPEC, corpus=replace(SPEC.corpus, special_tokens="text")),
+        replace(SPEC, corpus=replace(SPEC.corpus, text_documents="paragraph")),
         replace(SPEC, targets=replace(SPEC.targets, num_levels=127)),
         replace(SPEC, targets=replace(SPEC.targets, log_step=1 / 8)),
         replace(SPEC, targets=replace(SPEC.targets, ranks_sha256="0" * 64)),
@@ -139,6 +159,7 @@ def test_split() -> None:
 BOUNDS: list[tuple[str, str, list[Any], list[Any]]] = [
     ("", "sequence_length", [2, 65_535], [1, 65_536]),
     ("", "validation_every", [2], [1]),
+    ("", "validation_split", [None, "rows"], ["", "units"]),
     ("", "rows_per_batch", [1, 65_535], [0, 65_536]),
     ("", "seed", [0, 2**63 - 1], [-1, 2**63]),
     ("teacher", "hidden_size", [1], [0]),
@@ -147,6 +168,8 @@ BOUNDS: list[tuple[str, str, list[Any], list[Any]]] = [
     ("teacher", "head_rows", [40, 2**24], [39, 2**24 + 1]),
     ("teacher", "eos_token_id", [0, 39], [-1, 40]),
     ("corpus", "documents_per_unit", [1], [0]),
+    ("corpus", "special_tokens", [None, "text"], ["", "control"]),
+    ("corpus", "text_documents", [None, "paragraph", "file"], ["", "line"]),
     ("targets", "top_k", [1, 40], [0, 65_536]),
     ("targets", "keep_mass", [0.01, 1.0], [0.0, 1.01]),
     (

@@ -1,5 +1,7 @@
 """``Cache.verify`` names every problem and reports how far it is."""
 
+import io
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,13 @@ from typing import Any
 import pytest
 
 import cache_format
+from cache_format import layout
+from cache_format.archive import pack
+from cache_format.directory import LocalStorage
 from cache_format.errors import CorruptFileError
+from cache_format.merge import merge
+from cache_format.recipe_file import read_recipe, seal_recipe
+from cache_format.storage import Storage
 from cache_format.writer import CacheWriter
 from tests.cache_format.sample_cache import (
     reseal,
@@ -33,7 +41,10 @@ def test_every_problem_is_named(root: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:-1])
     missing.unlink()
     orphan.write_bytes(b"")
-    (root / "shards/.tmp-half").write_bytes(b"half-written files are passed over")
+    (root / "shards/.tmp-half").write_bytes(b"half-written files are no damage")
+    (root / "receipts/00000.json.bak").write_bytes(b"")
+    (root / "notes.txt").mkdir()
+    (root / "notes.txt" / "within").write_bytes(b"a foreign directory is named once")
     (root / "teacher/more").write_bytes(b"")
     (root / "spec.json").write_bytes(b"{}")
     seen: list[tuple[int, int]] = []
@@ -42,11 +53,16 @@ def test_every_problem_is_named(root: Path) -> None:
         root / "spec.json",
         missing,
         cut,
+        root / "notes.txt",
+        root / "receipts/00000.json.bak",
+        root / "shards/.tmp-half",
         orphan,
         root / "teacher/more",
     ]
     assert all(str(problem.path) in problem.message for problem in problems)
-    assert "nothing refers to it" in problems[3].message
+    assert [problem.is_damage for problem in problems] == [True] * 3 + [False] * 5
+    assert "a half-written file, which is harmless" in problems[5].message
+    assert "nothing refers to it" in problems[6].message
     assert seen[-1][0] == seen[-1][1]
 
 
@@ -107,3 +123,70 @@ def test_a_missing_spec_is_a_problem(root: Path) -> None:
     (root / "spec.json").unlink()
     (problem,) = cache_format.open(root).verify()
     assert "spec.json: missing" in problem.message
+
+
+class TestRecipe:
+    @pytest.fixture
+    def recipe(self, root: Path) -> Path:
+        writer = CacheWriter.create_or_open(root, SPEC, sample_ranks())
+        writer.write_recipe('[cache_teacher]\nteacher = "größer"')
+        return root / "recipe.toml"
+
+    def test_whole_or_rewritten_it_has_no_problem(self, root: Path, recipe: Path) -> None:
+        assert cache_format.open(root).verify() == []
+        assert tomllib.loads(recipe.read_text("utf-8"))["cache_teacher"] == {"teacher": "größer"}
+        CacheWriter.create_or_open(root, SPEC, sample_ranks()).write_recipe("# a longer budget\n")
+        assert cache_format.open(root).verify() == []
+
+    def test_every_flipped_bit_and_every_cut_is_named(self, root: Path, recipe: Path) -> None:
+        cache, data = cache_format.open(root), recipe.read_bytes()
+        flipped = [
+            data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
+            for at in range(len(data))
+            for bit in range(8)
+        ]
+        cut = [data[:length] for length in range(len(data))]
+        for changed in (*flipped, *cut, data + b"\n"):
+            with pytest.raises(CorruptFileError, match=r"recipe\.toml: its .*seal.*delete it"):
+                read_recipe(_Held(cache.storage, changed), cache.cache_id, layout.RECIPE_STEP)
+        recipe.write_bytes(flipped[0])
+        (problem,) = cache.verify()
+        assert (problem.path, problem.is_damage) == (recipe, True)
+
+    def test_that_of_another_cache(self, root: Path, recipe: Path, tmp_path: Path) -> None:
+        spec = replace(SPEC, seed=8)
+        CacheWriter.create_or_open(tmp_path / "other", spec, sample_ranks()).write_recipe("# a\n")
+        recipe.write_bytes((tmp_path / "other/recipe.toml").read_bytes())
+        (problem,) = cache_format.open(root).verify()
+        assert "its seal does not fit" in problem.message
+
+    def test_what_is_too_large_for_a_recipe(self, root: Path, recipe: Path) -> None:
+        recipe.write_bytes(seal_recipe("#" * (1 << 20), SPEC.cache_id))
+        (problem,) = cache_format.open(root).verify()
+        assert "more than 1048576" in problem.message
+
+    def test_one_that_leads_elsewhere_is_not_passed_on(
+        self, root: Path, recipe: Path, tmp_path: Path
+    ) -> None:
+        """A link to a file of whoever packs, which would leave the machine with the archive."""
+        secret = tmp_path / "secret.toml"
+        secret.write_text('key = "mine"\n')
+        recipe.unlink()
+        recipe.symlink_to(secret)
+        cache = cache_format.open(root)
+        with pytest.raises(CorruptFileError, match="its last line is no seal"):
+            pack(cache, io.BytesIO(), num_threads=1, report=lambda done, total: None)
+        with pytest.raises(CorruptFileError, match="its last line is no seal"):
+            merge([cache], tmp_path / "out")
+        assert not (tmp_path / "out/recipe.toml").exists()
+
+
+class _Held(LocalStorage):
+    """A cache whose small files hold other bytes, without writing them each time."""
+
+    def __init__(self, storage: Storage, data: bytes) -> None:
+        super().__init__(Path(storage.root))
+        self._data = data
+
+    def read(self, name: str) -> bytes:
+        return self._data

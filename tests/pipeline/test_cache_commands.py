@@ -16,6 +16,7 @@ import zstandard
 from click.testing import CliRunner, Result
 
 import cache_format
+from cache_format.recipe_file import seal_recipe
 from cache_format.storage import Storage, checked_chunks
 from pipeline.cli import main
 from pipeline.extend import extended_recipe
@@ -58,7 +59,7 @@ class TestPack:
         (tmp_path / "a.tar.zst").write_bytes(b"mine")
         result = run("pack", tiny_cache, tmp_path / "a.tar.zst")
         assert result.exit_code == 1
-        assert "is there already" in result.stderr
+        assert "already exists" in result.stderr
         assert (tmp_path / "a.tar.zst").read_bytes() == b"mine"
 
     def test_an_unfinished_cache(self, tiny_cache: Path, tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ main(sys.argv[1:], prog_name="pipeline")
     def test_into_no_directory(self, tiny_cache: Path, tmp_path: Path) -> None:
         result = run("pack", tiny_cache, tmp_path / "nothing/a.tar.zst")
         assert result.exit_code == 1
-        assert f"there is no directory {tmp_path / 'nothing'}. Make it first" in result.stderr
+        assert f"there is no directory {tmp_path / 'nothing'}. Create it first" in result.stderr
         assert "PIPELINE_DEBUG" not in result.stderr
 
 
@@ -250,7 +251,7 @@ class TestVerify:
             patch.setattr("cache_format.verification.checked_chunks", interrupting)
             result = run("verify", tiny_cache, "--threads", "1")
         assert result.exit_code == 130
-        assert "The same command goes on" in result.stderr
+        assert "Run the same command again" in result.stderr
         (record,) = (path for path in cache_home.rglob("*") if path.is_file())
         shutil.copy(record, record.with_suffix(".copy"))
         result = done("verify", tiny_cache)
@@ -355,6 +356,39 @@ class TestExtend:
         assert result.exit_code == 1
         assert "recipe.toml: missing. Extend it with the recipe" in result.stderr
 
+    def test_a_damaged_recipe(self, cache: Path) -> None:
+        path = cache / "recipe.toml"
+        data = path.read_bytes()
+        for changed in (b"\xff" + data, data[:-1], data.replace(b"top_k = 12", b"top_k = 13")):
+            path.write_bytes(changed)
+            result = run("extend", cache, "--tokens", "2K")
+            assert result.exit_code == 1
+            assert f"{path}: its " in result.stderr
+            assert "seal" in result.stderr
+            assert "Extend it with the recipe that it was made with" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("text", "problem"),
+        [
+            ("a = " + "[" * 100_000, "nested too deep"),
+            ("[cache_teacher]\ntop_k = " + "9" * 5000, "not valid TOML: Exceeds the limit"),
+            ("[cache_teacher]\nof_tomorrow = 1", "unknown key"),
+        ],
+        ids=["nested", "huge", "unknown"],
+    )
+    def test_a_recipe_that_is_none(self, cache: Path, text: str, problem: str) -> None:
+        cache_id = cache_format.open(cache).cache_id
+        (cache / "recipe.toml").write_bytes(seal_recipe(text, cache_id))
+        result = run("extend", cache, "--tokens", "2K")
+        assert result.exit_code == 2
+        assert f"Error: {cache / 'recipe.toml'}: " in result.stderr
+        assert problem in result.stderr
+
+    def test_it_is_said_from_where_is_read(self, cache: Path) -> None:
+        stderr = done("extend", cache, "--tokens", "2K").stderr
+        assert f"the teacher is read from {str(cache.parent / 'teacher')!r}" in stderr
+        assert f"its text from {str(cache.parent / 'corpus.parquet')!r}" in stderr
+
     def test_commits_are_those_of_the_cache(
         self, cache: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -366,6 +400,8 @@ class TestExtend:
             teacher=replace(spec.teacher, revision="abc"),
             corpus=replace(spec.corpus, revision="def"),
         )
+        recipe = (cache / "recipe.toml").read_text()
+        (cache / "recipe.toml").write_bytes(seal_recipe(recipe, spec.cache_id))
         opened.manifest = replace(opened.manifest, spec=spec)
         monkeypatch.setattr(cache_format, "open", lambda *_, **__: opened)
         config = extended_recipe(cache, "2K").cache_teacher

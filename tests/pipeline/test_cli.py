@@ -68,9 +68,9 @@ class TestHelp:
     @pytest.mark.parametrize(
         ("name", "expected"),
         [
-            ("cache-teacher", "type the same command again"),
+            ("cache-teacher", "run the same command again"),
             ("train-student", "with --resume"),
-            ("demo", "Type it again to resume"),
+            ("demo", "Run it again to resume"),
         ],
     )
     def test_resuming_is_explained(self, name: str, expected: str) -> None:
@@ -111,8 +111,8 @@ print(sorted(heavy & set(sys.modules)))
 class TestRecipes:
     def test_list(self) -> None:
         lines = run("recipes").output.splitlines()
-        assert [line.split()[0] for line in lines] == ["demo", "distil-xlstm"]
-        assert "Qwen2.5-1.5B" in lines[1]
+        assert [line.split()[0] for line in lines] == ["distil-xlstm", "small"]
+        assert "Qwen2.5-1.5B" in lines[0]
 
     def test_print(self) -> None:
         shipped = _ROOT / "pipeline" / "recipes" / "distil-xlstm.toml"
@@ -151,13 +151,15 @@ class TestRefusals:
             (["--worker", "7"], "Invalid value for --worker: '7': expected r/R"),
             (["--worker", "8/8"], "workers count from 0 to 7"),
             (["--worker", "auto"], "neither RANK and WORLD_SIZE (torchrun)"),
-            (["--worker", "0/2", "--units", "0:5"], "give one"),
+            (["--worker", "0/2", "--units", "0:5"], "give only one"),
             (["--engine", "ray", "--units", "0:5"], "leave out --units and --worker"),
             (["--engine", "ray", "--worker", "0/2"], "leave out --units and --worker"),
             (["--ray-workers", "2"], "go with --engine ray"),
             (["--ray-address", "auto"], "go with --engine ray"),
             (["--engine", "dask"], "Invalid value for '--engine'"),
-            (["--summary", "cache/summary.json"], "is in the cache; name another place"),
+            (["--summary", "cache/summary.json"], "is inside --out (cache); name another place"),
+            (["--log-file", "cache/log"], "is inside --out (cache); name another place"),
+            (["--log-file", "nowhere/log"], "nowhere: no such directory"),
             (["--summary", "nowhere/summary.json"], "nowhere: no such directory"),
         ],
     )
@@ -218,7 +220,7 @@ class TestFailures:
         **env: str,
     ) -> Result:
         monkeypatch.setattr("stages.cache_teacher.run.cache_teacher", fail_with(error))
-        return run("cache-teacher", "--recipe", "demo", "--out", tmp_path / "out", env=env)
+        return run("cache-teacher", "--recipe", "distil-xlstm", "--out", tmp_path / "out", env=env)
 
     @pytest.mark.parametrize(
         "error", [ValueError("what, where, next"), OSError("what, where, next")]
@@ -234,7 +236,7 @@ class TestFailures:
         error = PermissionError(errno.EACCES, "Permission denied", "a/run")
         result = self.failed(monkeypatch, tmp_path, error)
         assert result.exit_code == 1
-        assert "Error: a/run: Permission denied. Make it, and" in result.stderr
+        assert "Error: a/run: Permission denied. Make it and its" in result.stderr
         assert "PIPELINE_DEBUG" not in result.stderr
 
     def test_a_cache_error_says_all(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -255,7 +257,7 @@ class TestFailures:
     ) -> None:
         result = self.failed(monkeypatch, tmp_path, RuntimeError("CUDA out of memory."))
         assert result.exit_code == 1
-        assert "rows_per_forward (now 32)" in result.stderr  # the demo's, not the default
+        assert "head_chunk (now 1024)" in result.stderr
 
     def test_interrupted(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         result = self.failed(monkeypatch, tmp_path, KeyboardInterrupt())
@@ -359,7 +361,7 @@ class TestDemo:
         expected: str,
     ) -> None:
         def demo(out: Path, command: Callable[[list[str]], None], *, seed: int) -> None:
-            command(["cache-teacher", "--recipe", "demo", "--out", str(out)])
+            command(["cache-teacher", "--recipe", "distil-xlstm", "--out", str(out)])
             pytest.fail("went on after a failure")
 
         monkeypatch.setattr("pipeline.demo.run.run_demo", demo)
@@ -391,7 +393,7 @@ import os, signal
 import stages.cache_teacher.run as stage
 from pipeline.cli import main
 stage.cache_teacher = lambda *_, **__: os.kill(os.getpid(), signal.{name})
-main(["cache-teacher", "--recipe", "demo", "--out", "cache"], prog_name="pipeline")
+main(["cache-teacher", "--recipe", "distil-xlstm", "--out", "cache"], prog_name="pipeline")
 """
     finished = subprocess.run(
         [sys.executable, "-c", program],

@@ -57,7 +57,7 @@ def test_a_full_disk() -> None:
     error = OSError(errno.ENOSPC, "No space left on device", "run/metrics.jsonl")
     message = explain(error, "train-student", RECIPE)
     assert "run/metrics.jsonl" in message
-    assert "Make room" in message
+    assert "Free some disk space" in message
 
 
 def test_messages_of_our_own_are_left_alone() -> None:

@@ -65,6 +65,9 @@ def test_summary_text_names_what_matters(tiny_cache: Path) -> None:
     assert summary["cache_id"] in text
     assert f"perplexity {summary['teacher']['perplexity']:.2f}" in text
     assert "targets.top_k                12" in text
+    tokens = summary["num_tokens"]
+    share = f"{tokens['validation'] / sum(tokens.values()):.1%}"
+    assert f"{tokens['train']:,} train, {tokens['validation']:,} validation ({share})" in text
     json.dumps(summary)
 
 

@@ -16,6 +16,7 @@ import torch
 
 import cache_format
 from cache_format.reader import Cache
+from cache_format.recipe_file import seal_recipe
 from pipeline.online_teacher import LoadedTeacher, load_online_teacher
 from stages.cache_teacher.run import cache_teacher
 from stages.train_student.batches.batch import Batch, read_batch
@@ -287,8 +288,8 @@ class TestRefused:
     ) -> None:
         recipe = f"[cache_teacher]\nteacher = {json.dumps(str(tmp_path / 'gone'))}\n"
         shutil.copytree(tiny_cache, tmp_path / "cache")
-        (tmp_path / "cache" / "recipe.toml").write_text(recipe)
         cache = cache_format.open(tmp_path / "cache")
+        (tmp_path / "cache" / "recipe.toml").write_bytes(seal_recipe(recipe, cache.cache_id))
         with pytest.raises(ValueError, match="--teacher-in-the-loop DIRECTORY"):
             load_online_teacher(cache, CPU, with_mean=False)
         place = str(tiny_cache.parent / "teacher")

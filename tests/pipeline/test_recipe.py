@@ -16,10 +16,12 @@ from pipeline.recipe import (
     Override,
     Recipe,
     RecipeError,
+    listed_recipes,
     load_recipe,
     parse_override,
     recipe_names,
     recipe_text,
+    require_teacher_and_corpus,
     token_budget,
 )
 from stages.cache_teacher.config import CacheTeacherConfig
@@ -82,6 +84,34 @@ def _keys(config: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(config)]
 
 
+class TestWhatIsLeftOpen:
+    @pytest.mark.parametrize("name", recipe_names())
+    def test_every_shipped_recipe_says_what_it_needs(self, name: str) -> None:
+        recipe = load_recipe(name)
+        needs = not (recipe.cache_teacher.teacher and recipe.cache_teacher.corpus)
+        assert needs is (name in ("demo", "small"))
+        if needs:
+            with pytest.raises(RecipeError, match=rf"recipe {name}: .* not set"):
+                require_teacher_and_corpus(name, recipe)
+        else:
+            require_teacher_and_corpus(name, recipe)
+
+    def test_it_names_the_keys_that_are_open(self) -> None:
+        one = [parse_override("cache_teacher.teacher=t")]
+        with pytest.raises(RecipeError) as caught:
+            require_teacher_and_corpus("small", load_recipe("small", one))
+        assert str(caught.value).startswith("recipe small: cache_teacher.corpus not set. Add:\n")
+        both = [*one, parse_override("cache_teacher.corpus=c")]
+        require_teacher_and_corpus("small", load_recipe("small", both))
+
+    def test_it_names_the_command_that_fills_them_in(self) -> None:
+        with pytest.raises(RecipeError, match="Run `pipeline demo`, which sets them"):
+            require_teacher_and_corpus("demo", load_recipe("demo"))
+
+    def test_those_for_another_command_are_not_listed(self) -> None:
+        assert list(listed_recipes()) == ["distil-xlstm", "small"]
+
+
 class TestFiles:
     def test_a_missing_table_or_key_is_the_default(self, tmp_path: Path) -> None:
         recipe = load_recipe(written(tmp_path, "[cache_teacher]\ntop_k = 8\n"))
@@ -105,11 +135,15 @@ class TestFiles:
         assert recipe.train_student.precision == "bf16"
 
     def test_a_missing_file_names_the_shipped_recipes(self) -> None:
-        with pytest.raises(RecipeError, match=r"distil\.toml: neither a file.*demo, distil-xlstm"):
+        with pytest.raises(
+            RecipeError, match=r"distil\.toml: neither a file.*recipes: distil-xlstm, small;"
+        ):
             load_recipe("distil.toml")
 
     def test_a_directory(self, tmp_path: Path) -> None:
-        with pytest.raises(RecipeError, match=r"cannot be read: Is a directory"):
+        with pytest.raises(
+            RecipeError, match=r"a directory; expected the name of a shipped recipe or a TOML"
+        ):
             load_recipe(str(tmp_path))
 
     def test_not_text(self, tmp_path: Path) -> None:
@@ -163,7 +197,7 @@ class TestRefusals:
             (
                 "train_student",
                 'precision = "fp8"',
-                'one of "fp32", "bf16", "fp16", found the string',
+                'one of "auto", "fp32", "bf16", "fp16", found the string',
             ),
             ("train_student", "precision = 16", "found the integer 16"),
             ("train_student", "seed = {a = 1}", "found a dict"),

@@ -1,5 +1,6 @@
 """Both stages and ``generate`` by the commands a person types, on a tiny teacher."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,9 @@ from click.testing import CliRunner, Result
 
 from pipeline.cli import main
 from pipeline.recipe import load_recipe
+from stages.train_student.training.run_record import read_record, write_record
 from tests import tiny
+from tests.stages.train_student.caches import TARGETS, write_cache
 
 _STUDENT = """
 [train_student]
@@ -62,9 +65,11 @@ def test_estimate(tmp_path: Path) -> None:
     assert text.stdout.startswith("1.00M tokens: ")
     assert "on one such device" in text.stdout
     assert "next_logprob" in text.stdout
+    assert "  validation  12.5% of the rows\n" in text.stdout
     figures = json.loads(run(*command, "--json").stdout)
     assert figures["tokens"] == 1_000_000
     assert figures["hours"] > 0
+    assert figures["validation_share"] == pytest.approx(1 / 8, abs=1e-3)
     columns = figures["column_bytes_per_token"]
     expected = 1_000_000 * sum(columns.values()) + figures["teacher_bytes"]
     assert figures["bytes"] == pytest.approx(expected, rel=1e-3)
@@ -88,7 +93,7 @@ def test_cache_teacher(tmp_path: Path) -> None:
     assert resolved.cache_teacher.teacher == str(teacher)
     assert resolved.cache_teacher.num_tokens == 1000
     shards = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache/shards").iterdir()}
-    assert "tokens/s · device waited " in result.stdout
+    assert "tokens/s · teacher idle " in result.stdout
     again = run(*command)
     assert again.exit_code == 0, again.output
     assert "loading the teacher" not in again.stderr
@@ -115,10 +120,12 @@ def test_workers_share_a_cache(tmp_path: Path) -> None:
     assert figures["run"]["units"] == 2
     second = run(*command, "--worker", "0/2", "--json")
     assert second.exit_code == 0, second.output
-    figures = json.loads(second.stdout)
+    *_, figures = map(json.loads, second.stdout.splitlines())
+    assert figures["event"] == "done"
     assert figures["complete"]
     assert figures["missing_units"] == []
     assert figures["cache"]["units"] == 4
+    assert 0 < figures["cache"]["validation_tokens"] < figures["cache"]["tokens"] / 2
     made, held = figures["run"], figures["cache"]
     assert held["bytes"] > made["bytes"] > 0
     assert 0 < held["tokens"] - made["tokens"] < held["tokens"]
@@ -126,7 +133,7 @@ def test_workers_share_a_cache(tmp_path: Path) -> None:
     assert 0 <= made["device_wait_share"] <= 1
     assert made["mfu"] is None
     assert made["tokens_per_second"] > 0
-    again = json.loads(run(*command, "--worker", "1/2", "--json").stdout)
+    again = json.loads(run(*command, "--worker", "1/2", "--json").stdout.splitlines()[-1])
     assert again["run"]["tokens"] == 0
     assert again["run"]["tokens_per_second"] is None
 
@@ -181,14 +188,94 @@ def test_generate_the_likeliest(student: tuple[Path, Result]) -> None:
     assert len(outputs) == 1
 
 
-def test_generate_without_a_model(student: tuple[Path, Result], tmp_path: Path) -> None:
-    unfinished = shutil.copytree(student[0], tmp_path / "run")
-    shutil.rmtree(unfinished / "model")
+@pytest.fixture
+def unfinished(student: tuple[Path, Result], tmp_path: Path) -> Path:
+    """The run without its model: checkpoints of steps 1 and 2."""
+    run = Path(shutil.copytree(student[0], tmp_path / "run"))
+    shutil.rmtree(run / "model")
+    return run
+
+
+_TEXT = ("--prompt", "the teacher", "--max-new-tokens", "6")
+
+
+def test_generate_from_an_unfinished_run(student: tuple[Path, Result], unfinished: Path) -> None:
+    """The newest checkpoint is what the model was made of; another one says other things."""
+    expected = run("generate", student[0], *_TEXT).stdout
+    result = run("generate", unfinished, *_TEXT)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == expected
+    newest = unfinished / "checkpoints/step-0000002"
+    assert f"{newest}: step 2 of a training that has not finished\n" in result.stderr
+    named = run("generate", unfinished / "checkpoints/step-0000001", *_TEXT)
+    assert named.exit_code == 0, named.output
+    assert "step 1 of a training" in named.stderr
+    (newest / "state.json").write_text("[]")
+    older = run("generate", unfinished, *_TEXT)
+    assert older.stdout == named.stdout
+    assert "step-0000002" in older.stderr
+    assert "It is passed over.\n" in older.stderr
+    assert newest.is_dir()  # whoever only looks renames nothing
+    result = run("generate", newest, *_TEXT)
+    assert result.exit_code == 1
+    assert "damaged" in result.stderr
+
+
+def test_generate_where_the_cache_is_gone(
+    unfinished: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    record = read_record(unfinished)
+    gone = str(tmp_path / "gone")
+    write_record(unfinished, dataclasses.replace(record, cache_location=gone))
+    result = run("generate", unfinished, *_TEXT)
+    assert result.exit_code == 1
+    assert f"which lay at {gone} and is no longer there. Say by --cache" in result.stderr
+    assert run("generate", unfinished, *_TEXT, "--cache", tiny_cache).exit_code == 0
+    alone = shutil.copytree(unfinished / "checkpoints/step-0000002", tmp_path / "step-0000002")
+    result = run("generate", alone, *_TEXT)
+    assert "are in its cache. Say by --cache where that is." in result.stderr
+    assert run("generate", alone, *_TEXT, "--cache", tiny_cache).exit_code == 0
+    write_cache(tmp_path / "other", TARGETS["top_k"])
+    result = run("generate", unfinished, *_TEXT, "--cache", tmp_path / "other")
+    assert "made by another teacher" in result.stderr
+
+
+def test_evaluate_an_unfinished_run(
+    student: tuple[Path, Result], unfinished: Path, tiny_cache: Path
+) -> None:
+    options = ("--cache", tiny_cache, "--rows", "4", "--json")
+    expected = json.loads(run("evaluate", student[0], *options).stdout)
+    found = json.loads(run("evaluate", unfinished, *options).stdout)
+    assert found["student"] == expected["student"]
+    assert found["is_training_cache"]
+    assert found["model"] == str(unfinished / "checkpoints/step-0000002")
+    assert (found["checkpoint_step"], expected["checkpoint_step"]) == (2, None)
+    assert found["notes"][-1] == "The student is that of step 2, unfinished."
+
+
+def test_generate_where_there_is_nothing_yet(unfinished: Path, tmp_path: Path) -> None:
+    shutil.rmtree(unfinished / "checkpoints")
     result = run("generate", unfinished, "--prompt", "a")
     assert result.exit_code == 1
-    assert "its training has not finished" in result.stderr
+    assert "there is no checkpoint yet" in result.stderr
     result = run("generate", tmp_path, "--prompt", "a")
     assert "neither a run of `pipeline train-student` nor a model directory" in result.stderr
+
+
+def test_train_on_by_command(
+    student: tuple[Path, Result], tiny_cache: Path, recipe: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(student[0], tmp_path / "run"))
+    command = ("train-student", "--recipe", recipe, "--cache", tiny_cache)
+    refused = run(*command, "--out", out, "--extend-to", "3")
+    assert refused.exit_code == 2
+    assert "--extend-to: give --resume with it" in refused.stderr
+    longer = run(*command, "--out", out, "--resume", "--extend-to", "3")
+    assert longer.exit_code == 0, longer.output
+    assert "step 3/3" in longer.stderr
+    begun = run(*command, "--out", tmp_path / "second", "--init", out)
+    assert begun.exit_code == 0, begun.output
+    assert f"beginning from the weights of {out}/model" in begun.stderr
 
 
 def test_generate_from_bytes_that_are_no_text(student: tuple[Path, Result]) -> None:

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 
 from pipeline.session import Terminated
 from pipeline.stopping import asked_to_stop
+from stages.train_student.training.stopping import StopNow
 
 _RECIPE = """
 [train_student]
@@ -34,16 +37,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's i
 from pipeline.cli import main
 from stages.train_student.training.update import Updater
 
-step, count, number = Updater.step, 0, getattr(signal, sys.argv[1], None)
+accumulate, count, number = Updater.accumulate, 0, getattr(signal, sys.argv[1], None)
 
 def signalled(*arguments):
     global count
     count += 1
     if count == 2 and number:
         os.kill(os.getpid(), number)
-    return step(*arguments)
+        print("not interrupted", file=sys.stderr)
+    return accumulate(*arguments)
 
-Updater.step = signalled
+Updater.accumulate = signalled
 main(sys.argv[2:], prog_name="pipeline")
 """
 
@@ -114,8 +118,9 @@ def test_a_signal_saves_and_says_how_to_go_on(
     stopped = train(fork_server, name, recipe, tiny_cache, out)
     assert stopped.returncode == code, stopped.stderr
     assert "Once more stops at once" in stopped.stderr
-    assert f"{said} The same command with --resume goes on" in stopped.stderr
-    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-0000002"]
+    assert f"{said} Run the same command with --resume to continue" in stopped.stderr
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-0000001"]
+    assert "not interrupted" not in stopped.stderr
     done = train(fork_server, "none", recipe, tiny_cache, out)
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stderr
@@ -136,18 +141,54 @@ def handlers() -> Iterator[None]:
 class TestRequest:
     def test_the_second_signal_ends_the_command(self) -> None:
         with asked_to_stop() as request:
-            assert not request()
+            assert not request.is_made()
             os.kill(os.getpid(), signal.SIGTERM)
-            assert request()
+            assert request.is_made()
             with pytest.raises(Terminated):
                 os.kill(os.getpid(), signal.SIGTERM)
+
+    def test_a_block_that_may_be_interrupted_is(self) -> None:
+        reached = []
+        with asked_to_stop() as request:
+            with suppress(StopNow), request.interruptible():
+                reached.append("begun")
+                os.kill(os.getpid(), signal.SIGINT)
+                reached.append("gone on")
+            with suppress(StopNow), request.interruptible():
+                reached.append("begun again")
+        assert request.is_made()
+        assert reached == ["begun"]
+
+    def test_after_such_a_block_a_signal_only_asks(self) -> None:
+        with asked_to_stop() as request:
+            with request.interruptible():
+                pass
+            os.kill(os.getpid(), signal.SIGINT)
+            assert request.is_made()
+
+    def test_a_wait_for_another_process_is_interrupted(self) -> None:
+        """Compilers are waited for, which a signal to this process alone does not reach."""
+        command = f"sleep 0.3; kill -INT {os.getpid()}; exec sleep 60"
+        child = subprocess.Popen(["sh", "-c", command])
+        with asked_to_stop() as request, suppress(StopNow), request.interruptible():
+            child.wait()
+        is_running = child.poll() is None
+        child.kill()
+        child.wait()
+        assert is_running
+
+    def test_one_of_several_is_not_interrupted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+        with asked_to_stop() as request, request.interruptible():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert request.is_made()
 
     def test_under_torchrun_it_is_the_same_one_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
         with asked_to_stop() as request:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
-            assert request()
+            assert request.is_made()
         assert type(request.exception()) is KeyboardInterrupt
 
     def test_handlers_are_put_back(self) -> None:
@@ -159,4 +200,4 @@ class TestRequest:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with asked_to_stop() as request:
             os.kill(os.getpid(), signal.SIGINT)
-            assert not request()
+            assert not request.is_made()

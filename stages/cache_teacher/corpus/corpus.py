@@ -1,44 +1,39 @@
 """The corpus: a name becomes files, files become units, units become documents.
 
-In: the ``corpus*`` settings. Out: a ``CorpusSpec`` that pins every byte of it, and the documents of
-any unit by number. Called by ``run``. A unit is a run of ``documents_per_unit`` documents of one
-file (the last of a file may be shorter); units are numbered across the files in their order, so
-what a unit holds depends on nothing but the spec.
+A unit is a run of ``documents_per_unit`` documents of one file (the last of a file may be shorter);
+units are numbered across the files in their order, so what a unit holds depends on nothing but the
+``CorpusSpec``, which pins every byte of the corpus.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 from cache_format.spec import CorpusSpec
 from stages.cache_teacher.config import CacheTeacherConfig
-from stages.cache_teacher.corpus.corpus_files import (
-    KIND_OF_SUFFIX,
-    BadDocument,
-    DocumentFile,
-    FileKind,
-    LineDocuments,
-    LineIndex,
-    ParquetDocuments,
-    index_lines,
-    parse_json_line,
-    parse_text_line,
-    sha256_of,
-)
+from stages.cache_teacher.corpus.formats.document_file import BadDocument, DataFile, DocumentFile
+from stages.cache_teacher.corpus.formats.registry import PARQUET, TEXT, format_of
+from stages.cache_teacher.corpus.formats.text import open_whole_files
 from stages.cache_teacher.corpus.hub import split_files
+from stages.cache_teacher.corpus.local_files import (
+    find_local_files,
+    find_local_paths,
+    is_local,
+    require_one_format,
+)
+
+MAX_UNIT_CHARS = 1 << 30
+"""A unit is read, tokenized and cached as a whole; with more text it would not fit in memory."""
 
 
 @dataclass(frozen=True)
-class CorpusFile:
-    """One file: ``url`` is opened, ``name`` is shown and stands in the spec."""
+class CorpusPart:
+    """What units do not span: a file, or all files where each is one document."""
 
-    url: str
     name: str
-    kind: FileKind
-    sha256: str = ""
-    index: LineIndex | None = None
+    open: Callable[[], DocumentFile[Any]]
 
 
 @dataclass(frozen=True)
@@ -53,17 +48,23 @@ class UnitDocuments:
 class Corpus:
     """Documents by unit, for any number of threads. In order they cost one pass over each file."""
 
-    def __init__(self, spec: CorpusSpec, files: Sequence[CorpusFile]) -> None:
+    def __init__(self, spec: CorpusSpec, parts: Sequence[CorpusPart]) -> None:
         self.spec = spec
-        self._files = files
-        self._unit_ends: list[int] = []  # per file opened so far, the first unit of the next file
-        self._open: tuple[int, DocumentFile] | None = None
+        self._parts = parts
+        self._unit_ends: list[int] = []  # per part opened so far, the first unit of the next part
+        self._open: tuple[int, DocumentFile[Any]] | None = None
         self._lock = threading.Lock()
 
     def has_unit(self, unit: int) -> bool:
         """Whether the corpus reaches ``unit``; opens files, and so checks them, only that far."""
         with self._lock:
-            return self._file_of(unit) is not None
+            return self._part_of(unit) is not None
+
+    def likely_num_units(self) -> int:
+        """Units of all files, if those that were not opened yet are like those that were."""
+        with self._lock:
+            num_opened = len(self._unit_ends)
+            return self._unit_ends[-1] * len(self._parts) // num_opened if num_opened else 0
 
     def read_unit(self, unit: int) -> UnitDocuments | None:
         """Documents of ``unit``; None where the corpus has ended.
@@ -79,63 +80,64 @@ class Corpus:
             self._close()
 
     def _read_unit(self, unit: int) -> UnitDocuments | None:
-        number = self._file_of(unit)
+        number = self._part_of(unit)
         if number is None:
             return None
-        file = self._files[number]
         first_unit = self._unit_ends[number - 1] if number else 0
         start = (unit - first_unit) * self.spec.documents_per_unit
         opened = self._opened(number)
-        documents = opened.read(start, self.spec.documents_per_unit)
         texts = []
-        for place, document in enumerate(documents, start):
+        num_read = num_chars = 0
+        for document in opened.read(start, self.spec.documents_per_unit):
             if isinstance(document, BadDocument):
-                self._refuse(file, place, document)
+                self._refuse(opened.place(start + num_read), document)
             elif document.strip():
                 texts.append(document)
+                num_chars += len(document)
+            num_read += 1
+            if num_chars > MAX_UNIT_CHARS:
+                raise ValueError(
+                    f"{opened.place(start + num_read - 1)}: unit {unit} is longer than "
+                    f"{MAX_UNIT_CHARS >> 20} Mi characters. Lower documents_per_unit."
+                )
+        if num_read != min(self.spec.documents_per_unit, opened.num_documents - start):
+            raise ValueError(
+                f"{opened.place(start + num_read)}: not there, though the file had "
+                f"{opened.num_documents:,} documents when it was opened. Put it back as it was."
+            )
         position = (
-            f"{file.name} (file {number + 1} of {len(self._files)}), "
-            f"documents {start:,}-{start + len(documents) - 1:,} of {opened.num_documents:,}"
+            f"{self._parts[number].name} (file {number + 1} of {len(self._parts)}), "
+            f"documents {start:,}-{start + num_read - 1:,} of {opened.num_documents:,}"
         )
-        return UnitDocuments(texts, len(documents) - len(texts), position)
+        return UnitDocuments(texts, num_read - len(texts), position)
 
     def _close(self) -> None:
         if self._open is not None:
             self._open[1].close()
             self._open = None
 
-    def _file_of(self, unit: int) -> int | None:
-        """Number of the file that holds ``unit``; opens files only as far as needed."""
+    def _part_of(self, unit: int) -> int | None:
+        """Number of the part that holds ``unit``; opens files only as far as needed."""
         while not self._unit_ends or unit >= self._unit_ends[-1]:
             number = len(self._unit_ends)
-            if number == len(self._files):
+            if number == len(self._parts):
                 return None
             num_units = -(-self._opened(number).num_documents // self.spec.documents_per_unit)
             self._unit_ends.append((self._unit_ends[-1] if number else 0) + num_units)
         return next(number for number, end in enumerate(self._unit_ends) if unit < end)
 
-    def _opened(self, number: int) -> DocumentFile:
+    def _opened(self, number: int) -> DocumentFile[Any]:
         if self._open is None or self._open[0] != number:
             self._close()
-            self._open = (number, _open_file(self._files[number], self.spec))
+            self._open = (number, self._parts[number].open())
         return self._open[1]
 
-    def _refuse(self, file: CorpusFile, place: int, document: BadDocument) -> None:
+    def _refuse(self, place: str, document: BadDocument) -> None:
         if self.spec.on_bad_document == "error":
-            where = "line" if file.kind != "parquet" else "document"
             raise ValueError(
-                f"{file.name}, {where} {place + (file.kind != 'parquet'):,}: {document.reason}. "
+                f"{place}: {document.reason}. "
                 'Repair it, or set on_bad_document = "skip" to leave such documents out.'
             )
-
-
-def _open_file(file: CorpusFile, spec: CorpusSpec) -> DocumentFile:
-    if file.kind == "parquet":
-        return ParquetDocuments(file.url, file.name, spec.text_column)
-    assert file.index is not None, "lines are found in files that were read to be pinned"
-    if file.kind == "text":
-        return LineDocuments(file.url, file.index, parse_text_line)
-    return LineDocuments(file.url, file.index, partial(parse_json_line, text_key=spec.text_column))
 
 
 def resolve_corpus(config: CacheTeacherConfig) -> Corpus:
@@ -146,82 +148,60 @@ def resolve_corpus(config: CacheTeacherConfig) -> Corpus:
     Raises ValueError where there is no such corpus, no such split, or a file of unknown kind; on
     the Hub, of any but Parquet.
     """
-    if _is_local(config.corpus):
-        source, revision, files = "local", "", _local_files(config)
+    revision = ""
+    if is_local(config.corpus):
+        split, files = find_local_files(config.corpus, config.corpus_split)
     else:
-        source = config.corpus
+        split = config.corpus_split
         revision, urls = split_files(config)
-        files = [CorpusFile(url, url.split(f"@{revision}/")[-1], _kind_of(url)) for url in urls]
-        _refuse_remote_lines(config, files)
+        files = [DataFile(url, url.split(f"@{revision}/")[-1]) for url in urls]
+        _refuse_remote_streams(config, files)
     spec = CorpusSpec(
-        source=source,
+        source=config.corpus if revision else "local",
         config=config.corpus_config if revision else "",
-        split=config.corpus_split if revision else "",
+        split=split,
         revision=revision,
         files=tuple((file.name, file.sha256) for file in files),
         text_column=config.text_column,
         on_bad_document=config.on_bad_document,
         documents_per_unit=config.documents_per_unit,
+        special_tokens="text",
+        text_documents=_text_documents(config, files),
     )
-    return Corpus(spec, files)
+    return Corpus(spec, corpus_parts(spec, files))
 
 
-def _is_local(corpus: str) -> bool:
-    path = Path(corpus).expanduser()
-    looks_local = corpus.startswith(("/", "./", "../", "~")) or path.suffix in KIND_OF_SUFFIX
-    if looks_local and not path.exists():
-        raise ValueError(f"corpus {corpus!r}: no such file or directory")
-    return looks_local or path.exists()
+def check_local_corpus(config: CacheTeacherConfig) -> None:
+    """Raise ValueError where a corpus of this machine is not there or of a kind that is not read.
+
+    None of its files is opened. A corpus on the Hub is not looked for.
+    """
+    if is_local(config.corpus):
+        find_local_paths(config.corpus, config.corpus_split)
 
 
-def _refuse_remote_lines(config: CacheTeacherConfig, files: Sequence[CorpusFile]) -> None:
+def corpus_parts(spec: CorpusSpec, files: Sequence[DataFile]) -> list[CorpusPart]:
+    """A part for each file, or one for all where a document is a whole file."""
+    if spec.text_documents == "file":
+        name = f"{files[0].name} … {files[-1].name}" if len(files) > 1 else files[0].name
+        return [CorpusPart(name, lambda: open_whole_files(files))]
+    return [CorpusPart(file.name, partial(format_of(file.name).open, file, spec)) for file in files]
+
+
+def _text_documents(config: CacheTeacherConfig, files: Sequence[DataFile]) -> str | None:
+    """What the spec says of plain text; nothing where a document is a line, as it always was."""
+    is_line = config.text_documents == "line" or format_of(files[0].name) is not TEXT
+    return None if is_line else config.text_documents
+
+
+def _refuse_remote_streams(config: CacheTeacherConfig, files: Sequence[DataFile]) -> None:
     """Nobody knows where the lines of a file begin who has not read all of it."""
-    lines = next((file for file in files if file.kind != "parquet"), None)
-    if lines is not None:
+    require_one_format(f"corpus {config.corpus!r}", [file.name for file in files])
+    first = format_of(files[0].name)
+    if first is not PARQUET:
         raise ValueError(
-            f"corpus {config.corpus!r}: {lines.name} is {lines.kind}, of which every run would "
+            f"corpus {config.corpus!r}: {files[0].name} is {first.name}, of which every run would "
             "have to fetch all to find one unit; from the Hub, only Parquet is read. Download the "
             f"files (hf download --repo-type dataset {config.corpus} --local-dir corpus) and set "
             "corpus to their directory, or convert them to Parquet."
         )
-
-
-def _local_files(config: CacheTeacherConfig) -> list[CorpusFile]:
-    root = Path(config.corpus).expanduser().resolve()
-    paths = [root]
-    if root.is_dir():
-        paths = sorted(path for path in root.iterdir() if path.is_file() and _holds_data(path.name))
-    if not paths:
-        raise ValueError(f"corpus {root}: the directory holds no {_SUFFIXES} file")
-    kinds = {path: _kind_of(str(path)) for path in paths}
-    if len(set(kinds.values())) > 1:
-        first, other = paths[0], next(p for p in paths if kinds[p] != kinds[paths[0]])
-        raise ValueError(
-            f"corpus {root}: files of more than one kind ({first.name}, {other.name}). "
-            "Put each kind into a directory of its own."
-        )
-    return [_pinned(path, kind, config.documents_per_unit) for path, kind in kinds.items()]
-
-
-def _pinned(path: Path, kind: FileKind, documents_per_unit: int) -> CorpusFile:
-    if kind == "parquet":
-        return CorpusFile(str(path), path.name, kind, sha256_of(str(path)))
-    index = index_lines(str(path), documents_per_unit)
-    return CorpusFile(str(path), path.name, kind, index.sha256, index)
-
-
-_SUFFIXES = "/".join(KIND_OF_SUFFIX)
-
-
-def _holds_data(name: str) -> bool:
-    """Hidden files, markers such as _SUCCESS and a README beside the data are no documents."""
-    return not name.startswith((".", "_")) and not name.lower().endswith(".md")
-
-
-def _kind_of(url: str) -> FileKind:
-    suffix = Path(url).suffix
-    if suffix not in KIND_OF_SUFFIX:
-        raise ValueError(
-            f"{url}: unsupported kind of file {suffix!r}; a corpus is made of {_SUFFIXES} files"
-        )
-    return KIND_OF_SUFFIX[suffix]

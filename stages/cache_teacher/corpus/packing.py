@@ -1,12 +1,12 @@
-"""Documents become rows: token ids in one stream per unit, cut every T tokens.
+"""Documents become rows: the token ids of a unit in one stream, cut every T tokens.
 
-In: the texts of one unit. Out: ``PackedUnit``, rows of T + 1 ids with the places where documents
-start. Called by ``unit_reader`` and ``identity``. R rows, T positions.
+Rows overlap by one token. A row of T positions has T + 1 ids, because position t is labelled with
+id t + 1: the last id of a row, which is only a label there, is the first input of the next row. So
+every id of the stream but the first is a label once. R rows, T positions.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ class PackedUnit:
     document_starts: list[IntArray]
     """Per row, the ascending indices in 1..T at which a document begins; 0 always starts afresh."""
     num_dropped_tokens: int
-    """Ids of the stream that are in no row, because they do not fill one."""
+    """Tokens dropped at the unit's end, where the last row is incomplete."""
 
     def rows(self, first: int, last: int) -> "PackedUnit":
         """Rows ``first`` to ``last``, without the remainder."""
@@ -41,28 +41,9 @@ class PackedUnit:
         return scored_RT
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], vocab_size: int) -> list[IntArray]:
-    """Token ids of each text, in one batch and without special tokens.
-
-    Raises ValueError if the tokenizer makes an id the teacher's head has no row for.
-    """
-    if not texts:
-        return []
-    batch = tokenizer(
-        list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
-    )
-    documents = [np.asarray(ids, dtype=np.int32) for ids in batch["input_ids"]]
-    largest = max((int(ids.max()) for ids in documents if len(ids)), default=0)
-    if largest >= vocab_size:
-        raise ValueError(
-            f"the tokenizer made token id {largest}, but the vocabulary ends at {vocab_size - 1}. "
-            "Tokenizer and teacher do not belong together."
-        )
-    return documents
-
-
 def pack(documents: Sequence[IntArray], eos_token_id: int, sequence_length: int) -> PackedUnit:
-    """End each document with the end-of-text id, join them, and cut rows; the rest is dropped.
+    """End each document with the end-of-text id, join them, and cut rows; an incomplete last row is
+    dropped.
 
     A document longer than a row goes on in the next one, where the teacher starts it afresh.
     """

@@ -1,7 +1,6 @@
 """Try again what a network let fail, with growing pauses, a bounded number of times.
 
-Called by ``corpus_files`` and ``hub`` around everything that is asked of other machines. What is
-passing is told from what will stay: a connection that was cut, a time-out, a server that is
+What is passing is told from what will stay: a connection that was cut, a time-out, a server that is
 overloaded (HTTP 5xx, 429, 408); not that something is not there, or not allowed.
 """
 

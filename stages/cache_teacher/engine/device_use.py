@@ -30,18 +30,22 @@ class DeviceUse:
 
     busy_seconds: float = 0.0
     """In forward passes, gaps within them included."""
+    num_tokens: int = 0
+    """Positions of those."""
     num_operations: float = 0.0
     """Those that the model's definition needs; 0 where they are not known."""
 
     def __add__(self, other: "DeviceUse") -> "DeviceUse":
         return DeviceUse(
             busy_seconds=self.busy_seconds + other.busy_seconds,
+            num_tokens=self.num_tokens + other.num_tokens,
             num_operations=self.num_operations + other.num_operations,
         )
 
     def __sub__(self, other: "DeviceUse") -> "DeviceUse":
         return DeviceUse(
             busy_seconds=self.busy_seconds - other.busy_seconds,
+            num_tokens=self.num_tokens - other.num_tokens,
             num_operations=self.num_operations - other.num_operations,
         )
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +25,10 @@ from cache_format.storage import Storage, storage_at
 from cache_format.writer import begun_spec, require_same_spec
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.corpus import Corpus
-from stages.cache_teacher.corpus.packing import tokenize
 from stages.cache_teacher.corpus.ranks import rank_table
-from stages.cache_teacher.teacher.teacher_files import TeacherSource
+
+if TYPE_CHECKING:
+    from stages.cache_teacher.teacher.teacher_files import TeacherSource
 
 FitProjection = Callable[[CacheSpec], Projection]
 """The principal components of the first unit's hidden states, for a spec that lacks their hash."""
@@ -45,7 +47,7 @@ class Identity:
 
 def identify(
     config: CacheTeacherConfig,
-    source: TeacherSource,
+    source: "TeacherSource",
     corpus: Corpus,
     out: Path | str,
     fit: FitProjection,
@@ -86,6 +88,7 @@ def make_spec(
         sketch=_sketch_spec(config),
         sequence_length=config.sequence_length,
         validation_every=config.validation_every,
+        validation_split="rows" if config.validation_split == "rows" else None,
         seed=config.seed,
     )
 
@@ -146,7 +149,7 @@ def _with_hash(spec: CacheSpec, sha256: str | None) -> CacheSpec:
 
 
 def _ranks_of(
-    storage: Storage, spec: CacheSpec, corpus: Corpus, source: TeacherSource
+    storage: Storage, spec: CacheSpec, corpus: Corpus, source: "TeacherSource"
 ) -> RankTable:
     with suppress(CorruptFileError, MissingFileError):  # then it is made again
         return read_ranks(storage, spec)
@@ -166,10 +169,10 @@ def _projection_of(storage: Storage, spec: CacheSpec, fit: FitProjection) -> Pro
     return read_projection(storage, spec)  # whoever began the cache may have written it by now
 
 
-def _tokenized(corpus: Corpus, source: TeacherSource) -> Iterator[npt.NDArray[np.int32]]:
+def _tokenized(corpus: Corpus, source: "TeacherSource") -> Iterator[npt.NDArray[np.int32]]:
     """The token ids of every document from the first one on."""
     for unit in count():
         documents = corpus.read_unit(unit)
         if documents is None:
             return
-        yield from tokenize(source.tokenizer, documents.texts, source.spec.vocab_size)
+        yield from source.document_tokenizer.encode(documents.texts)

@@ -158,7 +158,10 @@ class UnitMaker:
         return entry
 
     def stop(self) -> None:
-        """Read and launch nothing more. Whole units that the device is done with are published."""
+        """Read and launch nothing more; what is being launched, on a CPU for long, is abandoned.
+
+        Whole units that the device is done with are published.
+        """
         self._stopping.set()
         self.reader.stop()
         self._turns.end()
@@ -178,6 +181,8 @@ class UnitMaker:
                         yield from self._collected(prepared.unit, launched.popleft())
                         self._slots.acquire()
                     launched.append(self._launch(batch, prepared.unit, first_row))
+                    if launched[-1].pending.is_done:
+                        yield from self._collected(prepared.unit, launched.popleft())
             # From here on another thread's unit is on the device.
             while launched:
                 yield from self._collected(prepared.unit, launched.popleft())
@@ -214,6 +219,7 @@ class UnitMaker:
         self._progress.used(
             DeviceUse(
                 busy_seconds=launched.pending.device_seconds(),
+                num_tokens=launched.batch.token_ids_RT[:, 1:].size,
                 num_operations=0.0 if operations is None else operations.of(launched.batch),
             )
         )
@@ -227,7 +233,8 @@ class UnitMaker:
 
     def _load(self, teacher: Teacher) -> "_Loaded":
         config, spec = self._job.config, self._job.spec
-        step = TeacherStep(teacher, spec, config, self._job.projection)
+        step = TeacherStep(teacher, spec, config, self._job.projection, self._check_stopping)
+        step.compile()  # in this thread, which Ctrl-C interrupts, if it is the main one
         num_rows = rows_per_forward(config.rows_per_forward, step, spec, teacher.device, _LAUNCHED)
         if self._job.witness is not None:
             require_agreement(self.writer, self._job.witness, step, num_rows)

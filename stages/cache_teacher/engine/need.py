@@ -115,6 +115,11 @@ class Budget:
             while (size := self._sizes.get(len(self._held) - 1)) is not None:
                 self._held.append(self._held[-1] + size)
 
+    def mean_size(self) -> float:
+        """What a unit of known size holds on average, in tokens; 0 while none is known."""
+        with self._lock:
+            return self._known.total / max(1, self._known.num_units)
+
     def wanted(self, units: UnitRange | WorkerShare) -> Iterator[int]:
         """Those of ``units`` that are needed, rising; each is decided on when it is asked for."""
         for unit in units.numbers():

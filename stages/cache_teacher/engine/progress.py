@@ -52,6 +52,8 @@ class CacheProgress:
     known."""
     missing_units: tuple[int, ...] = ()
     """Needed units that were not finished when this run ended: other workers', or a part's."""
+    message: str = ""
+    """What is to be said once, at this moment; mostly nothing."""
 
 
 class Progress:
@@ -101,6 +103,11 @@ class Progress:
             if phase == "caching" and self._begin is None:
                 self._begin = self._clock()
             self._tell(phase=phase, missing_units=missing_units)
+
+    def say(self, message: str) -> None:
+        """Tell something once."""
+        with self._lock:
+            self._report(replace(self._now, message=message))
 
     def know_device(self, peak_operations: float | None, num_devices: int = 1) -> None:
         """The devices' peak, operations a second of each; None where it is not known."""

@@ -140,7 +140,7 @@ def _num_workers_with_room(
         use = f"use --ray-workers {room}, or " if room else ""
         raise ValueError(
             f"--engine ray: {num_workers} workers need 1 {' and 1 '.join(needs)} each, on one "
-            f"machine; the cluster has {has}, which is room for {room}. To go on, {use}add "
+            f"machine; the cluster has {has}, which is room for {room}. To continue, {use}add "
             "machines to the cluster first (`ray status` shows them)."
         )
     return num_workers
@@ -266,7 +266,7 @@ class _Crew:
         self._num_deaths += 1
         if self._num_deaths > _DEATHS_IN_A_ROW * self._num_workers:
             raise RuntimeError(
-                f"{self._num_deaths} workers have died one after the other. The last one: {cause}"
+                f"{self._num_deaths} workers have died in a row. The last one: {cause}"
             ) from error
         for unit in worker.units.values():
             self._num_tries[unit] = self._num_tries.get(unit, 0) + 1

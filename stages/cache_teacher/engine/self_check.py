@@ -102,7 +102,7 @@ def require_agreement(
     problem = disagreement(differences, tolerance)
     if problem is not None:
         raise CacheError(
-            f"{writer.path}: the teacher does not make what this cache holds: unit "
+            f"{writer.path}: the teacher does not reproduce what this cache holds: unit "
             f"{witness.unit}, {problem}. The weights' files are those that made the cache, so "
             "what they are run with has changed: the attention kernel, the version of PyTorch or "
             "transformers, the device, or something that alters weights when they are loaded. Run "
@@ -185,4 +185,4 @@ def _rows_of(writer: CacheWriter, entry: ShardEntry, num_rows: int) -> list[Row]
     wanted = range(min(num_rows, entry.num_rows))
     with TemporaryDirectory(prefix="xlstm-distill-") as directory:  # for a shard at a URL
         cache = Cache(writer.storage, alone, LocalSpace(directory=Path(directory)))
-        return [cache.read_row(entry.split, number, with_sketch=False)[1] for number in wanted]
+        return [cache.read_row_of(entry, number, with_sketch=False) for number in wanted]

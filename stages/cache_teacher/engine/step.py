@@ -7,6 +7,7 @@ anyone has looked at this one.
 B rows of a forward pass, T positions, P of them scored, K kept, M draws, D width, d sketch.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -35,12 +36,19 @@ class TeacherStep:
         spec: CacheSpec,
         config: CacheTeacherConfig,
         projection: Projection | None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        """``check`` is called many times in a forward pass, and may raise to abandon it."""
         self._teacher, self._spec, self._projection = teacher, spec, projection
+        self._check = check
         self.maker = TargetMaker(
             teacher.head, spec.targets, chunk=config.head_chunk, compile=config.compile
         )
         self._sketch: tuple[int, UnitSketch] | None = None
+
+    def compile(self) -> None:
+        """Compile what is compiled, which takes a while, before there is anything to launch."""
+        self.maker.compile(self._num_draws)
 
     @torch.inference_mode()
     def launch(self, batch: PackedUnit, unit: int, first_row: int) -> "PendingRows":
@@ -50,7 +58,10 @@ class TeacherStep:
         scored_BT = batch.scored_RT()
         sketch = self._sketch_of(unit)
         hidden_BTD, layers_BTD = self._teacher.forward(
-            batch.token_ids_RT[:, :-1], batch.document_starts, layers=sketch.layers
+            batch.token_ids_RT[:, :-1],
+            batch.document_starts,
+            layers=sketch.layers,
+            check=self._check,
         )
         index_P = to_device(np.flatnonzero(scored_BT), device)
         labels_P = batch.token_ids_RT[:, 1:][scored_BT].astype(np.int64)
@@ -58,6 +69,7 @@ class TeacherStep:
             _at(hidden_BTD, index_P),
             to_device(labels_P, device),
             to_device(self._uniform(scored_BT, unit, first_row), device),
+            self._check,
         )
         at_layers_PD = (_at(layer_BTD, index_P) for layer_BTD in layers_BTD)
         sketch_Pd = sketch.of(at_layers_PD, len(labels_P))
@@ -80,12 +92,17 @@ class TeacherStep:
             self._sketch = (unit, sketch)
         return self._sketch[1]
 
+    @property
+    def _num_draws(self) -> int:
+        """M"""
+        targets = self._spec.targets
+        return targets.num_levels if targets.kind == "sampled" else targets.num_draws or 0
+
     def _uniform(
         self, scored_BT: npt.NDArray[np.bool_], unit: int, first_row: int
     ) -> npt.NDArray[np.float64]:
         """The numbers that decide what is drawn at the scored positions, [P, M]; M may be 0."""
-        targets, (num_rows, num_positions) = self._spec.targets, scored_BT.shape
-        num_draws = targets.num_levels if targets.kind == "sampled" else targets.num_draws or 0
+        num_draws, (num_rows, num_positions) = self._num_draws, scored_BT.shape
         if not num_draws:
             return np.empty((int(scored_BT.sum()), 0))
         rows = range(first_row, first_row + num_rows)
@@ -121,6 +138,11 @@ class PendingRows:
         self._clock.wait()
         self._refuse_non_finite()
         return rows_of(self._batch, self._targets, self._sketch_Pd, self._spec)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing to wait for: on a CPU, what was launched is done."""
+        return not self._clock.is_gpu
 
     def device_seconds(self) -> float:
         """How long the device was busy with them; known after ``rows``."""

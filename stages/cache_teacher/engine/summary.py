@@ -38,6 +38,7 @@ def summarise_run(manifest: Manifest, progress: CacheProgress) -> dict[str, Any]
         },
         "cache": {
             "tokens": num_tokens,
+            "validation_tokens": manifest.num_rows("validation") * manifest.spec.sequence_length,
             "units": len(shards),
             "documents": sum(shard.num_documents for shard in shards),
             "bytes": num_bytes,

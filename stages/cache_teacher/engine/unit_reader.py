@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cache_format.spec import CacheSpec
 from stages.cache_teacher.corpus.corpus import Corpus
-from stages.cache_teacher.corpus.packing import PackedUnit, pack, tokenize
+from stages.cache_teacher.corpus.packing import PackedUnit, pack
 from stages.cache_teacher.teacher.teacher_files import TeacherSource
 
 
@@ -61,7 +61,7 @@ class UnitReader:
             documents = self.corpus.read_unit(unit)
             if documents is None:
                 return None
-            ids = tokenize(self._source.tokenizer, documents.texts, teacher.vocab_size)
+            ids = self._source.document_tokenizer.encode(documents.texts)
         prepared = PreparedUnit(
             unit=unit,
             packed=pack(ids, teacher.eos_token_id, self._spec.sequence_length),

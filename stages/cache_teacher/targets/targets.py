@@ -8,7 +8,7 @@ whatever the number of positions.
 P positions, C of a chunk, D width, V vocabulary, K kept, N nodes of 1/T, M draws.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from cache_format.spec import TargetSpec
-from stages.cache_teacher.targets.blocks import blocks_of, largest, times_nodes, without
+from stages.cache_teacher.targets.blocks import BLOCK, blocks_of, largest, times_nodes, without
 from stages.cache_teacher.targets.draws import draw
 from stages.cache_teacher.targets.head import Head
 from stages.compiling import Compiled
 
 _ROWS_IN_CPU_CACHE = 4  # what is not compiled passes over its logits many times
+_CPU_CHUNK = 256  # a processor is no faster with more, and may be stopped between chunks
+_ROWS_TO_COMPILE = 128
 
 
 class Targets(NamedTuple):
@@ -57,7 +59,8 @@ class TargetMaker:
         compile: Literal["auto", "on", "off"],
     ) -> None:
         """``chunk`` positions have their logits at once. ``compile`` as in the settings."""
-        self._head, self._chunk = head, chunk
+        self._head = head
+        self._chunk = min(chunk, _CPU_CHUNK) if head.device.type == "cpu" else chunk
         self.reduction = Compiled(
             partial(_chunk, spec=spec),
             compile,
@@ -66,10 +69,31 @@ class TargetMaker:
             setting="cache_teacher.compile",
         )
 
-    def make(self, hidden_PD: Tensor, labels_P: Tensor, uniform_PM: Tensor) -> Targets:
-        """Targets of P positions. ``uniform_PM`` has no columns where nothing is drawn."""
+    @torch.inference_mode()
+    def compile(self, num_draws: int) -> None:
+        """Compile now what ``make`` would compile when it is first called, if it is to be."""
+        if not self.reduction.is_compiled:
+            return
+        num_ids = -(-self._head.vocab_size // BLOCK) * BLOCK
+        device, num_rows = self._head.device, min(self._chunk, _ROWS_TO_COMPILE)
+        self.reduction(
+            torch.zeros(num_rows, num_ids, device=device),
+            torch.zeros(num_rows, device=device, dtype=torch.int64),
+            torch.zeros(num_rows, num_draws, device=device, dtype=torch.float64),
+        )
+
+    def make(
+        self,
+        hidden_PD: Tensor,
+        labels_P: Tensor,
+        uniform_PM: Tensor,
+        check: Callable[[], None] = lambda: None,
+    ) -> Targets:
+        """Targets of P positions. ``uniform_PM`` has no columns where nothing is drawn. ``check``
+        is called before every chunk, and may raise."""
         parts = []
         for start in range(0, max(1, len(hidden_PD)), self._chunk):
+            check()
             chunk = slice(start, start + self._chunk)
             logits_CV = self._head.padded_logits(hidden_PD[chunk])
             parts.append(self.reduce(logits_CV, labels_P[chunk], uniform_PM[chunk]))

@@ -38,7 +38,7 @@ class DeviceClock:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._is_gpu = device.type == "cuda"
+        self.is_gpu = device.type == "cuda"
         self._events: list[torch.cuda.Event] = []
         self._seconds: list[float] = []
         self._mark()
@@ -49,18 +49,18 @@ class DeviceClock:
 
     def wait(self) -> None:
         """Wait until the device is there."""
-        if self._is_gpu:
+        if self.is_gpu:
             self._events[1].synchronize()
 
     def seconds(self) -> float:
         """What lies between both marks; known once it was waited for."""
-        if self._is_gpu:
+        if self.is_gpu:
             milliseconds: float = self._events[0].elapsed_time(self._events[1])
             return milliseconds / 1000
         return self._seconds[1] - self._seconds[0]
 
     def _mark(self) -> None:
-        if self._is_gpu:
+        if self.is_gpu:
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
             self._events.append(event)

@@ -7,10 +7,12 @@ positions count from 0. B rows, T positions, D width, V vocabulary.
 
 import importlib.util
 import json
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from stages.cache_teacher.targets.head import Head
 from stages.cache_teacher.teacher.attention import VARLEN, body_inputs, register_varlen
 from stages.cache_teacher.teacher.teacher_files import TeacherSource
 from stages.cache_teacher.teacher.teacher_probe import refuse_unfaithful
+from stages.tokenizer_files import pass_on_tokenizer
 
 
 class Teacher:
@@ -43,17 +46,23 @@ class Teacher:
 
     @torch.inference_mode()
     def forward(
-        self, input_ids: IntArray, document_starts: Sequence[IntArray], *, layers: Sequence[int]
+        self,
+        input_ids: IntArray,
+        document_starts: Sequence[IntArray],
+        *,
+        layers: Sequence[int],
+        check: Callable[[], None] = lambda: None,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Last hidden states [B, T, D], and those of ``layers``, each [B, T, D], in that order.
 
         The last hidden state is what the head is applied to. Layer 1 is the first block's output;
         the last layer's is taken after the final norm, so it is the last hidden state. The
-        embedding's output is no layer. Nothing is kept of a layer that is not asked for.
+        embedding's output is no layer. Nothing is kept of a layer that is not asked for. ``check``
+        is called before every block, and may raise.
         """
         attention = self.source.spec.attention
         inputs = body_inputs(input_ids, document_starts, attention, self._model.dtype, self.device)
-        with _outputs_kept(self._blocks, layers) as kept:
+        with _checked(self._blocks, check), _outputs_kept(self._blocks, layers) as kept:
             output = self._model.base_model(**inputs, use_cache=False)
         kept[len(self._blocks)] = output.last_hidden_state
         shape = (*input_ids.shape, -1)
@@ -68,7 +77,9 @@ class Teacher:
         shutil.copyfile(source.directory / "config.json", directory / "config.json")
         # Not copied: transformers may read the teacher's files as a tokenizer class of its own
         # choice; what is saved is what made the ids, whoever reads it.
-        source.tokenizer.save_pretrained(directory)
+        with TemporaryDirectory() as saved:
+            source.tokenizer.save_pretrained(saved)
+            pass_on_tokenizer(os.listdir(saved), Path(saved).joinpath, directory)
         tied = self.head_weight.data_ptr() == self.embedding.data_ptr()
         tensors = (
             {"embedding": self.embedding}
@@ -195,6 +206,21 @@ def _blocks_of(model: Any, num_layers: int) -> list[torch.nn.Module]:
             "its body, expected 1. Use a teacher with one stack of layers."
         )
     return list(outer[0])
+
+
+@contextmanager
+def _checked(blocks: Sequence[torch.nn.Module], check: Callable[[], None]) -> Iterator[None]:
+    """A block in which ``check`` is called before each of the model's ``blocks``."""
+
+    def hook(block: torch.nn.Module, inputs: Any) -> None:
+        check()
+
+    handles = [block.register_forward_pre_hook(hook) for block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -5,30 +5,25 @@ that a wrong setting costs seconds and not a model's loading time. Called by ``r
 """
 
 import hashlib
-import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cache_format.spec import TeacherSpec
 from stages.cache_teacher.config import CacheTeacherConfig
-from stages.cache_teacher.corpus.corpus_files import sha256_of
+from stages.cache_teacher.corpus.document_tokenizer import DocumentTokenizer
 from stages.cache_teacher.corpus.hub import model_snapshot
+from stages.cache_teacher.corpus.open_file import sha256_of
 from stages.cache_teacher.teacher.attention import choose_attention
+from stages.cache_teacher.teacher.teacher_place import local_directory
+from stages.tokenizer_files import READ_FILES, load_tokenizer
+from stages.weight_files import pickled_note, weight_files
 
-_TOKENIZER_FILES = (
-    "added_tokens.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
+# An adapter, and a checkpoint that several processes wrote.
+_INSTEAD = re.compile(r"adapter_config\.json|shard-[0-9]{5}-model-.*\.safetensors")
 _LOGIT_CAPS = ("final_logit_softcapping",)
 _LOGIT_SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier")
 
@@ -40,25 +35,37 @@ class TeacherSource:
     directory: Path
     spec: TeacherSpec
     tokenizer: Any
+    """transformers' tokenizer, as a student gets it."""
+
+    @cached_property
+    def document_tokenizer(self) -> DocumentTokenizer:
+        """What turns documents into token ids."""
+        return DocumentTokenizer(
+            self.tokenizer.backend_tokenizer, self.spec.vocab_size, self.spec.eos_token_id
+        )
 
 
 def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
     """Find the teacher's files, fetching them from the Hub if need be, and describe them.
 
-    Raises ValueError where there is no such model, or it cannot be cached faithfully.
+    ``config`` names the teacher's dtype. Raises ValueError where there is no such model, or it
+    cannot be cached faithfully.
     """
     from transformers import AutoConfig
 
+    assert config.teacher_dtype != "auto", "chosen by now"
     name = f"teacher {config.teacher!r}"
     directory, revision = _directory_of(config)
     weights = _weight_files(directory, name)
-    tokenizer_files = tuple(f for f in _TOKENIZER_FILES if (directory / f).is_file())
+    tokenizer_files = tuple(f for f in READ_FILES if (directory / f).is_file())
     if not tokenizer_files:
         raise ValueError(f"{name}: {directory} holds no tokenizer")
     try:
         model_config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         tokenizer = load_tokenizer(directory)
-    except (OSError, ValueError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers' own, of whatever type, for a wrong file
         raise ValueError(
             f"{name}: its configuration or tokenizer is unreadable: {error}"
         ) from error
@@ -89,49 +96,32 @@ def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
     )
 
 
-def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer exactly as its ``tokenizer.json`` has it.
-
-    ``AutoTokenizer`` goes by the model's type: beside a Qwen2 model it would split the text by
-    Qwen2's rules whatever that file says, and the teacher would read ids it was not trained on.
-    """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    if (directory / "tokenizer.json").is_file():
-        fast: Any = PreTrainedTokenizerFast
-        return fast.from_pretrained(directory)
-    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-
-
 def _directory_of(config: CacheTeacherConfig) -> tuple[Path, str]:
     """The directory with the teacher's files, and the commit if it came from the Hub."""
-    path = Path(config.teacher).expanduser()
-    if path.is_dir():
-        return path.resolve(), ""
-    if path.exists() or config.teacher.startswith(("/", "./", "../", "~")):
-        raise ValueError(f"teacher {config.teacher!r}: no such directory")
-    snapshot = model_snapshot(config, _TOKENIZER_FILES)
+    directory = local_directory(config.teacher)
+    if directory is not None:
+        return directory, ""
+    snapshot = model_snapshot(config, READ_FILES)
     return snapshot, snapshot.name
 
 
 def _weight_files(directory: Path, name: str) -> list[str]:
     """The safetensors files that make up the model; pickled weights are refused, not read."""
-    index = directory / "model.safetensors.index.json"
     if not (directory / "config.json").is_file():
         raise ValueError(f"{name}: {directory} holds no config.json, so it is no model directory")
-    if (directory / "model.safetensors").is_file():
-        return ["model.safetensors"]
-    if not index.is_file():
-        pickled = sorted(path.name for path in directory.glob("*.bin"))
-        found = f" (its {pickled[0]} is a pickle, which is never loaded)" if pickled else ""
+    for path in sorted(directory.iterdir()):
+        if _INSTEAD.fullmatch(path.name):
+            raise ValueError(
+                f"{name}: {directory} holds {path.name}, by which transformers would load other "
+                "weights than the model's own. Merge an adapter into its model, and use a "
+                "directory that `save_pretrained` wrote and that holds nothing else."
+            )
+    parts = weight_files(directory)
+    if not parts:
         raise ValueError(
-            f"{name}: {directory} holds no safetensors weights{found}. Save the model with "
-            "save_pretrained(..., safe_serialization=True) and use that directory."
+            f"{name}: {directory} holds no safetensors weights{pickled_note(directory)}. Save the "
+            "model with save_pretrained(..., safe_serialization=True) and use that directory."
         )
-    parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    missing = [part for part in parts if not (directory / part).is_file()]
-    if missing:
-        raise ValueError(f"{name}: {directory} lacks {', '.join(missing)}, named by {index.name}")
     return parts
 
 
@@ -143,6 +133,11 @@ def _sha256_over(directory: Path, names: Iterable[str]) -> str:
 
 def _refuse_model(name: str, text_config: Any, sequence_length: int) -> None:
     """Raise ValueError for a model whose targets this stage would get wrong."""
+    if getattr(text_config, "transformers_weights", None) is not None:
+        raise ValueError(
+            f"{name}: its config.json names weights of its own (transformers_weights), which are "
+            "not those that a cache would be known by. Delete that key."
+        )
     if getattr(text_config, "is_encoder_decoder", False):
         raise ValueError(f"{name}: an encoder-decoder; the teacher must be a causal language model")
     for key in (*_LOGIT_CAPS, *_LOGIT_SCALES):
@@ -178,7 +173,7 @@ def _refuse_windows(name: str, text_config: Any, sequence_length: int) -> None:
         kinds = ", ".join(sorted(layer_types - known))
         raise ValueError(
             f"{name}: has layers ({kinds}) through which documents in one row would see each "
-            "other. Use a teacher with ordinary attention."
+            "other. Use a teacher with full attention."
         )
     if layer_types == {"full_attention"}:
         return
@@ -216,6 +211,12 @@ def _refuse_vocabulary(
         )
     if top_k > vocab_size:
         raise ValueError(f"top_k: {top_k} is more than the {vocab_size} ids of {name}")
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ValueError(
+            f"{name}: its tokenizer ({type(tokenizer).__name__}) is not one of the tokenizers "
+            "library, which alone is known to keep control tokens out of documents. Use a teacher "
+            "with a tokenizer.json."
+        )
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"{name}: its tokenizer has no end-of-text token (eos_token), so documents cannot be "

@@ -34,8 +34,9 @@ def row_order(cache: Cache, config: TrainStudentConfig, num_rows: int) -> RowOrd
     at a time: each of them would be fetched again for almost every row.
     """
     entries = cache.shards("train")
-    ends = list(accumulate((entry.num_rows for entry in entries), initial=0))
-    entries = entries[: bisect_left(ends, num_rows)]
+    rows_of_shards = [len(cache.rows_of("train", entry)) for entry in entries]
+    num_shards = bisect_left(list(accumulate(rows_of_shards, initial=0)), num_rows)
+    entries, rows_of_shards = entries[:num_shards], rows_of_shards[:num_shards]
     num_mixed = min(config.shuffle_shards or len(entries), len(entries))
     needed = sum(heapq.nlargest(num_mixed, (entry.num_bytes for entry in entries)))
     room = cache.max_local_bytes
@@ -48,7 +49,7 @@ def row_order(cache: Cache, config: TrainStudentConfig, num_rows: int) -> RowOrd
         )
     return RowOrder(
         seed=config.seed,
-        rows_of_shards=tuple(entry.num_rows for entry in entries),
+        rows_of_shards=tuple(rows_of_shards),
         shuffle_shards=config.shuffle_shards,
         batch_size=config.batch_size,
         accumulation=config.accumulation,

@@ -37,7 +37,7 @@ class RowOrder:
 
     seed: int
     rows_of_shards: tuple[int, ...]
-    """Rows of each shard, in the order of the cache."""
+    """Training rows of each shard, in the order of the cache."""
     shuffle_shards: int | None
     """Shards whose rows are mixed at a time; None: all of them."""
     batch_size: int
@@ -86,8 +86,9 @@ def steps_per_epoch(rows_per_step: int, num_rows: int) -> int:
     """Whole steps in one pass. Raises ValueError if there is none."""
     if num_rows == 0:
         raise ValueError(
-            "the cache has no training rows: unit 0 is always validation, and there is no other. "
-            "Cache more tokens, or make a cache with fewer cache_teacher.documents_per_unit."
+            "the cache has no training rows: all that it holds is validation. Cache more tokens, "
+            'or make another cache with cache_teacher.validation_split = "rows" or fewer '
+            "cache_teacher.documents_per_unit."
         )
     if num_rows < rows_per_step:
         raise ValueError(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_SAME = 1e-6  # temperatures in a recipe have few digits: 1.333333 is meant to be 4/3
+from stages.train_student.objective.temperatures import covers
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,6 @@ class SparseTargets:
         shares_NJ = drawn_NJ * (logprobs_NJ - log_r_NJ).exp()
         # Where nothing is left out, none was drawn, and 0/0 and ∞ − ∞ are NaN.
         return shares_NJ.masked_fill(counts_NJ == 0, 0.0), logprobs_NJ
-
-
-def covers(nodes: Sequence[float], temperature: float) -> bool:
-    """Whether 1/T lies within ``nodes``."""
-    return nodes[0] - _SAME <= 1 / temperature <= nodes[-1] + _SAME
 
 
 def lagrange_weights(nodes: Sequence[float], s: float) -> list[float]:

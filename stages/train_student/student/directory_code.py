@@ -10,6 +10,7 @@ there is one class of each, however it was found.
 from pathlib import Path
 
 _MODULE = "modeling_distil_xlstm"
+CODE_FILE = f"{_MODULE}.py"
 
 AUTO_MAP = {
     "AutoConfig": f"{_MODULE}.DistilXLSTMConfig",
@@ -17,7 +18,7 @@ AUTO_MAP = {
 }
 
 # Hugging Face looks for imports outside of `try` itself, and would tell people to install "stages".
-_SOURCE = '''\
+SOURCE = '''\
 """Finds the model's classes in the package xlstm-distill, which must be installed."""
 
 try:
@@ -32,4 +33,4 @@ __all__ = ["DistilXLSTMConfig", "DistilXLSTMForCausalLM"]
 
 def write_directory_code(directory: Path) -> None:
     """Write the module that ``AUTO_MAP`` names into ``directory``."""
-    (directory / f"{_MODULE}.py").write_text(_SOURCE, encoding="utf-8")
+    (directory / CODE_FILE).write_text(SOURCE, encoding="utf-8")

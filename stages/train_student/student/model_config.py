@@ -14,7 +14,7 @@ class DistilXLSTMConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     rest being padding. ``embedding_dtype`` is the precision of the frozen copies, which is kept
     whatever precision the blocks are loaded in; so is the float32 of a head that was trained.
     ``teacher`` (source, revision and hashes) and ``cache_id`` say what a published student learnt
-    from.
+    from, ``num_steps`` for how many optimizer steps.
     """
 
     model_type = "distil_xlstm"
@@ -35,6 +35,7 @@ class DistilXLSTMConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     train_head: bool = False
     teacher: dict[str, str] | None = None
     cache_id: str | None = None
+    num_steps: int | None = None
     use_cache: bool = True
     tie_word_embeddings: bool = True
     bos_token_id: int | None = None

@@ -1,17 +1,15 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped.
 
-``step-0000500/tensors.safetensors`` holds the trained weights and AdamW's moments; ``state.json``
-the step, the gradient scaler, the settings, the cache's identity and the SHA-256 of the tensors. A
-checkpoint is published by rename: it is whole or absent. It holds whole tensors, so any number of
-processes can go on from it. Neither the loader nor the dropout has a state: what they draw is a
-function of the step.
+``step-0000500/tensors.safetensors`` holds the trained weights and AdamW's moments; ``state.json``,
+which is sealed, all else and the SHA-256 of the tensors. A checkpoint is published by rename: it is
+whole or absent. It holds whole tensors, so any number of processes can go on from it. Neither the
+loader nor the dropout has a state: what they draw is a function of the step.
 """
 
 import hashlib
-import json
 import re
-import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,85 +17,180 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cache_format.atomic import publish_directory
+from cache_format import plain
+from cache_format.atomic import publish_directory, remove_directory
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.training.extension import Extension
+from stages.train_student.training.metrics import MetricsMark
+from stages.train_student.training.run_files import parse_run_file, run_file_bytes
 
+STATE_FILE = "state.json"
+_TENSORS_FILE = "tensors.safetensors"
 _NAME = re.compile(r"step-(\d{7,})")
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointState:
+    """What ``state.json`` says."""
+
+    step: int
+    """Finished optimizer steps."""
+    tensors_sha256: str
+    """Hash of the file of tensors; filled in when it is written."""
+    identity: dict[str, Any]
+    """What the run is that it belongs to: cache, teacher and settings."""
+    extensions: tuple[Extension, ...]
+    """Those of the run until ``step``."""
+    config: dict[str, Any]
+    """All settings, also those that may change while the run goes on."""
+    scaler: dict[str, Any]
+    """The gradient scaler's state; empty where it does nothing."""
+    validation: dict[str, float]
+    """The last validation's metrics, those that are finite."""
+    validation_is_due: bool
+    """Whether the validation of ``step`` was not finished; a resumed run begins with it."""
+    metrics: MetricsMark
+    """How far ``metrics.jsonl`` went."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A loaded checkpoint. ``step`` counts finished optimizer steps."""
+    """A loaded checkpoint."""
 
     path: Path
-    step: int
+    state: CheckpointState
     tensors: dict[str, Tensor]
-    state: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Finished optimizer steps."""
+        return self.state.step
 
 
-def save(
-    directory: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int
-) -> Path:
-    """Publish a checkpoint of ``step`` and delete all but the newest ``keep``.
+@dataclass(frozen=True)
+class Problem:
+    """A checkpoint that is not whole, and why."""
 
-    One of ``step`` that is there already stays: a run comes to the same step in the same state.
+    path: Path
+    reason: str
+    """A sentence that names the file."""
+
+
+class ForeignCheckpointError(ValueError):
+    """A checkpoint is whole, but of another run."""
+
+
+def save(directory: Path, state: CheckpointState, tensors: dict[str, Tensor], keep: int) -> Path:
+    """Publish a checkpoint of ``state.step`` and delete all but the newest ``keep``.
+
+    One of that step that is there already stays: a run comes to the same step in the same state.
     """
-    target = directory / f"step-{step:07d}"
+    target = directory / f"step-{state.step:07d}"
     if target.exists():
         return target
     directory.mkdir(parents=True, exist_ok=True)
     with publish_directory(target) as temporary:
-        save_file(tensors, temporary / "tensors.safetensors")
-        state = state | {"step": step, "tensors_sha256": _sha256(temporary / "tensors.safetensors")}
-        (temporary / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True) + "\n")
-    for path in _newest_first(directory)[keep:]:
-        shutil.rmtree(path)
+        save_file(tensors, temporary / _TENSORS_FILE)
+        digest = _sha256(temporary / _TENSORS_FILE)
+        data = run_file_bytes(replace(state, tensors_sha256=digest))
+        (temporary / STATE_FILE).write_bytes(data)
+    for path in newest_first(directory)[keep:]:
+        remove_directory(path)
     return target
 
 
-def load_newest(directory: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint, and what was wrong with each newer one.
+def load_newest(
+    directory: Path, check: Callable[[Checkpoint], None] = lambda _: None
+) -> tuple[Checkpoint | None, list[Problem]]:
+    """The newest whole checkpoint, and what is wrong with each newer one.
 
-    What is damaged is renamed, so that it is neither counted nor in the way of one made again.
-    Raises OSError for one that cannot be read: it may be whole.
+    ``check`` raises ValueError where what a checkpoint holds is not usable. Raises OSError for one
+    that cannot be read: it may be whole; and ForeignCheckpointError for one of another run.
     """
-    problems: list[str] = []
-    for path in _newest_first(directory):
+    problems: list[Problem] = []
+    for path in newest_first(directory):
         try:
-            return load(path), problems
-        except FileNotFoundError as error:
-            problems.append(f"{path}: {error.filename} is missing; {_set_aside(path)}")
-        except (ValueError, KeyError, SafetensorError) as error:
-            problems.append(f"{path}: {error}; {_set_aside(path)}")
+            checkpoint = load(path)
+            check(checkpoint)
+            return checkpoint, problems
+        except ForeignCheckpointError:
+            raise
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            problems.append(Problem(path, f"{error.filename}: {error.strerror}."))
+        except ValueError as error:
+            reason = str(error).strip()
+            problems.append(Problem(path, reason if str(path) in reason else f"{path}: {reason}"))
     return None, problems
 
 
 def newest(directory: Path) -> Path | None:
     """Where the newest checkpoint lies, whole or not."""
-    return next(iter(_newest_first(directory)), None)
+    return next(iter(newest_first(directory)), None)
 
 
-def _set_aside(path: Path) -> str:
-    aside = path.with_name(f"{path.name}.damaged")
-    if aside.exists():
-        shutil.rmtree(aside)
-    path.rename(aside)
-    return f"it is passed over, and now called {aside.name}"
-
-
-def load(path: Path) -> Checkpoint:
-    """The checkpoint at ``path``. Raises ValueError, KeyError or OSError if it is not whole."""
-    state = json.loads((path / "state.json").read_text())
-    file = path / "tensors.safetensors"
-    if (found := _sha256(file)) != state["tensors_sha256"]:
-        raise ValueError(f"{file.name} is corrupt (SHA-256 {found[:12]}…)")
-    return Checkpoint(path=path, step=state["step"], tensors=load_file(file), state=state)
-
-
-def _newest_first(directory: Path) -> list[Path]:
+def newest_first(directory: Path) -> list[Path]:
+    """All checkpoints of ``directory``, whole or not."""
     if not directory.is_dir():
         return []
     found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def set_aside(problems: Sequence[Problem]) -> list[str]:
+    """Rename what is not whole, so that it is neither counted nor in the way; says so of each."""
+    messages = []
+    for problem in problems:
+        aside = problem.path.with_name(f"{problem.path.name}.damaged")
+        remove_directory(aside)
+        problem.path.rename(aside)
+        messages.append(f"{problem.reason} It is passed over, and now called {aside.name}.")
+    return messages
+
+
+def load(path: Path) -> Checkpoint:
+    """The checkpoint at ``path``. Raises ValueError if it is not whole, OSError if it is not read.
+
+    A checkpoint is not whole either where its step is not that of its name.
+    """
+    state = parse_state((path / STATE_FILE).read_bytes(), path / STATE_FILE)
+    if state.step != _step_of(path):
+        raise ValueError(f"{path}: holds step {state.step}: it was renamed, or is a copy.")
+    file = path / _TENSORS_FILE
+    if (found := _sha256(file)) != state.tensors_sha256:
+        raise ValueError(
+            f"{file}: corrupt: expected SHA-256 {state.tensors_sha256[:12]}…, found {found[:12]}…."
+        )
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, KeyError, AttributeError) as error:  # an unknown type of number
+        raise ValueError(f"{file}: corrupt: {error!r}.") from error
+    return Checkpoint(path=path, state=state, tensors=tensors)
+
+
+def config_of(checkpoint: Checkpoint) -> TrainStudentConfig:
+    """The settings that it was trained with; those that came later have their defaults.
+
+    Raises ValueError where this version does not allow them.
+    """
+    settings = plain.to_plain(TrainStudentConfig()) | checkpoint.state.config
+    where = f"{checkpoint.path / STATE_FILE}: config"
+    set_ones = {name: value for name, value in settings.items() if value is not None}
+    config: TrainStudentConfig = plain.from_plain(
+        TrainStudentConfig, set_ones, where, ignore_unknown=True
+    )
+    return config
+
+
+def parse_state(data: bytes, path: Path) -> CheckpointState:
+    """The state in the file ``path`` that holds ``data``. Raises ValueError if it is damaged."""
+    return parse_run_file(CheckpointState, data, path, "")
+
+
+def _step_of(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path}: no checkpoint: expected a name such as step-0000500.")
+    return int(match[1])
 
 
 def _sha256(path: Path) -> str:

@@ -5,17 +5,17 @@ directory with weights, config, the code that finds them, tokenizer and model ca
 or not at all. Called by ``run``.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from cache_format.atomic import publish_directory
+from cache_format.atomic import replace_directory
 from cache_format.reader import Cache
+from cache_format.strict_json import read_object
+from stages.tokenizer_files import pass_on_tokenizer
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.student.model import DistilXLSTMForCausalLM
 from stages.train_student.training.model_card import model_card
-
-_TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "chat_template")
 
 
 def publish_model(
@@ -25,23 +25,37 @@ def publish_model(
     *,
     config: TrainStudentConfig | None = None,
     metrics: Mapping[str, float] | None = None,
-) -> None:
+) -> tuple[str, ...]:
     """``save_pretrained`` with the teacher's tokenizer and a card beside it, published by rename.
 
-    ``metrics`` are those of the last validation.
+    An older model at ``target`` stays until then. ``metrics`` are those of the last validation.
+    Returns what was left out of the tokenizer's configuration, because it could make another
+    program run code.
     """
-    teacher = cache.spec.teacher
-    model.config.cache_id = cache.cache_id
-    model.config.teacher = {
-        "source": teacher.source,
-        "revision": teacher.revision,
-        "weights_sha256": teacher.weights_sha256,
-        "tokenizer_sha256": teacher.tokenizer_sha256,
-    }
     card = model_card(model, cache, config, metrics or {})
-    with publish_directory(target) as temporary:
+    with replace_directory(target) as temporary:
         model.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        for name in cache.attachments():
-            if name.startswith(_TOKENIZER):
-                shutil.copyfile(cache.attachment(name), temporary / name)
+        return pass_on_tokenizer(cache.attachments(), cache.attachment, temporary)
+
+
+def require_tokenizer(cache: Cache) -> None:
+    """Raise, before anything is trained, where the cache's tokenizer could not be published."""
+    with TemporaryDirectory() as scratch:
+        pass_on_tokenizer(cache.attachments(), cache.attachment, Path(scratch))
+
+
+def published_step(target: Path) -> int | None:
+    """For how many steps the student at ``target`` was trained; None where it does not tell.
+
+    Raises ValueError where ``target`` is no model directory that could be replaced.
+    """
+    try:
+        config = read_object(target / "config.json", "")
+        step: int | None = config.get("num_steps")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{target}: in the way of the student that this run has trained, and no student "
+            f"itself ({error}). Move it away and run the same command again."
+        ) from error
+    return step

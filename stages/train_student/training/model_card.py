@@ -9,6 +9,7 @@ knows its terms.
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 
 from cache_format.reader import Cache
@@ -33,14 +34,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 path = "."  # this directory, or its name on the Hub
 model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True, padding_side="left")
+tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
 inputs = tokenizer(["The cell"], return_tensors="pt")
 print(tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=32)))
 ```
 
 The code in this directory does nothing but import the package's classes; after
-`import stages.train_student.student.model` it is not needed. Text is generated from a recurrent
+`import stages.train_student.student.model` it is not needed. The tokenizer is data alone: it never
+needs `trust_remote_code`. Text is generated from a recurrent
 state of constant size. Pad batches on the left."""
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
+_UNUSUAL = re.compile(r"[^\w./ -]", re.ASCII)
 # Whatever else a recipe names is a matter of one machine or of speed.
 _NOT_SHOWN = ("device", "reader_threads", "trackers", "compile", "slstm", "parallel")
 
@@ -86,10 +90,13 @@ def _description(model: DistilXLSTMForCausalLM, spec: CacheSpec) -> str:
     head = "an embedding that is a frozen copy of the teacher's and a head that began as one"
     if not model.config.train_head:
         head = "frozen copies of the teacher's embedding and head"
+    num_steps = model.config.num_steps  # an extended run has more than its recipe says
+    steps = "" if num_steps is None else f", for {num_steps:,} optimizer steps"
     return (
         f"{model.config.num_blocks} xLSTM blocks (sLSTM: {slstm}; the others mLSTM) of width "
         f"{model.config.hidden_size} between {head}: {trainable:,} of {total:,} parameters were "
-        f"trained, as in Distil-xLSTM (arXiv 2503.18565), on rows of {spec.sequence_length} tokens."
+        f"trained, as in Distil-xLSTM (arXiv 2503.18565), on rows of {spec.sequence_length} tokens"
+        f"{steps}."
     )
 
 
@@ -97,8 +104,8 @@ def _sources(cache: Cache) -> str:
     teacher, corpus = cache.spec.teacher, cache.spec.corpus
     lines = [
         f"teacher: {_teacher(cache.spec)}{_at(teacher.revision)}, weights SHA-256 "
-        f"`{teacher.weights_sha256}`",
-        f"corpus: {corpus.source}{_at(corpus.revision)}",
+        f"`{_UNUSUAL.sub('?', teacher.weights_sha256)}`",
+        f"corpus: {_plain(corpus.source)}{_at(corpus.revision)}",
         f"cache: `{cache.cache_id}`, targets {cache.spec.targets.kind}",
     ]
     return "\n".join(f"- {line}" for line in lines)
@@ -106,11 +113,17 @@ def _sources(cache: Cache) -> str:
 
 def _teacher(spec: CacheSpec) -> str:
     """Its name on the Hub; a cache does not tell what directory it was read from."""
-    return spec.teacher.source if spec.teacher.revision else "a model that is not on the Hub"
+    source = spec.teacher.source
+    return _plain(source) if spec.teacher.revision else "a model that is not on the Hub"
 
 
 def _at(revision: str) -> str:
-    return f" at {revision}" if revision else ""
+    return f" at {_plain(revision)}" if revision else ""
+
+
+def _plain(name: str) -> str:
+    """A name from a cache, which must not become more than a name in the card of who trains."""
+    return name if _NAME.fullmatch(name) else f"`{_UNUSUAL.sub('?', name)[:200]}`"
 
 
 def _recipe(config: TrainStudentConfig) -> str:

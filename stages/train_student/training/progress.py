@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-Event = Literal["step", "validation", "checkpoint", "message"]
+Event = Literal["step", "validation", "checkpoint", "message", "warning"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,7 @@ class TrainProgress:
     tokens_total: int
     metrics: dict[str, float] = field(default_factory=dict)
     message: str = ""
+    """What is said; of "checkpoint", its path."""
 
 
 Report = Callable[[TrainProgress], None]

@@ -9,19 +9,18 @@ stays, and these steps are not told again. A run that begins anew gets a new nam
 """
 
 import importlib
-import json
 import os
 import re
 import secrets
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from cache_format.atomic import atomic_file
+from stages.train_student.training.run_files import parse_run_file, write_run_file
 
 _PROJECT = "xlstm-distill"
 
@@ -137,23 +136,42 @@ class HostedRun:
             self._run.finish()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _KnownRun:
+    """A run as one tracker knows it."""
+
+    name: str
+    told_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _KnownRuns:
+    """What ``trackers.json`` says, by tracker."""
+
+    runs: dict[str, _KnownRun]
+
+
 def _identify(package: str, run: TrackedRun) -> tuple[str, int]:
     """The run's name with ``package``, and the last step that it was told there."""
     file = run.out / "trackers.json"
-    known: dict[str, dict[str, Any]] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(file.read_text())
-    if run.from_step > 0 and package in known:
-        name = str(known[package]["name"])
-        told_step = max(int(known[package]["told_step"]), run.last_step)
+    runs = _known_runs(file)
+    if run.from_step > 0 and package in runs:
+        name, told_step = runs[package].name, max(runs[package].told_step, run.last_step)
     else:
         # Characters that no service minds, and an ending that no directory of this name shares.
         readable = re.sub(r"[^A-Za-z0-9._-]+", "-", run.out.resolve().name)[:64]
         name, told_step = f"{readable}-{secrets.token_hex(4)}", 0
-    known[package] = {"name": name, "told_step": told_step}
-    with atomic_file(file) as opened:
-        opened.write((json.dumps(known, indent=1) + "\n").encode())
+    known = _KnownRun(name=name, told_step=told_step)
+    write_run_file(file, _KnownRuns(runs=runs | {package: known}))
     return name, told_step
+
+
+def _known_runs(file: Path) -> dict[str, _KnownRun]:
+    """Raises ValueError where ``file`` is damaged."""
+    if not file.exists():
+        return {}
+    step = "Delete it: the trackers then show the rest of the run under a new name."
+    return parse_run_file(_KnownRuns, file.read_bytes(), file, step).runs
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def test_the_demo_ends_with_table_plot_and_next_commands(
     printed = capsys.readouterr().out
     for words in (
         *("teacher", "student, distilled", "student, labels", "student, untrained"),
-        *("bytes a token", "At equal steps (3)", " inspect ", " generate "),
+        *("bytes/token", "At equal steps (3)", " inspect ", " generate "),
     ):
         assert words in printed
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")

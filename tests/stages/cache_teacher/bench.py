@@ -10,9 +10,9 @@ from cache_format.codec import Row
 from cache_format.manifest import Manifest
 from cache_format.reader import Cache
 from stages.cache_teacher.config import ALL_UNITS
-from stages.cache_teacher.corpus import packing
-from stages.cache_teacher.engine import make, unit_reader
+from stages.cache_teacher.engine import make
 from stages.cache_teacher.engine.progress import CacheProgress
+from stages.cache_teacher.engine.unit_reader import PreparedUnit, UnitReader
 from stages.cache_teacher.run import cache_teacher
 from stages.cache_teacher.teacher import teacher
 from tests.tiny import tiny_config, tiny_texts, write_fineweb_parquet
@@ -59,17 +59,18 @@ class Watch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.documents = self.teachers = 0
-        tokenize, teacher_class = packing.tokenize, teacher.Teacher
+        read, teacher_class = UnitReader.read, teacher.Teacher
 
-        def tokenize_counted(tokenizer: Any, texts: list[str], vocab_size: int) -> Any:
-            self.documents += len(texts)
-            return tokenize(tokenizer, texts, vocab_size)
+        def read_counted(reader: UnitReader, unit: int) -> PreparedUnit | None:
+            prepared = read(reader, unit)
+            self.documents += 0 if prepared is None else prepared.num_documents
+            return prepared
 
         def teacher_counted(*arguments: Any) -> Any:
             self.teachers += 1
             return teacher_class(*arguments)
 
-        monkeypatch.setattr(unit_reader, "tokenize", tokenize_counted)
+        monkeypatch.setattr(UnitReader, "read", read_counted)
         monkeypatch.setattr(make, "Teacher", teacher_counted)
 
     def since(self) -> tuple[int, int]:

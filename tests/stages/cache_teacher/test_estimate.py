@@ -1,11 +1,19 @@
 """An estimate is what comes of a small cache, scaled up; and nothing is left of that."""
 
+import math
+import os
+import signal
 import tempfile
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from stages.cache_teacher.engine.progress import CacheProgress
 from stages.cache_teacher.estimate import FRAMING, estimate
+from stages.cache_teacher.teacher.teacher import Teacher
 from tests.stages.cache_teacher.bench import TEXTS, Bench
 from tests.tiny import tiny_config, write_fineweb_parquet
 
@@ -39,6 +47,113 @@ def test_it_ends_when_the_time_is_up(bench: Bench) -> None:
     assert 0 < found.probe_tokens < whole.probe_tokens
 
 
+class SlowModel:
+    """A teacher whose forward passes after the first ``num_fast`` never end of themselves."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, num_fast: int, asleep: Any = None) -> None:
+        self.num_rows: list[int] = []
+        self._num_fast = num_fast
+        forward = Teacher.forward
+
+        def slow(
+            this: Teacher, ids: Any, starts: Any, *, check: Any = None, **settings: Any
+        ) -> Any:
+            if check is None:
+                return forward(this, ids, starts, **settings)  # the probe of a loaded teacher
+            self.num_rows.append(len(ids))
+            if len(self.num_rows) > num_fast:
+                if asleep is not None:
+                    asleep()
+                for _ in range(6000):
+                    check()
+                    time.sleep(0.01)
+                raise AssertionError("not stopped")
+            return forward(this, ids, starts, check=check, **settings)
+
+        patch.setattr(Teacher, "forward", slow)
+
+
+class Clock:
+    """The estimate's, which may be put forward by a minute."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._ahead = 0.0
+        patch.setattr("stages.cache_teacher.estimate.time", self)
+        patch.setattr("stages.cache_teacher.estimate._TICK_SECONDS", 0.01)
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self._ahead
+
+    def advance(self) -> None:
+        self._ahead += 60
+
+
+@pytest.mark.parametrize("num_passes", [1, 3])
+def test_it_ends_when_the_time_is_up_with_what_it_has(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, num_passes: int
+) -> None:
+    """No unit is finished. The rows that are say all there is to know."""
+    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=80, rows_per_forward=2)
+    whole = estimate(config, seconds=3600, report=lambda _: None)
+    clock = Clock(monkeypatch)
+    SlowModel(monkeypatch, num_passes, asleep=clock.advance)
+    found = estimate(config, seconds=60.0, report=lambda _: None)
+    assert found.probe_tokens == num_passes * 2 * 32
+    assert not found.is_whole_corpus
+    assert found.tokens_per_document == whole.tokens_per_document
+    assert found.tokens_per_second > 0
+    for name, size in found.column_bytes_per_token.items():
+        if name != FRAMING:
+            expected = whole.column_bytes_per_token[name]
+            assert size == pytest.approx(expected, rel=0.35, abs=0.1), name
+
+
+def test_it_waits_for_the_first_forward_pass(bench: Bench) -> None:
+    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=80)
+    reports: list[CacheProgress] = []
+    found = estimate(config, seconds=0.0, report=reports.append)
+    assert found.probe_tokens > 0
+    assert [report.phase for report in reports][:2] == ["resolving", "loading teacher"]
+
+
+@pytest.mark.parametrize(("asked", "num_rows"), [(None, 16), (64, 16), (3, 3)])
+def test_forward_passes_are_small_on_a_cpu(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, asked: int | None, num_rows: int
+) -> None:
+    """512 positions, unless the settings say fewer."""
+    slow = SlowModel(monkeypatch, num_fast=1)
+    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=80, rows_per_forward=asked)
+    assert estimate(config, seconds=0.0, report=lambda _: None).probe_tokens == num_rows * 32
+    assert slow.num_rows[0] == num_rows
+
+
+def test_ctrl_c_ends_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    SlowModel(monkeypatch, num_fast=1, asleep=lambda: os.kill(os.getpid(), signal.SIGINT))
+    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=80)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            estimate(config, seconds=3600, report=lambda _: None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    names = {thread.name for thread in threading.enumerate()}
+    assert not any(name.startswith(("unit-", "deadline", "encode")) for name in names)
+
+
+def test_the_time_is_told_while_nothing_is_made(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.cache_teacher.estimate._TICK_SECONDS", 0.01)
+    SlowModel(monkeypatch, num_fast=1)
+    reports: list[CacheProgress] = []
+    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=80)
+    estimate(config, seconds=0.5, report=reports.append)
+    last = reports[-1].tokens_cached_this_run
+    idle = [report.seconds for report in reports if report.tokens_cached_this_run == last]
+    assert len(set(idle)) > 3
+    assert idle == sorted(idle)
+
+
 def test_less_than_a_unit_is_a_unit(bench: Bench) -> None:
     config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=10, num_tokens=1)
     found = estimate(config, seconds=0.0, report=lambda _: None)
@@ -51,6 +166,18 @@ def test_units_of_the_probe_are_small(bench: Bench) -> None:
     found = estimate(config, seconds=0.0, report=lambda _: None)
     assert found.documents_per_unit == 80
     assert found.num_shards == pytest.approx(found.num_documents / 80)
+
+
+def test_the_share_of_validation_is_that_of_the_units_asked_for(bench: Bench) -> None:
+    """Not of the probe's, which are smaller; nor is anything said of those."""
+    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=80, num_tokens=5000)
+    messages: list[str] = []
+    found = estimate(config, 0.0, report=lambda progress: messages.append(progress.message))
+    num_units = math.ceil(found.num_shards)
+    assert num_units <= 3
+    assert found.shares.validation_share == pytest.approx(1 / num_units)
+    assert "much more" in found.shares.advice or num_units == 1
+    assert set(messages) == {""}
 
 
 def test_nothing_is_left(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,26 @@ def test_any_kind_of_corpus_gives_the_same_rows(bench: Bench, suffix: str) -> No
             assert getattr(row, name).tolist() == getattr(other, name).tolist()
 
 
+def test_special_tokens_written_out_in_a_document_are_text(bench: Bench) -> None:
+    """No document ends where it only says so, and nothing of it is lost."""
+    from tokenizers import Tokenizer
+
+    texts = [text.replace(" ", " <|endoftext|>", 1) for text in TEXTS]
+    bench.corpus = write_fineweb_parquet(bench.root / "corpus.parquet", texts)
+    bench.run(documents_per_unit=80)
+    cache = bench.open()
+    rows = [row for _, row in rows_by_unit(cache)]
+    stream = [*(id for row in rows for id in row.token_ids[:-1]), rows[-1].token_ids[-1]]
+    ends = [place for place, id in enumerate(stream, 1) if id == cache.spec.teacher.eos_token_id]
+    starts = [32 * number + at for number, row in enumerate(rows) for at in row.document_starts]
+    assert len(ends) >= 70
+    assert starts == [end for end in ends if end < len(stream)]
+    tokenizer = Tokenizer.from_file(str(bench.teacher / "tokenizer.json"))
+    decoded = tokenizer.decode(stream, skip_special_tokens=False)
+    assert "<|endoftext|>".join([*texts, ""]).startswith(decoded)
+    assert cache.spec.corpus.special_tokens == "text"
+
+
 def test_a_teacher_of_its_own_head_and_fewer_kept(untied_teacher: Path, tmp_path: Path) -> None:
     bench = Bench(untied_teacher, tmp_path)
     bench.run(keep_mass=0.5, sketch="none", inverse_temperatures=(0.5, 1.0))
@@ -139,7 +159,7 @@ def test_half_precision_is_close(bench: Bench, dtype: str, attention: str) -> No
 
 def test_the_recipe_is_kept_beside_the_cache(bench: Bench) -> None:
     bench.run()
-    assert (bench.root / "cache" / "recipe.toml").read_text() == "# a recipe\n"
+    assert (bench.root / "cache" / "recipe.toml").read_text().startswith("# a recipe\n# seal ")
 
 
 def test_units_without_rows_and_documents_larger_than_a_unit(bench: Bench) -> None:

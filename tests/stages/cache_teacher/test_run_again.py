@@ -7,6 +7,7 @@ import torch
 
 import cache_format
 from cache_format.manifest import Manifest
+from cache_format.splits import SPLITS
 from cache_format.writer import CacheWriter
 from stages.cache_teacher import run
 from stages.cache_teacher.engine.make import UNITS_IN_FLIGHT
@@ -153,3 +154,18 @@ def test_an_extension_that_is_cut_short_leaves_the_complete_cache_as_it_was(
     assert bench.open().manifest == before
     monkeypatch.setattr(CacheWriter, "write_unit", write_unit)
     assert len(bench.run().shards) == 8
+
+
+def test_rows_that_are_divided_stay_where_they_are(bench: Bench) -> None:
+    """The teacher agrees with them, and a longer budget adds to both splits at their ends."""
+    bench.run(num_tokens=1, validation_split="rows")
+    first = bench.open()
+    assert len(first.manifest.shards) == 1
+    bench.run(num_tokens=1000, validation_split="rows")
+    extended = bench.open()
+    for split in SPLITS:
+        held = [row.token_ids.tolist() for _, row in first.iter_rows(split)]
+        rows = [row.token_ids.tolist() for _, row in extended.iter_rows(split)]
+        assert 0 < len(held) < len(rows)
+        assert rows[: len(held)] == held
+    assert extended.verify() == []

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from stages.train_student.run import StoppedError
 from stages.train_student.training.parallel import require_processes
 from stages.train_student.training.progress import TrainProgress
-from tests.stages.train_student.test_run import run, tiny_config
+from stages.train_student.training.stopping import StoppedError
+from tests.stages.train_student.test_run import metrics, run, tiny_config
 from tests.stages.train_student.train_in_processes import train_forked
 
 _ROOT = Path(__file__).parents[3]
@@ -188,6 +188,19 @@ def test_checkpoints_move_between_numbers_of_processes(
     done = two.train(tiny_cache, out, parallel="fsdp", **SIZES)
     assert done.returncode == 0, done.stderr
     assert_same_student(out, alone, 2e-5)
+
+
+def test_all_stop_in_a_validation_that_a_resumed_run_begins_with(
+    two: Launcher, alone: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    stopped = two.train(tiny_cache, out, parallel="fsdp", stop_after=4, **SIZES)
+    assert "StoppedError: stopped after step 4" in stopped.stderr
+    validated = [row["step"] for row in metrics(out) if "validation/loss" in row]
+    assert validated == [0]
+    run(tiny_config(**SIZES), tiny_cache, out, resume=True)
+    assert_same_student(out, alone, 2e-5)
+    assert [row["step"] for row in metrics(out)] == [row["step"] for row in metrics(alone)]
 
 
 def test_what_the_first_process_refuses_ends_all(

@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -16,9 +18,16 @@ from safetensors.torch import load_file
 
 import cache_format
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.run import NonFiniteLossError, StoppedError, train_student
+from stages.train_student.objective.objective import Objective
+from stages.train_student.run import train_student
+from stages.train_student.training import checkpoint
 from stages.train_student.training.checkpoint import load_newest
+from stages.train_student.training.metrics import MetricsLog
 from stages.train_student.training.progress import TrainProgress
+from stages.train_student.training.run_record import read_record
+from stages.train_student.training.stopping import StopNow, StoppedError, StopRequest
+from stages.train_student.training_run import NonFiniteLossError
+from tests.cache_format.sample_cache import reseal
 
 
 def tiny_config(**changes: Any) -> TrainStudentConfig:
@@ -60,7 +69,7 @@ def run(
         resume=resume,
         recipe_toml="# tiny\n",
         report=report,
-        stop=stop,
+        stop=StopRequest(is_made=stop),
     )
 
 
@@ -144,8 +153,6 @@ def test_a_run_killed_between_micro_batches_continues_bitwise(
     whole: Path, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each attempt dies at the second of a step's two micro-batches, later than the one before."""
-    from stages.train_student.objective.objective import Objective
-
     terms, out = Objective.terms, tmp_path / "run"
     for last in (2, 10, 8, 4):  # micro-batches; every third step has a checkpoint
         calls = 0
@@ -178,6 +185,125 @@ def test_stopping_where_a_checkpoint_is_leaves_it(tiny_cache: Path, tmp_path: Pa
         run(config, tiny_cache, out, resume=True, stop=lambda: True)
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-0000003"]
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize(
+    ("place", "last", "step"),
+    [
+        ("objective.objective.Objective.terms", 1, 0),  # a micro-batch; a step has two
+        ("objective.objective.Objective.terms", 13, 6),  # where there is a checkpoint already
+        ("objective.objective.Objective.terms", 17, 8),
+        ("objective.objective.Objective.terms", 18, 9),  # of the last step, which is finished
+        ("evaluate.first_choices", 1, 0),  # a batch of validation, which has three
+        ("evaluate.first_choices", 4, 4),
+        ("evaluate.first_choices", 11, 9),
+    ],
+)
+def test_a_stop_abandons_the_step_and_nothing_is_lost(
+    whole: Path, tiny_cache: Path, tmp_path: Path, place: str, last: int, step: int
+) -> None:
+    """The run is asked to stop while it is at the ``last`` call of ``place``."""
+    calls, out = 0, tmp_path / "run"
+    original = resolve_name(f"stages.train_student.{place}")
+
+    def counting(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return original(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"stages.train_student.{place}", counting)
+        with pytest.raises(StoppedError) as stopped:
+            run(tiny_config(), tiny_cache, out, stop=lambda: calls >= last)
+    assert calls == last
+    assert stopped.value.step == step
+    newest, _ = load_newest(out / "checkpoints")
+    assert newest is not None
+    assert newest.step == step
+    run(tiny_config(), tiny_cache, out, resume=True)
+    run(tiny_config(), tiny_cache, out, resume=True)  # a validation is not written twice
+    expected = weights(whole)
+    for name, tensor in weights(out).items():
+        assert torch.equal(tensor, expected[name]), name
+    assert metrics(out) == metrics(whole)
+
+
+def test_an_interrupted_micro_batch_leaves_the_step_before(
+    whole: Path, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception from a handler, in the midst of a backward pass of the fourth step."""
+    backward, calls, out = torch.Tensor.backward, 0, tmp_path / "run"
+
+    def interrupted(loss: torch.Tensor) -> None:
+        nonlocal calls
+        calls += 1
+        backward(loss)  # type: ignore[no-untyped-call]
+        if calls == 8:
+            raise StopNow
+
+    monkeypatch.setattr(torch.Tensor, "backward", interrupted)
+    with pytest.raises(StoppedError):
+        run(tiny_config(), tiny_cache, out)
+    monkeypatch.undo()
+    run(tiny_config(), tiny_cache, out, resume=True)
+    assert metrics(out) == metrics(whole)
+
+
+def test_nothing_that_changes_the_run_is_interrupted(tiny_cache: Path, tmp_path: Path) -> None:
+    """Steps of the optimizer, figures and checkpoints lie outside the blocks that may be."""
+    inside = False
+
+    @contextmanager
+    def interruptible() -> Iterator[None]:
+        nonlocal inside
+        inside = True
+        yield
+        inside = False
+
+    def outside(name: str, method: Any) -> Any:
+        def called(*arguments: Any, **settings: Any) -> Any:
+            assert not inside, name
+            seen.add(name)
+            return method(*arguments, **settings)
+
+        return called
+
+    seen: set[str] = set()
+    places = ((torch.optim.AdamW, "step"), (MetricsLog, "write"), (checkpoint, "save"))
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in places:
+            patch.setattr(owner, name, outside(name, getattr(owner, name)))
+        train_student(
+            tiny_config(max_steps=2),
+            cache_format.open(tiny_cache),
+            tmp_path / "run",
+            resume=False,
+            recipe_toml="",
+            report=lambda _: None,
+            stop=StopRequest(interruptible=interruptible),
+        )
+    assert seen == {"step", "write", "save"}
+
+
+def test_a_stop_before_there_is_a_run_leaves_no_checkpoint(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
+    @contextmanager
+    def interruptible() -> Iterator[None]:
+        raise StopNow
+        yield
+
+    with pytest.raises(StopNow):
+        train_student(
+            tiny_config(),
+            cache_format.open(tiny_cache),
+            tmp_path / "run",
+            resume=False,
+            recipe_toml="",
+            report=lambda _: None,
+            stop=StopRequest(interruptible=interruptible),
+        )
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_damaged_checkpoints_do_not_count_among_those_kept(
@@ -328,9 +454,8 @@ def test_a_non_finite_loss_names_step_and_checkpoint(tiny_cache: Path, tmp_path:
         name = next(name for name in tensors if name.startswith("model."))
         tensors[name] = torch.full_like(tensors[name], float("nan"))
         save_file(tensors, path / "tensors.safetensors")
-        state = json.loads((path / "state.json").read_text())
         digest = hashlib.sha256((path / "tensors.safetensors").read_bytes()).hexdigest()
-        (path / "state.json").write_text(json.dumps(state | {"tensors_sha256": digest}))
+        reseal(path / "state.json", lambda fields: fields.update(tensors_sha256=digest))
 
     with pytest.raises(Stopped):
         run(tiny_config(), tiny_cache, tmp_path / "run", report=poison)
@@ -413,7 +538,7 @@ def test_a_run_without_a_checkpoint_may_begin_anew_with_other_settings(
         run(tiny_config(batch_size=4), tiny_cache, tmp_path / "run", report=stop_after(2))
     run(tiny_config(max_steps=2), tiny_cache, tmp_path / "run")
     assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1, 2, 2]
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["batch_size"] == 2
+    assert read_record(tmp_path / "run").identity["batch_size"] == 2
 
 
 def test_a_finished_student_is_not_passed_off_as_that_of_other_settings(

@@ -8,6 +8,7 @@ from pathlib import Path
 import cache_format
 from stages.train_student.run import train_student
 from stages.train_student.training.progress import TrainProgress
+from stages.train_student.training.stopping import StopRequest
 from tests.stages.train_student.test_run import tiny_config
 
 
@@ -20,9 +21,10 @@ def main(cache: str, out: str, arguments: str) -> None:
         last = progress.step
 
     def stop() -> bool:
-        if last == given["fail_after"] and os.environ["RANK"] == "1":
+        is_second = os.environ["RANK"] == "1"
+        if last == given["fail_after"] and is_second:
             raise ValueError("the second process cannot go on")
-        return bool(last == given["stop_after"])
+        return bool(last == given["stop_after"]) and is_second
 
     train_student(
         tiny_config(**given["changes"]),
@@ -31,7 +33,7 @@ def main(cache: str, out: str, arguments: str) -> None:
         resume=True,
         recipe_toml="# tiny\n",
         report=report,
-        stop=stop,
+        stop=StopRequest(is_made=stop),
     )
 
 

@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.cache_teacher.corpus import corpus as corpus_module
-from stages.cache_teacher.corpus.corpus_files import ParquetDocuments, open_binary
+from stages.cache_teacher.corpus.formats.document_file import DataFile, DocumentFile
+from stages.cache_teacher.corpus.formats.parquet import open_parquet
+from stages.cache_teacher.corpus.open_file import open_binary
 from stages.cache_teacher.corpus.retry import NUM_TRIES, NetworkFailedError, is_passing, retrying
-from tests.cache_format.sample_cache import contents
+from tests.cache_format.sample_cache import contents, sample_spec
 from tests.stages.cache_teacher.bench import TEXTS, Bench
 from tests.tiny import tiny_texts, write_fineweb_parquet
 
@@ -117,13 +119,18 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
+def opened(url: str) -> DocumentFile[bytes]:
+    spec = sample_spec().corpus  # whose documents are in the column "text"
+    return open_parquet(DataFile(url, "a.parquet"), spec)
+
+
 @pytest.mark.parametrize("how", ["503", "500", "429", "reset", "cut"])
 def test_what_passes_is_tried_again(server: Server, pauses: list[float], how: str) -> None:
     write_fineweb_parquet(server.root / "a.parquet", TEXTS)
     server.fail(how, 3)
-    file = ParquetDocuments(f"{server.url}/a.parquet", "a.parquet", "text")
+    file = opened(f"{server.url}/a.parquet")
     server.fail(how, 2)
-    assert file.read(16, 30) == TEXTS[16:46]
+    assert list(file.read(16, 30)) == TEXTS[16:46]
     assert server.num_failures == 0
     file.close()
     assert pauses
@@ -133,14 +140,14 @@ def test_what_passes_is_tried_again(server: Server, pauses: list[float], how: st
 @pytest.mark.parametrize("how", ["503", "reset"])
 def test_what_does_not_pass_is_named(server: Server, pauses: list[float], how: str) -> None:
     write_fineweb_parquet(server.root / "a.parquet", TEXTS)
-    file = ParquetDocuments(f"{server.url}/a.parquet", "a.parquet", "text")
+    file = opened(f"{server.url}/a.parquet")
     server.fail(how, 10**6)
     expected = rf"{server.url}/a\.parquet: the network has failed 5 times in a row"
     with pytest.raises(NetworkFailedError, match=expected):
-        file.read(0, 80)
+        list(file.read(0, 80))
     assert len(pauses) == NUM_TRIES - 1
     with pytest.raises(NetworkFailedError, match=expected):
-        ParquetDocuments(f"{server.url}/a.parquet", "a.parquet", "text")
+        opened(f"{server.url}/a.parquet")
 
 
 def test_a_file_that_was_lost_can_still_be_sought(server: Server, pauses: list[float]) -> None:

@@ -2,17 +2,12 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.cache_teacher.corpus.packing import IntArray, pack, tokenize
-from stages.cache_teacher.teacher.teacher_files import load_tokenizer
+from stages.cache_teacher.corpus.packing import IntArray, pack
 
 EOS = 0
 
@@ -93,28 +88,5 @@ def test_part_of_the_rows() -> None:
     assert part.scored_RT().tolist() == packed.scored_RT()[1:3].tolist()
 
 
-def fake_tokenizer(texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
-    assert options["add_special_tokens"] is False
-    return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
-
-
-def test_ids_up_to_the_vocabulary_are_fine_and_no_further() -> None:
-    assert [ids.tolist() for ids in tokenize(fake_tokenizer, ["1 2", "", "9"], 10)] == [
-        [1, 2],
-        [],
-        [9],
-    ]
-    with pytest.raises(ValueError, match="token id 10, but the vocabulary ends at 9"):
-        tokenize(fake_tokenizer, ["1 2", "10"], 10)
-
-
-def test_no_texts_make_no_tokens() -> None:
-    assert tokenize(SimpleNamespace(), [], 10) == []
+def test_no_documents_make_no_rows() -> None:
     assert pack([], EOS, 4).token_ids_RT.shape == (0, 5)
-
-
-def test_a_real_tokenizer_adds_nothing(tiny_teacher: Path) -> None:
-    tokenizer = load_tokenizer(tiny_teacher)
-    texts = ["the teacher and the student", "東京 42"]
-    ids = tokenize(tokenizer, texts, 320)
-    assert [tokenizer.decode(document) for document in ids] == texts

@@ -7,7 +7,7 @@ import torch
 
 from cache_format.projection import require_orthonormal
 from cache_format.sketch import chosen_layers
-from stages.cache_teacher.corpus.packing import PackedUnit, pack, tokenize
+from stages.cache_teacher.corpus.packing import PackedUnit, pack
 from stages.cache_teacher.engine.components import principal_components
 from stages.cache_teacher.teacher.teacher import Teacher
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
@@ -23,7 +23,7 @@ def teacher(tiny_teacher: Path) -> Teacher:
 
 @pytest.fixture(scope="module")
 def packed(teacher: Teacher) -> PackedUnit:
-    ids = tokenize(teacher.source.tokenizer, tiny_texts(20), teacher.source.spec.vocab_size)
+    ids = teacher.source.document_tokenizer.encode(tiny_texts(20))
     return pack(ids, 0, 32)
 
 

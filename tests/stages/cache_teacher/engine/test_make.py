@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 import cache_format
 from cache_format.manifest import Manifest
@@ -17,6 +18,7 @@ from stages.cache_teacher.engine import make
 from stages.cache_teacher.engine.step import PendingRows, TeacherStep
 from stages.cache_teacher.engine.unit_reader import UnitReader
 from stages.cache_teacher.engine.workers import WorkerShare
+from stages.cache_teacher.targets.targets import TargetMaker
 from tests.stages.cache_teacher.bench import Bench, shard_bytes
 
 Call = Callable[..., Any]
@@ -108,6 +110,7 @@ def test_no_more_is_begun_than_memory_is_for(bench: Bench, monkeypatch: pytest.M
             change("units", -1)
 
     Steps(monkeypatch, hook)
+    monkeypatch.setattr(PendingRows, "is_done", False)  # as on a GPU
     bench.run(rows_per_forward=1)
     assert now == {"units": 0, "launched": 0}
     assert most == {"units": make.UNITS_IN_FLIGHT, "launched": 3}
@@ -163,6 +166,49 @@ def test_ctrl_c_ends_the_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(shards) < 8
     assert all(entry in whole.shards for entry in shards)
     assert bench.run() == whole
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_abandons_a_forward_pass(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow a model is: nothing more of it is run after the block that it is in."""
+    stopped, num_blocks = threading.Event(), 0
+    forward, stop = Qwen2DecoderLayer.forward, UnitReader.stop
+
+    def slow(*arguments: Any, **settings: Any) -> Any:
+        nonlocal num_blocks
+        if threading.current_thread() is not threading.main_thread():
+            num_blocks += 1
+            if num_blocks == 3:  # the first of two, in the second forward pass
+                os.kill(os.getpid(), signal.SIGINT)
+                assert stopped.wait(60)
+        return forward(*arguments, **settings)
+
+    def stopping(reader: UnitReader) -> None:
+        stop(reader)
+        stopped.set()
+
+    monkeypatch.setattr(Qwen2DecoderLayer, "forward", slow)
+    monkeypatch.setattr(UnitReader, "stop", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run()
+    assert num_blocks == 3
+    require_no_threads()
+    assert finished(bench).shards == ()
+
+
+def test_what_is_compiled_is_compiled_where_ctrl_c_is_heard(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[bool] = []
+
+    def compile_now(maker: TargetMaker, num_draws: int) -> None:
+        compiled.append(threading.current_thread() is threading.main_thread())
+
+    monkeypatch.setattr(TargetMaker, "compile", compile_now)
+    Steps(monkeypatch, lambda name, unit: compiled.append(True) if name == "launch" else None)
+    bench.run(num_tokens=1)
+    assert compiled[0]
+    assert len(compiled) > 1
 
 
 @pytest.mark.usefixtures("ctrl_c")

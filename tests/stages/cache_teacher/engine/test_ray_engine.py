@@ -152,7 +152,7 @@ def test_a_unit_that_kills_every_worker_is_given_up(monkeypatch: pytest.MonkeyPa
 
 
 def test_workers_that_never_come_up_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RuntimeError, match="11 workers have died one after the other"):
+    with pytest.raises(RuntimeError, match="11 workers have died in a row"):
         run(monkeypatch, lambda unit, _: FakeRayError())
 
 
@@ -183,7 +183,7 @@ GPUS: dict[str, float] = {"CPU": 16.0, "GPU": 4.0}
         ([GPUS, GPUS], 9, r"1 CPU and 1 GPU each.* has 32 CPUs and 8 GPUs.*--ray-workers 8,"),
         ([GPUS, {"CPU": 64.0}], 5, r"has 80 CPUs and 4 GPUs, which is room for 4"),
         ([{"CPU": 2.0, "GPU": 4.0}], 3, "room for 2"),
-        ([{"CPU": 0.0, "GPU": 4.0}], None, "room for 0. To go on, add machines"),
+        ([{"CPU": 0.0, "GPU": 4.0}], None, "room for 0. To continue, add machines"),
     ],
 )
 def test_workers_that_no_machine_has_room_for_are_refused(

@@ -227,6 +227,58 @@ def test_memory_is_bounded_by_the_chunk() -> None:
     assert seen == [6, 6, 6, 2]
 
 
+class Enough(Exception):
+    """Raised by a check."""
+
+
+def test_they_are_abandoned_between_chunks() -> None:
+    maker = TargetMaker(Head(torch.eye(V), V), spec_of(8), chunk=7, compile="off")
+    chunks: list[int] = []
+
+    class Counting(Head):
+        def padded_logits(self, hidden_CD: torch.Tensor) -> torch.Tensor:
+            chunks.append(len(hidden_CD))
+            return super().padded_logits(hidden_CD)
+
+    def check() -> None:
+        if len(chunks) == 2:
+            raise Enough
+
+    maker = TargetMaker(Counting(torch.eye(V), V), spec_of(8), chunk=7, compile="off")
+    with pytest.raises(Enough):
+        maker.make(logits_PV(40), torch.zeros(40, dtype=torch.int64), torch.empty(40, 0), check)
+    assert chunks == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("spec", "num_draws"),
+    [
+        (spec_of(8), 0),
+        (spec_of(6, kind="sampled", num_levels=6, inverse_temperatures=(1.0,)), 6),
+        (spec_of(8, kind="top_k+sampled", num_draws=5, draw_inverse_temperature=0.75), 5),
+    ],
+    ids=["top_k", "sampled", "top_k+sampled"],
+)
+def test_nothing_is_compiled_after_all_is(
+    monkeypatch: pytest.MonkeyPatch, spec: TargetSpec, num_draws: int
+) -> None:
+    original = torch.compile
+
+    def traced(function: Any, **settings: Any) -> Any:
+        return original(function, backend="eager", **settings)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    maker = TargetMaker(Head(torch.eye(V), V), spec, chunk=7, compile="on")
+    maker.compile(num_draws)
+    with torch.inference_mode(), torch.compiler.set_stance("fail_on_recompile"):
+        for num_positions in (2, 7, 40):
+            maker.make(
+                logits_PV(num_positions),
+                torch.zeros(num_positions, dtype=torch.int64),
+                torch.full((num_positions, num_draws), 0.5, dtype=torch.float64),
+            )
+
+
 @pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="there is no C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
 def test_compiled_they_are_the_same() -> None:

@@ -62,6 +62,24 @@ def test_layers_that_are_not_asked_for_are_not_kept(tiny_teacher: Path) -> None:
         assert not any(block._forward_hooks for block in blocks)
 
 
+def test_a_forward_pass_is_abandoned_between_blocks(tiny_teacher: Path) -> None:
+    teacher = load(tiny_teacher)
+    seen: list[int] = []
+    for number, block in enumerate(teacher._model.model.layers):
+        block.register_forward_hook(lambda *_, number=number: seen.append(number))
+
+    def check() -> None:
+        if seen:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teacher.forward(rows(), starts_of(STARTS), layers=(1,), check=check)
+    assert seen == [0]
+    seen.clear()
+    teacher.forward(rows(), starts_of(STARTS), layers=(1,))
+    assert seen == [0, 1]
+
+
 def test_half_precision_gives_half_hidden_states(tiny_teacher: Path) -> None:
     teacher = load(tiny_teacher, teacher_dtype="bfloat16")
     last_BTD, (one_BTD,) = teacher.forward(rows(), starts_of(STARTS), layers=(1,))

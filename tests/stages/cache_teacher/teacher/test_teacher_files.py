@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from stages.cache_teacher.teacher import teacher_files
 from stages.cache_teacher.teacher.teacher_files import TeacherSource, resolve_teacher
 from tests.tiny import tiny_config
 
@@ -223,4 +224,14 @@ def test_top_k_up_to_the_vocabulary(tiny_teacher: Path) -> None:
 def test_a_tokenizer_without_end_of_text(copy: Path) -> None:
     edit(copy / "tokenizer_config.json", eos_token=None)
     with pytest.raises(ValueError, match="no end-of-text token"):
+        resolve(copy)
+
+
+def test_a_tokenizer_that_is_not_of_the_tokenizers_library(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import ByT5Tokenizer
+
+    monkeypatch.setattr(teacher_files, "load_tokenizer", lambda _: ByT5Tokenizer(extra_ids=0))
+    with pytest.raises(ValueError, match=r"its tokenizer \(ByT5Tokenizer\) is not one of the tok"):
         resolve(copy)

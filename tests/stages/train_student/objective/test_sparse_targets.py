@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from stages.train_student.objective.sparse_targets import covers, lagrange_weights
+from stages.train_student.objective.sparse_targets import lagrange_weights
+from stages.train_student.objective.temperatures import covers
 from tests.stages.train_student.teachers import NODES, make_problem, samples, sparse, with_draws
 
 

@@ -120,7 +120,8 @@ def test_both_may_be_told_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for each in services:
         start(each, tmp_path, from_step=2, last_step=2)
         assert each.inits[0]["name"] == each.inits[1]["name"]
-    assert set(json.loads((tmp_path / "trackers.json").read_text())) == {"wandb", "trackio"}
+    known = json.loads((tmp_path / "trackers.json").read_text())["runs"]
+    assert known.keys() == {"wandb", "trackio"}
 
 
 def test_a_service_that_refuses_is_told_with_what_to_do(
@@ -150,3 +151,17 @@ def test_a_missing_package_is_named_before_anything_else(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match="no_such is not installed"):
         require_trackers(("no_such",))
+
+
+@pytest.mark.parametrize("change", [b"", b"[]", b"x"])
+def test_a_damaged_file_of_names_is_refused(
+    service: Service, tmp_path: Path, change: bytes
+) -> None:
+    """Passed over, the curves would go on under another name, or from another step."""
+    start(service, tmp_path)
+    file = tmp_path / "trackers.json"
+    flipped = file.read_bytes().replace(b'"told_step": 0', b'"told_step": 8')
+    for data in (flipped, change):
+        file.write_bytes(data)
+        with pytest.raises(ValueError, match=r"trackers\.json: damaged.*Delete it"):
+            start(service, tmp_path, from_step=2, last_step=2)

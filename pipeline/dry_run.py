@@ -1,0 +1,103 @@
+"""``cache-teacher --dry-run``: what would be cached, as text and as the fields of "done".
+
+The fields: ``dry_run`` (true), ``out``, ``cache_id`` (null where it needs the teacher's weights),
+``teacher`` (``directory``, ``revision``, ``parameters``, ``dtype``, ``attention``, ``vocab_size``,
+``device``), ``corpus`` (``source``, ``revision``, ``files``, ``units``, null where not known),
+``targets`` and ``sketch`` as in the cache's spec, ``sequence_length``, ``tokens`` (the budget),
+``tokens_held``, ``shards_held``, ``tokens_to_cache``, ``bytes_per_token`` (null where nothing is
+held).
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.reporting.lines import short, size
+
+if TYPE_CHECKING:
+    from stages.cache_teacher.plan import CachePlan
+
+
+def plan_fields(plan: "CachePlan", out: Path | str) -> dict[str, Any]:
+    """``plan`` as JSON values."""
+    teacher, corpus = plan.spec.teacher, plan.spec.corpus
+    return {
+        "dry_run": True,
+        "out": str(out),
+        "cache_id": plan.spec.cache_id if plan.is_identity_known else None,
+        "teacher": {
+            "directory": str(plan.teacher_directory),
+            "revision": teacher.revision or None,
+            "parameters": plan.num_parameters,
+            "dtype": teacher.dtype,
+            "attention": teacher.attention,
+            "vocab_size": teacher.vocab_size,
+            "device": plan.device,
+        },
+        "corpus": {
+            "source": corpus.source,
+            "revision": corpus.revision or None,
+            "files": len(corpus.files),
+            "units": plan.num_units,
+        },
+        "targets": asdict(plan.spec.targets),
+        "sketch": asdict(plan.spec.sketch),
+        "sequence_length": plan.spec.sequence_length,
+        "tokens": plan.num_tokens,
+        "tokens_held": plan.num_tokens_held,
+        "shards_held": len(plan.held),
+        "tokens_to_cache": plan.num_tokens_left,
+        "bytes_per_token": plan.bytes_per_token,
+    }
+
+
+def plan_text(plan: "CachePlan", out: Path | str) -> str:
+    """``plan`` for people; the first line is the result."""
+    spec = plan.spec
+    rows = {
+        "cache id": spec.cache_id
+        if plan.is_identity_known
+        else "not known yet: principal components (cache_teacher.sketch=pca) need the teacher",
+        "teacher": f"{plan.teacher_directory}, {short(plan.num_parameters)} parameters, "
+        f"{spec.teacher.dtype}, attention {spec.teacher.attention}, "
+        f"vocabulary {spec.teacher.vocab_size:,}, on {plan.device}",
+        "corpus": _corpus(plan),
+        "targets": _targets(plan),
+        "rows": f"{spec.sequence_length} tokens each",
+        "validation": f"1 of {spec.validation_every} {spec.validation_split or 'units'}, "
+        f"{1 / spec.validation_every:.1%}",
+        "held": f"{short(plan.num_tokens_held)} tokens in {len(plan.held)} shards",
+        "size": _size(plan),
+        **({"note": "; ".join(plan.notes)} if plan.notes else {}),
+    }
+    first = (
+        f"{out} would get {short(plan.num_tokens_left)} tokens more, up to the budget of "
+        f"{short(plan.num_tokens)}, or the end of the corpus. Nothing was written."
+        if plan.num_tokens_left
+        else f"{out} holds the budget of {short(plan.num_tokens)} tokens: nothing to do."
+    )
+    return "\n".join([first, *(f"  {name:11} {text}" for name, text in rows.items())])
+
+
+def _corpus(plan: "CachePlan") -> str:
+    corpus = plan.spec.corpus
+    where = f"{corpus.source} at {corpus.revision}" if corpus.revision else "local"
+    units = "units not counted yet" if plan.num_units is None else f"{plan.num_units:,} units"
+    return (
+        f"{where}, files: {len(corpus.files):,}, {units} of {corpus.documents_per_unit} documents"
+    )
+
+
+def _targets(plan: "CachePlan") -> str:
+    targets, sketch = plan.spec.targets, plan.spec.sketch
+    kind = f"{targets.kind}, {targets.top_k} ids"
+    temperatures = ", ".join(f"{1 / node:g}" for node in targets.inverse_temperatures)
+    hidden = "none" if sketch.kind == "none" else f"{sketch.kind}, {sketch.dim} {sketch.dtype}"
+    return f"{kind}; temperatures {temperatures}; hidden states: {hidden}"
+
+
+def _size(plan: "CachePlan") -> str:
+    if plan.bytes_per_token is None:
+        return "not known before something is cached: `pipeline estimate` measures it"
+    more = size(plan.bytes_per_token * plan.num_tokens_left)
+    return f"{plan.bytes_per_token:.1f} bytes/token so far, some {more} more"

@@ -1,0 +1,1 @@
+"""One file for each format of a corpus; ``registry`` has them by the endings of file names."""

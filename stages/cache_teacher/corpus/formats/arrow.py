@@ -1,0 +1,42 @@
+"""Arrow streams, as ``datasets.Dataset.save_to_disk`` writes them, mapped into memory."""
+
+from collections.abc import Generator
+from itertools import accumulate
+
+import pyarrow as pa
+
+from cache_format.spec import CorpusSpec
+from stages.cache_teacher.corpus.formats.columns import check_text_column, iter_raw, parse_raw
+from stages.cache_teacher.corpus.formats.document_file import DataFile, DocumentFile
+
+
+def open_arrow(file: DataFile, spec: CorpusSpec) -> DocumentFile[bytes]:
+    """An Arrow stream. Reading may begin at any record batch; pages are loaded as they are read."""
+    try:
+        with pa.memory_map(file.url) as raw, pa.ipc.open_stream(raw) as reader:
+            check_text_column(reader.schema, file.name, spec.text_column)
+            sizes = [batch.num_rows for batch in reader]
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a name
+        raise ValueError(f"{file.name}: not a readable Arrow stream: {error}") from error
+    starts = list(accumulate(sizes, initial=0))
+    return DocumentFile(
+        num_documents=sum(sizes),
+        entries=starts,
+        records_from=lambda batch: _records(file, spec.text_column, batch, starts[batch]),
+        parse=parse_raw,
+        place=lambda number: f"{file.name}, document {number:,}",
+    )
+
+
+def _records(
+    file: DataFile, text_column: str, first: int, start: int
+) -> Generator[bytes, None, None]:
+    number = start
+    try:
+        with pa.memory_map(file.url) as raw, pa.ipc.open_stream(raw) as reader:
+            for index, batch in enumerate(reader):
+                if index >= first:
+                    yield from iter_raw(batch.column(text_column))
+                    number += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file.name}: damaged near document {number:,}: {error}") from error

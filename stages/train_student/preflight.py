@@ -1,0 +1,37 @@
+"""What can be refused before torch, transformers and xlstm are imported, which takes long.
+
+In: the settings, an open cache, and the directory of the run. Out: nothing, or the error that the
+stage itself would raise after them. The stage checks all of it again, and more.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from cache_format.reader import Cache
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.requirements import require_targets
+from stages.train_student.training import run_directory
+from stages.train_student.training.trackers import require_trackers
+
+
+def check_early(
+    config: TrainStudentConfig, cache: Cache, out: Path, *, resume: bool, online: bool
+) -> None:
+    """Raise ValueError where settings, ``cache`` and ``out`` do not fit together.
+
+    Nothing is written.
+    """
+    require_targets(config, cache, online=online)
+    require_trackers(config.trackers)
+    if not _begins_anew(out):  # then this refuses, or finds the run that is resumed
+        if config.precision == "auto" and (precision := run_directory.recorded_precision(out)):
+            config = replace(config, precision=precision)
+        run_directory.prepare(out, cache, config, resume=resume, recipe_toml="", online=online)
+
+
+def _begins_anew(out: Path) -> bool:
+    """Whether there is nothing in ``out`` that a run would have to agree with."""
+    if not out.is_dir() or not any(out.iterdir()):
+        return True
+    has_begun = (out / "run.json").is_file() and not (out / "model").exists()
+    return has_begun and not any((out / "checkpoints").glob("step-*"))

@@ -1,0 +1,47 @@
+"""The end of a run: its student as a model directory, from weights spread over any processes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cache_format.reader import Cache
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.student.model import DistilXLSTMForCausalLM
+from stages.train_student.training.export import publish_model, published_step
+from stages.train_student.training.new_student import load_student
+from stages.train_student.training.processes import Processes
+from stages.train_student.training.saved_tensors import (
+    restore_weights,
+    trained_parameters,
+    whole_tensors,
+)
+
+
+def publish_student(
+    model: DistilXLSTMForCausalLM,
+    cache: Cache,
+    target: Path,
+    team: Processes,
+    *,
+    config: TrainStudentConfig,
+    step: int,
+    metrics: Mapping[str, float],
+) -> tuple[str, ...]:
+    """Publish ``model`` of ``step`` at ``target``, unless it is there; all processes call together.
+
+    ``metrics`` are those of the last validation. Returns the keys of the teacher's
+    ``tokenizer_config.json`` that were left out, because they name code or files elsewhere.
+    """
+    is_shared = team.num_ranks > 1
+    trained = whole_tensors(trained_parameters(model), keep=is_shared and team.is_first)
+
+    def publish() -> tuple[str, ...]:
+        if target.exists() and published_step(target) == step:
+            return ()
+        student = model
+        if is_shared:
+            student = load_student(config, cache)
+            restore_weights(student, trained)
+        student.config.num_steps = step
+        return publish_model(student, cache, target, config=config, metrics=metrics)
+
+    return team.first(publish)

@@ -1,0 +1,42 @@
+"""The JSON files that a run reads back: ``run.json``, a checkpoint's state, the trackers' names.
+
+Each is the fields of a dataclass in a sealed file (see ``cache_format.plain``), so that one changed
+bit is noticed, and every field is checked for its type.
+"""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cache_format import plain
+from cache_format.atomic import publish_bytes
+from cache_format.errors import CorruptFileError
+
+RUN_FORMAT = "1.0"
+"""Version of these files; the part before the point changes where older ones cannot be read."""
+
+_File = TypeVar("_File")
+
+
+def run_file_bytes(content: Any) -> bytes:
+    """The bytes of a file that holds the dataclass ``content``."""
+    return plain.seal({"format_version": RUN_FORMAT} | plain.to_plain(content))
+
+
+def write_run_file(path: Path, content: Any) -> None:
+    """Make ``path`` hold the dataclass ``content``, in place of what it held before."""
+    publish_bytes(path, run_file_bytes(content))
+
+
+def parse_run_file(kind: type[_File], data: bytes, path: Path, next_step: str) -> _File:
+    """The ``kind`` in the file ``path`` that holds ``data``.
+
+    Raises CorruptFileError, or UnsupportedFormatError for another version's, naming ``path`` and
+    ``next_step``.
+    """
+    fields = plain.unseal(data, path, next_step, RUN_FORMAT)
+    del fields["format_version"]
+    try:
+        content: _File = plain.from_plain(kind, fields)
+    except ValueError as error:
+        raise CorruptFileError(f"{path}: damaged: {error}. {next_step}") from error
+    return content

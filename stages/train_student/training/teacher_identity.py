@@ -1,0 +1,31 @@
+"""Which teacher a student has its embedding, head and tokenizer of."""
+
+from collections.abc import Mapping
+
+from cache_format.reader import Cache
+
+
+def teacher_identity(cache: Cache) -> dict[str, str]:
+    """The teacher of ``cache``: where it was read from, and the hashes of what it is."""
+    teacher = cache.spec.teacher
+    return {
+        "source": teacher.source,
+        "revision": teacher.revision,
+        "weights_sha256": teacher.weights_sha256,
+        "tokenizer_sha256": teacher.tokenizer_sha256,
+    }
+
+
+def require_same_teacher(what: str, teacher: Mapping[str, str], cache: Cache) -> None:
+    """Raise ValueError unless ``cache`` is of the ``teacher`` that ``what`` learnt from."""
+    other = teacher_identity(cache)
+    differing = [
+        f"{key} {teacher.get(key)} and {other[key]}"
+        for key in ("weights_sha256", "tokenizer_sha256")
+        if teacher.get(key) != other[key]
+    ]
+    if differing:
+        raise ValueError(
+            f"{cache.path}: made by another teacher ({other['source']}) than {what} learnt from "
+            f"({teacher.get('source')}): {'; '.join(differing)}. Name a cache of its teacher."
+        )

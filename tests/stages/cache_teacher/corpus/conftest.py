@@ -1,0 +1,13 @@
+"""Closes the corpora that a test has opened."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.stages.cache_teacher.corpus import corpora
+
+
+@pytest.fixture(autouse=True)
+def close_corpora() -> Iterator[None]:
+    yield
+    corpora.close_all()

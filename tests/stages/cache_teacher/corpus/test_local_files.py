@@ -1,0 +1,88 @@
+"""What is no corpus says so, and what would be one."""
+
+from pathlib import Path
+
+import pytest
+
+from stages.cache_teacher.corpus import corpus as corpus_module
+from stages.cache_teacher.corpus.corpus import check_local_corpus
+from tests.stages.cache_teacher.corpus.corpora import read_all, resolve, settings, write
+from tests.tiny import tiny_texts
+
+TEXTS = tiny_texts(12)
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        (
+            ["a.parquet", "b.jsonl"],
+            r"more than one kind \(a\.parquet is Parquet, b\.jsonl JSON lines",
+        ),
+        (["a.jsonl", "b.jsonl.xz"], r"b\.jsonl\.xz: unsupported kind of file '\.jsonl\.xz'; .*csv"),
+        (["a.gz"], r"a\.gz: unsupported kind of file '\.gz'"),
+        (["a.parquet.gz"], r"a\.parquet\.gz: unsupported kind of file"),
+        (["a"], r"a: unsupported kind of file ''"),
+        ([], r"the directory itself holds no file .* \.parquet, \.jsonl,.*\.gz.*save_to_disk"),
+        (["below/a.txt"], r"the directory itself holds no file"),
+        (["README.md", "_SUCCESS", ".hidden"], r"the directory itself holds no file"),
+    ],
+)
+def test_directories_that_are_no_corpus(tmp_path: Path, names: list[str], problem: str) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=problem):
+        read_all(tmp_path)
+    with pytest.raises(ValueError, match=problem):
+        check_local_corpus(settings(tmp_path))
+
+
+def test_a_corpus_is_checked_without_reading_it(tmp_path: Path) -> None:
+    (tmp_path / "damaged.parquet").write_bytes(b"")
+    check_local_corpus(settings(tmp_path))
+    check_local_corpus(settings("org/somewhere-on-the-hub"))
+    with pytest.raises(ValueError, match=r"corpus: not set: expected .*\.jsonl"):
+        check_local_corpus(settings(""))
+
+
+def test_files_of_one_kind_may_be_compressed_or_not(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", TEXTS[:4])
+    write(tmp_path / "b.json.gz", TEXTS[4:8])
+    write(tmp_path / "c.ndjson.zst", TEXTS[8:])
+    assert read_all(tmp_path, documents_per_unit=3) == (TEXTS, 0)
+
+
+@pytest.mark.parametrize("name", ["missing.parquet", "missing.csv.gz", "missing/", "missing"])
+def test_a_path_that_is_not_there(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="no such file or directory"):
+        read_all(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.parquet", "a.arrow", "a.csv"])
+def test_an_empty_file_has_no_documents(tmp_path: Path, name: str) -> None:
+    if name in ("a.jsonl", "a.txt"):
+        (tmp_path / name).write_bytes(b"")
+    else:
+        write(tmp_path / name, [])
+    assert read_all(tmp_path / name) == ([], 0)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv", "a.arrow"])
+def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, TEXTS)
+    corpus = resolve(settings(tmp_path / name, documents_per_unit=4))
+    assert corpus.has_unit(2)
+    write(tmp_path / name, TEXTS[:10])
+    with pytest.raises(ValueError, match=rf"{name}, .* 1[01]: not there, .* 12 documents"):
+        corpus.read_unit(2)
+
+
+def test_a_unit_too_large_for_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_module, "MAX_UNIT_CHARS", 30)
+    write(tmp_path / "a.jsonl", ["x" * 10] * 4)
+    assert read_all(tmp_path / "a.jsonl", documents_per_unit=3) == (["x" * 10] * 4, 0)
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 4: unit 0 .*Lower documents_per_unit"):
+        read_all(tmp_path / "a.jsonl", documents_per_unit=4)

@@ -1,0 +1,76 @@
+"""What is refused early, and that nothing is written where nothing is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import cache_format
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.preflight import check_early
+from stages.train_student.training import run_directory
+
+_CONFIG = TrainStudentConfig(trackers=())
+
+
+def check(cache: Path, out: Path, config: TrainStudentConfig = _CONFIG, **options: bool) -> None:
+    asked = {"resume": False, "online": False} | options
+    check_early(config, cache_format.open(cache), out, **asked)
+
+
+def files(root: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): path.read_text() for path in root.rglob("*") if path.is_file()
+    }
+
+
+@pytest.fixture
+def run(tiny_cache: Path, tmp_path: Path) -> Path:
+    """A run's directory, before its first checkpoint."""
+    out = tmp_path / "run"
+    run_directory.prepare(
+        out, cache_format.open(tiny_cache), _CONFIG, resume=False, recipe_toml="# mine\n"
+    )
+    return out
+
+
+def test_a_new_run(tiny_cache: Path, tmp_path: Path) -> None:
+    check(tiny_cache, tmp_path / "run")
+    check(tiny_cache, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_a_checkpoint_may_start_over(tiny_cache: Path, run: Path) -> None:
+    before = files(run)
+    check(tiny_cache, run, TrainStudentConfig(trackers=(), seed=7))
+    assert files(run) == before
+
+
+def test_a_run_that_is_resumed(tiny_cache: Path, run: Path) -> None:
+    (run / "checkpoints/step-0000001").mkdir(parents=True)
+    before = files(run)
+    check(tiny_cache, run, resume=True)
+    assert files(run) == before
+    with pytest.raises(ValueError, match="Add --resume"):
+        check(tiny_cache, run)
+    with pytest.raises(ValueError, match="seed was 0 and is 7"):
+        check(tiny_cache, run, TrainStudentConfig(trackers=(), seed=7), resume=True)
+    with pytest.raises(ValueError, match="teacher_in_the_loop"):
+        check(tiny_cache, run, resume=True, online=True)
+
+
+def test_a_student_without_its_checkpoints(tiny_cache: Path, run: Path) -> None:
+    (run / "model").mkdir()
+    with pytest.raises(ValueError, match="whose checkpoints are gone"):
+        check(tiny_cache, run, resume=True)
+
+
+def test_something_else(tiny_cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.json").write_text(json.dumps({}))
+    with pytest.raises(ValueError, match="something that is no run"):
+        check(tiny_cache, tmp_path)
+
+
+def test_settings_that_the_cache_does_not_hold(tiny_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the cache holds temperatures from 1 to 2"):
+        check(tiny_cache, tmp_path, TrainStudentConfig(trackers=(), temperature_start=4.0))
