@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -85,22 +86,39 @@ def stop_after(step: int) -> Callable[[TrainProgress], None]:
     return report
 
 
-def run_killed(config: TrainStudentConfig, cache: Path, out: Path, step: int) -> None:
-    """Train in a child that kills itself with SIGKILL right after ``step``."""
+def run_killed(
+    server: ForkServerContext,
+    cache: Path,
+    out: Path,
+    *,
+    step: int | None = None,
+    micro_batch: int | None = None,
+) -> None:
+    """Train in a process that kills itself right after ``step``, or in its ``micro_batch``-th."""
+    process = server.Process(target=train_and_die, args=(cache, out, step, micro_batch))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def train_and_die(cache: Path, out: Path, step: int | None, micro_batch: int | None) -> None:
+    """See ``run_killed``."""
+    terms, calls = Objective.terms, 0
 
     def report(progress: TrainProgress) -> None:
         if progress.event == "step" and progress.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    child = os.fork()
-    if child == 0:  # never returns into pytest
-        try:
-            run(config, cache, out, resume=True, report=report)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    def dying(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls == micro_batch:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return terms(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Objective, "terms", dying)
+        run(tiny_config(), cache, out, resume=True, report=report)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -133,14 +151,17 @@ def test_training_lowers_the_loss_and_leaves_a_whole_run(whole: Path) -> None:
     assert checkpoints == ["step-0000006", "step-0000009"]
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("stops", [(1,), (4,), (7,), (2, 5, 8)])
 def test_a_killed_run_continues_bitwise(
-    whole: Path, tiny_cache: Path, tmp_path: Path, stops: tuple[int, ...]
+    fork_server: ForkServerContext,
+    whole: Path,
+    tiny_cache: Path,
+    tmp_path: Path,
+    stops: tuple[int, ...],
 ) -> None:
     out = tmp_path / "run"
     for step in stops:
-        run_killed(tiny_config(), tiny_cache, out, step)
+        run_killed(fork_server, tiny_cache, out, step=step)
     run(tiny_config(), tiny_cache, out, resume=True)
     expected = weights(whole)
     for name, tensor in weights(out).items():
@@ -148,25 +169,13 @@ def test_a_killed_run_continues_bitwise(
     assert metrics(out) == metrics(whole)
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_run_killed_between_micro_batches_continues_bitwise(
-    whole: Path, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fork_server: ForkServerContext, whole: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     """Each attempt dies at the second of a step's two micro-batches, later than the one before."""
-    terms, out = Objective.terms, tmp_path / "run"
-    for last in (2, 10, 8, 4):  # micro-batches; every third step has a checkpoint
-        calls = 0
-
-        def dying(*arguments: Any, last: int = last) -> tuple[torch.Tensor, torch.Tensor]:
-            nonlocal calls
-            calls += 1
-            if calls == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return terms(*arguments)
-
-        monkeypatch.setattr(Objective, "terms", dying)
-        run_killed(tiny_config(), tiny_cache, out, step=100)
-    monkeypatch.setattr(Objective, "terms", terms)
+    out = tmp_path / "run"
+    for micro_batch in (2, 10, 8, 4):  # every third step has a checkpoint
+        run_killed(fork_server, tiny_cache, out, micro_batch=micro_batch)
     run(tiny_config(), tiny_cache, out, resume=True)
     expected = weights(whole)
     for name, tensor in weights(out).items():
