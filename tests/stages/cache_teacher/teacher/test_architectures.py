@@ -4,6 +4,8 @@ Alone means transformers' own forward pass of the causal language model: no mask
 packing, its own head. B rows, T positions, D width, V vocabulary.
 """
 
+import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -103,13 +105,12 @@ def require_equal_to_documents_alone(teacher: Teacher) -> None:
 
 
 def require_close(found_TX: torch.Tensor, expected_TX: torch.Tensor, dtype: str) -> None:
-    """In half precision at most positions: rounding may choose between experts."""
     scale = float(expected_TX.abs().max())
     if dtype == "float32":
         torch.testing.assert_close(found_TX, expected_TX, atol=1e-4 * scale, rtol=0)
     else:
-        differences_T = (found_TX.float() - expected_TX.float()).abs().amax(1)
-        assert float(differences_T.median()) <= 0.06 * scale
+        # Three layers round to 0.11 of it at most; another document changes it by all of it.
+        torch.testing.assert_close(found_TX.float(), expected_TX.float(), atol=0.25 * scale, rtol=0)
 
 
 @pytest.fixture(scope="module", params=VARLEN_TESTED)
@@ -127,8 +128,14 @@ def test_packed_documents_equal_documents_alone(varlen_teacher: Path, attention:
     require_equal_to_documents_alone(load(varlen_teacher, attention=attention))
 
 
-def test_they_do_in_half_precision_but_for_rounding(varlen_teacher: Path) -> None:
-    teacher = load(varlen_teacher, teacher_dtype="bfloat16")
+def test_they_do_in_half_precision_but_for_rounding(varlen_teacher: Path, tmp_path: Path) -> None:
+    """Of all experts where there are several: rounding would choose between them."""
+    directory = Path(shutil.copytree(varlen_teacher, tmp_path / "teacher"))
+    config = json.loads((directory / "config.json").read_text())
+    if "num_experts_per_tok" in config:
+        config["num_experts_per_tok"] = NUM_LAYERS
+        (directory / "config.json").write_text(json.dumps(config))
+    teacher = load(directory, teacher_dtype="bfloat16")
     assert teacher.source.spec.attention == "varlen"
     require_equal_to_documents_alone(teacher)
 
