@@ -8,9 +8,11 @@ Called by the cache's writer, by checkpoints and by everything else that publish
 
 import errno
 import fcntl
+import io
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -123,6 +125,23 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def regular_descriptor(path: Path) -> int:
+    """A descriptor of the file ``path``, to be read. Raises StorageError for a pipe or a device,
+    which may come with a stranger's directory: one is waited for, the other has no end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode) or stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise StorageError(f"{path}: no ordinary file, but a pipe or a device. Nothing was read.")
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """``regular_descriptor`` as a file object. Raises IsADirectoryError for a directory."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return open(regular_descriptor(path), "rb")
 
 
 def make_directory(path: Path) -> None:

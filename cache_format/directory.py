@@ -32,12 +32,12 @@ class LocalStorage:
 
     def read(self, name: str) -> bytes:
         path = self.root / name
-        with reading(path):
-            return path.read_bytes()
+        with reading(path), atomic.open_regular(path) as source:
+            return source.read()
 
     def chunks(self, name: str, num_bytes: int) -> Iterator[bytes]:
         path = self.root / name
-        with reading(path), path.open("rb") as source:
+        with reading(path), atomic.open_regular(path) as source:
             while chunk := source.read(min(_CHUNK_BYTES, num_bytes)):
                 num_bytes -= len(chunk)
                 yield chunk
@@ -127,7 +127,7 @@ class LocalStorage:
         path = self.root / name
         try:
             with reading(path):
-                return os.open(path, os.O_RDONLY)
+                return atomic.regular_descriptor(path)
         except ABSENT as error:
             raise missing(self, name, next_step) from error
 

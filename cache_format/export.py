@@ -45,6 +45,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cache_format import layout
 from cache_format.atomic import atomic_file, make_directory, remove_leftovers
 from cache_format.codec import Row
 from cache_format.errors import ForeignDirectoryError
@@ -97,9 +98,14 @@ def export_parquet(
     """Write ``out/<split>/<unit>.parquet`` for every shard with rows of a split; returns the files.
 
     Files that are there are kept: they are whole. ``report`` is told the positions that are done,
-    and of all. Raises ForeignDirectoryError if a file there was made from another shard or with
-    other columns, CacheError naming the shard if one cannot be read.
+    and of all. Raises ForeignDirectoryError if ``out`` is a cache, or a file there was made from
+    another shard or with other columns, CacheError naming the shard if one cannot be read.
     """
+    for name in (layout.SPEC, layout.MANIFEST):
+        if (out / name).exists():
+            raise ForeignDirectoryError(
+                f"{out}: is a cache (it has {name}): name another directory for the Parquet files"
+            )
     columns = _columns(cache.spec, what)
     files = [file for split in what.splits for file in _files(cache, split)]
     total = sum(len(file.rows) for file in files) * cache.spec.sequence_length

@@ -188,7 +188,9 @@ def export(
             report=lambda done, total: bar.show(done, total, ""),
         )
     num_bytes = sum(path.stat().st_size for path in paths)
-    click.echo(f"{out} holds {len(paths)} {file_format} files ({size(num_bytes)}).")
+    click.echo(
+        f"{len(paths)} {file_format} files ({size(num_bytes)}) of {', '.join(splits)} are in {out}."
+    )
 
 
 @click.command()
@@ -258,14 +260,14 @@ def _merged_text(merged: "Merged", out: Path | str) -> list[str]:
 @click.command()
 @click.argument("cache", type=_CACHE)
 @click.option(
-    "--num-tokens", "--tokens", "tokens", required=True, metavar="N", help="Budget, such as 1B."
+    "--tokens", "--num-tokens", "tokens", required=True, metavar="N", help="Budget, such as 1B."
 )
 @click.pass_obj
 def extend(session: Session, cache: Path | str, tokens: str) -> None:
     """Cache more tokens, by the recipe in the cache.
 
     \b
-      pipeline extend cache --num-tokens 1B
+      pipeline extend cache --tokens 1B
 
     Teacher, corpus and every setting are those that the cache was made with; teacher and corpus
     must still be where they were. Students may be trained from the cache meanwhile.

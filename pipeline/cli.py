@@ -28,7 +28,7 @@ _CACHE = CacheLocation(exists=True)
 @click.version_option(package_name="xlstm-distill", prog_name="pipeline")
 @click.option("--debug", is_flag=True, envvar="PIPELINE_DEBUG", help="Show tracebacks of errors.")
 def main(debug: bool) -> None:
-    """Distil a Transformer into an xLSTM, paying for the teacher once.
+    """Distill a Transformer into an xLSTM, paying for the teacher once.
 
     \b
       pipeline cache-teacher --recipe distil-xlstm --out cache
@@ -117,7 +117,7 @@ def inspect(
 @click.option(
     "--cache",
     type=_CACHE,
-    help="Where the cache of a run that has not finished is now, if it has been moved.",
+    help="The cache of an unfinished run, if it has been moved.",
 )
 def generate(
     run: Path,
@@ -133,9 +133,9 @@ def generate(
     \b
       pipeline generate run --prompt "The cell" --max-new-tokens 64
 
-    RUN is what train-student wrote with --out, or a model directory. Of a run that has not finished
-    the newest checkpoint is used; RUN/checkpoints/step-0000500 names one. Its embedding, head and
-    tokenizer come from the cache that the run learns from. Text appears as it is made.
+    RUN is what train-student wrote with --out, or a model directory. For an unfinished run, the
+    newest checkpoint is used; RUN/checkpoints/step-0000500 names one. Embedding, head and tokenizer
+    then come from the run's cache. Text is printed as it is generated.
     """
     from pipeline.student_files import require_student
 

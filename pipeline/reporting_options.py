@@ -32,9 +32,10 @@ def reporting_options(command: _Command) -> _Command:
         "--json",
         "as_json",
         is_flag=True,
-        help="Standard output carries one JSON object per line and nothing else: the events start, "
+        help="Print one JSON object per line to standard output, nothing else: the events start, "
         "phase, progress, validation, checkpoint, message, warning, and last done or error. "
-        "`pipeline/reporting/events.py` lists their fields.",
+        "Progress for people stays on standard error; --quiet drops it. "
+        "`pipeline/reporting/events.py` lists the fields.",
     )
     return quiet(log_file(as_json(command)))
 
@@ -60,9 +61,7 @@ def open_reporter(
 def require_place(file: Path, out: Path | str, option: str) -> None:
     """Raise BadParameter where ``file`` lies in ``out``, or in no directory."""
     if isinstance(out, Path) and file.resolve().is_relative_to(out.resolve()):
-        raise click.BadParameter(
-            f"{file} is inside --out ({out}); name another place", param_hint=option
-        )
+        raise click.BadParameter(f"{file} is inside {out}; name another place", param_hint=option)
     if not file.resolve().parent.is_dir():
         raise click.BadParameter(f"{file.parent}: no such directory", param_hint=option)
 

@@ -54,8 +54,8 @@ def evaluate(
       pipeline evaluate run --cache cache
       pipeline evaluate run --tasks hellaswag,arc_easy --limit 100
 
-    RUN is what train-student wrote with --out, or a model directory. Of a run that has not finished
-    the newest checkpoint is used; RUN/checkpoints/step-0000500 names one. With --cache: loss,
+    RUN is what train-student wrote with --out, or a model directory. For an unfinished run, the
+    newest checkpoint is used; RUN/checkpoints/step-0000500 names one. With --cache: loss,
     perplexity, KL, agreement, accuracy and expected calibration error on the cache's validation
     split, and what the cache tells of the teacher; the teacher is not loaded. With --tasks: metrics
     of lm-evaluation-harness, which is installed by `pip install 'lm_eval[hf]'`.

@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cache_format.reader import Cache
     from stages.train_student.student.model import DistilXLSTMForCausalLM
 
 
@@ -103,6 +102,7 @@ def student_files(
     if path is not None:
         yield StudentFiles(directory=path, source=path, step=None)
         return
+    import cache_format
     from stages.train_student.training.saved_student import find_checkpoint, publish_checkpoint
 
     checkpoint, problems = find_checkpoint(place)
@@ -111,19 +111,17 @@ def student_files(
     say(f"{checkpoint.path}: step {checkpoint.step} of a training that has not finished")
     with TemporaryDirectory(prefix="xlstm-student-") as temporary:
         directory = Path(temporary) / "model"
-        opened = _cache_of(checkpoint.path, cache)
-        say(f"its embedding, head and tokenizer are read from {opened.path}")
+        where = cache if cache is not None else _cache_location(checkpoint.path)
+        say(f"its embedding, head and tokenizer are read from {where}")
+        opened = cache_format.open(where, allow_incomplete=True)
         publish_checkpoint(checkpoint, opened, directory)
         yield StudentFiles(directory=directory, source=checkpoint.path, step=checkpoint.step)
 
 
-def _cache_of(checkpoint: Path, place: Path | str | None) -> "Cache":
-    """The cache at ``place``, or where the run of ``checkpoint`` has read it."""
-    import cache_format
+def _cache_location(checkpoint: Path) -> str:
+    """Where the run of ``checkpoint`` has read its cache: a path or a URL, whoever wrote it."""
     from stages.train_student.training.run_record import RUN_FILE, read_record
 
-    if place is not None:
-        return cache_format.open(place, allow_incomplete=True)
     run = checkpoint.resolve().parent.parent
     needed = f"{checkpoint}: the student's embedding, head and tokenizer are in its cache"
     if not (run / RUN_FILE).is_file():
@@ -134,4 +132,6 @@ def _cache_of(checkpoint: Path, place: Path | str | None) -> "Cache":
             f"{needed}, which lay at {location} and is no longer there. Say by --cache where it is "
             "now; another cache of the same teacher will do."
         )
-    return cache_format.open(location, allow_incomplete=True)
+    if "::" in location:  # to fsspec, a chain of drivers
+        raise ValueError(f"{needed}, but {location!r} is no place of a cache. Name it by --cache.")
+    return location

@@ -23,7 +23,9 @@ from pipeline.reporting_options import (
 from pipeline.session import Session
 
 _tokens_option = click.option(
-    "--tokens", metavar="N", help="Budget, such as 512M; sets cache_teacher.num_tokens."
+    "--tokens",
+    metavar="N",
+    help="Budget, such as 512M, rounded up to whole units; sets cache_teacher.num_tokens.",
 )
 
 

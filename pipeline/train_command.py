@@ -16,7 +16,7 @@ from pipeline.cache_location import CacheLocation, LocalPath
 from pipeline.finite_range import FiniteRange
 from pipeline.quiet import quieten
 from pipeline.recipe_options import load_session_recipe, recipe_options
-from pipeline.reporting_options import open_reporter, reporting_options, send_start
+from pipeline.reporting_options import open_reporter, reporting_options, require_place, send_start
 from pipeline.session import Session
 
 if TYPE_CHECKING:
@@ -36,25 +36,28 @@ _DIRECTORY = LocalPath(file_okay=False, expected="a directory, or a new one")
     help="The cache to train on, or its URL.",
 )
 @click.option("--out", type=_DIRECTORY, required=True, help="Directory of the run.")
-@click.option("--resume", is_flag=True, help="Resume from the newest checkpoint in --out.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Resume from the newest checkpoint in --out; start a run if there is none yet.",
+)
 @click.option(
     "--init",
     type=LocalPath(exists=True, file_okay=False),
     metavar="RUN|MODEL",
-    help="Begin a new run from the trained weights of another: from its model or, if there is none "
-    "yet, its newest checkpoint. Steps, schedules and AdamW's moments begin anew; recipe, length "
-    "and cache may be others, blocks and teacher must be the same. With --resume it may be left "
-    "out.",
+    help="Start a new run from the trained weights of another: its model or, if there is none yet, "
+    "its newest checkpoint. Steps, schedules and AdamW's moments start over; recipe, length and "
+    "cache may differ, blocks and teacher must be the same. Not needed with --resume.",
 )
 @click.option(
     "--extend-to",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=2**62),
     metavar="STEPS",
-    help="With --resume: train on to this step. What was done stays as it was. From here on, the "
-    "learning rate is that of a run of STEPS steps: where a finished run has brought it to 0, it "
-    "rises at once to what such a run has at this step, and falls to 0 at STEPS. The run keeps "
-    "this: later, --resume alone goes on to STEPS. At its end the new model takes the place of the "
-    "old one.",
+    help="With --resume: continue training to this step. Finished steps are kept as they are. From "
+    "here on, the learning rate is that of a run of STEPS steps: if a finished run has decayed it "
+    "to 0, it jumps to the value such a run has at this step, and decays to 0 at STEPS. The run "
+    "records this, so a later --resume alone continues to STEPS. The new model replaces the old "
+    "one at the end.",
 )
 @click.option(
     "--teacher-in-the-loop",
@@ -105,7 +108,7 @@ def train_student(
       pipeline train-student --recipe distil-xlstm --cache cache --out run --resume --extend-to 9000
       pipeline train-student --recipe distil-xlstm --cache cache --out run-2 --init run
 
-    The third line trains on, the last one begins another run from the weights of the first.
+    The third command continues a finished run, the last one starts a new run from its weights.
 
     Writes run/recipe.toml, run/metrics.jsonl, run/tensorboard, run/checkpoints and, at the end,
     run/model: a Hugging Face model directory.
@@ -115,8 +118,10 @@ def train_student(
     interruption, run the same command with --resume.
     """
     if extend_to is not None and not resume:
-        raise click.UsageError("--extend-to: give --resume with it, for it goes on with a run")
+        raise click.UsageError("--extend-to continues a run: add --resume")
     is_first = os.environ.get("RANK", "0") == "0"
+    if reporting["log_file"] is not None:
+        require_place(reporting["log_file"], cache, "--log-file")
     reporter = open_reporter(session, "train", out, is_first=is_first, **reporting)
     recipe = load_session_recipe(session, recipe_name, settings, ignored="cache_teacher")
     send_start(reporter, "train-student", recipe=recipe_name, cache=str(cache), out=str(out))

@@ -147,8 +147,12 @@ class TrainStudentConfig:
                 f"{name}_start",
                 f"at least {name}_end under the epoch rule scale_restart, which only lowers it",
             )
-        for key in ("feedforward_factor", "mlstm_factor", "learning_rate", "clip_norm"):
+        for key in ("learning_rate", "clip_norm"):
             _require(getattr(self, key) > 0.0, key, "above 0")
+        for key in ("feedforward_factor", "mlstm_factor"):
+            _require(0.0 < getattr(self, key) <= 1024.0, key, "above 0 and at most 1024")
+        for key in ("num_blocks", "conv_kernel"):
+            _require(getattr(self, key) <= 4096, key, "at most 4096")
         for key in ("dropout", "warmup_fraction", "adam_beta1", "adam_beta2"):
             _require(0.0 <= getattr(self, key) < 1.0, key, "at least 0 and below 1")
         _require(self.weight_decay >= 0.0, "weight_decay", "0 or more")

@@ -236,6 +236,13 @@ def test_a_damaged_shard_leaves_no_file(root: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "out/train").iterdir())
 
 
+def test_a_cache_is_no_place_for_an_export(root: Path) -> None:
+    before = contents(root)
+    with pytest.raises(ForeignDirectoryError, match=r"is a cache \(it has spec.json\)"):
+        export_parquet(cache_format.open(root), root, Export())
+    assert contents(root) == before
+
+
 def test_files_of_another_export_are_refused(root: Path, out: Path, tmp_path: Path) -> None:
     before = contents(out)
     cache = cache_format.open(root)

@@ -33,7 +33,7 @@ def test_two_spellings_are_one_option() -> None:
     words = ["extend", "cache", "--tokens", "1B", "--num-tokens", "2B"]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 2
-    assert "Option --num-tokens / --tokens was given 2 times" in result.stderr
+    assert "Option --tokens / --num-tokens was given 2 times" in result.stderr
 
 
 @pytest.mark.parametrize(("command", "option"), list(options(is_repeatable=True)))

@@ -1,5 +1,7 @@
 """What cannot be compiled is computed all the same, and not in silence."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -98,3 +100,23 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_off_says_nothing() -> None:
     assert not Compiled(depends_on_values, "off", CPU, **NAMES).is_compiled
+
+
+def row_sums(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return (values.exp().sum(1),)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_code_made_for_wider_vectors_is_not_taken_from_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    values = torch.rand(7, 100)
+    for capability in (None, "avx2"):
+        if capability is None:
+            monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+        else:
+            monkeypatch.setenv("ATEN_CPU_CAPABILITY", capability)
+        torch._dynamo.reset()
+        (found,) = Compiled(row_sums, "on", CPU, **NAMES)(values)
+        torch.testing.assert_close(found, values.exp().sum(1))

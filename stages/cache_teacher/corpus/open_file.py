@@ -26,8 +26,7 @@ def open_binary(url: str) -> IO[bytes]:
     """
     if is_url(url):
         return cast(IO[bytes], _RemoteFile(url))
-    filesystem, path = url_to_fs(url)
-    return cast(IO[bytes], filesystem.open(path, "rb"))
+    return open(url, "rb")  # not fsspec's, to which "::" in a name chains file systems
 
 
 class _RemoteFile(io.RawIOBase):

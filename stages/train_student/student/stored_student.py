@@ -109,6 +109,11 @@ def _read_config(path: Path) -> DistilXLSTMConfig:
     for name, value in settings.items():
         if not _SETTINGS[name](value):
             raise ValueError(f"{path}: {name}: impossible value {value!r:.200}. {_STEP}")
+    if settings.get("vocab_size", 0) > settings.get("head_rows", 0):
+        raise ValueError(
+            f"{path}: vocab_size is {settings.get('vocab_size')}, more than head_rows, which is "
+            f"{settings.get('head_rows')}. {_STEP}"
+        )
     try:
         return DistilXLSTMConfig(**settings)
     except Exception as error:  # of a type that only transformers knows

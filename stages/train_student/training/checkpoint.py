@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cache_format import plain
-from cache_format.atomic import publish_directory, remove_directory
+from cache_format.atomic import open_regular, publish_directory, remove_directory
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.training.extension import Extension
 from stages.train_student.training.metrics import MetricsMark
-from stages.train_student.training.run_files import parse_run_file, run_file_bytes
+from stages.train_student.training.run_files import parse_run_file, read_run_file, run_file_bytes
 
 STATE_FILE = "state.json"
 _TENSORS_FILE = "tensors.safetensors"
@@ -152,7 +152,7 @@ def load(path: Path) -> Checkpoint:
 
     A checkpoint is not whole either where its step is not that of its name.
     """
-    state = parse_state((path / STATE_FILE).read_bytes(), path / STATE_FILE)
+    state = parse_state(read_run_file(path / STATE_FILE), path / STATE_FILE)
     if state.step != _step_of(path):
         raise ValueError(f"{path}: holds step {state.step}: it was renamed, or is a copy.")
     file = path / _TENSORS_FILE
@@ -194,5 +194,5 @@ def _step_of(path: Path) -> int:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_format.atomic import publish_bytes
+from stages.train_student.training.run_files import read_run_file
 from stages.train_student.training.trackers import TrackedRun, Tracker, make_tracker
 
 
@@ -95,7 +96,7 @@ def finite_only(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _keep_until(path: Path, mark: MetricsMark, warn: Callable[[str], None]) -> bytes:
     """Drop the lines after ``mark``; returns those before. A damaged file is renamed."""
-    kept = path.read_bytes()[: mark.num_bytes] if path.exists() else b""
+    kept = read_run_file(path)[: mark.num_bytes] if path.exists() else b""
     if hashlib.sha256(kept).hexdigest() != mark.sha256:
         kept, aside = b"", path.with_name(f"{path.name}.damaged")
         if path.exists():
@@ -113,7 +114,7 @@ def _last_step(path: Path) -> int:
     if not path.exists():
         return 0
     steps = [0]
-    for line in path.read_bytes().splitlines():
+    for line in read_run_file(path).splitlines():
         with suppress(ValueError, RecursionError):
             row = json.loads(line)
             if isinstance(row, dict) and type(row.get("step")) is int:

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from safetensors import SafetensorError, safe_open
+
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.student.model import DistilXLSTMForCausalLM
@@ -14,6 +17,7 @@ from stages.train_student.training.saved_tensors import (
     trained_parameters,
     whole_tensors,
 )
+from stages.weight_files import weight_files
 
 
 def publish_student(
@@ -35,13 +39,30 @@ def publish_student(
     trained = whole_tensors(trained_parameters(model), keep=is_shared and team.is_first)
 
     def publish() -> tuple[str, ...]:
-        if target.exists() and published_step(target) == step:
-            return ()
         student = model
         if is_shared:
             student = load_student(config, cache)
             restore_weights(student, trained)
+        if target.exists() and published_step(target) == step and _holds(target, student):
+            return ()
         student.config.num_steps = step
         return publish_model(student, cache, target, config=config, metrics=metrics)
 
     return team.first(publish)
+
+
+def _holds(directory: Path, student: DistilXLSTMForCausalLM) -> bool:
+    """Whether the weights in ``directory`` are those of ``student``: they may have been swapped."""
+    expected = student.state_dict()
+    found = set()
+    try:
+        for file in weight_files(directory):
+            with safe_open(directory / file, framework="pt") as weights:
+                for name in weights.keys():  # noqa: SIM118  (no mapping)
+                    tensor = expected.get(name)
+                    if tensor is None or not torch.equal(tensor.cpu(), weights.get_tensor(name)):
+                        return False
+                    found.add(name)
+    except (SafetensorError, ValueError, OSError):
+        return False
+    return expected.keys() - found <= {"lm_head.weight"}  # which is the embedding where tied

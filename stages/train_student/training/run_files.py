@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cache_format import plain
-from cache_format.atomic import publish_bytes
+from cache_format.atomic import open_regular, publish_bytes
 from cache_format.errors import CorruptFileError
 
 RUN_FORMAT = "1.0"
@@ -22,9 +22,17 @@ def run_file_bytes(content: Any) -> bytes:
     return plain.seal({"format_version": RUN_FORMAT} | plain.to_plain(content))
 
 
+def read_run_file(path: Path) -> bytes:
+    """The bytes of the file ``path``, which is an ordinary one."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 def write_run_file(path: Path, content: Any) -> None:
     """Make ``path`` hold the dataclass ``content``, in place of what it held before."""
-    publish_bytes(path, run_file_bytes(content))
+    data = run_file_bytes(content)
+    parse_run_file(type(content), data, path, "")  # or what was good would be lost
+    publish_bytes(path, data)
 
 
 def parse_run_file(kind: type[_File], data: bytes, path: Path, next_step: str) -> _File:

@@ -11,7 +11,7 @@ from typing import Any
 from cache_format.failures import reading
 from cache_format.reader import Cache
 from stages.train_student.training.extension import Extension
-from stages.train_student.training.run_files import parse_run_file, write_run_file
+from stages.train_student.training.run_files import parse_run_file, read_run_file, write_run_file
 
 RUN_FILE = "run.json"
 
@@ -51,7 +51,7 @@ def read_record(run: Path) -> RunRecord:
         f"--init {run} --out NEW."
     )
     with reading(path):
-        data = path.read_bytes()
+        data = read_run_file(path)
     return parse_run_file(RunRecord, data, path, step)
 
 

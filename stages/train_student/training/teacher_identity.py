@@ -18,6 +18,8 @@ def teacher_identity(cache: Cache) -> dict[str, str]:
 
 def require_same_teacher(what: str, teacher: Mapping[str, str], cache: Cache) -> None:
     """Raise ValueError unless ``cache`` is of the ``teacher`` that ``what`` learnt from."""
+    if not isinstance(teacher, Mapping):  # a stranger's file may hold anything
+        raise ValueError(f"{what}: damaged: teacher: expected an object, found {teacher!r:.200}.")
     other = teacher_identity(cache)
     differing = [
         f"{key} {teacher.get(key)} and {other[key]}"

@@ -207,12 +207,13 @@ class TestFailures:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("RANK", "1")
+        (tmp_path / "cache").mkdir()
         command: Words = (
             "train-student",
             "--recipe",
             "small",
             "--cache",
-            tmp_path,
+            tmp_path / "cache",
             "--out",
             "run",
         )

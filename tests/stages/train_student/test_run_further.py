@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file, save_file
 
 import cache_format
 from stages.train_student.objective.schedule import learning_rate
@@ -274,3 +274,17 @@ def test_a_run_as_older_versions_wrote_it_is_refused_with_a_way_on(
     (copy / "run.json").write_text(json.dumps(record["identity"]))
     with pytest.raises(ValueError, match=r"run\.json: damaged: it has no seal.*older.*--init"):
         run(tiny_cache, copy, resume=True)
+
+
+def test_a_model_whose_weights_were_swapped_is_published_again(
+    finished: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    file = out / "model/model.safetensors"
+    before = file.read_bytes()
+    run(tiny_cache, out, resume=True)
+    assert file.read_bytes() == before
+    save_file({name: 0 * tensor for name, tensor in load_file(file).items()}, file)
+    run(tiny_cache, out, resume=True)
+    assert all(torch.equal(load_file(file)[name], load(before)[name]) for name in load(before))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -309,3 +310,14 @@ def test_a_state_that_is_no_json_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         checkpoint.save(tmp_path, bad, {}, keep=1)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(checkpoints: Path, name: str) -> None:
+    file = checkpoints / "step-0000006" / name
+    file.unlink()
+    os.mkfifo(file)
+    found, problems = checkpoint.load_newest(checkpoints)
+    assert found is not None
+    assert found.step == 3
+    assert "no ordinary file" in problems[0].reason
