@@ -269,7 +269,7 @@ def test_train_on_by_command(
     command = ("train-student", "--recipe", recipe, "--cache", tiny_cache)
     refused = run(*command, "--out", out, "--extend-to", "3")
     assert refused.exit_code == 2
-    assert "--extend-to: give --resume with it" in refused.stderr
+    assert "--extend-to continues a run: add --resume" in refused.stderr
     longer = run(*command, "--out", out, "--resume", "--extend-to", "3")
     assert longer.exit_code == 0, longer.output
     assert "step 3/3" in longer.stderr

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import IO, Any, TypeVar, cast
 
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from cache_format.storage import is_url
 from stages.cache_teacher.corpus.retry import retrying
@@ -26,7 +27,8 @@ def open_binary(url: str) -> IO[bytes]:
     """
     if is_url(url):
         return cast(IO[bytes], _RemoteFile(url))
-    return open(url, "rb")  # not fsspec's, to which "::" in a name chains file systems
+    # Of a path nothing is resolved: "::" in a name would chain file systems.
+    return cast(IO[bytes], LocalFileSystem().open(url, "rb"))
 
 
 class _RemoteFile(io.RawIOBase):
