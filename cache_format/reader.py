@@ -31,7 +31,13 @@ from cache_format.manifest import Manifest, fold, read_manifest, read_spec, requ
 from cache_format.parts import looks_like_part, ranges_text, unit_ranges
 from cache_format.projection import Projection, read_projection
 from cache_format.ranks import RankTable, read_ranks
-from cache_format.receipt import Segment, ShardEntry, read_receipt, read_teacher_receipt
+from cache_format.receipt import (
+    Segment,
+    ShardEntry,
+    read_receipt,
+    read_teacher_receipt,
+    segments_of_batch,
+)
 from cache_format.spec import CacheSpec, Split
 from cache_format.splits import SPLITS
 from cache_format.storage import LocalSpace, Storage, on_each, storage_at
@@ -216,7 +222,7 @@ class Cache:
         return verify(self, report, num_threads, record)
 
     def _batch(self, entry: ShardEntry, number: int, with_sketch: bool) -> "pa.RecordBatch":
-        from cache_format.shard import open_batch, segments_of_batch
+        from cache_format.shard import open_batch
 
         key = (entry.unit, number, with_sketch)
         with self._lock:
@@ -293,27 +299,15 @@ class Cache:
         return data
 
     def _segments_of(self, entry: ShardEntry) -> tuple[Segment, ...]:
-        from cache_format.shard import num_segments
-
         with self._lock:
             known = self._segments.get(entry.unit)
         if known is not None:
             return known
         receipt = read_receipt(self.storage, entry.unit, self.spec, entry.receipt_sha256)
         require_agreement(self.storage, entry, receipt)
-        segments = receipt.segments
-        if len(segments) != num_segments(entry.num_rows, self.spec) or any(
-            segment.offset < 0
-            or segment.length < 0
-            or segment.offset + segment.length > entry.num_bytes
-            for segment in segments
-        ):
-            path = self.storage.locate(layout.receipt_file(entry.unit))
-            step = layout.shard_step(entry.unit, entry.file)
-            raise CorruptFileError(f"{path}: its segments do not fit its shard. {step}")
         with self._lock:
-            self._segments[entry.unit] = segments
-        return segments
+            self._segments[entry.unit] = receipt.segments
+        return receipt.segments
 
 
 def _read_at(descriptor: int, offset: int, length: int) -> bytes:

@@ -104,6 +104,17 @@ class TeacherReceipt:
             _require_sha256(f"files.{name}", sha256)
 
 
+def num_segments(num_rows: int, spec: CacheSpec) -> int:
+    """How many segments a shard has."""
+    return 1 + -(-num_rows // spec.rows_per_batch) * _segments_per_batch(spec)
+
+
+def segments_of_batch(number: int, spec: CacheSpec) -> tuple[int, ...]:
+    """Which segments hold record batch ``number``: targets, and the sketch if there is one."""
+    first = 1 + number * _segments_per_batch(spec)
+    return tuple(range(first, first + _segments_per_batch(spec)))
+
+
 def receipt_bytes(receipt: Receipt, spec: CacheSpec) -> bytes:
     """The bytes of a shard's receipt; its entry's own ``receipt_sha256`` is not part of them."""
     fields: dict[str, Any] = plain.to_plain(receipt.entry)
@@ -127,7 +138,10 @@ def read_receipt(
             f"{path}: is of unit {entry.unit} and split {entry.split}, expected unit {unit} and "
             f"split {split}. {step}"
         )
-    return Receipt(entry=entry, segments=tuple(Segment(*segment) for segment in segments))
+    receipt = Receipt(entry=entry, segments=tuple(Segment(*segment) for segment in segments))
+    if problem := _misfit(receipt, spec):
+        raise CorruptFileError(f"{path}: {problem}. {step}")
+    return receipt
 
 
 def teacher_receipt_bytes(files: dict[str, tuple[int, str]], spec: CacheSpec) -> bytes:
@@ -179,6 +193,23 @@ def _read_sealed(
     return fields, sha256
 
 
+def _misfit(receipt: Receipt, spec: CacheSpec) -> str | None:
+    """What of a receipt cannot be true of any shard; None where all may be."""
+    entry = receipt.entry
+    if entry.num_tokens != entry.num_rows * spec.sequence_length:
+        return f"{entry.num_tokens} tokens are not {entry.num_rows} rows of {spec.sequence_length}"
+    if len(receipt.segments) != num_segments(entry.num_rows, spec) or any(
+        min(segment.offset, segment.length) < 0 or segment.offset + segment.length > entry.num_bytes
+        for segment in receipt.segments
+    ):
+        return "its segments do not fit its shard"
+    return None
+
+
 def _require_sha256(name: str, value: str) -> None:
     if _SHA256.fullmatch(value) is None:
         raise ValueError(f"{name}: expected 64 hex digits, found {value!r}")
+
+
+def _segments_per_batch(spec: CacheSpec) -> int:
+    return 1 if spec.sketch.kind == "none" else 2

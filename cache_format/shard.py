@@ -80,17 +80,6 @@ def encode_shard(
     )
 
 
-def num_segments(num_rows: int, spec: CacheSpec) -> int:
-    """How many segments a shard has."""
-    return 1 + -(-num_rows // spec.rows_per_batch) * _segments_per_batch(spec)
-
-
-def segments_of_batch(number: int, spec: CacheSpec) -> tuple[int, ...]:
-    """Which segments hold record batch ``number``: targets, and the sketch if there is one."""
-    first = 1 + number * _segments_per_batch(spec)
-    return tuple(range(first, first + _segments_per_batch(spec)))
-
-
 def open_batch(
     schema_bytes: bytes, batch_bytes: bytes, num_absent: int, unit: int, spec: CacheSpec
 ) -> pa.RecordBatch:
@@ -287,7 +276,3 @@ def _segments_of(data: pa.Buffer, num_batches: int, spec: CacheSpec) -> tuple[Se
         Segment(start, end - start, hashlib.sha256(data.slice(start, end - start)).hexdigest())
         for start, end in zip(starts, ends, strict=True)
     )
-
-
-def _segments_per_batch(spec: CacheSpec) -> int:
-    return 1 if spec.sketch.kind == "none" else 2

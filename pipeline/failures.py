@@ -10,7 +10,8 @@ from pipeline.recipe import Recipe
 
 _INTERRUPTED = {
     "cache-teacher": "Finished shards are kept: run the same command again to continue.",
-    "train-student": "Run the same command with --resume to continue from the newest checkpoint.",
+    "train-student": "Run the same command with --resume to continue from the newest "
+    "checkpoint, or without it if there is none yet.",
     "pack": "Nothing partial was left: run the same command again to start over.",
     "unpack": "What has arrived is kept: run the same command again to continue.",
     "merge": "Merged units are kept: run the same command again to continue.",

@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
 _MULTIPLIERS = {"K": 1_000, "M": 1_000_000, "B": 1_000_000_000}
-_SUFFIXED = re.compile(r"(\d+(?:\.\d+)?)([KMB])", re.IGNORECASE)
+_SUFFIXED = re.compile(r"(\d+(?:\.\d+)?)([KMB]|e\d{1,2})", re.IGNORECASE)
 _NAMES = {str: "a string", bool: "true or false", float: "a number"}
 _KINDS = {str: "string", bool: "boolean", int: "integer", float: "float", list: "array"}
 
@@ -38,6 +38,8 @@ def from_command_line(text: str, hint: Any) -> object:
     """The TOML value that ``text`` stands for; ``text`` itself where that is no TOML or a string
     is wanted (a revision such as ``1234567`` needs no quotes)."""
     hint = _without_none(hint)
+    if hint is int and _suffixed(text) is not None:  # 1e6 is a float to TOML
+        return text
     try:
         document = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
@@ -64,7 +66,8 @@ def _suffixed(text: str) -> int | None:
     match = _SUFFIXED.fullmatch(text.strip())
     if match is None:
         return None
-    number = Decimal(match[1]) * _MULTIPLIERS[match[2].upper()]
+    unit = match[2].upper()
+    number = Decimal(match[1]) * (_MULTIPLIERS.get(unit) or Decimal(f"1{unit}"))
     return int(number) if number == int(number) else None
 
 

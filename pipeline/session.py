@@ -4,7 +4,9 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or recipe, 130 interrupted, 143 term
 around every command of ``cli.py``.
 """
 
+import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -20,6 +22,9 @@ from pipeline.repeated_options import refuse_repeated_options
 if TYPE_CHECKING:
     from pipeline.recipe import Recipe
     from pipeline.reporting.reporter import Reporter
+
+
+_SECONDS_TO_REPEAT = 0.05
 
 
 @dataclass
@@ -62,7 +67,7 @@ class PipelineGroup(click.Group):
             return super().invoke(ctx)
         ctx.obj = session = Session(is_debug=bool(ctx.params["debug"]))
         try:
-            with _terminated_like_interrupted():
+            with _terminated_like_interrupted(), interrupts_again():
                 return super().invoke(ctx)
         except (click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
@@ -99,6 +104,33 @@ def _terminated_like_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def interrupts_again() -> Iterator[None]:
+    """Inside the block, an interruption that Python drops is repeated.
+
+    A handler that runs in a finalizer or a weak reference's callback raises where nothing can be
+    raised: Python reports the exception and goes on as if nobody had asked.
+    """
+    before = sys.unraisablehook
+
+    def hook(dropped: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(dropped.exc_value, KeyboardInterrupt):
+            before(dropped)
+            return
+        is_terminated = isinstance(dropped.exc_value, Terminated)
+        number = signal.SIGTERM if is_terminated else signal.SIGINT
+        # Later, or it would be raised in here.
+        again = threading.Timer(_SECONDS_TO_REPEAT, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _report_interrupt(error: KeyboardInterrupt, command: str, session: Session) -> int:

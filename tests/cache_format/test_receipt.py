@@ -27,6 +27,7 @@ def _as_of_unit_2(fields: dict[str, Any]) -> None:
         (lambda f: f["segments"].pop(), "its segments do not fit its shard"),
         (lambda f: f["segments"][1].__setitem__(0, -1), "its segments do not fit its shard"),
         (lambda f: f["segments"][1].__setitem__(1, 10**9), "its segments do not fit its shard"),
+        (lambda f: f.update(num_tokens=f["num_tokens"] - 1), "tokens are not . rows of"),
         (lambda f: f["segments"][1].pop(), r"\[1\]: expected tuple"),
         (lambda f: f.pop("segments"), "expected tuple"),
         (lambda f: f.update(cache_id="0" * 64), "belongs to another cache"),
@@ -43,6 +44,7 @@ def test_a_receipt_that_breaks_a_rule(
     with pytest.raises(CorruptFileError, match=message) as caught:
         cache_format.open(root).read_row("train", 0)
     assert str(path) in str(caught.value)
+    assert [problem.path for problem in cache_format.open(root).verify()] == [path]
 
 
 def test_a_receipt_that_the_manifest_does_not_name(root: Path) -> None:

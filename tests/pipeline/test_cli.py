@@ -6,8 +6,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -377,6 +379,29 @@ class TestDemo:
 
         monkeypatch.setattr("pipeline.demo.run.run_demo", demo)
         assert run("demo", "--out", tmp_path).exit_code == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_finalizer_drops_is_repeated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
+) -> None:
+    class Dropping:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    def cache_teacher(*_: object, **__: object) -> None:
+        Dropping()  # which ends here, and takes the signal with it
+        time.sleep(20)
+        pytest.fail("went on")
+
+    monkeypatch.setattr("stages.cache_teacher.run.cache_teacher", cache_teacher)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = run("cache-teacher", "--recipe", "distil-xlstm", "--out", tmp_path / "cache")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[signal.Signals(number)]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")

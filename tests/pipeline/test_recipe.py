@@ -233,6 +233,8 @@ class TestOverrides:
             ("cache_teacher.num_tokens=512M", 512_000_000),
             ("cache_teacher.num_tokens=2b", 2_000_000_000),
             ("cache_teacher.num_tokens=1_000", 1000),
+            ("cache_teacher.num_tokens=1e6", 1_000_000),
+            ("cache_teacher.num_tokens=2.5e6", 2_500_000),
             ("cache_teacher.teacher=Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
             ("cache_teacher.teacher='with space'", "with space"),
             ("cache_teacher.teacher=a=b", "a=b"),

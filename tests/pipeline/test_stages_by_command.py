@@ -4,13 +4,16 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+import cache_format
 from pipeline.cli import main
 from pipeline.recipe import load_recipe
 from stages.train_student.training.run_record import read_record, write_record
+from stages.train_student.training.saved_student import find_checkpoint, publish_checkpoint
 from tests import tiny
 from tests.stages.train_student.caches import TARGETS, write_cache
 
@@ -219,6 +222,28 @@ def test_generate_from_an_unfinished_run(student: tuple[Path, Result], unfinishe
     result = run("generate", newest, *_TEXT)
     assert result.exit_code == 1
     assert "damaged" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"num_blocks": 4096}, "num_blocks is 4096, but the weights are of 2 blocks"),
+        ({"feedforward_factor": 9.0}, "tensors: .*expected .*found"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_makes_no_student(
+    unfinished: Path, tiny_cache: Path, tmp_path: Path, settings: dict[str, Any], problem: str
+) -> None:
+    """Sealed, hence written so by someone; refused before memory is taken for it."""
+    checkpoint, _ = find_checkpoint(unfinished)
+    state = dataclasses.replace(checkpoint.state, config=checkpoint.state.config | settings)
+    with pytest.raises(ValueError, match=problem) as raised:
+        publish_checkpoint(
+            dataclasses.replace(checkpoint, state=state),
+            cache_format.open(tiny_cache),
+            tmp_path / "model",
+        )
+    assert str(checkpoint.path) in str(raised.value)
 
 
 def test_generate_where_the_cache_is_gone(

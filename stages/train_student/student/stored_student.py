@@ -159,6 +159,10 @@ def _shapes(directory: Path, names: list[str]) -> dict[str, Shape]:
     for file in names:
         with safe_open(directory / file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118  (no mapping)
+                if name in shapes:
+                    raise ValueError(
+                        f"{directory / file}: {name}: also in another of its files. {_STEP}"
+                    )
                 part = weights.get_slice(name)
                 if part.get_dtype() not in _STORED:
                     raise ValueError(

@@ -1,8 +1,14 @@
 """A student that a run has left: its published model or, before there is one, a checkpoint."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from cache_format.reader import Cache
+from stages.train_student.config import TrainStudentConfig
 from stages.train_student.training.checkpoint import (
     STATE_FILE,
     Checkpoint,
@@ -14,8 +20,15 @@ from stages.train_student.training.checkpoint import (
 from stages.train_student.training.export import publish_model
 from stages.train_student.training.model_directory import no_student
 from stages.train_student.training.new_student import load_student
-from stages.train_student.training.saved_tensors import restore_weights, trained_weights
+from stages.train_student.training.saved_tensors import (
+    require_alike,
+    restore_weights,
+    trained_parameters,
+    trained_weights,
+)
 from stages.train_student.training.teacher_identity import require_same_teacher
+
+_BLOCK = re.compile(r"\bblocks\.(\d+)\.")
 
 
 def find_checkpoint(place: Path) -> tuple[Checkpoint, list[str]]:
@@ -45,9 +58,28 @@ def publish_checkpoint(checkpoint: Checkpoint, cache: Cache, target: Path) -> No
     """
     state = checkpoint.state
     require_same_teacher(str(checkpoint.path), state.identity.get("teacher", {}), cache)
-    config = config_of(checkpoint)
+    config, weights = config_of(checkpoint), trained_weights(checkpoint.tensors)
+    _require_fit(checkpoint, config, weights, cache)
     student = load_student(config, cache)
-    restore_weights(student, trained_weights(checkpoint.tensors))
+    restore_weights(student, weights)
     student.config.cache_id = state.identity.get("cache_id")
     student.config.num_steps = checkpoint.step
     publish_model(student, cache, target, config=config, metrics=state.validation)
+
+
+def _require_fit(
+    checkpoint: Checkpoint, config: TrainStudentConfig, weights: Mapping[str, Tensor], cache: Cache
+) -> None:
+    """Raise ValueError unless the student of ``config`` has these weights, before it is made."""
+    blocks = {match[1] for name in weights if (match := _BLOCK.search(name))}
+    if len(blocks) != config.num_blocks:
+        raise ValueError(
+            f"{checkpoint.path}: num_blocks is {config.num_blocks}, but the weights are of "
+            f"{len(blocks)} blocks."
+        )
+    with torch.device("meta"):
+        expected = trained_parameters(load_student(config, cache))
+    try:
+        require_alike(expected, weights, dtypes=False)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.path}: {error}") from error

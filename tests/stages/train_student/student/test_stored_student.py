@@ -63,6 +63,17 @@ def test_weights_in_parts(whole: Path, copy: Path) -> None:
     assert same_logits(load_stored_student(copy), load_stored_student(whole))
 
 
+def test_a_weight_in_two_parts_is_refused(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    weight_map = {name: f"model-{n % 2}.safetensors" for n, name in enumerate(tensors)}
+    for part in sorted(set(weight_map.values())):
+        save_file(tensors, copy / part)
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ValueError, match="also in another of its files"):
+        load_stored_student(copy)
+
+
 def test_settings_that_no_student_has_are_passed_over(whole: Path, copy: Path) -> None:
     change(copy, quantization_config={"quant_method": "awq"}, attn_implementation="a/kernel")
     change(copy, transformers_weights="adapter_model.bin", auto_map={"AutoConfig": "evil.Evil"})
