@@ -24,7 +24,8 @@ def local_directory(teacher: str) -> Path | None:
         return path.resolve()
     if path.exists():
         raise ValueError(f"teacher {teacher!r}: a file; {_EXPECTED}. {_next_step(path)}")
-    if teacher.startswith(_LOCAL) or path.suffix in (*_NEXT_STEPS, ".safetensors"):
+    is_id = teacher.count("/") <= 1
+    if not is_id or teacher.startswith(_LOCAL) or path.suffix in (*_NEXT_STEPS, ".safetensors"):
         raise ValueError(f"teacher {teacher!r}: no such directory; {_EXPECTED}")
     return None
 

@@ -18,7 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cache_format import plain
-from cache_format.atomic import open_regular, publish_directory, remove_directory
+from cache_format.atomic import (
+    open_regular,
+    publish_directory,
+    remove_directory,
+    remove_leftovers,
+)
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.training.extension import Extension
 from stages.train_student.training.metrics import MetricsMark
@@ -96,6 +101,7 @@ def save(directory: Path, state: CheckpointState, tensors: dict[str, Tensor], ke
         (temporary / STATE_FILE).write_bytes(data)
     for path in newest_first(directory)[keep:]:
         remove_directory(path)
+    remove_leftovers(directory)
     return target
 
 

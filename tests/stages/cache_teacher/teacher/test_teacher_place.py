@@ -25,7 +25,7 @@ def test_nothing() -> None:
         local_directory("")
 
 
-@pytest.mark.parametrize("name", ["./gone", "/gone", "~/gone", "gone.gguf", "a/gone.safetensors"])
+@pytest.mark.parametrize("name", ["./gone", "models/mine/gone", "/gone", "~/gone", "gone.gguf", "a/gone.safetensors"])
 def test_what_is_not_there(name: str) -> None:
     with pytest.raises(ValueError, match=r"no such directory; expected a directory with config"):
         local_directory(name)

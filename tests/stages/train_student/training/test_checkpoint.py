@@ -83,6 +83,12 @@ def test_what_is_saved_is_loaded(checkpoints: Path) -> None:
         checkpoint.config_of(found)
 
 
+def test_what_a_killed_save_left_is_removed_by_the_next(checkpoints: Path) -> None:
+    (checkpoints / ".tmp-step-0000007-abc").mkdir()
+    checkpoint.save(checkpoints, state_of(9), tensors_of(*small_model(), keep=True), keep=2)
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-0000006", "step-0000009"]
+
+
 def test_every_flipped_bit_of_the_state_is_noticed() -> None:
     data = run_file_bytes(state_of(4))
     for copy in flipped(data):
