@@ -32,9 +32,9 @@ from benchmarks.positions import (
     make_spec,
     read_logits,
 )
-from cache_format.codec import Encoded, Row, decode_row, encode_row
-from cache_format.ranks import RankTable
-from cache_format.spec import CacheSpec
+from cache_format.codec.row_codec import Encoded, Row, decode_row, encode_row
+from cache_format.metadata.spec import CacheSpec
+from cache_format.metadata.vocabulary_ranks import RankTable
 
 _TARGET_COLUMNS = ("num_kept", "kept", "tail_log_mass", "next_logprob")
 _FILE = click.Path(exists=True, path_type=Path)

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from benchmarks.alternating import median_seconds
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.student.isolated_stack import StackState
-from stages.train_student.student.model import DistilXLSTMForCausalLM, build_student
+from stages.train_student.modeling.distil_xlstm.modeling import (
+    DistilXLSTMForCausalLM,
+    build_student,
+)
+from stages.train_student.modeling.distil_xlstm.stack import StackState
 
 _VOCAB_SIZE = 8192
 _TOKENS_PER_REPEAT = 16  # one of each context in turn

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from benchmarks.head_scenes import TEMPERATURE, TOP_K, Scene, demo_scene, full_scenes
 from benchmarks.positions import QWEN_VOCABULARY
-from stages.compiling import Mode
-from stages.train_student.objective.head_columns import HeadColumns
-from stages.train_student.objective.loss import SparseDistillationLoss
-from stages.train_student.objective.sparse_targets import SparseTargets
+from stages.compute.compiling import Mode
+from stages.train_student.losses.sampled_softmax import HeadColumns
+from stages.train_student.losses.sparse_kl import SparseDistillationLoss
+from stages.train_student.losses.sparse_targets import SparseTargets
 
 WEIGHTING = (0.3, 0.7 * TEMPERATURE**2, TEMPERATURE)  # of cross-entropy and of KL; T
 NUM_DRAWN = (64, 256, 1024)

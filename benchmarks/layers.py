@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.alternating import median_seconds, peak_allocated_bytes
-from stages.train_student.student.document_layout import lay_out_documents
-from stages.train_student.student.isolated_stack import slstm_layer_forward, stack_forward
-from stages.train_student.student.mlstm import mlstm
-from stages.train_student.student.package_stack import (
+from stages.train_student.modeling.distil_xlstm.package_stack import (
     StackSettings,
     make_package_stack,
     make_stack,
 )
+from stages.train_student.modeling.distil_xlstm.stack import slstm_layer_forward, stack_forward
+from stages.train_student.modeling.layers.document_masks import lay_out_documents
+from stages.train_student.modeling.layers.mlstm import mlstm
 
 _CONV_KERNEL = 4
 _HEADS = 16

@@ -26,9 +26,9 @@ from pyarrow import ipc
 
 import cache_format
 from benchmarks.positions import SEQUENCE_LENGTH, demo_positions, make_rows, make_spec, read_logits
-from cache_format.codec import Row
-from cache_format.ranks import RankTable
-from cache_format.spec import CacheSpec
+from cache_format.codec.row_codec import Row
+from cache_format.metadata.spec import CacheSpec
+from cache_format.metadata.vocabulary_ranks import RankTable
 from cache_format.writer import CacheWriter
 
 _TOP_K = 64

@@ -23,12 +23,12 @@ from benchmarks.trainings import WAYS, Training, Way
 from cache_format.reader import Cache
 from pipeline.demo.corpus import write_parquet
 from pipeline.demo.run import TEACHER
-from pipeline.online_teacher import load_online_teacher
-from pipeline.recipe import Recipe, load_recipe, parse_override
-from stages.device import choose_device
-from stages.train_student.evaluate import validation_batches
-from stages.train_student.objective.dense_loss import DenseTargets
-from stages.train_student.training.throughput import peak_bytes
+from pipeline.recipes.recipe import Recipe, load_recipe, parse_override
+from pipeline.students.online_teacher import load_online_teacher
+from stages.compute.device import choose_device
+from stages.train_student.evaluation.validation import validation_batches
+from stages.train_student.losses.dense_kl import DenseTargets
+from stages.train_student.tracking.throughput import peak_bytes
 
 CORPUS_CHARS = 9_000_000
 _LABELS = {"cache": "from the cache", "online": "teacher in the loop", "labels": "labels alone"}

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_format.codec import Row
-from cache_format.ranks import RankTable
-from cache_format.spec import CacheSpec, CorpusSpec, SketchSpec, TargetSpec, TeacherSpec
+from cache_format.codec.row_codec import Row
+from cache_format.metadata.spec import CacheSpec, CorpusSpec, SketchSpec, TargetSpec, TeacherSpec
+from cache_format.metadata.vocabulary_ranks import RankTable
 
 if TYPE_CHECKING:
     from stages.cache_teacher.corpus.packing import PackedUnit
@@ -99,7 +99,7 @@ def demo_teacher(
     from pipeline.demo.run import TEACHER
     from stages.cache_teacher.config import CacheTeacherConfig
     from stages.cache_teacher.corpus.packing import pack
-    from stages.cache_teacher.corpus.ranks import rank_table
+    from stages.cache_teacher.corpus.token_frequencies import rank_table
     from stages.cache_teacher.teacher.teacher import Teacher
     from stages.cache_teacher.teacher.teacher_files import resolve_teacher
 
@@ -138,10 +138,10 @@ def demo_positions(num_rows: int) -> Positions:
 def corpus_ranks(corpus: Path, tokenizer: Path) -> RankTable:
     """The table that a cache of ``corpus`` would have."""
     from stages.cache_teacher.config import CacheTeacherConfig
-    from stages.cache_teacher.corpus.corpus import resolve_corpus
     from stages.cache_teacher.corpus.document_tokenizer import DocumentTokenizer
-    from stages.cache_teacher.corpus.ranks import ENOUGH_TOKENS, rank_table
-    from stages.tokenizer_files import load_tokenizer
+    from stages.cache_teacher.corpus.token_frequencies import ENOUGH_TOKENS, rank_table
+    from stages.cache_teacher.corpus.units import resolve_corpus
+    from stages.model_files.tokenizer_files import load_tokenizer
 
     documents = resolve_corpus(CacheTeacherConfig(corpus=str(corpus))).read_unit(0)
     assert documents is not None

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import torch
 
     from stages.cache_teacher.corpus.packing import PackedUnit
-    from stages.cache_teacher.engine.progress import CacheProgress
-    from stages.cache_teacher.engine.unit_reader import PreparedUnit
+    from stages.cache_teacher.corpus.unit_reader import PreparedUnit
+    from stages.cache_teacher.reporting.progress import CacheProgress
 
 PRESETS = {
     "94M": (512, 1536, 5, 8, 2),
@@ -88,13 +88,14 @@ class _Bench:
         compile_mode: Any,
     ) -> None:
         from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig
-        from stages.cache_teacher.corpus.corpus import resolve_corpus
-        from stages.cache_teacher.engine.begin import Beginning
-        from stages.cache_teacher.engine.make import Job, LazyTeacher, UnitMaker
-        from stages.cache_teacher.engine.progress import Progress
-        from stages.cache_teacher.engine.unit_reader import UnitReader
+        from stages.cache_teacher.corpus.unit_reader import UnitReader
+        from stages.cache_teacher.corpus.units import resolve_corpus
+        from stages.cache_teacher.engine.unit_maker import Job, UnitMaker
+        from stages.cache_teacher.reporting.progress import Progress
+        from stages.cache_teacher.setup.open_or_create import Beginning
+        from stages.cache_teacher.teacher.lazy_teacher import LazyTeacher
         from stages.cache_teacher.teacher.teacher_files import resolve_teacher
-        from stages.device import choose_device
+        from stages.compute.device import choose_device
 
         self.preset, self.device = preset, choose_device(device)
         save_random_teacher(work / "teacher", preset)
@@ -119,7 +120,7 @@ class _Bench:
         self.writer, identity = beginning.open(beginning.identity())
         self.spec = identity.spec
         job = Job(config=config, spec=self.spec, projection=identity.projection, teacher=lazy)
-        self.reader = UnitReader(corpus, lazy.source, self.spec)
+        self.reader = UnitReader(corpus, lazy.source.document_tokenizer, self.spec)
         self.maker = UnitMaker(job, self.reader, self.writer, progress)
         self.teacher = self.maker.load()
         units = [self.reader.read(unit) for unit in range(_NUM_UNITS)]
@@ -210,8 +211,8 @@ class _Bench:
         """Operations that the model needs over those that a known GPU could do."""
         import torch
 
-        from stages.cache_teacher.engine.device_use import model_operations
-        from stages.peak_operations import peak_operations
+        from stages.cache_teacher.reporting.device_use import model_operations
+        from stages.compute.peak_flops import peak_operations
 
         operations = model_operations(self.teacher.source.directory)
         if self.device.type != "cuda" or operations is None:
@@ -226,7 +227,7 @@ class _Bench:
         """Of one chunk: the head, all that is taken from its logits, and torch.topk alone."""
         import torch
 
-        from stages.cache_teacher.targets.targets import TargetMaker
+        from stages.cache_teacher.targets.target_maker import TargetMaker
 
         num, targets = self.config.head_chunk, self.spec.targets
         hidden_CD = torch.randn(num, self.spec.teacher.hidden_size, device=self.device)

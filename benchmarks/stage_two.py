@@ -26,10 +26,10 @@ import cache_format
 from benchmarks.stage_one import PRESETS, device_name, save_random_teacher, write_corpus
 from benchmarks.trainings import WAYS, Training, Way
 from cache_format.reader import Cache
-from stages.device import choose_device
+from stages.compute.device import choose_device
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.training.new_student import load_student
-from stages.train_student.training.throughput import peak_bytes
+from stages.train_student.new_student import load_student
+from stages.train_student.tracking.throughput import peak_bytes
 
 _TEACHER_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "bfloat16"}
 _TOKENS_OF_A_DOCUMENT = 500  # of the corpus of stage one's benchmark, at the least

@@ -26,16 +26,16 @@ import torch
 
 import cache_format
 from benchmarks.positions import LEVELS, SEQUENCE_LENGTH, demo_teacher, make_spec
-from cache_format.codec import Row, encode_row
-from cache_format.draws import TailDraws
-from cache_format.ranks import RankTable
-from cache_format.spec import CacheSpec
+from cache_format.codec.row_codec import Row, encode_row
+from cache_format.codec.samples import TailDraws
+from cache_format.metadata.spec import CacheSpec
+from cache_format.metadata.vocabulary_ranks import RankTable
 from cache_format.writer import CacheWriter
-from stages.train_student.batches.batch import Batch, read_batch
-from stages.train_student.objective.loss import sparse_distillation_loss
-from stages.train_student.objective.objective import scored_targets
-from stages.train_student.objective.sparse_targets import lagrange_weights
-from stages.train_student.objective.temperatures import covers
+from stages.train_student.data.batch import Batch, read_batch
+from stages.train_student.data.temperatures import covers
+from stages.train_student.losses.objective import scored_targets
+from stages.train_student.losses.sparse_kl import sparse_distillation_loss
+from stages.train_student.losses.sparse_targets import lagrange_weights
 
 TOP_K = (32, 64)
 NUM_DRAWS = (12, 50, 64)

@@ -13,17 +13,17 @@ from typing import Literal, get_args
 import torch
 
 from cache_format.reader import Cache
-from pipeline.online_teacher import load_online_teacher
-from stages.train_student.batches.loader import Loader, row_order
-from stages.train_student.batches.row_order import micro_batch_seed
+from pipeline.students.online_teacher import load_online_teacher
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.objective.objective import Share, make_objective
-from stages.train_student.objective.schedule import learning_rate, loss_weights
-from stages.train_student.student.model import DistilXLSTMForCausalLM
-from stages.train_student.training.new_student import load_student
-from stages.train_student.training.parallel import ParallelLoss
-from stages.train_student.training.processes import Processes
-from stages.train_student.training.update import Updater
+from stages.train_student.data.loader import Loader, row_order
+from stages.train_student.data.sampler import micro_batch_seed
+from stages.train_student.distributed.context import Processes
+from stages.train_student.losses.objective import Share, make_objective
+from stages.train_student.losses.schedules import learning_rate, loss_weights
+from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+from stages.train_student.new_student import load_student
+from stages.train_student.trainer.optimizer_step import Updater
+from stages.train_student.trainer.rank_slice import ParallelLoss
 
 Way = Literal["cache", "online", "labels"]
 """What a student learns from: the cache's targets, a teacher in the loop, or labels alone."""

@@ -27,7 +27,7 @@ def open(
     ``$XDG_CACHE_HOME`` or ``~/.cache``) as they are read, ``local_bytes`` of them at most (20 GiB).
     """
     from cache_format.reader import open_cache
-    from cache_format.storage import LocalSpace
+    from cache_format.storage.base import LocalSpace
 
     default = LocalSpace()
     space = LocalSpace(

@@ -10,14 +10,13 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache_format import layout
-from cache_format.codec import Row
+from cache_format.codec.row_codec import Row
 from cache_format.errors import (
     CorruptFileError,
     CorruptShardError,
@@ -26,27 +25,32 @@ from cache_format.errors import (
     MissingFileError,
     MissingShardError,
 )
-from cache_format.failures import reading
-from cache_format.manifest import Manifest, fold, read_manifest, read_spec, require_agreement
-from cache_format.parts import looks_like_part, ranges_text, unit_ranges
-from cache_format.projection import Projection, read_projection
-from cache_format.ranks import RankTable, read_ranks
-from cache_format.receipt import (
+from cache_format.metadata import layout
+from cache_format.metadata.manifest import (
+    Manifest,
+    fold,
+    read_manifest,
+    read_spec,
+    require_agreement,
+)
+from cache_format.metadata.principal_components import Projection, read_projection
+from cache_format.metadata.receipt import (
     Segment,
     ShardEntry,
     read_receipt,
     read_teacher_receipt,
     segments_of_batch,
 )
-from cache_format.spec import CacheSpec, Split
-from cache_format.splits import SPLITS
-from cache_format.storage import LocalSpace, Storage, on_each, storage_at
-from cache_format.verification import Problem, verify
+from cache_format.metadata.spec import CacheSpec, Split
+from cache_format.metadata.splits import SPLITS
+from cache_format.metadata.unit_ranges import looks_like_part, ranges_text, unit_ranges
+from cache_format.metadata.vocabulary_ranks import RankTable, read_ranks
+from cache_format.storage.base import LocalSpace, Storage, on_each
+from cache_format.storage.open import storage_at
+from cache_format.storage.os_errors import reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-__all__ = ["Cache", "Problem", "open_cache"]
 
 _BATCHES_KEPT = 32
 
@@ -205,21 +209,6 @@ class Cache:
         for name in self.attachments():
             self.attachment(name)
         return self._files.directory / layout.TEACHER
-
-    def verify(
-        self,
-        report: Callable[[int, int], None] | None = None,
-        *,
-        num_threads: int = 1,
-        record: Path | None = None,
-    ) -> list[Problem]:
-        """Every checksum of the cache, and files that do not belong; the empty list is good news.
-        Files that do not belong are no damage (``Problem.is_damage``).
-
-        ``report`` is told the bytes read so far and in all. With ``record``, a file outside of the
-        cache, a verification that is interrupted goes on where it was when it is called again.
-        """
-        return verify(self, report, num_threads, record)
 
     def _batch(self, entry: ShardEntry, number: int, with_sketch: bool) -> "pa.RecordBatch":
         from cache_format.shard import open_batch

@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
-from cache_format.codec import Encoded, Row, decode_row, encode_row
-from cache_format.messages import require_message
-from cache_format.ranks import RankTable
-from cache_format.receipt import Segment, ShardStatistics
-from cache_format.spec import CacheSpec
+from cache_format.codec.arrow_checks import require_message
+from cache_format.codec.row_codec import Encoded, Row, decode_row, encode_row
+from cache_format.metadata.receipt import Segment, ShardStatistics
+from cache_format.metadata.spec import CacheSpec
+from cache_format.metadata.vocabulary_ranks import RankTable
 from cache_format.threads import map_in_order
 
 SKETCH_COLUMNS = ("sketch", "sketch_scale")

@@ -13,19 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from cache_format import layout
-from cache_format.atomic import files_below, is_temporary
-from cache_format.codec import Row
+from cache_format.codec.row_codec import Row
 from cache_format.errors import (
     CorruptFileError,
     ForeignDirectoryError,
     MissingFileError,
     SpecMismatchError,
 )
-from cache_format.manifest import Manifest, fold, read_manifest, read_spec, spec_bytes
-from cache_format.projection import Projection, projection_bytes, require_projection
-from cache_format.ranks import RankTable
-from cache_format.receipt import (
+from cache_format.metadata import layout
+from cache_format.metadata.manifest import Manifest, fold, read_manifest, read_spec, spec_bytes
+from cache_format.metadata.principal_components import (
+    Projection,
+    projection_bytes,
+    require_projection,
+)
+from cache_format.metadata.receipt import (
     Receipt,
     ShardEntry,
     TeacherReceipt,
@@ -34,10 +36,13 @@ from cache_format.receipt import (
     receipt_bytes,
     teacher_receipt_bytes,
 )
-from cache_format.recipe_file import seal_recipe
+from cache_format.metadata.recipe_file import seal_recipe
+from cache_format.metadata.spec import CacheSpec, differences
+from cache_format.metadata.vocabulary_ranks import RankTable
 from cache_format.shard import EncodedShard, encode_shard
-from cache_format.spec import CacheSpec, differences
-from cache_format.storage import Storage, on_each, read_file, storage_at
+from cache_format.storage.atomic import files_below, is_temporary
+from cache_format.storage.base import Storage, on_each, read_file
+from cache_format.storage.open import storage_at
 
 
 class CacheWriter:

@@ -10,15 +10,15 @@ from typing import Literal
 
 import click
 
-from pipeline.cache_commands import export, extend, merge, pack, unpack
-from pipeline.cache_location import RUN, CacheLocation, LocalPath
-from pipeline.finite_range import FiniteRange
-from pipeline.quiet import quieten
-from pipeline.session import PipelineGroup, Session
-from pipeline.student_commands import evaluate, push
-from pipeline.teacher_commands import cache_teacher, estimate
-from pipeline.train_command import train_student
-from pipeline.verify_command import verify
+from pipeline.commands.cache_commands import export, extend, merge, pack, unpack
+from pipeline.commands.student_commands import evaluate, push
+from pipeline.commands.teacher_commands import cache_teacher, estimate
+from pipeline.commands.train_command import train_student
+from pipeline.commands.verify_command import verify
+from pipeline.options.cache_location import RUN, CacheLocation, LocalPath
+from pipeline.options.finite_range import FiniteRange
+from pipeline.runtime.session import PipelineGroup, Session
+from pipeline.runtime.silence_libraries import quieten
 
 _DIRECTORY = LocalPath(file_okay=False)
 _CACHE = CacheLocation(exists=True)
@@ -56,7 +56,7 @@ def recipes(recipe_name: str | None) -> None:
 
     The second line makes a copy to edit; pass it as --recipe mine.toml.
     """
-    from pipeline.recipe import listed_recipes, recipe_text
+    from pipeline.recipes.recipe import listed_recipes, recipe_text
 
     if recipe_name is not None:
         click.echo(recipe_text(recipe_name), nl=False)
@@ -89,7 +89,7 @@ def inspect(
     """
     import json
 
-    import pipeline.inspect as view
+    import pipeline.reports.inspection as view
 
     if row is None:
         summary = view.summarise(cache)
@@ -137,13 +137,13 @@ def generate(
     newest checkpoint is used; RUN/checkpoints/step-0000500 names one. Embedding, head and tokenizer
     then come from the run's cache. Text is printed as it is generated.
     """
-    from pipeline.student_files import require_student
+    from pipeline.students.student_files import require_student
 
     require_student(run)  # or a refusal, before what takes long to import
     quieten()
-    from pipeline.generate import Sampling, require_text, stream_text
-    from pipeline.printable import printable
-    from pipeline.student_files import student_files
+    from pipeline.reporting.printable import printable
+    from pipeline.students.generation import Sampling, require_text, stream_text
+    from pipeline.students.student_files import student_files
 
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed

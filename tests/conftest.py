@@ -27,7 +27,7 @@ settings.load_profile("suite")
 @pytest.fixture(scope="session")
 def tiny_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished cache of a tiny teacher; a test that changes it copies it first."""
-    from tests import tiny
+    from tests.support import tiny
 
     return tiny.tiny_cache(tmp_path_factory.mktemp("tiny"))
 
@@ -42,7 +42,7 @@ def fork_server() -> ForkServerContext:
             "pipeline.cli",
             "stages.cache_teacher.run",
             "stages.train_student.run",
-            "tests.stages.train_student.train_in_processes",
+            "tests.support.train_in_processes",
             "tests.test_crash",
             "transformers.models.auto.modeling_auto",
             "transformers.models.auto.tokenization_auto",
@@ -56,7 +56,7 @@ def fork_server() -> ForkServerContext:
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """An S3 server; tests that use it are marked ``allow_hosts(["127.0.0.1"])``."""
-    from tests import object_store
+    from tests.support import object_store
 
     yield from object_store.serve()
 
@@ -64,6 +64,6 @@ def s3_endpoint() -> Iterator[str]:
 @pytest.fixture
 def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """URL of a new bucket on the S3 server."""
-    from tests import object_store
+    from tests.support import object_store
 
     return object_store.new_bucket(s3_endpoint, tmp_path.name, monkeypatch)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import cache_format
-from tests.cache_format.killed_writers import kill_at
-from tests.tiny import save_tiny_teacher, tiny_config, tiny_texts, write_fineweb_parquet
+from cache_format.tools.verify import verify
+from tests.support.killed_writers import kill_at
+from tests.support.tiny import save_tiny_teacher, tiny_config, tiny_texts, write_fineweb_parquet
 
 _NEVER = -1
 SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -29,8 +30,8 @@ def run_stage_one(
     import torch
 
     from stages.cache_teacher.config import ALL_UNITS
-    from stages.cache_teacher.engine.workers import WorkerShare
     from stages.cache_teacher.run import cache_teacher
+    from stages.cache_teacher.worker_share import WorkerShare
 
     torch.set_num_threads(1)
     config = tiny_config(root / "teacher", root / "corpus.parquet", documents_per_unit=6)
@@ -109,7 +110,7 @@ def test_stage_one_killed_anywhere_ends_with_the_same_bytes(
                 num_kills += 1
                 num_units_found += len(list(out.glob("receipts/[0-9]*.json")))
         assert content(out) == runs.expected
-        assert cache_format.open(out).verify(lambda *_: None) == []
+        assert verify(cache_format.open(out), lambda *_: None) == []
     # Not vacuous: runs were killed after they had made something, and others went on from there.
     assert num_kills > num_rounds
     assert num_units_found > 0

@@ -13,18 +13,18 @@ from jinja2.exceptions import SecurityError, UndefinedError
 
 import cache_format
 from cache_format.errors import CorruptFileError
-from cache_format.recipe_file import seal_recipe
+from cache_format.metadata.recipe_file import seal_recipe
 from pipeline.cli import main
-from pipeline.recipe import Recipe
+from pipeline.recipes.recipe import Recipe
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
-from stages.tokenizer_files import load_tokenizer
-from stages.train_student.student.published_files import published_files
-from tests import hostile
-from tests.cache_format.sample_cache import contents, reseal
-from tests.pipeline.students import publish_student
+from stages.model_files.tokenizer_files import load_tokenizer
+from stages.train_student.export.published_files import published_files
 from tests.stages.train_student.test_run import run as train
 from tests.stages.train_student.test_run import tiny_config
-from tests.tiny import tiny_config as stage_one_config
+from tests.support import hostile
+from tests.support.sample_cache import contents, reseal
+from tests.support.students import publish_student
+from tests.support.tiny import tiny_config as stage_one_config
 
 STUDENT_FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "README.md"),
@@ -241,7 +241,7 @@ class TestModel:
         def stream(run: Path, prompt: str, sampling: object, write: Any) -> None:
             write("a\x1b]52;c;Y3VybA==\x07\n東京")
 
-        monkeypatch.setattr("pipeline.generate.stream_text", stream)
+        monkeypatch.setattr("pipeline.students.generation.stream_text", stream)
         shown = done("generate", model, "--prompt", "a").stdout
         assert shown == "a\\x1b]52;c;Y3VybA==\\x07\n東京"
 

@@ -4,12 +4,12 @@ import ast
 import sys
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-_ROOT = Path(__file__).parents[1]
+from tests.support import ROOT
+
 _OURS = ("pipeline", "stages", "cache_format")
 _MAY_IMPORT = {
     "pipeline": {"pipeline", "stages", "cache_format"},
@@ -34,11 +34,11 @@ def imports() -> tuple[Import, ...]:
 
 def _imports() -> Iterator[Import]:
     for package in _OURS:
-        for path in sorted((_ROOT / package).rglob("*.py")):
-            importer = ".".join(path.relative_to(_ROOT).with_suffix("").parts)
+        for path in sorted((ROOT / package).rglob("*.py")):
+            importer = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 for line, imported in _named(node):
-                    yield Import(f"{path.relative_to(_ROOT)}:{line}", importer, imported)
+                    yield Import(f"{path.relative_to(ROOT)}:{line}", importer, imported)
 
 
 def _named(node: ast.AST) -> Iterator[tuple[int, str]]:
@@ -80,23 +80,76 @@ def test_stages_do_not_know_each_other() -> None:
     assert crossing == []
 
 
+_CACHE_LAYERS = "errors storage metadata codec threads shard reader writer tools"
+_STAGE_ONE_LAYERS = (
+    "config worker_share corpus targets reporting teacher setup engine preflight plan run estimate"
+)
+_STAGE_TWO_LAYERS = (
+    "config run_files modeling data losses distributed tracking checkpoints new_student evaluation "
+    "export trainer preflight run"
+)
+_COMMAND_LINE_LAYERS = "recipes reporting runtime options reports students demo commands cli"
+
+
 @pytest.mark.parametrize(
-    ("stage", "layers"),
+    ("package", "layers"),
     [
-        ("cache_teacher", ["corpus", "targets", "teacher", "engine"]),
-        ("train_student", ["student", "batches", "objective", "training"]),
+        ("cache_format", _CACHE_LAYERS),
+        ("stages.cache_teacher", _STAGE_ONE_LAYERS),
+        ("stages.train_student", _STAGE_TWO_LAYERS),
+        ("pipeline", _COMMAND_LINE_LAYERS),
     ],
 )
-def test_a_stage_is_in_layers(stage: str, layers: list[str]) -> None:
-    upwards = [
-        found
-        for number, layer in enumerate(layers)
-        for found in imports()
-        if _is_within(found.importer, f"stages.{stage}.{layer}")
-        and _is_within(found.imported, f"stages.{stage}")
-        and found.imported.split(".")[2] not in (*layers[: number + 1], "config")
-    ]
+def test_a_layer_imports_only_those_before_it(package: str, layers: str) -> None:
+    order = {layer: number for number, layer in enumerate(layers.split())}
+    depth = package.count(".") + 1
+    upwards = []
+    for found in imports():
+        importer, imported = found.importer.split("."), found.imported.split(".")
+        is_inside = _is_within(found.importer, package) and _is_within(found.imported, package)
+        if not is_inside or importer[depth] in ("__init__", "__main__"):
+            continue
+        if order[imported[depth]] > order[importer[depth]]:
+            upwards.append(found)
     assert upwards == []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Imports in functions and for types count, too."""
+    modules = {found.importer.removesuffix(".__init__") for found in imports()}
+    graph: dict[str, set[str]] = {module: set() for module in modules}
+    for found in imports():
+        target = found.imported if found.imported in modules else found.imported.rpartition(".")[0]
+        if target in modules:
+            graph[found.importer.removesuffix(".__init__")].add(target)
+    for cycle in strongly_connected(graph):
+        assert len(cycle) == 1, sorted(cycle)
+
+
+def strongly_connected(graph: dict[str, set[str]]) -> Iterator[set[str]]:
+    """The modules that each module both reaches and is reached from."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [start]
+        while todo:
+            for target in graph[todo.pop()] - seen:
+                seen.add(target)
+                todo.append(target)
+        return seen
+
+    reach = {module: reached(module) for module in graph}
+    for module in graph:
+        yield {module} | {other for other in reach[module] if module in reach[other]}
+
+
+def test_a_folder_can_be_taken_in_at_a_glance() -> None:
+    for package in _OURS:
+        for folder in {path.parent for path in (ROOT / package).rglob("*.py")}:
+            modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+            assert len(modules) <= 15, folder
+            named = {path.stem for path in modules} & sys.stdlib_module_names
+            assert not named, (folder, named)
 
 
 def test_cache_format_needs_little() -> None:

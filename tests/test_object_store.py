@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cache_format
-from cache_format.remote import RemoteStorage
+from cache_format.storage.remote import RemoteStorage
 from pipeline.cli import main
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 

@@ -3,24 +3,23 @@
 import re
 import tomllib
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-_ROOT = Path(__file__).parents[1]
+from tests.support import ROOT
 
 
 def project() -> dict[str, Any]:
-    document: dict[str, Any] = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+    document: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return document
 
 
 def pins() -> dict[str, str]:
     """Version by name; anything but ``name==version`` and comments is refused."""
     found: dict[str, str] = {}
-    for line in (_ROOT / "constraints.txt").read_text().splitlines():
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
         if line and not line.startswith("#"):
             name, version = re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups()  # type: ignore[union-attr]
             found[canonicalize_name(name)] = version
@@ -68,9 +67,9 @@ def test_extras_are_imported_where_they_are_asked_for() -> None:
     users: dict[str, set[str]] = {"ray": set(), "lm_eval": set(), "triton": set()}
     for found in imports():
         users.get(found.imported.partition(".")[0], set()).add(found.importer)
-    kernels = "stages.train_student.student.slstm_triton"
+    kernels = "stages.train_student.modeling.layers.slstm_triton"
     assert users == {
         "ray": {"stages.cache_teacher.engine.ray_engine"},
-        "lm_eval": {"pipeline.harness"},
+        "lm_eval": {"pipeline.students.lm_eval_harness"},
         "triton": {kernels, f"{kernels}_kernels"},
     }

@@ -9,13 +9,13 @@ import click
 import pytest
 
 from pipeline.cli import main
-from pipeline.recipe import load_recipe, parse_override
+from pipeline.recipes.recipe import load_recipe, parse_override
+from tests.support import ROOT
 
 _IS_OURS = re.compile(r"(srun |torchrun .* -m )?pipeline ")
-_ROOT = Path(__file__).parents[1]
 _PAGES = {
-    path.relative_to(_ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in (_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md")))
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 _BLOCK = re.compile(r"^```\w*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
@@ -46,7 +46,7 @@ def test_the_readme_is_short() -> None:
 @pytest.mark.parametrize("page", _PAGES)
 def test_links_between_pages_lead_somewhere(page: str) -> None:
     for target in _LINK.findall(_PAGES[page]):
-        assert (_ROOT / page).parent.joinpath(target).exists(), target
+        assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
 @pytest.mark.parametrize("words", list(documented_commands()), ids=" ".join)
@@ -74,7 +74,7 @@ def test_a_command_is_accepted_as_written(
 
 
 def test_make_targets_exist() -> None:
-    makefile = (_ROOT / "Makefile").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = {
         name for text in _PAGES.values() for name in re.findall(r"^make ([a-z-]+)", text, re.M)
     }

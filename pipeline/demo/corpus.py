@@ -60,7 +60,7 @@ def write_parquet(target: Path, side: Side, num_chars: int) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from cache_format.atomic import atomic_file
+    from cache_format.storage.atomic import atomic_file
 
     schema = pa.schema(
         [

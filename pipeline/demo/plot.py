@@ -2,22 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from pipeline.demo.run import Student
+from pipeline.demo.student import Student
 
 _COLOURS = {"distilled": "#1f6feb", "labels": "#d9822b"}
 
 
-def plot(target: Path, students: "list[Student]", metrics: Path) -> None:
+def plot(target: Path, students: list[Student], metrics: Path) -> None:
     """Write the PNG, the schedule being that of ``metrics``; whole or not at all."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    from cache_format.atomic import atomic_file
+    from cache_format.storage.atomic import atomic_file
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.4), layout="constrained")
     for student in students:
@@ -46,7 +45,7 @@ def _curve(axes: Any, student: "Student", key: str) -> None:
     axes.plot(steps, values, marker="o", markersize=3, color=_COLOURS[student.name], label=label)
 
 
-def _second_highest(students: "list[Student]", key: str) -> float:
+def _second_highest(students: list[Student], key: str) -> float:
     """The untrained student's value would squeeze the rest of the picture; leave it out of view."""
     return max(row[key] for student in students for row in student.validations[1:])
 

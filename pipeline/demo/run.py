@@ -11,13 +11,13 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline.demo.corpus import write_parquet
+from pipeline.demo.student import Student
 
 TEACHER = Path(__file__).parent / "teacher"
 _CORPUS_CHARS = 9_000_000
@@ -27,21 +27,6 @@ _LABELS_ALONE = (
 )
 
 Command = Callable[[Sequence[str]], None]
-
-
-@dataclass(frozen=True)
-class Student:
-    """A finished run: its name and directory, its validations by step, and what it took."""
-
-    name: str
-    directory: Path
-    validations: list[dict[str, float]]
-    seconds: float
-
-    @property
-    def last(self) -> dict[str, float]:
-        """The validation of the last step."""
-        return self.validations[-1]
 
 
 def run_demo(out: Path, command: Command, *, seed: int = 0) -> None:

@@ -10,7 +10,7 @@ With ``--json`` each is one JSON object on a line of standard output. All have `
     "caching", "corpus ended".
 ``progress``
     At most one every ten seconds, and one when all is done. ``cache-teacher``: the fields of
-    ``CacheProgress`` (``stages/cache_teacher/engine/progress.py``): ``tokens_done``,
+    ``CacheProgress`` (``stages/cache_teacher/reporting/progress.py``): ``tokens_done``,
     ``tokens_total``, ``tokens_cached_this_run``, ``bytes_written``, ``bytes_held``, ``unit``,
     ``units_made``, ``corpus_position``, ``documents``, ``seconds``, ``device_wait_share``, ``mfu``.
     ``train-student``: ``step``, ``num_steps``, ``tokens_done``, ``tokens_total`` and ``metrics``,
@@ -23,7 +23,7 @@ With ``--json`` each is one JSON object on a line of standard output. All have `
     ``message``; ``step`` where it came from a training run.
 ``done``
     ``cache-teacher``: ``out`` and what ``--summary`` writes. ``cache-teacher --dry-run``: see
-    ``pipeline/dry_run.py``. ``train-student``: ``out``, ``model``, ``metrics`` of the last
+    ``pipeline/reports/dry_run.py``. ``train-student``: ``out``, ``model``, ``metrics`` of the last
     validation. Always the last line of a run that succeeded.
 ``error``
     ``message``, ``exit_code``. The last line of a run that failed, or was interrupted. A usage

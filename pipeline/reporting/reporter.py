@@ -9,10 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.progress import Bar
 from pipeline.reporting.events import Event, Sink
 from pipeline.reporting.json_lines import JsonLines
 from pipeline.reporting.log_file import LogFile
+from pipeline.reporting.progress_bar import Bar
 from pipeline.reporting.streams import ProgressOnStderr, ResultOnStdout, WarningsOnStderr
 
 

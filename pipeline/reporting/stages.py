@@ -8,8 +8,8 @@ from pipeline.reporting.events import Event
 from pipeline.reporting.lines import short, size
 
 if TYPE_CHECKING:
-    from stages.cache_teacher.engine.progress import CacheProgress
-    from stages.train_student.training.progress import TrainProgress
+    from stages.cache_teacher.reporting.progress import CacheProgress
+    from stages.train_student.tracking.run_progress import TrainProgress
 
 Send = Callable[[Event], None]
 

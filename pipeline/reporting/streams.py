@@ -4,9 +4,9 @@ import sys
 
 import click
 
-from pipeline.progress import Bar
 from pipeline.reporting.events import Event
 from pipeline.reporting.json_lines import tokens_of
+from pipeline.reporting.progress_bar import Bar
 
 
 class ProgressOnStderr:

@@ -17,22 +17,23 @@ from itertools import count
 from pathlib import Path
 
 import cache_format
-from cache_format.codec import Row
+from cache_format.codec.row_codec import Row
+from cache_format.metadata.spec import CacheSpec
 from cache_format.reader import Cache
-from cache_format.spec import CacheSpec
 from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig
-from stages.cache_teacher.corpus.corpus import Corpus, resolve_corpus
-from stages.cache_teacher.engine.begin import Beginning
-from stages.cache_teacher.engine.device_use import DeviceUse
+from stages.cache_teacher.corpus.unit_reader import PreparedUnit, Stopped, UnitReader
+from stages.cache_teacher.corpus.units import Corpus, resolve_corpus
 from stages.cache_teacher.engine.local_engine import make_units
-from stages.cache_teacher.engine.make import Job, LazyTeacher, UnitMaker
-from stages.cache_teacher.engine.progress import CacheProgress, Progress
-from stages.cache_teacher.engine.split_shares import SplitShares, expected_shares
-from stages.cache_teacher.engine.teacher_dtype import with_teacher_dtype
-from stages.cache_teacher.engine.unit_reader import PreparedUnit, Stopped, UnitReader
+from stages.cache_teacher.engine.unit_maker import Job, UnitMaker
+from stages.cache_teacher.reporting.device_use import DeviceUse
+from stages.cache_teacher.reporting.progress import CacheProgress, Progress
+from stages.cache_teacher.reporting.split_shares import SplitShares, expected_shares
 from stages.cache_teacher.run import nothing_made
+from stages.cache_teacher.setup.open_or_create import Beginning
+from stages.cache_teacher.setup.teacher_dtype import with_teacher_dtype
+from stages.cache_teacher.teacher.lazy_teacher import LazyTeacher
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
-from stages.device import choose_device
+from stages.compute.device import choose_device
 
 _CPU_POSITIONS = 512
 """Of a forward pass on a CPU, which is no slower in small ones."""
@@ -221,7 +222,7 @@ def _make(
     beginning = Beginning(config=config, out=out, corpus=corpus, teacher=teacher)
     writer, identity = beginning.open(beginning.identity())
     job = Job(config=config, spec=identity.spec, projection=identity.projection, teacher=teacher)
-    reader = UnitReader(corpus, teacher.source, identity.spec)
+    reader = UnitReader(corpus, teacher.source.document_tokenizer, identity.spec)
     with closing(_PartMaker(job, reader, writer, passes)) as maker:
         writer.write_attachments(maker.load().export)
         units = _Units(maker, config.num_tokens)

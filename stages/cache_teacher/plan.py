@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from cache_format import layout
-from cache_format.projection import Projection
-from cache_format.receipt import ShardEntry, read_receipt
-from cache_format.spec import CacheSpec
-from cache_format.storage import on_each, storage_at
+from cache_format.metadata import layout
+from cache_format.metadata.principal_components import Projection
+from cache_format.metadata.receipt import ShardEntry, read_receipt
+from cache_format.metadata.spec import CacheSpec
+from cache_format.storage.base import on_each
+from cache_format.storage.open import storage_at
 from stages.cache_teacher.config import CacheTeacherConfig
-from stages.cache_teacher.corpus.corpus import Corpus, resolve_corpus
-from stages.cache_teacher.engine.identity import identify
-from stages.cache_teacher.engine.teacher_dtype import with_teacher_dtype
+from stages.cache_teacher.corpus.units import Corpus, resolve_corpus
+from stages.cache_teacher.setup.identity import identify
+from stages.cache_teacher.setup.teacher_dtype import with_teacher_dtype
 from stages.cache_teacher.teacher.teacher_files import TeacherSource, resolve_teacher
-from stages.device import choose_device
-from stages.weight_files import weight_files
+from stages.compute.device import choose_device
+from stages.model_files.weight_files import weight_files
 
 
 @dataclass(frozen=True, kw_only=True)

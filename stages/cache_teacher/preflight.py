@@ -7,13 +7,13 @@ raise after them. The stage checks all of it again, and more.
 from dataclasses import replace
 from pathlib import Path
 
-from cache_format.spec import CacheSpec
-from cache_format.storage import storage_at
+from cache_format.metadata.spec import CacheSpec
+from cache_format.storage.open import storage_at
 from cache_format.writer import begun_spec, require_same_spec
 from stages.cache_teacher.config import CacheTeacherConfig
-from stages.cache_teacher.corpus.corpus import check_local_corpus
-from stages.cache_teacher.engine.identity import make_spec
-from stages.cache_teacher.teacher.teacher_place import local_directory
+from stages.cache_teacher.corpus.units import check_local_corpus
+from stages.cache_teacher.setup.identity import make_spec
+from stages.cache_teacher.teacher.locate import local_directory
 
 
 def check_early(config: CacheTeacherConfig, out: Path | str | None = None) -> None:

@@ -17,27 +17,28 @@ from pathlib import Path
 
 import torch
 
-from cache_format.manifest import Manifest
-from cache_format.receipt import ShardEntry
+from cache_format.metadata.manifest import Manifest
+from cache_format.metadata.receipt import ShardEntry
 from cache_format.writer import CacheWriter
 from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig, UnitRange
-from stages.cache_teacher.corpus.corpus import Corpus, resolve_corpus
-from stages.cache_teacher.engine.begin import Beginning
-from stages.cache_teacher.engine.held import held_already
+from stages.cache_teacher.corpus.unit_reader import PreparedUnit, UnitReader
+from stages.cache_teacher.corpus.units import Corpus, resolve_corpus
 from stages.cache_teacher.engine.local_engine import make_units
-from stages.cache_teacher.engine.make import Job, LazyTeacher, UnitMaker
-from stages.cache_teacher.engine.need import Budget
-from stages.cache_teacher.engine.progress import CacheProgress, Progress
 from stages.cache_teacher.engine.ray_engine import RaySettings, make_units_on_ray
-from stages.cache_teacher.engine.remote_maker import RemoteJob
-from stages.cache_teacher.engine.self_check import choose_witness
-from stages.cache_teacher.engine.split_shares import expectation
-from stages.cache_teacher.engine.teacher_dtype import with_teacher_dtype
+from stages.cache_teacher.engine.ray_worker import RemoteJob
+from stages.cache_teacher.engine.token_budget import Budget
+from stages.cache_teacher.engine.unit_maker import Job, UnitMaker
 from stages.cache_teacher.engine.unit_queue import UnitQueue
-from stages.cache_teacher.engine.unit_reader import PreparedUnit, UnitReader
-from stages.cache_teacher.engine.workers import WorkerShare, device_of_worker
+from stages.cache_teacher.reporting.progress import CacheProgress, Progress
+from stages.cache_teacher.reporting.split_shares import expectation
+from stages.cache_teacher.setup.complete_cache import held_already
+from stages.cache_teacher.setup.open_or_create import Beginning
+from stages.cache_teacher.setup.reference_check import choose_witness
+from stages.cache_teacher.setup.teacher_dtype import with_teacher_dtype
+from stages.cache_teacher.teacher.lazy_teacher import LazyTeacher
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
-from stages.device import choose_device
+from stages.cache_teacher.worker_share import WorkerShare, device_of_worker
+from stages.compute.device import choose_device
 from stages.recipe_table import table_toml
 
 _MANIFEST_SECONDS = 60.0  # receipts are what a resume goes by; the manifest may lag behind them
@@ -138,7 +139,7 @@ class _Filling:
         self._job, self._writer, self._corpus = job, writer, corpus
         self._units, self._progress = units, progress
         self._num_tokens = job.config.num_tokens
-        self._reader = UnitReader(corpus, job.teacher.source, job.spec)
+        self._reader = UnitReader(corpus, job.teacher.source.document_tokenizer, job.spec)
         self._budget = Budget(self._num_tokens, writer, self._reader.num_tokens)
         self._queue = UnitQueue(units, self._budget, corpus, finished, progress)
         self._taking = threading.Lock()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.requirements import require_targets
-from stages.train_student.training import run_directory
-from stages.train_student.training.trackers import require_trackers
+from stages.train_student.data.requirements import require_targets
+from stages.train_student.tracking.trackers import require_trackers
+from stages.train_student.trainer import run_directory
 
 
 def check_early(

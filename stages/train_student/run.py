@@ -15,17 +15,17 @@ from pathlib import Path
 from cache_format.reader import Cache
 from stages.recipe_table import table_toml
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.objective.online import LoadTeacher
-from stages.train_student.requirements import require_targets
-from stages.train_student.training import run_directory
-from stages.train_student.training.initial_weights import load_initial_weights
-from stages.train_student.training.parallel import require_processes
-from stages.train_student.training.precision import choose_precision
-from stages.train_student.training.processes import joined
-from stages.train_student.training.progress import Report
-from stages.train_student.training.stopping import Stopping, StopRequest
-from stages.train_student.training.trackers import require_trackers
-from stages.train_student.training_run import TrainingRun
+from stages.train_student.data.requirements import require_targets
+from stages.train_student.distributed.context import joined
+from stages.train_student.losses.teacher_in_the_loop import LoadTeacher
+from stages.train_student.tracking.run_progress import Report
+from stages.train_student.tracking.trackers import require_trackers
+from stages.train_student.trainer import run_directory
+from stages.train_student.trainer.initial_weights import load_initial_weights
+from stages.train_student.trainer.precision import choose_precision
+from stages.train_student.trainer.rank_slice import require_processes
+from stages.train_student.trainer.stopping import Stopping, StopRequest
+from stages.train_student.trainer.training_run import TrainingRun
 
 
 def train_student(

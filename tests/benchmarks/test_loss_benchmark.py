@@ -17,7 +17,7 @@ SIZE = benchmark.Size(
 @pytest.fixture(autouse=True)
 def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is compiled is tested elsewhere, and compiling takes longer than all of this file."""
-    monkeypatch.setattr("stages.compiling.has_compiler", lambda device: False)
+    monkeypatch.setattr("stages.compute.compiling.has_compiler", lambda device: False)
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without torch.compile:RuntimeWarning")

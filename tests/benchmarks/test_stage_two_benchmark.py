@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from benchmarks import online, stage_one, stage_two
 from benchmarks.__main__ import main
 from benchmarks.trainings import WAYS
-from pipeline.recipe import load_recipe, parse_override
-from stages.train_student.training.throughput import peak_bytes
-from tests.tiny import save_tiny_teacher, tiny_texts, write_fineweb_parquet
+from pipeline.recipes.recipe import load_recipe, parse_override
+from stages.train_student.tracking.throughput import peak_bytes
+from tests.support.tiny import save_tiny_teacher, tiny_texts, write_fineweb_parquet
 
 
 @pytest.fixture

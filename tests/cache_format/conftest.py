@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cache_format.sample_cache import write_sample_cache
+from tests.support.sample_cache import write_sample_cache
 
 
 @pytest.fixture

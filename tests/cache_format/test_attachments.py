@@ -7,8 +7,9 @@ import pytest
 
 import cache_format
 from cache_format.errors import CorruptFileError, MissingFileError
+from cache_format.tools.verify import verify
 from cache_format.writer import CacheWriter
-from tests.cache_format.sample_cache import (
+from tests.support.sample_cache import (
     build_teacher,
     contents,
     sample_ranks,
@@ -36,7 +37,7 @@ def test_damaged_attachments(root: Path) -> None:
         cache_format.open(root).attachment("config.json")
     with pytest.raises(CorruptFileError, match=r"config\.json: damaged"):
         cache_format.open(root).teacher_directory()
-    assert [problem.path for problem in cache_format.open(root).verify()] == [path]
+    assert [problem.path for problem in verify(cache_format.open(root))] == [path]
     path.unlink()
     with pytest.raises(MissingFileError, match=rf"config\.json: missing.*{step}"):
         cache_format.open(root).attachment("config.json")
@@ -52,7 +53,7 @@ def test_two_processes_may_write_the_teacher(tmp_path: Path) -> None:
 
     writer.write_attachments(build)
     writer.publish_manifest(0, complete=True)
-    assert cache_format.open(path).verify() == []
+    assert verify(cache_format.open(path)) == []
 
 
 @pytest.mark.parametrize("damage", ["receipt", "file", "directory", "both"])

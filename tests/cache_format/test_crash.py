@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 import cache_format
-from tests.cache_format.sample_cache import assert_decoded, contents, unit_rows, write_sample_cache
-
-_ROOT = Path(__file__).parents[2]
+from cache_format.tools.verify import verify
+from tests.support import ROOT
+from tests.support.sample_cache import assert_decoded, contents, unit_rows, write_sample_cache
 
 
 @pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_every_publish_point(tmp_path: Path, step: int) -> None:
     """At every third one, and at each of them in the slow test."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.cache_format.killed_writers", str(tmp_path), str(step)],
-        cwd=_ROOT,
+        [sys.executable, "-m", "tests.support.killed_writers", str(tmp_path), str(step)],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -25,7 +25,7 @@ def test_killed_at_every_publish_point(tmp_path: Path, step: int) -> None:
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 100 / step
     cache = cache_format.open(tmp_path / "whole")
-    assert cache.verify() == []
+    assert verify(cache) == []
     for index, row in enumerate(unit_rows(1, cache.spec)):
         assert_decoded(cache.read_row("train", index)[1], row, cache.spec)
 
@@ -33,7 +33,7 @@ def test_killed_at_every_publish_point(tmp_path: Path, step: int) -> None:
 _WRITE = """
 import sys
 from pathlib import Path
-from tests.cache_format.sample_cache import contents, write_sample_cache
+from tests.support.sample_cache import contents, write_sample_cache
 print("ready", flush=True)
 for name in sys.stdin.readline().split():
     write_sample_cache(Path(sys.argv[1]) / name)
@@ -46,7 +46,7 @@ def test_processes_that_write_the_same_caches_at_once(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", _WRITE, str(tmp_path)],
-            cwd=_ROOT,
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -67,7 +67,7 @@ def test_processes_that_write_the_same_caches_at_once(tmp_path: Path) -> None:
     wanted = contents(tmp_path / "whole")
     for name in names:
         assert contents(tmp_path / name) == wanted
-        assert cache_format.open(tmp_path / name).verify() == []
+        assert verify(cache_format.open(tmp_path / name)) == []
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_processes_that_write_the_same_caches_at_once(tmp_path: Path) -> None:
     [
         ("cache_format", {"numpy", "pyarrow"}),
         ("cache_format.errors", {"numpy", "pyarrow"}),
-        ("cache_format.spec", {"numpy", "pyarrow"}),
-        ("cache_format.atomic", {"numpy", "pyarrow"}),
+        ("cache_format.metadata.spec", {"numpy", "pyarrow"}),
+        ("cache_format.storage.atomic", {"numpy", "pyarrow"}),
         ("cache_format.reader", {"pyarrow"}),
         ("cache_format.writer", {"torch", "click"}),
     ],
@@ -84,6 +84,6 @@ def test_processes_that_write_the_same_caches_at_once(tmp_path: Path) -> None:
 def test_what_importing_does_not_load(module: str, foreign: set[str]) -> None:
     script = f"import sys, {module}; print(*({foreign} & sys.modules.keys()))"
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=_ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == []

@@ -9,7 +9,8 @@ import pytest
 
 import cache_format
 from cache_format.errors import CacheError, CorruptShardError
-from tests.cache_format.sample_cache import (
+from cache_format.tools.verify import verify
+from tests.support.sample_cache import (
     assert_same_row,
     drawn_targets,
     pca_sketch,
@@ -52,7 +53,7 @@ def test_a_flipped_bit_in_a_shard(root: Path, num_flips: int) -> None:
     refused = 0
     for _ in _flipped(path, positions, seed=1):
         cache = cache_format.open(root)
-        assert [problem.path for problem in cache.verify()] == [path]
+        assert [problem.path for problem in verify(cache)] == [path]
         for index, row in enumerate(expected):
             try:
                 _, found = cache.read_row("train", index)
@@ -62,7 +63,7 @@ def test_a_flipped_bit_in_a_shard(root: Path, num_flips: int) -> None:
             else:
                 assert_same_row(found, row)
     assert refused > num_flips / 2
-    assert cache_format.open(root).verify() == []
+    assert verify(cache_format.open(root)) == []
 
 
 def test_a_flipped_bit_in_a_shard_that_was_read_before(root: Path) -> None:
@@ -79,7 +80,7 @@ def test_a_flipped_bit_in_a_receipt(root: Path) -> None:
     path = root / "receipts/00001.json"
     for _ in _flipped(path, list(range(0, path.stat().st_size, 7)), seed=2):
         cache = cache_format.open(root)
-        assert [problem.path for problem in cache.verify()] == [path]
+        assert [problem.path for problem in verify(cache)] == [path]
         with pytest.raises(CacheError, match=r"receipts/00001\.json: "):
             cache.read_row("train", 0)
 
@@ -97,7 +98,7 @@ def test_a_flipped_bit_in_the_teacher(root: Path) -> None:
     path = root / "teacher/config.json"
     for _ in _flipped(path, list(range(path.stat().st_size)), seed=4):
         cache = cache_format.open(root)
-        assert [problem.path for problem in cache.verify()] == [path]
+        assert [problem.path for problem in verify(cache)] == [path]
         with pytest.raises(CacheError, match=r"config\.json: damaged"):
             cache.attachment("config.json")
 
@@ -108,7 +109,7 @@ def test_a_flipped_bit_in_the_principal_components(tmp_path: Path) -> None:
     path = root / "projection.bin"
     for _ in _flipped(path, list(range(0, path.stat().st_size, 3)), seed=6):
         cache = cache_format.open(root)
-        assert [problem.path for problem in cache.verify()] == [path]
+        assert [problem.path for problem in verify(cache)] == [path]
         with pytest.raises(CacheError, match=r"projection\.bin: damaged"):
             _ = cache.projection
 
@@ -122,7 +123,7 @@ def test_a_flipped_bit_in_a_shard_with_draws(tmp_path: Path) -> None:
     positions = random.Random(0).sample(range(entry.num_bytes), 60)
     for _ in _flipped(path, positions, seed=7):
         cache = cache_format.open(root)
-        assert [problem.path for problem in cache.verify()] == [path]
+        assert [problem.path for problem in verify(cache)] == [path]
         for index, (_, row) in enumerate(expected):
             try:
                 found = cache.read_row("train", index, with_sketch=False)[1]
@@ -140,7 +141,7 @@ def test_a_shard_cut_anywhere(root: Path) -> None:
         for length in range(0, entry.num_bytes, 97):
             path.write_bytes(whole[:length])
             cache = cache_format.open(root)
-            assert [problem.path for problem in cache.verify()] == [path]
+            assert [problem.path for problem in verify(cache)] == [path]
             for index in range(entry.num_rows):
                 with pytest.raises(CorruptShardError, match=f"found {length}"):
                     cache.read_row("train", index)

@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 import cache_format
-from tests.cache_format.sample_cache import sample_spec, write_sample_cache
+from tests.support.sample_cache import sample_spec, write_sample_cache
 
 
 @pytest.mark.parametrize("with_sketch", [True, False])

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 import cache_format
-from cache_format.codec import Row
+from cache_format.codec.row_codec import Row
 from cache_format.errors import ForeignDirectoryError, NoSpaceError, StorageError
+from cache_format.metadata.receipt import ShardEntry
+from cache_format.metadata.spec import Split
 from cache_format.reader import Cache
-from cache_format.receipt import ShardEntry
-from cache_format.spec import Split
+from cache_format.tools.verify import verify
 from cache_format.writer import CacheWriter
-from tests.cache_format.faults import CHANGING, READING, REMOVING, Disk, Fault
-from tests.cache_format.sample_cache import (
+from tests.support.faults import CHANGING, READING, REMOVING, Disk, Fault
+from tests.support.sample_cache import (
     assert_same_row,
     build_teacher,
     contents,
@@ -126,7 +127,7 @@ def _assert_nothing_half_published(path: Path, whole: Path) -> None:
     except ForeignDirectoryError:
         assert not any((path / name).exists() for name in ("spec.json", "manifest.json", "shards"))
         return
-    for problem in cache.verify():
+    for problem in verify(cache):
         is_early = not cache.manifest.shards and any(
             f"{name}: missing" in problem.message for name in ("ranks.bin", "projection.bin")
         )
@@ -235,7 +236,7 @@ def _read_everything(path: Path) -> list[str]:
     list(cache.iter_rows("validation"))
     cache.teacher_directory()
     assert cache.projection is not None
-    return [problem.message for problem in cache.verify()]
+    return [problem.message for problem in verify(cache)]
 
 
 def _read_unfinished(path: Path) -> list[str]:

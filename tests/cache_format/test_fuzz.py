@@ -26,15 +26,16 @@ import pytest
 import zstandard
 
 import cache_format
-from cache_format import frames, plain
-from cache_format.bits import with_length
-from cache_format.codec import Row, decode_row, encode_row
-from cache_format.draws import TailDraws
-from cache_format.projection import projection_bytes, projection_from_bytes
-from cache_format.ranks import RankTable
+from cache_format.codec import zstd_cells
+from cache_format.codec.bits import with_length
+from cache_format.codec.row_codec import Row, decode_row, encode_row
+from cache_format.codec.samples import TailDraws
+from cache_format.metadata import sealed_json
+from cache_format.metadata.principal_components import projection_bytes, projection_from_bytes
+from cache_format.metadata.spec import CacheSpec, SketchSpec
+from cache_format.metadata.vocabulary_ranks import RankTable
 from cache_format.shard import encode_shard, open_batch, row_of_batch
-from cache_format.spec import CacheSpec, SketchSpec
-from tests.cache_format.sample_cache import (
+from tests.support.sample_cache import (
     drawn_targets,
     pca_sketch,
     reseal,
@@ -90,10 +91,10 @@ def _mutated_cell(cell: bytes, random: np.random.Generator) -> bytes:
     has_length = cell[:4] != zstandard.FRAME_HEADER
     end = 4 + int.from_bytes(cell[:4], "little") if has_length else len(cell)
     frame = cell[4 * has_length : end]
-    content = bytearray(frames.decompress(frame, zstandard.frame_content_size(frame)))
+    content = bytearray(zstd_cells.decompress(frame, zstandard.frame_content_size(frame)))
     for _ in range(random.integers(1, 3)):
         content[int(random.integers(0, len(content)))] = int(random.integers(0, 256))
-    changed = frames.compress(bytes(content))
+    changed = zstd_cells.compress(bytes(content))
     return (with_length(changed) if has_length else changed) + cell[end:]
 
 
@@ -263,9 +264,9 @@ def _damage(root: Path, name: str, random: np.random.Generator) -> None:
     if name.endswith(".bin") or random.random() < 0.3:
         path.write_bytes(_mutated(path.read_bytes(), random))
     else:
-        fields = plain.unseal(path.read_bytes(), path, "")
+        fields = sealed_json.unseal(path.read_bytes(), path, "")
         _changed_value(fields, random)
-        path.write_bytes(plain.seal(fields))
+        path.write_bytes(sealed_json.seal(fields))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
 
     def adopt(fields: dict) -> None:  # type: ignore[type-arg]
@@ -281,7 +282,7 @@ def _damage(root: Path, name: str, random: np.random.Generator) -> None:
         except (ValueError, KeyError, TypeError):
             return
         fields.pop("seal", None)
-        path.write_bytes(plain.seal(fields | {"cache_id": spec.cache_id}))
+        path.write_bytes(sealed_json.seal(fields | {"cache_id": spec.cache_id}))
     elif name != "manifest.json":
         reseal(root / "manifest.json", adopt)
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import cache_format
-from cache_format.sketch import chosen_layers
-from tests.cache_format import second_reader
-from tests.cache_format.golden_cache import (
+from cache_format.metadata.random_projection import chosen_layers
+from cache_format.tools.verify import verify
+from tests.support import second_reader
+from tests.support.golden_cache import (
     GOLDEN,
     ROWS_OF_UNIT,
     SPECS,
@@ -20,7 +21,7 @@ from tests.cache_format.golden_cache import (
     golden_rows,
     write_golden,
 )
-from tests.cache_format.sample_cache import assert_decoded
+from tests.support.sample_cache import assert_decoded
 
 CACHE_IDS = {
     "top_k": "c63293db298b1627e3679886b2aa4a230ad8c76997ff1f3d371c86016f60da58",
@@ -200,7 +201,7 @@ def test_identity_and_verification() -> None:
         cache = cache_format.open(GOLDEN / name)
         assert cache.spec == spec
         assert cache.cache_id == CACHE_IDS[name]
-        assert cache.verify() == []
+        assert verify(cache) == []
         if name == "row_split":
             continue  # all its shards are of both
         assert [len(cache.shards(split)) for split in ("train", "validation")] == [

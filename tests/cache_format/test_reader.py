@@ -16,8 +16,9 @@ from cache_format.errors import (
     MissingShardError,
 )
 from cache_format.reader import Cache
+from cache_format.tools.verify import verify
 from cache_format.writer import CacheWriter
-from tests.cache_format.sample_cache import (
+from tests.support.sample_cache import (
     assert_decoded,
     assert_same_row,
     build_teacher,
@@ -83,7 +84,7 @@ def test_a_cache_without_rows(tmp_path: Path) -> None:
     assert cache.num_rows("train") == 0
     assert list(cache.iter_rows("validation")) == []
     assert cache.attachments() == {}
-    assert cache.verify() == []
+    assert verify(cache) == []
 
 
 def test_without_sketch(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_reading_writes_nothing(root: Path) -> None:
     cache = cache_format.open(root)
     list(cache.iter_rows("train"))
     cache.teacher_directory()
-    cache.verify()
+    verify(cache)
     assert state() == before
 
 
@@ -179,7 +180,7 @@ def test_a_cache_that_is_still_being_written(tmp_path: Path) -> None:
         assert cache.num_rows("train") == 5
         assert_decoded(cache.read_row("train", 4)[1], unit_rows(1, SPEC)[4], SPEC)
         assert cache.attachments() == {}
-        assert cache.verify() == []
+        assert verify(cache) == []
     writer.write_attachments(build_teacher)
     (tmp_path / "manifest.json").unlink()
     cache = cache_format.open(tmp_path, allow_incomplete=True)
@@ -194,7 +195,7 @@ def test_a_missing_shard(root: Path) -> None:
     ) as e:
         cache_format.open(root).read_row("train", 0)
     assert str(path) in str(e.value)
-    assert [problem.path for problem in cache_format.open(root).verify()] == [path]
+    assert [problem.path for problem in verify(cache_format.open(root))] == [path]
 
 
 @pytest.mark.parametrize("by", [-1, 1])
@@ -206,7 +207,7 @@ def test_a_shard_of_another_size(root: Path, by: int) -> None:
         CorruptShardError, match=f"expected {len(data)} bytes, found {len(data) + by}"
     ):
         cache_format.open(root).read_row("train", 0)
-    assert [problem.path for problem in cache_format.open(root).verify()] == [path]
+    assert [problem.path for problem in verify(cache_format.open(root))] == [path]
 
 
 def test_swapped_shards(root: Path) -> None:
@@ -218,7 +219,7 @@ def test_swapped_shards(root: Path) -> None:
     for split in ("train", "validation"):
         with pytest.raises(CorruptShardError):
             cache.read_row(split, 0)
-    assert {problem.path for problem in cache.verify()} == {first, second}
+    assert {problem.path for problem in verify(cache)} == {first, second}
 
 
 def test_cache_is_what_open_returns(root: Path) -> None:

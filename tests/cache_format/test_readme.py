@@ -1,14 +1,14 @@
 """The README's Python runs, and its constants are the program's."""
 
-from pathlib import Path
-
 import pytest
 
-from cache_format import columns, draws, entries, layout, plain
+from cache_format.codec import columns, entries, samples
+from cache_format.metadata import layout, sealed_json
 from cache_format.shard import SKETCH_COLUMNS
-from tests.cache_format.golden_cache import GOLDEN
+from tests.support import ROOT
+from tests.support.golden_cache import GOLDEN
 
-README = (Path(__file__).parents[2] / "cache_format" / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "cache_format/README.md").read_text(encoding="utf-8")
 
 
 def test_the_ten_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,7 +20,7 @@ def test_the_ten_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_version_is_the_programs() -> None:
-    assert README.startswith(f"# The cache format, version {plain.FORMAT_VERSION}\n")
+    assert README.startswith(f"# The cache format, version {sealed_json.FORMAT_VERSION}\n")
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_the_version_is_the_programs() -> None:
         layout.TEACHER_RECEIPT,
         layout.RANKS,
         layout.PROJECTION,
-        f"(c − log p) · {draws.STEPS_PER_NAT}",
+        f"(c − log p) · {samples.STEPS_PER_NAT}",
         str(int(columns.MIN_LOGPROB)).replace("-", "−"),
         "The last four have {}, {}, {} and {} raw bits".format(*entries.ESCAPES),
         ", ".join(f"`{name}`" for name in SKETCH_COLUMNS),
@@ -44,6 +44,6 @@ def test_what_the_spec_names(text: str) -> None:
 def test_the_seal_as_it_is_described() -> None:
     ending = README.partition(',↵ "seal"')[2].partition("\n")[0]
     template = (',↵ "seal"' + ending).replace("↵", "\n")
-    data = plain.seal({"format_version": "1.0"}).decode()
+    data = sealed_json.seal({"format_version": "1.0"}).decode()
     digest = data[-68:-4]
     assert data.endswith(template.replace("H", digest))

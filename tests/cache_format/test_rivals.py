@@ -8,16 +8,15 @@ import pytest
 
 import cache_format
 from cache_format.writer import CacheWriter
-from tests.cache_format.sample_cache import contents, sample_ranks, sample_spec
-
-_ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
+from tests.support.sample_cache import contents, sample_ranks, sample_spec
 
 
 def _race(directory: Path, num_processes: int, num_rounds: int, kind: str) -> None:
     arguments = [str(directory), str(num_processes), str(num_rounds), kind]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.cache_format.rival_writers", *arguments],
-        cwd=_ROOT,
+        [sys.executable, "-m", "tests.support.rival_writers", *arguments],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

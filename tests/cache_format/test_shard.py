@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import ipc
 
-from cache_format.codec import Row, encode_row
+from cache_format.codec.row_codec import Row, encode_row
+from cache_format.metadata.spec import CacheSpec
 from cache_format.shard import EncodedShard, encode_shard, open_batch, row_of_batch
-from cache_format.spec import CacheSpec
-from tests.cache_format.sample_cache import (
+from tests.support.sample_cache import (
     assert_decoded,
     drawn_targets,
     sample_ranks,

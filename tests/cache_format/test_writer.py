@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 
 import cache_format
-from cache_format import plain
-from cache_format.codec import Row
-from cache_format.directory import LocalStorage
+from cache_format.codec.row_codec import Row
 from cache_format.errors import (
     CorruptFileError,
     ForeignDirectoryError,
     SpecMismatchError,
     UnsupportedFormatError,
 )
+from cache_format.metadata import sealed_json
+from cache_format.metadata.spec import CacheSpec
 from cache_format.shard import encode_shard
-from cache_format.spec import CacheSpec
+from cache_format.storage.local import LocalStorage
 from cache_format.writer import CacheWriter
-from tests.cache_format.sample_cache import (
+from tests.support.sample_cache import (
     ROWS_OF_UNIT,
     build_teacher,
     contents,
@@ -298,8 +298,8 @@ def test_a_damaged_spec_is_named(written: Path) -> None:
 
 def test_a_cache_of_another_major_version_is_refused(written: Path) -> None:
     path = written / "spec.json"
-    fields = plain.unseal(path.read_bytes(), path, "")
-    path.write_bytes(plain.seal(fields | {"format_version": "2.0"}))
+    fields = sealed_json.unseal(path.read_bytes(), path, "")
+    path.write_bytes(sealed_json.seal(fields | {"format_version": "2.0"}))
     with pytest.raises(UnsupportedFormatError, match=r"spec\.json: format version 2\.0"):
         CacheWriter.create_or_open(written, SPEC, sample_ranks())
 

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe import load_recipe
-from tests import tiny
-
-_ROOT = Path(__file__).parents[2]
+from pipeline.recipes.recipe import load_recipe
+from tests.support import ROOT, tiny
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +50,7 @@ from stages.train_student import TrainStudentConfig
 print(sorted({"torch", "transformers", "numpy", "pyarrow"} & set(sys.modules)))
 """
     finished = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=_ROOT, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert finished.stdout.strip() == "[]", finished.stderr
 

@@ -11,7 +11,7 @@ from typing import IO, Any, TypeVar, cast
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from cache_format.storage import is_url
+from cache_format.storage.base import is_url
 from stages.cache_teacher.corpus.retry import retrying
 
 _BLOCK_BYTES = 4 << 20

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from cache_format.receipt import ShardEntry
-from stages.cache_teacher.engine.make import UNITS_IN_FLIGHT, UnitMaker
-from stages.cache_teacher.engine.unit_reader import PreparedUnit
+from cache_format.metadata.receipt import ShardEntry
+from stages.cache_teacher.corpus.unit_reader import PreparedUnit
+from stages.cache_teacher.engine.unit_maker import UNITS_IN_FLIGHT, UnitMaker
 
 
 def make_units(

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any
 
-from cache_format.receipt import ShardEntry
-from stages.cache_teacher.engine.device_use import DeviceUse
-from stages.cache_teacher.engine.make import UNITS_IN_FLIGHT
-from stages.cache_teacher.engine.progress import Progress
-from stages.cache_teacher.engine.remote_maker import MadeUnit, RemoteJob, RemoteMaker
+from cache_format.metadata.receipt import ShardEntry
+from stages.cache_teacher.engine.ray_worker import MadeUnit, RemoteJob, RemoteMaker
+from stages.cache_teacher.engine.unit_maker import UNITS_IN_FLIGHT
 from stages.cache_teacher.engine.unit_queue import UnitQueue
+from stages.cache_teacher.reporting.device_use import DeviceUse
+from stages.cache_teacher.reporting.progress import Progress
 
 _TRIES_PER_UNIT = 5
 _DEATHS_IN_A_ROW = 5

@@ -7,12 +7,12 @@ and the engines. Whether a unit is needed is decided when it is asked for, as la
 import threading
 from collections.abc import Mapping
 
-from cache_format.receipt import ShardEntry
+from cache_format.metadata.receipt import ShardEntry
 from stages.cache_teacher.config import UnitRange
-from stages.cache_teacher.corpus.corpus import Corpus
-from stages.cache_teacher.engine.need import Budget
-from stages.cache_teacher.engine.progress import Progress
-from stages.cache_teacher.engine.workers import WorkerShare
+from stages.cache_teacher.corpus.units import Corpus
+from stages.cache_teacher.engine.token_budget import Budget
+from stages.cache_teacher.reporting.progress import Progress
+from stages.cache_teacher.worker_share import WorkerShare
 
 
 class UnitQueue:

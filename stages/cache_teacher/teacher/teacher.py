@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from cache_format.spec import TeacherSpec
+from cache_format.metadata.spec import TeacherSpec
 from stages.cache_teacher.corpus.packing import IntArray
-from stages.cache_teacher.targets.head import Head
+from stages.cache_teacher.targets.teacher_head import Head
 from stages.cache_teacher.teacher.attention import VARLEN, body_inputs, register_varlen
+from stages.cache_teacher.teacher.probes import refuse_unfaithful
 from stages.cache_teacher.teacher.teacher_files import TeacherSource
-from stages.cache_teacher.teacher.teacher_probe import refuse_unfaithful
-from stages.tokenizer_files import pass_on_tokenizer
+from stages.model_files.tokenizer_files import pass_on_tokenizer
 
 
 class Teacher:

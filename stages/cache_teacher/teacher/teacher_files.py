@@ -12,15 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cache_format.spec import TeacherSpec
+from cache_format.metadata.spec import TeacherSpec
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.document_tokenizer import DocumentTokenizer
 from stages.cache_teacher.corpus.hub import model_snapshot
 from stages.cache_teacher.corpus.open_file import sha256_of
 from stages.cache_teacher.teacher.attention import choose_attention
-from stages.cache_teacher.teacher.teacher_place import local_directory
-from stages.tokenizer_files import READ_FILES, load_tokenizer
-from stages.weight_files import pickled_note, weight_files
+from stages.cache_teacher.teacher.locate import local_directory
+from stages.model_files.tokenizer_files import READ_FILES, load_tokenizer
+from stages.model_files.weight_files import pickled_note, weight_files
 
 # An adapter, and a checkpoint that several processes wrote.
 _INSTEAD = re.compile(r"adapter_config\.json|shard-[0-9]{5}-model-.*\.safetensors")

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
-from tests import tiny
+from tests.support import tiny
 
 _RECIPE = """
 [train_student]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.progress import Bar
 from pipeline.reporting.events import Event, EventName
 from pipeline.reporting.json_lines import JsonLines
 from pipeline.reporting.log_file import LogFile
+from pipeline.reporting.progress_bar import Bar
 from pipeline.reporting.reporter import Reporter, ReportingOptions
 from pipeline.reporting.streams import ProgressOnStderr, ResultOnStdout, WarningsOnStderr
 

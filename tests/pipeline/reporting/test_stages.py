@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.reporting.events import Event
 from pipeline.reporting.stages import CacheReport, TrainReport, cache_figures, device_figures
-from stages.cache_teacher.engine.progress import CacheProgress, Phase
-from stages.train_student.training.progress import TrainProgress
+from stages.cache_teacher.reporting.progress import CacheProgress, Phase
+from stages.train_student.tracking.run_progress import TrainProgress
 
 
 def caching(tokens_done: int, phase: Phase = "caching") -> CacheProgress:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.stages.cache_teacher.bench import Bench, Watch
-from tests.tiny import save_tiny_teacher
+from tests.support.stage_one_runs import Bench, Watch
+from tests.support.tiny import save_tiny_teacher
 
 
 @pytest.fixture(scope="session")

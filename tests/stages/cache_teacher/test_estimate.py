@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from stages.cache_teacher.engine.progress import CacheProgress
 from stages.cache_teacher.estimate import FRAMING, estimate
+from stages.cache_teacher.reporting.progress import CacheProgress
 from stages.cache_teacher.teacher.teacher import Teacher
-from tests.stages.cache_teacher.bench import TEXTS, Bench
-from tests.tiny import tiny_config, write_fineweb_parquet
+from tests.support.stage_one_runs import TEXTS, Bench
+from tests.support.tiny import tiny_config, write_fineweb_parquet
 
 
 def test_bytes_are_those_of_the_cache(bench: Bench) -> None:

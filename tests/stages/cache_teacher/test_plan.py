@@ -8,7 +8,7 @@ import pytest
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.plan import plan_cache
 from stages.cache_teacher.run import cache_teacher
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture(scope="module")

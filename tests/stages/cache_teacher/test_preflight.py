@@ -9,7 +9,7 @@ import pytest
 from cache_format.errors import ForeignDirectoryError, SpecMismatchError
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.preflight import check_early
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture

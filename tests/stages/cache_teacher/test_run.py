@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from cache_format.codec import Row
-from cache_format.sketch import sketch_signs
-from tests.stages.cache_teacher.bench import TEXTS, Bench, rows_by_unit
-from tests.tiny import write_fineweb_parquet
+from cache_format.codec.row_codec import Row
+from cache_format.metadata.random_projection import sketch_signs
+from cache_format.tools.verify import verify
+from tests.support.stage_one_runs import TEXTS, Bench, rows_by_unit
+from tests.support.tiny import write_fineweb_parquet
 
 
 def independent_stream(teacher: Path, texts: list[str]) -> list[int]:
@@ -172,4 +173,4 @@ def test_units_without_rows_and_documents_larger_than_a_unit(bench: Bench) -> No
     assert [entry.num_documents for entry in manifest.shards] == [0, 2, 2, 2]
     assert [entry.num_skipped_documents for entry in manifest.shards] == [2, 0, 0, 0]
     assert [entry.num_dropped_tokens for entry in manifest.shards][:2] == [0, 4]
-    assert bench.open().verify(lambda *_: None) == []
+    assert verify(bench.open(), lambda *_: None) == []

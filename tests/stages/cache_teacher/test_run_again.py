@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import cache_format
-from cache_format.manifest import Manifest
-from cache_format.splits import SPLITS
+from cache_format.metadata.manifest import Manifest
+from cache_format.metadata.splits import SPLITS
+from cache_format.tools.verify import verify
 from cache_format.writer import CacheWriter
 from stages.cache_teacher import run
-from stages.cache_teacher.engine.make import UNITS_IN_FLIGHT
+from stages.cache_teacher.engine.unit_maker import UNITS_IN_FLIGHT
 from stages.cache_teacher.teacher.teacher import Teacher
-from tests.stages.cache_teacher.bench import Bench, Watch, shard_bytes
+from tests.support.stage_one_runs import Bench, Watch, shard_bytes
 
 
 def test_a_budget_overshoots_by_less_than_a_unit_and_can_grow_and_shrink(
@@ -48,7 +49,7 @@ def test_a_budget_overshoots_by_less_than_a_unit_and_can_grow_and_shrink(
     bench.run()  # the corpus has ended: nothing is left to do
     assert watch.since() == (0, 0)
     assert bench.reports[-1].phase == "corpus ended"
-    assert bench.open().verify(lambda *_: None) == []
+    assert verify(bench.open(), lambda *_: None) == []
 
 
 def test_only_missing_units_are_made_again(bench: Bench, watch: Watch) -> None:
@@ -168,4 +169,4 @@ def test_rows_that_are_divided_stay_where_they_are(bench: Bench) -> None:
         rows = [row.token_ids.tolist() for _, row in extended.iter_rows(split)]
         assert 0 < len(held) < len(rows)
         assert rows[: len(held)] == held
-    assert extended.verify() == []
+    assert verify(extended) == []

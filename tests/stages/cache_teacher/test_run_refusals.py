@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 import cache_format
 from cache_format.errors import ForeignDirectoryError, SpecMismatchError
-from cache_format.ranks import read_ranks
+from cache_format.metadata.vocabulary_ranks import read_ranks
 from cache_format.writer import CacheWriter
-from tests.stages.cache_teacher.bench import TEXTS, Bench, Watch, rows_by_unit, shard_bytes
-from tests.tiny import write_fineweb_parquet
+from tests.support.stage_one_runs import TEXTS, Bench, Watch, rows_by_unit, shard_bytes
+from tests.support.tiny import write_fineweb_parquet
 
 OTHER_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "top_k": ({"top_k": 13}, "targets.top_k"),

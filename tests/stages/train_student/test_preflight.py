@@ -8,7 +8,7 @@ import pytest
 import cache_format
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.preflight import check_early
-from stages.train_student.training import run_directory
+from stages.train_student.trainer import run_directory
 
 _CONFIG = TrainStudentConfig(trackers=())
 

@@ -18,17 +18,17 @@ import torch
 from safetensors.torch import load_file
 
 import cache_format
+from stages.train_student.checkpoints import checkpoint
+from stages.train_student.checkpoints.checkpoint import load_newest
+from stages.train_student.checkpoints.run_record import read_record
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.objective.objective import Objective
+from stages.train_student.losses.objective import Objective
 from stages.train_student.run import train_student
-from stages.train_student.training import checkpoint
-from stages.train_student.training.checkpoint import load_newest
-from stages.train_student.training.metrics import MetricsLog
-from stages.train_student.training.progress import TrainProgress
-from stages.train_student.training.run_record import read_record
-from stages.train_student.training.stopping import StopNow, StoppedError, StopRequest
-from stages.train_student.training_run import NonFiniteLossError
-from tests.cache_format.sample_cache import reseal
+from stages.train_student.tracking.metrics import MetricsLog
+from stages.train_student.tracking.run_progress import TrainProgress
+from stages.train_student.trainer.stopping import StopNow, StoppedError, StopRequest
+from stages.train_student.trainer.training_run import NonFiniteLossError
+from tests.support.sample_cache import reseal
 
 
 def tiny_config(**changes: Any) -> TrainStudentConfig:
@@ -199,13 +199,13 @@ def test_stopping_where_a_checkpoint_is_leaves_it(tiny_cache: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("place", "last", "step"),
     [
-        ("objective.objective.Objective.terms", 1, 0),  # a micro-batch; a step has two
-        ("objective.objective.Objective.terms", 13, 6),  # where there is a checkpoint already
-        ("objective.objective.Objective.terms", 17, 8),
-        ("objective.objective.Objective.terms", 18, 9),  # of the last step, which is finished
-        ("evaluate.first_choices", 1, 0),  # a batch of validation, which has three
-        ("evaluate.first_choices", 4, 4),
-        ("evaluate.first_choices", 11, 9),
+        ("losses.objective.Objective.terms", 1, 0),  # a micro-batch; a step has two
+        ("losses.objective.Objective.terms", 13, 6),  # where there is a checkpoint already
+        ("losses.objective.Objective.terms", 17, 8),
+        ("losses.objective.Objective.terms", 18, 9),  # of the last step, which is finished
+        ("evaluation.validation.first_choices", 1, 0),  # a batch of validation, which has three
+        ("evaluation.validation.first_choices", 4, 4),
+        ("evaluation.validation.first_choices", 11, 9),
     ],
 )
 def test_a_stop_abandons_the_step_and_nothing_is_lost(
@@ -347,7 +347,7 @@ def test_a_checkpoint_that_cannot_be_read_stops_the_run(
         raise OSError(errno.EIO, "Input/output error", str(path))
 
     with monkeypatch.context() as broken:
-        broken.setattr("stages.train_student.training.checkpoint._sha256", refuse)
+        broken.setattr("stages.train_student.checkpoints.checkpoint._sha256", refuse)
         with pytest.raises(OSError, match="Input/output error"):
             run(tiny_config(), tiny_cache, out, resume=True)
     assert (out / "checkpoints" / "step-0000006").exists()
@@ -476,7 +476,7 @@ def test_a_gradient_that_stays_not_finite_under_fp16_stops_the_run(
     tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scaler skips such a step and halves its scale, 16 times at most."""
-    from stages.train_student.objective.objective import Objective
+    from stages.train_student.losses.objective import Objective
 
     terms = Objective.terms
 
@@ -576,7 +576,7 @@ def test_checkpoints_and_model_can_be_read_by_others(whole: Path) -> None:
 
 def test_a_run_keeps_to_its_rows_when_the_cache_is_extended(tmp_path: Path) -> None:
     from stages.cache_teacher.run import cache_teacher
-    from tests import tiny
+    from tests.support import tiny
 
     cache = tiny.tiny_cache(tmp_path, num_tokens=700)
     config = tiny_config(batch_size=1, accumulation=1)
@@ -605,7 +605,7 @@ def test_a_run_keeps_to_its_rows_when_the_cache_is_extended(tmp_path: Path) -> N
 def test_whatever_stage_one_was_told_to_keep_teaches(
     tmp_path: Path, changes: dict[str, Any], temperatures: tuple[float, float]
 ) -> None:
-    from tests import tiny
+    from tests.support import tiny
 
     cache = tiny.tiny_cache(tmp_path, 40, **changes)
     start, end = temperatures

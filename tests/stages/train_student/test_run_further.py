@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load, load_file, save_file
 
 import cache_format
-from stages.train_student.objective.schedule import learning_rate
+from stages.train_student.checkpoints.run_record import read_record
+from stages.train_student.losses.schedules import learning_rate
 from stages.train_student.run import train_student
-from stages.train_student.training.progress import TrainProgress
-from stages.train_student.training.run_record import read_record
-from stages.train_student.training.stopping import StoppedError, StopRequest
-from tests.cache_format.sample_cache import reseal
+from stages.train_student.tracking.run_progress import TrainProgress
+from stages.train_student.trainer.stopping import StoppedError, StopRequest
 from tests.stages.train_student.test_run import metrics, tiny_config, weights
+from tests.support.sample_cache import reseal
 
 SHORT = {"max_steps": 4, "checkpoint_every": 2, "validate_every": 99, "keep_checkpoints": 9}
 
@@ -260,7 +260,7 @@ def test_initial_weights_of_another_architecture_are_refused_by_name(
 
 
 def test_initial_weights_of_another_teacher_are_refused(finished: Path, tmp_path: Path) -> None:
-    from tests.stages.train_student.caches import TARGETS, write_cache
+    from tests.support.student_caches import TARGETS, write_cache
 
     write_cache(tmp_path / "cache", TARGETS["top_k"])
     with pytest.raises(ValueError, match="made by another teacher"):

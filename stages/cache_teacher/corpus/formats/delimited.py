@@ -10,7 +10,8 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from functools import partial
 
-from cache_format.spec import CorpusSpec
+from cache_format.metadata.spec import CorpusSpec
+from stages.cache_teacher.corpus.formats.byte_streams import open_stream
 from stages.cache_teacher.corpus.formats.document_file import (
     MAX_DOCUMENT_BYTES,
     BadDocument,
@@ -20,7 +21,6 @@ from stages.cache_teacher.corpus.formats.document_file import (
     checked_text,
     sequential_file,
 )
-from stages.cache_teacher.corpus.formats.streams import open_stream
 
 
 def open_csv(file: DataFile, spec: CorpusSpec, delimiter: str = ",") -> DocumentFile[list[str]]:

@@ -4,7 +4,7 @@ import json
 from functools import partial
 from typing import Any
 
-from cache_format.spec import CorpusSpec
+from cache_format.metadata.spec import CorpusSpec
 from stages.cache_teacher.corpus.formats.document_file import (
     BadDocument,
     DataFile,
@@ -13,7 +13,7 @@ from stages.cache_teacher.corpus.formats.document_file import (
     checked_text,
     decoded,
 )
-from stages.cache_teacher.corpus.formats.lines import open_lines
+from stages.cache_teacher.corpus.formats.line_file import open_lines
 
 _JSON_NAMES = {dict: "object", list: "array", float: "number", bool: "boolean", str: "string"}
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from cache_format.spec import CorpusSpec
+from cache_format.metadata.spec import CorpusSpec
 from stages.cache_teacher.corpus.formats.arrow import open_arrow
+from stages.cache_teacher.corpus.formats.byte_streams import COMPRESSIONS
 from stages.cache_teacher.corpus.formats.delimited import open_csv, open_tsv
 from stages.cache_teacher.corpus.formats.document_file import DataFile, DocumentFile
 from stages.cache_teacher.corpus.formats.jsonl import open_jsonl
 from stages.cache_teacher.corpus.formats.parquet import open_parquet
-from stages.cache_teacher.corpus.formats.streams import COMPRESSIONS
-from stages.cache_teacher.corpus.formats.text import open_text
+from stages.cache_teacher.corpus.formats.plain_text import open_text
 
 
 @dataclass(frozen=True, kw_only=True)

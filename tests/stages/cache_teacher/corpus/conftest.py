@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.stages.cache_teacher.corpus import corpora
+from tests.support import corpora
 
 
 @pytest.fixture(autouse=True)

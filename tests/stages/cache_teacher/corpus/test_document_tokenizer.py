@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from stages.cache_teacher.corpus.document_tokenizer import DocumentTokenizer
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
-from tests.tiny import tiny_config, tiny_texts
+from tests.support.tiny import tiny_config, tiny_texts
 
 EOS = "<|endoftext|>"
 CONTROL = [EOS, "<|im_end|>", "<|fim_prefix|>", "<pad>", "<s>"]

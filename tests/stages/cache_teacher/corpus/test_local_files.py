@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.cache_teacher.corpus import corpus as corpus_module
-from stages.cache_teacher.corpus.corpus import check_local_corpus
-from tests.stages.cache_teacher.corpus.corpora import read_all, resolve, settings, write
-from tests.tiny import tiny_texts
+from stages.cache_teacher.corpus import units as corpus_module
+from stages.cache_teacher.corpus.units import check_local_corpus
+from tests.support.corpora import read_all, resolve, settings, write
+from tests.support.tiny import tiny_texts
 
 TEXTS = tiny_texts(12)
 

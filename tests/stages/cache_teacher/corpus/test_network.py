@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stages.cache_teacher.corpus import corpus as corpus_module
+from stages.cache_teacher.corpus import units as corpus_module
 from stages.cache_teacher.corpus.formats.document_file import DataFile, DocumentFile
 from stages.cache_teacher.corpus.formats.parquet import open_parquet
 from stages.cache_teacher.corpus.open_file import open_binary
 from stages.cache_teacher.corpus.retry import NUM_TRIES, NetworkFailedError, is_passing, retrying
-from tests.cache_format.sample_cache import contents, sample_spec
-from tests.stages.cache_teacher.bench import TEXTS, Bench
-from tests.tiny import tiny_texts, write_fineweb_parquet
+from tests.support.sample_cache import contents, sample_spec
+from tests.support.stage_one_runs import TEXTS, Bench
+from tests.support.tiny import tiny_texts, write_fineweb_parquet
 
 ARROWS_FIRST_READ = 1 << 16
 """Bytes at the end of a file, in which Arrow looks for the footer."""

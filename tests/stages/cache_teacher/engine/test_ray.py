@@ -11,12 +11,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from stages.cache_teacher.config import UnitRange
-from stages.cache_teacher.engine.progress import CacheProgress
 from stages.cache_teacher.engine.ray_engine import RaySettings
+from stages.cache_teacher.reporting.progress import CacheProgress
 from stages.cache_teacher.run import cache_teacher
-from tests.cache_format.sample_cache import contents
-from tests.stages.cache_teacher.bench import Bench
-from tests.tiny import tiny_config
+from tests.support import ROOT
+from tests.support.sample_cache import contents
+from tests.support.stage_one_runs import Bench
+from tests.support.tiny import tiny_config
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = [pytest.mark.enable_socket, pytest.mark.timeout(180)]
@@ -28,7 +29,7 @@ TWO = RaySettings(num_workers=2)
 def cluster() -> Iterator[None]:
     """A cluster with places for three workers, which import what is on this path."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[4]))
+        patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from stages.cache_teacher.engine.device_use import DeviceUse
 from stages.cache_teacher.engine.ray_engine import RaySettings, make_units_on_ray
-from stages.cache_teacher.engine.remote_maker import MadeUnit
+from stages.cache_teacher.engine.ray_worker import MadeUnit
+from stages.cache_teacher.reporting.device_use import DeviceUse
 
 Outcome = Callable[[int, int], Any]
 """Of a unit (−1: loading), and how often it was asked for."""

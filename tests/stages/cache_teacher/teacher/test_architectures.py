@@ -17,7 +17,7 @@ import torch
 from stages.cache_teacher.teacher.attention import VARLEN_TESTED
 from stages.cache_teacher.teacher.teacher import Teacher
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
-from tests.tiny import save_tiny_tokenizer, tiny_config
+from tests.support.tiny import save_tiny_tokenizer, tiny_config
 
 STARTS = [[], [5], [1, 2, 31], [7, 19, 32]]
 NUM_LAYERS = 3

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from stages.cache_teacher.teacher.teacher import Teacher
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
-from stages.device import choose_device
-from tests.tiny import tiny_config
+from stages.compute.device import choose_device
+from tests.support.tiny import tiny_config
 
 STARTS = [[], [5], [1, 2, 31], [7, 19, 32]]
 

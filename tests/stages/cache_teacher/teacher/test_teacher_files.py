@@ -9,7 +9,7 @@ import pytest
 
 from stages.cache_teacher.teacher import teacher_files
 from stages.cache_teacher.teacher.teacher_files import TeacherSource, resolve_teacher
-from tests.tiny import tiny_config
+from tests.support.tiny import tiny_config
 
 
 def resolve(teacher: Path | str, **changes: Any) -> TeacherSource:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.cache_teacher.corpus.formats import delimited
-from tests.stages.cache_teacher.corpus.corpora import encode, read_all, write
+from tests.support.corpora import encode, read_all, write
 
 
 def test_quotes_commas_and_lines_within_a_field(tmp_path: Path) -> None:

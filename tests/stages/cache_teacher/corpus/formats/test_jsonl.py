@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stages.cache_teacher.corpus.formats.document_file import BadDocument
 from stages.cache_teacher.corpus.formats.jsonl import parse_json_line
-from tests.stages.cache_teacher.corpus.corpora import read_all
+from tests.support.corpora import read_all
 
 BAD_LINES = {
     b"{": "not valid JSON",

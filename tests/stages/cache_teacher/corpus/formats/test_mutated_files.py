@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.stages.cache_teacher.corpus.corpora import read_all, write
-from tests.tiny import tiny_texts
+from tests.support.corpora import read_all, write
+from tests.support.tiny import tiny_texts
 
 SUFFIXES = [
     *(".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow"),

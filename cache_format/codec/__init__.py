@@ -1,0 +1,1 @@
+"""A row of arrays as the cells of a record batch, and back: pure functions."""

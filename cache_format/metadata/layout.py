@@ -1,0 +1,71 @@
+"""Where everything lies in a cache directory, and what to do about what does not.
+
+Paths are relative to the cache. Nothing else may be named by a receipt or the manifest, so that no
+damaged or foreign file can lead a reader out of the directory.
+"""
+
+import re
+
+from cache_format.storage.base import Storage
+
+MANIFEST = "manifest.json"
+SPEC = "spec.json"
+RANKS = "ranks.bin"
+PROJECTION = "projection.bin"
+RECIPE = "recipe.toml"
+RECEIPTS = "receipts"
+SHARDS = "shards"
+TEACHER = "teacher"
+TEACHER_RECEIPT = f"{RECEIPTS}/teacher.json"
+
+RUN_AGAIN = "run the same `pipeline cache-teacher` command again"
+RANKS_STEP = f"Delete {RANKS} and {RUN_AGAIN}: it is written again, no unit is."
+PROJECTION_STEP = (
+    f"Put {PROJECTION} back from a copy of the cache; or delete it and {RUN_AGAIN}: on the same "
+    "hardware the same one is made again, and no unit is."
+)
+RECIPE_STEP = (
+    f"Put {RECIPE} back from a copy of the cache, or delete it: a student needs none, nor does "
+    "`pipeline cache-teacher --recipe`."
+)
+TEACHER_STEP = (
+    f"Delete {TEACHER_RECEIPT} and {RUN_AGAIN}: the teacher's files are written again, no unit is."
+)
+
+_RECEIPT_FILE = re.compile(r"([0-9]{5}|[1-9][0-9]{5,18})\.json")
+_ATTACHMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+
+
+def shard_file(unit: int, sha256: str) -> str:
+    """Path of a shard relative to the cache."""
+    return f"{SHARDS}/{unit:05d}-{sha256[:16]}.arrow"
+
+
+def receipt_file(unit: int) -> str:
+    """Path of a shard's receipt relative to the cache."""
+    return f"{RECEIPTS}/{unit:05d}.json"
+
+
+def shard_step(unit: int, file: str) -> str:
+    """What to do about the shard ``file`` of ``unit`` that is damaged or missing."""
+    return f"Delete {file} and {RUN_AGAIN}: only unit {unit} is made again."
+
+
+def is_receipt(name: str) -> bool:
+    """Whether ``name`` in ``receipts/`` is that of a unit or of ``teacher/``."""
+    return _RECEIPT_FILE.fullmatch(name) is not None or f"{RECEIPTS}/{name}" == TEACHER_RECEIPT
+
+
+def receipt_units(storage: Storage) -> list[int]:
+    """The units that have a receipt, rising."""
+    matches = (_RECEIPT_FILE.fullmatch(name) for name in storage.list_names(RECEIPTS))
+    return sorted(int(match[1]) for match in matches if match is not None)
+
+
+def require_attachment_name(name: str) -> None:
+    """Raise ValueError unless ``name`` may be a file of ``teacher/``: no way leads out of it."""
+    if _ATTACHMENT.fullmatch(name) is None:
+        raise ValueError(
+            f"{name!r} cannot be a file of a cache: expected letters, digits, '.', '-', '_' and "
+            "'/' between names that do not begin with '.'"
+        )

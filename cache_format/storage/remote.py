@@ -1,0 +1,209 @@
+"""A cache at a URL that fsspec can reach: ``s3://``, ``gs://``, ``hf://`` and others.
+
+An object store shows whole objects or none, so nothing half-written is ever there: a file is
+uploaded as one object. Requests that the network fails are made again a few times, after longer and
+longer waits, before the failure is named. Called by ``storage.py``, which has the interface.
+
+**Exclusively.** S3 and Google Cloud Storage create an object only if it is not there, by one
+request (``If-None-Match: *``, ``ifGenerationMatch=0``). Other drivers look first and write then, so
+of two writers at the same instant the last one's receipt may stay. That loses nothing: the shards
+of a unit have their hash in their names, and a receipt whose shard the other one has removed counts
+as no receipt, so that the unit is made again by the next run.
+"""
+
+import io
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from cache_format.errors import StorageError
+from cache_format.storage.atomic import files_below
+from cache_format.storage.base import LocalSpace
+from cache_format.storage.shard_cache import LocalCopies, default_directory
+
+_WAITS_SECONDS = (0.5, 2.0, 8.0)
+_CHUNK_BYTES = 1 << 24  # a request each: few enough to be fast, short enough to be made again
+_VERDICTS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+
+_T = TypeVar("_T")
+
+
+class RemoteStorage:
+    """A URL; see ``Storage`` for the methods."""
+
+    num_requests = 16
+
+    def __init__(self, url: str) -> None:
+        self.root = url.rstrip("/")
+        self._fs, self._base = _connect(self.root)
+
+    def locate(self, name: str) -> str:
+        return f"{self.root}/{name}" if name else self.root
+
+    def read(self, name: str) -> bytes:
+        return self._retrying(name, "read", lambda: bytes(self._fs.cat_file(self._key(name))))
+
+    def chunks(self, name: str, num_bytes: int) -> Iterator[bytes]:
+        for start in range(0, num_bytes, _CHUNK_BYTES):
+            yield self._range(name, start, min(start + _CHUNK_BYTES, num_bytes))
+
+    def size(self, name: str) -> int | None:
+        def look() -> int | None:
+            self._fs.invalidate_cache()  # what drivers remember of listings may be out of date
+            info = self._fs.info(self._key(name))
+            return int(info["size"]) if info["type"] == "file" else None
+
+        try:
+            return self._retrying(name, "read", look)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def identity(self, name: str) -> tuple[int, int, int] | None:
+        return None
+
+    def has(self, name: str) -> bool:
+        return self.size(name) is not None
+
+    def list_names(self, directory: str) -> list[str]:
+        below = self._listed(directory, lambda key: self._fs.ls(key, detail=False))
+        return sorted(name.rpartition("/")[2] for name in below)
+
+    def files_below(self, directory: str) -> list[str]:
+        return sorted(self._listed(directory, self._fs.find))
+
+    def prepare(self, directory: str) -> None:
+        """There are no directories, and nothing is ever half-written."""
+
+    def publish(self, name: str, data: bytes) -> None:
+        self._writing(name, lambda: self._fs.pipe_file(self._key(name), data))
+
+    def publish_exclusive(self, name: str, data: bytes) -> bool:
+        def create() -> bool:
+            try:
+                self._fs.pipe_file(self._key(name), data, mode="create")
+            except FileExistsError:
+                return False
+            except Exception:
+                # Drivers have their own ways to say that it is there, and an answer may get lost.
+                if self.has(name):
+                    return False
+                raise
+            return True
+
+        return self._writing(name, create)
+
+    @contextmanager
+    def publish_file(self, name: str) -> Iterator[BinaryIO]:
+        sink = io.BytesIO()
+        yield sink
+        self.publish(name, sink.getvalue())
+
+    @contextmanager
+    def publish_directory(self, name: str) -> Iterator[Path]:
+        # Two processes at once upload the same bytes, if their libraries are the same; otherwise
+        # one's receipt does not fit the other's files, which every reader notices.
+        directory = Path(tempfile.mkdtemp(prefix="xlstm-distill-"))
+        try:
+            yield directory
+            for path in files_below(directory):
+                self._put(path, f"{name}/{path.relative_to(directory).as_posix()}")
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def remove(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self._retrying(name, "removed", lambda: self._fs.rm_file(self._key(name)))
+
+    def remove_directory(self, name: str) -> None:
+        for file in self.files_below(name):
+            self.remove(file)
+
+    def locked(self, directory: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def sync(self, directory: str) -> None:
+        """What has been uploaded stays."""
+
+    def local_files(self, cache_id: str, space: LocalSpace) -> LocalCopies:
+        directory = (space.directory or default_directory()) / cache_id
+        return LocalCopies(self, directory, space.num_bytes)
+
+    def _key(self, name: str) -> str:
+        return f"{self._base}/{name}" if name else self._base
+
+    def _range(self, name: str, start: int, end: int) -> bytes:
+        def fetch() -> bytes:
+            data = bytes(self._fs.cat_file(self._key(name), start=start, end=end))
+            if len(data) != end - start:
+                raise OSError(f"expected {end - start} bytes from {start} on, found {len(data)}")
+            return data
+
+        return self._retrying(name, "read", fetch)
+
+    def _listed(self, directory: str, listing: Callable[[str], list[str]]) -> list[str]:
+        """Names that ``listing`` finds below ``directory``. Some programs make an empty object in
+        the name of a directory: it is passed over."""
+        key = self._key(directory)
+
+        def look() -> list[str]:
+            self._fs.invalidate_cache()
+            return listing(key)
+
+        try:
+            found = self._retrying(directory, "read", look)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        below = (name.rstrip("/") for name in found if name.rstrip("/") != key)
+        return [name[len(self._base) + 1 :] for name in below]
+
+    def _put(self, path: Path, name: str) -> None:
+        self._writing(name, lambda: self._fs.put_file(str(path), self._key(name)))
+
+    def _writing(self, name: str, action: Callable[[], _T]) -> _T:
+        try:
+            return self._retrying(name, "written", action)
+        except FileNotFoundError as error:
+            raise StorageError(
+                f"{self.locate(name)}: could not be written: {error}. Make the bucket or "
+                "repository first, then run the same command again."
+            ) from error
+
+    def _retrying(self, name: str, what: str, action: Callable[[], _T]) -> _T:
+        """``action``'s result, tried again after a failure of the network."""
+        for wait in (*_WAITS_SECONDS, None):
+            try:
+                return action()
+            except (*_VERDICTS, StorageError):
+                raise
+            except Exception as error:  # each driver has its own, and they have no common base
+                if wait is None or isinstance(error, PermissionError):
+                    text = str(error) or type(error).__name__
+                    raise StorageError(
+                        f"{self.locate(name)}: could not be {what}: {text}. That says nothing of "
+                        "what it holds. Look after the network, the endpoint and the credentials, "
+                        "then run the same command again: it goes on from what is finished."
+                    ) from error
+            time.sleep(wait)
+        raise AssertionError
+
+
+def _connect(url: str) -> tuple[Any, str]:
+    """fsspec's file system for ``url``, and the path in it."""
+    from fsspec.core import url_to_fs
+
+    try:
+        fs, path = url_to_fs(url)
+    except ImportError as error:
+        raise StorageError(
+            f"{url}: no driver for it is installed: {error}. For s3:// `pip install s3fs`, for "
+            "gs:// `pip install gcsfs`, then run the same command again."
+        ) from error
+    except ValueError as error:
+        raise StorageError(
+            f"{url}: {error}. Give a directory, or a URL that fsspec knows, such as s3://."
+        ) from error
+    return fs, path.rstrip("/")

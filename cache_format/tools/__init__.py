@@ -1,0 +1,1 @@
+"""What is done with whole caches: verify, archive, merge, export."""

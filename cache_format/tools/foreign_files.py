@@ -1,0 +1,53 @@
+"""What lies in a cache's directory and is no part of the cache: nothing reads, packs or merges it.
+
+In: the opened cache and the files that its receipts name. Out: each other file and what to do.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cache_format.metadata import layout
+from cache_format.storage.atomic import is_temporary
+from cache_format.storage.base import Storage
+
+_ROOT = {
+    *(layout.MANIFEST, layout.SPEC, layout.RANKS, layout.RECIPE),
+    *(layout.RECEIPTS, layout.SHARDS, layout.TEACHER),
+}
+
+
+def foreign_files(
+    storage: Storage, known: set[str], *, has_projection: bool
+) -> Iterator[tuple[Path | str, str]]:
+    """Where each foreign file lies, and a message; ``known`` are the shards and teacher's files.
+
+    A directory that is foreign is named, not what is in it. Without a readable receipt of
+    ``teacher/`` nothing can be said of the files there.
+    """
+    root = _ROOT | ({layout.PROJECTION} if has_projection else set())
+    for name in storage.list_names(""):
+        if name not in root:
+            yield _named(storage, name)
+    for name in storage.list_names(layout.RECEIPTS):
+        if not layout.is_receipt(name):
+            yield _named(storage, f"{layout.RECEIPTS}/{name}")
+    for directory in (layout.SHARDS, layout.TEACHER):
+        if directory == layout.SHARDS or any(name.startswith(f"{directory}/") for name in known):
+            for name in storage.files_below(directory):
+                if name not in known:
+                    yield _named(storage, name)
+
+
+def _named(storage: Storage, name: str) -> tuple[Path | str, str]:
+    path = storage.locate(name)
+    if is_temporary(Path(name)):
+        return path, (
+            f"{path}: a half-written file, which is harmless: a process is writing it, or was "
+            "killed and the next `pipeline cache-teacher` removes it."
+        )
+    if name.startswith(f"{layout.SHARDS}/"):
+        return path, (
+            f"{path}: nothing refers to it. If no `pipeline cache-teacher` is at work on this "
+            "cache, a killed one left it: delete it."
+        )
+    return path, f"{path}: no part of the cache: nothing reads it. Move it elsewhere."

@@ -1,0 +1,193 @@
+"""``pipeline train-student``: read its options, run stage two, say what came of it.
+
+Nothing heavy is imported before the recipe has been checked.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.options.cache_location import CacheLocation, LocalPath
+from pipeline.options.finite_range import FiniteRange
+from pipeline.options.recipe_options import load_session_recipe, recipe_options
+from pipeline.options.reporting_options import (
+    open_reporter,
+    reporting_options,
+    require_place,
+    send_start,
+)
+from pipeline.runtime.session import Session
+from pipeline.runtime.silence_libraries import quieten
+
+if TYPE_CHECKING:
+    from cache_format.reader import Cache
+    from stages.train_student.config import TrainStudentConfig
+    from stages.train_student.losses.teacher_in_the_loop import LoadTeacher
+
+_DIRECTORY = LocalPath(file_okay=False, expected="a directory, or a new one")
+
+
+@click.command("train-student")
+@recipe_options
+@click.option(
+    "--cache",
+    type=CacheLocation(exists=True),
+    required=True,
+    help="The cache to train on, or its URL.",
+)
+@click.option("--out", type=_DIRECTORY, required=True, help="Directory of the run.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Resume from the newest checkpoint in --out; start a run if there is none yet.",
+)
+@click.option(
+    "--init",
+    type=LocalPath(exists=True, file_okay=False),
+    metavar="RUN|MODEL",
+    help="Start a new run from the trained weights of another: its model or, if there is none yet, "
+    "its newest checkpoint. Steps, schedules and AdamW's moments start over; recipe, length and "
+    "cache may differ, blocks and teacher must be the same. Not needed with --resume.",
+)
+@click.option(
+    "--extend-to",
+    type=click.IntRange(min=1, max=2**62),
+    metavar="STEPS",
+    help="With --resume: continue training to this step. Finished steps are kept as they are. From "
+    "here on, the learning rate is that of a run of STEPS steps: if a finished run has decayed it "
+    "to 0, it jumps to the value such a run has at this step, and decays to 0 at STEPS. The run "
+    "records this, so a later --resume alone continues to STEPS. The new model replaces the old "
+    "one at the end.",
+)
+@click.option(
+    "--teacher-in-the-loop",
+    "online",
+    is_flag=False,
+    flag_value="",
+    metavar="[TEACHER]",
+    help="Load the cache's teacher and train on its full distribution at every position. For "
+    "comparison only: it costs the teacher's memory and time in every run. TEACHER is its Hub id "
+    "or directory, if it has moved since the cache was made.",
+)
+@click.option(
+    "--local-directory",
+    type=_DIRECTORY,
+    help="Where shards of a cache at a URL are copied to; by default in your cache directory. Not "
+    "in the recipe: it differs between machines, and no result depends on it.",
+)
+@click.option(
+    "--local-gib",
+    type=FiniteRange(min=0.0, min_open=True, max=1_000_000.0),
+    default=20.0,
+    show_default=True,
+    metavar="GIB",
+    help="The most disk space that these copies take.",
+)
+@reporting_options
+@click.pass_obj
+def train_student(
+    session: Session,
+    /,
+    recipe_name: str,
+    settings: Sequence[str],
+    cache: Path | str,
+    out: Path,
+    resume: bool,
+    init: Path | None,
+    extend_to: int | None,
+    online: str | None,
+    local_directory: Path | None,
+    local_gib: float,
+    **reporting: Any,
+) -> None:
+    """Train a student from a cache. The teacher is not needed and not loaded.
+
+    \b
+      pipeline train-student --recipe distil-xlstm --cache cache --out run
+      torchrun --nproc-per-node 4 -m pipeline train-student …      # 4 GPUs, the same student
+      pipeline train-student --recipe distil-xlstm --cache cache --out run --resume --extend-to 9000
+      pipeline train-student --recipe distil-xlstm --cache cache --out run-2 --init run
+
+    The third command continues a finished run, the last one starts a new run from its weights.
+
+    Writes run/recipe.toml, run/metrics.jsonl, run/tensorboard, run/checkpoints and, at the end,
+    run/model: a Hugging Face model directory.
+
+    Ctrl-C (or SIGTERM) abandons the current step, saves a checkpoint of the last finished one and
+    stops; a second Ctrl-C stops without saving. To continue after that, or after any other
+    interruption, run the same command with --resume.
+    """
+    if extend_to is not None and not resume:
+        raise click.UsageError("--extend-to continues a run: add --resume")
+    is_first = os.environ.get("RANK", "0") == "0"
+    if reporting["log_file"] is not None:
+        require_place(reporting["log_file"], cache, "--log-file")
+    reporter = open_reporter(session, "train", out, is_first=is_first, **reporting)
+    recipe = load_session_recipe(session, recipe_name, settings, ignored="cache_teacher")
+    send_start(reporter, "train-student", recipe=recipe_name, cache=str(cache), out=str(out))
+    import cache_format
+    from pipeline.reporting.events import Event
+    from stages.train_student.data.temperatures import validation_temperature
+    from stages.train_student.preflight import check_early
+
+    opened = cache_format.open(
+        cache, local_directory=local_directory, local_bytes=max(1, int(local_gib * 2**30))
+    )
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # of several processes all have to refuse, not one
+        is_online = online is not None
+        check_early(recipe.train_student, opened, out, resume=resume, online=is_online)
+    quieten(show_downloads=not reporter.is_quiet)
+    from pipeline.reporting.stages import TrainReport
+    from pipeline.runtime.signals import asked_to_stop
+    from stages.train_student.distributed.context import OtherProcessFailedError
+    from stages.train_student.run import train_student as run
+    from stages.train_student.trainer.stopping import StopNow, StoppedError, StopRequest
+
+    report = TrainReport(
+        reporter.send, validation_temperature(opened.spec.targets.inverse_temperatures)
+    )
+    with reporter, asked_to_stop() as request:
+        try:
+            metrics = run(
+                recipe.train_student,
+                opened,
+                out,
+                resume=resume,
+                recipe_toml=recipe.to_toml(),
+                report=report if is_first else lambda _: None,
+                stop=StopRequest(is_made=request.is_made, interruptible=request.interruptible),
+                load_teacher=_teacher_loader(opened, recipe.train_student, online),
+                init=init,
+                extend_to=extend_to,
+            )
+        except (StoppedError, StopNow):
+            raise (request.exception() if is_first else click.exceptions.Exit(1)) from None
+        except OtherProcessFailedError as error:  # which has said why
+            if is_first:
+                raise click.ClickException(f"{error}. See its own error message.") from None
+            raise click.exceptions.Exit(1) from None
+    if is_first:
+        figures = report.validation_figures(metrics)
+        fields = {"out": str(out), "model": str(out / "model"), "metrics": metrics}
+        text = (
+            f"{out / 'model'} holds the student. Validation: {figures}.\nNext:\n"
+            f'  pipeline generate {quote(str(out))} --prompt "Once upon a time"'
+        )
+        reporter.send(Event(name="done", text=text, fields=fields))
+
+
+def _teacher_loader(
+    cache: "Cache", config: "TrainStudentConfig", place: str | None
+) -> "LoadTeacher | None":
+    """What loads the teacher in the loop; ``place`` is none if there is to be none."""
+    if place is None:
+        return None
+    from pipeline.students.online_teacher import load_online_teacher
+
+    with_mean = max(config.beta_start, config.beta_end) > 0
+    return partial(load_online_teacher, cache, with_mean=with_mean, place=place or None)

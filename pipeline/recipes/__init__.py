@@ -1,0 +1,1 @@
+"""Recipes: the shipped TOML files, and how a recipe is read and checked."""

@@ -1,0 +1,83 @@
+"""The recipe that goes on with a finished cache: its own, with a larger budget.
+
+In: the cache. Out: its ``recipe.toml`` with the budget, and with the commits that the cache was
+made from in place of branches that may have moved on. Called by ``pipeline extend``.
+"""
+
+from pathlib import Path
+from shlex import quote
+
+import cache_format
+from cache_format.reader import Cache
+from pipeline.recipes.cached_recipe import recipe_in, recipe_of
+from pipeline.recipes.recipe import Override, Recipe, token_budget
+
+
+def extended_recipe(place: Path | str, tokens: str) -> Recipe:
+    """The recipe in the cache at ``place``, with the budget ``tokens``.
+
+    Raises ValueError if that is no larger than what the cache holds, the corpus has ended, or
+    teacher or corpus are no longer where they were; MissingFileError if there is no recipe.
+    """
+    cache = cache_format.open(place, allow_incomplete=True)
+    step = (
+        "Extend it with the recipe that it was made with: `pipeline cache-teacher --recipe RECIPE "
+        f"--out {quote(str(place))} --tokens {quote(tokens)}`."
+    )
+    recipe = recipe_of(cache, step, [token_budget(tokens), *_pins(cache)])
+    _require_more(cache, place, recipe.cache_teacher.num_tokens)
+    _require_there(cache, place, recipe, tokens)
+    return recipe
+
+
+def places_text(place: Path | str, recipe: Recipe) -> str:
+    """From where a teacher and a text will be read, which whoever made the cache has chosen."""
+    config = recipe.cache_teacher
+    return (
+        f"As the recipe in {place} says, the teacher is read from {config.teacher!r} and its text "
+        f"from {config.corpus!r}. What is not what the cache was made from is refused."
+    )
+
+
+def _pins(cache: Cache) -> list[Override]:
+    """The commits of what came from the Hub."""
+    commits = {
+        "teacher_revision": cache.spec.teacher.revision,
+        "corpus_revision": cache.spec.corpus.revision,
+    }
+    where = "the cache's spec"
+    return [Override(where, "cache_teacher", key, text) for key, text in commits.items() if text]
+
+
+def _require_more(cache: Cache, place: Path | str, num_tokens: int) -> None:
+    manifest = cache.manifest
+    held = sum(entry.num_tokens for entry in manifest.shards)
+    if num_tokens <= held:
+        raise ValueError(
+            f"{place}: holds {held:,} tokens already: expected a budget above that, found "
+            f"{num_tokens:,}."
+        )
+    if manifest.complete and held < manifest.num_tokens_requested:
+        raise ValueError(
+            f"{place}: already holds the whole corpus, {held:,} tokens. "
+            "For more, make another cache from a larger corpus."
+        )
+
+
+def _require_there(cache: Cache, place: Path | str, recipe: Recipe, tokens: str) -> None:
+    """Raise if a local teacher or corpus is gone; what came from the Hub is looked for there."""
+    config, spec = recipe.cache_teacher, cache.spec
+    places = {
+        "teacher": (config.teacher, spec.teacher.revision),
+        "corpus": (config.corpus, spec.corpus.revision),
+    }
+    for name, (path, revision) in places.items():
+        if not revision and not Path(path).expanduser().exists():
+            raise ValueError(
+                f"{name} {path!r}, which {place} was made from, is no longer there (looked for in "
+                f"{Path.cwd()}). Put it back, go to the directory from where the cache was made, "
+                "or say where it is now:\n"
+                f"  pipeline cache-teacher --recipe {recipe_in(place)} "
+                f"--out {quote(str(place))} --tokens {quote(tokens)} "
+                f"--set cache_teacher.{name}=PATH"
+            )

@@ -1,0 +1,1 @@
+"""What commands say of caches, as JSON and as text."""

@@ -1,0 +1,297 @@
+"""What is in a cache, and what one of its rows says, as data and as text.
+
+In: a cache's directory or URL. Out: plain dictionaries, fit for JSON, and their text. Called by
+``pipeline inspect``.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import cache_format
+from cache_format.codec.row_codec import Row
+from cache_format.errors import CacheError
+from cache_format.metadata import layout
+from cache_format.metadata.manifest import ShardEntry
+from cache_format.metadata.splits import SPLITS
+from cache_format.metadata.unit_ranges import looks_like_part, ranges_text, unit_ranges
+from cache_format.reader import Cache
+from pipeline.recipes.recipe import parse_recipe
+from pipeline.reporting.printable import printable
+
+_TOP = 5
+_MAX_LOSS = math.log(sys.float_info.max)
+
+
+def summarise(path: Path | str) -> dict[str, Any]:
+    """What the cache at ``path`` holds, from its manifest and its recipe. Raises CacheError."""
+    cache = cache_format.open(path, allow_incomplete=True)
+    shards = cache.manifest.shards
+    return {
+        "path": str(path),
+        "cache_id": cache.cache_id,
+        "format_version": cache.manifest.format_version,
+        "complete": cache.manifest.complete,
+        "units": [[units.start, units.stop] for units in unit_ranges(cache.manifest)],
+        "num_shards": len(shards),
+        "num_bytes": sum(shard.num_bytes for shard in shards),
+        "num_tokens": {
+            split: cache.num_rows(split) * cache.spec.sequence_length for split in SPLITS
+        },
+        "num_documents": sum(shard.num_documents for shard in shards),
+        "num_skipped_documents": sum(shard.num_skipped_documents for shard in shards),
+        "num_dropped_tokens": sum(shard.num_dropped_tokens for shard in shards),
+        "bytes_per_token": _bytes_per_token(shards),
+        "teacher": _teacher_figures(shards),
+        "recipe": _names_in_recipe(cache),
+        "spec": cache.spec.to_json(),
+    }
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    """``summarise``'s result for people."""
+    spec, figures = summary["spec"], summary["teacher"]
+    names = summary["recipe"] or {}
+    tokens = summary["num_tokens"]
+    share = tokens["validation"] / max(1, sum(tokens.values()))
+    lines = [
+        f"{summary['path']}: {_state(summary)}",
+        f"  cache id    {summary['cache_id']} (format {summary['format_version']})",
+        f"  teacher     {_source(spec['teacher'], names.get('teacher'))}, "
+        f"{spec['teacher']['dtype']}",
+        f"  corpus      {_source(spec['corpus'], names.get('corpus'))}",
+        f"  tokens      {tokens['train']:,} train, {tokens['validation']:,} validation "
+        f"({share:.1%}), in rows of {spec['sequence_length']}",
+        f"  documents   {summary['num_documents']:,}, {summary['num_skipped_documents']:,} "
+        f"skipped; {summary['num_dropped_tokens']:,} tokens dropped (last row incomplete)",
+        f"  shards      {summary['num_shards']:,}, {summary['num_bytes'] / 1e6:,.1f} MB",
+    ]
+    if figures is not None:
+        perplexity = figures["perplexity"]
+        lines += [
+            f"  teacher     perplexity {'inf' if perplexity is None else f'{perplexity:.2f}'} "
+            f"(loss {figures['loss']:.4f} nats) on {figures['num_scored']:,} scored positions",
+            f"  kept        {_kept(spec['targets'], figures)}",
+            "  bytes/token",
+            *(f"    {name:18} {size:8.2f}" for name, size in summary["bytes_per_token"].items()),
+        ]
+    # One by one: a line break in a name is no line.
+    return "\n".join(printable(line, keep="") for line in [*lines, "  spec", *_settings(spec)])
+
+
+def _kept(targets: dict[str, Any], figures: dict[str, float]) -> str:
+    """What a position holds, in words."""
+    num_kept = f"{figures['mean_num_kept']:.1f} ids a position"
+    if targets["kind"] == "sampled":
+        temperature = 1 / targets["inverse_temperatures"][0]
+        return f"{num_kept}, from {targets['num_levels']} draws at temperature {temperature:g}"
+    text = f"{num_kept}, {figures['mean_kept_mass']:.2%} of the mass"
+    if "mean_num_drawn" not in figures:
+        return text
+    temperature = 1 / targets["draw_inverse_temperature"]
+    return (
+        f"{text}; {figures['mean_num_drawn']:.1f} others, from {targets['num_draws']} draws at "
+        f"temperature {temperature:g}"
+    )
+
+
+def decode_row(
+    path: Path | str, split: Literal["train", "validation"], index: int
+) -> dict[str, Any]:
+    """What row ``index`` of ``split`` holds at each position.
+
+    Raises ValueError if there is no such row, CacheError if it cannot be read.
+    """
+    cache = cache_format.open(path, allow_incomplete=True)
+    num_rows = cache.num_rows(split)
+    if index >= num_rows:
+        raise ValueError(f"{path}: no row {index}: {split} has {num_rows:,} rows, from 0 on")
+    unit, row = cache.read_row(split, index, with_sketch=False)
+    return {
+        "split": split,
+        "row": index,
+        "unit": unit,
+        "document_starts": [0, *row.document_starts.tolist()],
+        "positions": _positions(row, _piece_of(cache)),
+    }
+
+
+def row_text(decoded: dict[str, Any]) -> str:
+    """``decode_row``'s result as a table."""
+    lines = [
+        f"{decoded['split']} row {decoded['row']}, unit {decoded['unit']}: documents start at "
+        f"{', '.join(map(str, decoded['document_starts']))}",
+        f"{'':>5}  {'token':18}{'next token':18}{'p(next)':>8}  {'tail':>7}  likeliest",
+    ]
+    for position in decoded["positions"]:
+        line = f"{position['position']:5}  {_cell(position['token'])}{_cell(position['next'])}"
+        if position["is_scored"]:
+            kept = "  ".join(f"{entry['text']!r} {entry['p']:.3f}" for entry in position["kept"])
+            line += f"{position['p_next']:8.4f}  {position['tail_mass']:7.4f}  {kept}"
+            if position.get("num_drawn"):
+                drawn = "  ".join(f"{one['text']!r} ×{one['count']}" for one in position["drawn"])
+                line += f"  and {position['num_drawn']} drawn: {drawn}"
+        else:
+            line += "       –        –  the next token begins another document"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _positions(row: Row, piece: Callable[[int], str]) -> list[dict[str, Any]]:
+    ends = np.cumsum(row.num_kept, dtype=np.int64)
+    scored, drawn = row.scored(), _drawn(row, piece)
+    positions = []
+    for t, end in enumerate(ends.tolist()):
+        token, following = int(row.token_ids[t]), int(row.token_ids[t + 1])
+        position: dict[str, Any] = {
+            "position": t,
+            "token": {"id": token, "text": piece(token)},
+            "next": {"id": following, "text": piece(following)},
+            "is_scored": bool(scored[t]),
+        }
+        if scored[t]:
+            kept = slice(end - int(row.num_kept[t]), end)
+            probabilities, tail_mass = _distribution(row.gaps[kept], row.tail_log_mass[t, -1])
+            top = zip(row.kept_ids[kept].tolist(), probabilities.tolist(), strict=True)
+            position |= {
+                "p_next": math.exp(row.next_logprob[t]),
+                "num_kept": int(row.num_kept[t]),
+                "tail_mass": tail_mass,
+                "kept": [{"id": i, "text": piece(i), "p": p} for i, p in list(top)[:_TOP]],
+            } | drawn[t]
+        positions.append(position)
+    return positions
+
+
+def _drawn(row: Row, piece: Callable[[int], str]) -> list[dict[str, Any]]:
+    """What each position tells of ids drawn from its tail: nothing where the cache has none."""
+    draws = row.draws
+    if draws is None:
+        return [{}] * len(row.num_kept)
+    pairs = list(zip(draws.ids.tolist(), draws.counts.tolist(), strict=True))
+    ends = np.cumsum(draws.num_ids, dtype=np.int64).tolist()
+    return [
+        {
+            "num_drawn": count,
+            "drawn": [
+                {"id": i, "text": piece(i), "count": times}
+                for i, times in pairs[end - count : end][:_TOP]
+            ],
+        }
+        for end, count in zip(ends, draws.num_ids.tolist(), strict=True)
+    ]
+
+
+def _distribution(gaps: np.ndarray, tail_log_mass: float) -> tuple[np.ndarray, float]:
+    """Probabilities of the kept ids and of everything else, at the last node: mostly T = 1."""
+    weights = np.exp(-gaps.astype(np.float64))
+    tail = math.exp(tail_log_mass)
+    total = weights.sum() + tail
+    return weights / total, float(tail / total)
+
+
+def _piece_of(cache: Cache) -> Callable[[int], str]:
+    """Text of a token by the teacher's tokenizer; the bare id where its kind is another one."""
+    if "tokenizer.json" not in cache.attachments():
+        return lambda token_id: f"#{token_id}"
+    from tokenizers import Tokenizer
+
+    path = cache.attachment("tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no type of its own
+        raise CacheError(
+            f"{path}: no tokenizer: {error}. Whoever made the cache wrote it so: ask for another."
+        ) from error
+    return lambda token_id: str(tokenizer.decode([token_id], skip_special_tokens=False))
+
+
+def _bytes_per_token(shards: tuple[ShardEntry, ...]) -> dict[str, float]:
+    """Bytes a position of each column, of what Arrow adds around them, and in all."""
+    num_tokens = sum(shard.num_tokens for shard in shards)
+    if not num_tokens:
+        return {}
+    num_bytes: dict[str, int] = {}
+    for shard in shards:
+        for name, size in shard.statistics.column_bytes.items():
+            num_bytes[name] = num_bytes.get(name, 0) + size
+    total = sum(shard.num_bytes for shard in shards)
+    num_bytes |= {"(framing)": total - sum(num_bytes.values()), "(all)": total}
+    return {name: size / num_tokens for name, size in num_bytes.items()}
+
+
+def _teacher_figures(shards: tuple[ShardEntry, ...]) -> dict[str, float | None] | None:
+    """What the teacher made of the corpus; None while nothing is scored.
+
+    A perplexity that no float can hold is None: JSON has no infinity.
+    """
+    statistics = [shard.statistics for shard in shards]
+    num_scored = sum(one.num_scored for one in statistics)
+    if not num_scored:
+        return None
+    loss = -sum(one.sum_next_logprob for one in statistics) / num_scored
+    num_drawn = [one.sum_num_drawn for one in statistics if one.sum_num_drawn is not None]
+    figures = {
+        "num_scored": num_scored,
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss < _MAX_LOSS else None,
+        "mean_kept_mass": sum(one.sum_kept_mass for one in statistics) / num_scored,
+        "mean_num_kept": sum(one.sum_num_kept for one in statistics) / num_scored,
+    }
+    return figures | ({"mean_num_drawn": sum(num_drawn) / num_scored} if num_drawn else {})
+
+
+def _state(summary: dict[str, Any]) -> str:
+    if summary["complete"]:
+        return "complete"
+    units = [range(start, stop) for start, stop in summary["units"]]
+    if looks_like_part(units):
+        return (
+            f"NOT COMPLETE: units {ranges_text(units)}, as in a part; `pipeline merge` puts parts "
+            "together, `pipeline cache-teacher` without --worker makes what workers have left"
+        )
+    return "NOT COMPLETE: still being written, or cut short"
+
+
+def _names_in_recipe(cache: Cache) -> dict[str, str] | None:
+    """How the recipe in the cache calls teacher and corpus; None if there is none that parses."""
+    try:
+        text = cache.storage.read(layout.RECIPE).decode()
+        config = parse_recipe(layout.RECIPE, text).cache_teacher
+    except (OSError, ValueError):  # what it says is for people: nothing depends on it
+        return None
+    return {"teacher": config.teacher, "corpus": config.corpus}
+
+
+def _source(part: dict[str, Any], name: str | None) -> str:
+    """What the spec knows, after what the recipe calls it where that says more."""
+    names = [part["source"], part.get("config"), part.get("split")]
+    if name and name != part["source"]:
+        names.insert(1, repr(name))
+    if part["revision"]:
+        names.append(f"at {part['revision'][:12]}")
+    elif "weights_sha256" in part:
+        names.append(f"(weights {part['weights_sha256'][:12]})")
+    return " ".join(name for name in names if name)
+
+
+def _settings(spec: dict[str, Any], prefix: str = "") -> list[str]:
+    """``targets.top_k  64`` and so on; lists of files are counted, not printed."""
+    lines = []
+    for key, value in spec.items():
+        if isinstance(value, dict):
+            lines += _settings(value, f"{prefix}{key}.")
+        elif key == "files":
+            lines.append(f"    {prefix + key:28} {len(value):,} files (--json lists them)")
+        else:
+            lines.append(f"    {prefix + key:28} {value}")
+    return lines
+
+
+def _cell(token: dict[str, Any]) -> str:
+    text = repr(token["text"])
+    return f"{text if len(text) <= 16 else text[:15] + '…':18}"

@@ -1,0 +1,1 @@
+"""What surrounds a command: signals, failures, exit codes."""

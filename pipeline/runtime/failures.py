@@ -1,0 +1,106 @@
+"""What the person at the terminal is told when a command fails.
+
+In: the exception that ended the command, the command's name and its recipe. Out: a message that
+ends with the next step. Called by ``session.py``.
+"""
+
+import errno
+
+from pipeline.recipes.recipe import Recipe
+
+_INTERRUPTED = {
+    "cache-teacher": "Finished shards are kept: run the same command again to continue.",
+    "train-student": "Run the same command with --resume to continue from the newest "
+    "checkpoint, or without it if there is none yet.",
+    "pack": "Nothing partial was left: run the same command again to start over.",
+    "unpack": "What has arrived is kept: run the same command again to continue.",
+    "merge": "Merged units are kept: run the same command again to continue.",
+    "extend": "Finished shards are kept: run the same command again to continue.",
+    "export": "Finished files are kept: run the same command again to continue.",
+    "verify": "Run the same command again to check the remaining files.",
+    "demo": "What is finished is kept: run the same command again to continue.",
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_OUT_OF_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
+
+
+def interrupted(command: str, what: str = "Interrupted") -> str:
+    """What Ctrl-C, or another end from outside, left behind, and how to go on."""
+    return f"{what}. {_INTERRUPTED.get(command, '')}".strip()
+
+
+def explain(error: Exception, command: str, recipe: Recipe | None) -> str:
+    """The message for ``error``."""
+    message = _message(error, command, recipe)
+    if command == "train-student":  # the one command that has to be told to go on
+        again = "run the same command again"
+        message = message.replace(again, f"{again}, with --resume")
+    return message
+
+
+def _message(error: Exception, command: str, recipe: Recipe | None) -> str:
+    if is_out_of_memory(error):
+        return f"out of memory: {_first_line(error)}\n{_smaller(command, recipe or Recipe())}"
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return (
+            f"{error}\nFree some disk space and run the same command again; finished work is kept."
+        )
+    if isinstance(error, OSError) and error.errno in _FORBIDDEN and error.filename:
+        return (
+            f"{error.filename}: {error.strerror}. Make it and its directory readable "
+            "and writable, or choose another path."
+        )
+    if isinstance(error, ValueError | OSError) and str(error):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def says_all(error: Exception) -> bool:
+    """Whether ``error`` is explained without the place in the program where it happened."""
+    from cache_format.errors import CacheError
+
+    return isinstance(error, CacheError) or (
+        isinstance(error, OSError) and error.errno in _FULL + _FORBIDDEN
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on a GPU or beside it; needs no torch to tell."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(mark in text for mark in _OUT_OF_MEMORY)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _smaller(command: str, recipe: Recipe) -> str:
+    """The settings to lower, with their values now."""
+    one, two = recipe.cache_teacher, recipe.train_student
+    if command == "cache-teacher":
+        num_rows = one.rows_per_forward
+        now = "as many as fit" if num_rows is None else num_rows
+        return (
+            f"Lower cache_teacher.rows_per_forward (now {now}) or "
+            f"cache_teacher.head_chunk (now {one.head_chunk}), such as\n"
+            f"  --set cache_teacher.rows_per_forward={max(1, (num_rows or 16) // 2)} "
+            f"--set cache_teacher.head_chunk={max(1, one.head_chunk // 2)}\n"
+            "and run the command again; finished shards are kept."
+        )
+    if command == "demo":
+        return "Run the commands it printed with lower settings (`pipeline recipes demo`)."
+    if command == "train-student":
+        return (
+            f"Lower train_student.batch_size (now {two.batch_size}) and raise "
+            f"train_student.accumulation (now {two.accumulation}) by as much, or lower "
+            f"train_student.loss_chunk (now {two.loss_chunk}), such as\n"
+            f"  --set train_student.batch_size={max(1, two.batch_size // 2)} "
+            f"--set train_student.accumulation={two.accumulation * 2} "
+            f"--set train_student.loss_chunk={max(1, two.loss_chunk // 2)}\n"
+            "and run the command again; with another --out if the run has a checkpoint, because "
+            "it then keeps its batch_size."
+        )
+    return "Use a device with more memory."

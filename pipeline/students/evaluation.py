@@ -1,0 +1,164 @@
+"""How good a student is, beside its teacher, on the validation split of a cache.
+
+In: a run or model directory and a cache that its teacher made. Out: loss, perplexity, KL,
+agreement, accuracy and calibration error, as numbers and as a table. Called by ``pipeline
+evaluate``. The teacher is not loaded: what it said of these positions lies in the cache.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.students.student_files import load_student_model, model_directory
+
+if TYPE_CHECKING:
+    from cache_format.reader import Cache
+    from stages.train_student.data.batch import Batch
+    from stages.train_student.modeling.distil_xlstm.configuration import DistilXLSTMConfig
+
+_COLUMNS = {
+    "loss": ("loss", "{:.4f}"),
+    "perplexity": ("perplexity", "{:.1f}"),
+    "kl": ("KL(T={temperature:.3g})", "{:.4f}"),
+    "agreement": ("agreement", "{:.1%}"),
+    "accuracy": ("accuracy", "{:.1%}"),
+    "ece": ("ECE", "{:.4f}"),
+}
+_LOSS_CHUNK = 256  # positions whose full logits exist at once
+_KL = {
+    "top_k": "KL is over the kept ids and, as one outcome, everything else.",
+    "top_k+sampled": "KL is an unbiased estimate of the whole.",
+    "sampled": "This cache holds samples. KL is taken at the temperature of the draws, and is too "
+    "high by what so few leave open; agreement is with the id that was drawn most. How often the "
+    "teacher is right, and how sure it is, cannot be known from samples, and is left out.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How much is evaluated at a time, and in all."""
+
+    num_rows: int | None
+    """Rows, spread evenly over the split; None takes all."""
+    batch_size: int
+    """Rows in one forward pass."""
+    device: str
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+
+
+def evaluate_student(
+    run: Path, cache: "Cache", extent: Extent, report: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """Figures of the student and its teacher; ``report`` is told rows done and rows in all.
+
+    Raises ValueError if ``run`` holds no student, or ``cache`` is not of its teacher.
+    """
+    import torch
+
+    from stages.compute.device import choose_device
+    from stages.train_student.data.temperatures import validation_temperature
+    from stages.train_student.evaluation.validation import score, validation_batches
+    from stages.train_student.losses.objective import Objective, frozen_head
+
+    device = choose_device(extent.device)
+    path = model_directory(run)
+    model = load_student_model(run)
+    _require_same_teacher(path, model.config, cache)
+    num_rows = cache.num_rows("validation")
+    if num_rows == 0:
+        raise ValueError(f"{cache.path}: its validation split is empty")
+    model.to(device)  # type: ignore[arg-type]
+    objective = Objective(
+        head_VD=frozen_head(model, cache.spec, torch.float32),
+        device=device,
+        spec=cache.spec,
+        chunk=_LOSS_CHUNK,
+        dtype=torch.float32,
+    )
+    num_chosen = min(extent.num_rows or num_rows, num_rows)
+    batches = validation_batches(cache, num_rows, num_chosen, extent.batch_size)
+    counted = _Counted(batches, num_chosen, report)
+    figures = score(model, objective, counted)
+    is_sampled = cache.spec.targets.kind == "sampled"
+    return {
+        "model": str(path),
+        "cache": str(cache.path),
+        "cache_id": cache.cache_id,
+        "is_training_cache": model.config.cache_id == cache.cache_id,
+        "rows": counted.num_rows,
+        "rows_in_split": num_rows,
+        "positions": counted.num_scored,
+        "kl_temperature": validation_temperature(cache.spec.targets.inverse_temperatures),
+        "student": _figures_of("student", figures),
+        "teacher": _figures_of("teacher", figures)
+        | ({} if is_sampled else {"kl": 0.0, "agreement": 1.0}),
+        "notes": _notes(model.config, cache),
+    }
+
+
+def evaluation_text(evaluation: dict[str, Any]) -> str:
+    """``evaluation`` as a table for people."""
+    temperature = evaluation["kl_temperature"]
+    rows = [["", *(label.format(temperature=temperature) for label, _ in _COLUMNS.values())]]
+    for who in ("teacher", "student"):
+        found = evaluation[who]
+        figures = ((form, found.get(key)) for key, (_, form) in _COLUMNS.items())
+        cells = ["–" if figure is None else form.format(figure) for form, figure in figures]
+        rows.append([who, *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+    lines += [
+        "",
+        f"{evaluation['cache']}: {evaluation['rows']:,} of {evaluation['rows_in_split']:,} "
+        f"validation rows, {evaluation['positions']:,} scored positions.",
+        *evaluation["notes"],
+    ]
+    return "\n".join(lines)
+
+
+class _Counted:
+    """Batches, counted and reported as they are read."""
+
+    def __init__(
+        self, batches: "Iterable[Batch]", num_total: int, report: Callable[[int, int], None]
+    ) -> None:
+        self._batches, self._num_total, self._report = batches, num_total, report
+        self.num_rows = self.num_scored = 0
+
+    def __iter__(self) -> "Iterator[Batch]":
+        for batch in self._batches:
+            yield batch
+            self.num_rows += batch.num_rows
+            self.num_scored += batch.num_scored
+            self._report(self.num_rows, self._num_total)
+
+
+def _figures_of(who: str, figures: dict[str, float]) -> dict[str, float]:
+    prefix = "validation/" if who == "student" else "validation/teacher_"
+    names = {key: prefix + key for key in _COLUMNS}
+    return {key: figures[name] for key, name in names.items() if name in figures}
+
+
+def _notes(config: "DistilXLSTMConfig", cache: "Cache") -> list[str]:
+    notes = [_KL[cache.spec.targets.kind]]
+    if config.cache_id != cache.cache_id:
+        notes.append(
+            "This is not the cache that the student was trained on, which may have held these "
+            "documents for training."
+        )
+    return notes
+
+
+def _require_same_teacher(path: Path, config: "DistilXLSTMConfig", cache: "Cache") -> None:
+    """The cache's ids and probabilities must be of the teacher whose head the student has."""
+    from stages.train_student.checkpoints.teacher_identity import require_same_teacher
+
+    if config.teacher is None:
+        raise ValueError(
+            f"{path / 'config.json'}: does not name the teacher of the student, so "
+            "no cache can be compared with it. Only students of `pipeline train-student` do."
+        )
+    require_same_teacher(str(path), config.teacher, cache)

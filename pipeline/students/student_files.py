@@ -1,0 +1,137 @@
+"""Where a student lies, and the student loaded.
+
+In: a run's directory, a Hugging Face model directory or, where training has not finished, a
+checkpoint. Out: a model directory, or the model.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentFiles:
+    """A student as a model directory."""
+
+    directory: Path
+    """The model directory; of a checkpoint a temporary one."""
+    source: Path
+    """What the person would call it: the model directory, or the checkpoint."""
+    step: int | None
+    """Of a checkpoint its step."""
+
+
+def model_directory(run: Path) -> Path:
+    """The model directory that ``run`` is or holds. Raises ValueError if there is none."""
+    from stages.train_student.export.model_directory import find_model_directory
+
+    path = find_model_directory(run)
+    if path is not None:
+        return path
+    if (run / "run.json").is_file():
+        raise ValueError(
+            f"{run}: its training has not finished, so there is no model yet. Finish it with "
+            "`pipeline train-student … --resume`."
+        )
+    raise ValueError(f"{run}: neither a run of `pipeline train-student` nor a model directory")
+
+
+def load_student_model(run: Path) -> "DistilXLSTMForCausalLM":
+    """The student of ``run``, for inference. Raises ValueError if there is no whole one.
+
+    Nothing in the directory is run, whoever wrote it.
+    """
+    path = model_directory(run)
+    from stages.train_student.export.stored_student import load_stored_student
+
+    return load_stored_student(path)
+
+
+def load_student_tokenizer(run: Path, head_rows: int) -> Any:
+    """The tokenizer beside the student of ``run``, which has ``head_rows`` embeddings.
+
+    Raises ValueError if there is none, or one whose ids the student does not have.
+    """
+    path = model_directory(run)
+    from stages.model_files.tokenizer_files import load_tokenizer
+
+    tokenizer = load_tokenizer(path)
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= head_rows:
+        raise ValueError(
+            f"{path}: its tokenizer makes ids up to {largest}, but the student has {head_rows} "
+            "embeddings. The two do not belong together: copy the whole directory again."
+        )
+    return tokenizer
+
+
+def require_student(place: Path) -> None:
+    """Raise ValueError where ``place`` holds neither a model nor a checkpoint.
+
+    Imports nothing heavy.
+    """
+    from stages.train_student.export.model_directory import (
+        find_model_directory,
+        has_checkpoint,
+        no_student,
+    )
+
+    if find_model_directory(place) is None and not has_checkpoint(place):
+        raise ValueError(no_student(place))
+
+
+@contextmanager
+def student_files(
+    place: Path, cache: Path | str | None, say: Callable[[str], None]
+) -> Iterator[StudentFiles]:
+    """The student at ``place``: its model or, if there is none yet, its newest whole checkpoint.
+
+    A checkpoint holds what was trained. All else comes from ``cache``; by default from where the
+    run has read it. ``say`` is told which step is used. Raises ValueError where there is no student
+    or no cache of its teacher.
+    """
+    from stages.train_student.export.model_directory import find_model_directory
+
+    path = find_model_directory(place)
+    if path is not None:
+        yield StudentFiles(directory=path, source=path, step=None)
+        return
+    import cache_format
+    from stages.train_student.export.saved_student import find_checkpoint, publish_checkpoint
+
+    checkpoint, problems = find_checkpoint(place)
+    for problem in problems:
+        say(problem)
+    say(f"{checkpoint.path}: step {checkpoint.step} of a training that has not finished")
+    with TemporaryDirectory(prefix="xlstm-student-") as temporary:
+        directory = Path(temporary) / "model"
+        where = cache if cache is not None else _cache_location(checkpoint.path)
+        say(f"its embedding, head and tokenizer are read from {where}")
+        opened = cache_format.open(where, allow_incomplete=True)
+        publish_checkpoint(checkpoint, opened, directory)
+        yield StudentFiles(directory=directory, source=checkpoint.path, step=checkpoint.step)
+
+
+def _cache_location(checkpoint: Path) -> str:
+    """Where the run of ``checkpoint`` has read its cache: a path or a URL, whoever wrote it."""
+    from stages.train_student.checkpoints.run_record import RUN_FILE, read_record
+
+    run = checkpoint.resolve().parent.parent
+    needed = f"{checkpoint}: the student's embedding, head and tokenizer are in its cache"
+    if not (run / RUN_FILE).is_file():
+        raise ValueError(f"{needed}. Say by --cache where that is.")
+    location = read_record(run).cache_location
+    if "://" not in location and not Path(location).is_dir():
+        raise ValueError(
+            f"{needed}, which lay at {location} and is no longer there. Say by --cache where it is "
+            "now; another cache of the same teacher will do."
+        )
+    if "::" in location:  # to fsspec, a chain of drivers
+        raise ValueError(f"{needed}, but {location!r} is no place of a cache. Name it by --cache.")
+    return location

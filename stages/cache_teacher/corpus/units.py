@@ -1,0 +1,207 @@
+"""The corpus: a name becomes files, files become units, units become documents.
+
+A unit is a run of ``documents_per_unit`` documents of one file (the last of a file may be shorter);
+units are numbered across the files in their order, so what a unit holds depends on nothing but the
+``CorpusSpec``, which pins every byte of the corpus.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from cache_format.metadata.spec import CorpusSpec
+from stages.cache_teacher.config import CacheTeacherConfig
+from stages.cache_teacher.corpus.formats.document_file import BadDocument, DataFile, DocumentFile
+from stages.cache_teacher.corpus.formats.plain_text import open_whole_files
+from stages.cache_teacher.corpus.formats.registry import PARQUET, TEXT, format_of
+from stages.cache_teacher.corpus.hub import split_files
+from stages.cache_teacher.corpus.local_files import (
+    find_local_files,
+    find_local_paths,
+    is_local,
+    require_one_format,
+)
+
+MAX_UNIT_CHARS = 1 << 30
+"""A unit is read, tokenized and cached as a whole; with more text it would not fit in memory."""
+
+
+@dataclass(frozen=True)
+class CorpusPart:
+    """What units do not span: a file, or all files where each is one document."""
+
+    name: str
+    open: Callable[[], DocumentFile[Any]]
+
+
+@dataclass(frozen=True)
+class UnitDocuments:
+    """The documents of one unit that are text; ``position`` tells a reader where they come from."""
+
+    texts: list[str]
+    num_skipped: int
+    position: str
+
+
+class Corpus:
+    """Documents by unit, for any number of threads. In order they cost one pass over each file."""
+
+    def __init__(self, spec: CorpusSpec, parts: Sequence[CorpusPart]) -> None:
+        self.spec = spec
+        self._parts = parts
+        self._unit_ends: list[int] = []  # per part opened so far, the first unit of the next part
+        self._open: tuple[int, DocumentFile[Any]] | None = None
+        self._lock = threading.Lock()
+
+    def has_unit(self, unit: int) -> bool:
+        """Whether the corpus reaches ``unit``; opens files, and so checks them, only that far."""
+        with self._lock:
+            return self._part_of(unit) is not None
+
+    def likely_num_units(self) -> int:
+        """Units of all files, if those that were not opened yet are like those that were."""
+        with self._lock:
+            num_opened = len(self._unit_ends)
+            return self._unit_ends[-1] * len(self._parts) // num_opened if num_opened else 0
+
+    def read_unit(self, unit: int) -> UnitDocuments | None:
+        """Documents of ``unit``; None where the corpus has ended.
+
+        Raises ValueError naming file and document where one is not text, unless those are skipped.
+        """
+        with self._lock:
+            return self._read_unit(unit)
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        with self._lock:
+            self._close()
+
+    def _read_unit(self, unit: int) -> UnitDocuments | None:
+        number = self._part_of(unit)
+        if number is None:
+            return None
+        first_unit = self._unit_ends[number - 1] if number else 0
+        start = (unit - first_unit) * self.spec.documents_per_unit
+        opened = self._opened(number)
+        texts = []
+        num_read = num_chars = 0
+        for document in opened.read(start, self.spec.documents_per_unit):
+            if isinstance(document, BadDocument):
+                self._refuse(opened.place(start + num_read), document)
+            elif document.strip():
+                texts.append(document)
+                num_chars += len(document)
+            num_read += 1
+            if num_chars > MAX_UNIT_CHARS:
+                raise ValueError(
+                    f"{opened.place(start + num_read - 1)}: unit {unit} is longer than "
+                    f"{MAX_UNIT_CHARS >> 20} Mi characters. Lower documents_per_unit."
+                )
+        if num_read != min(self.spec.documents_per_unit, opened.num_documents - start):
+            raise ValueError(
+                f"{opened.place(start + num_read)}: not there, though the file had "
+                f"{opened.num_documents:,} documents when it was opened. Put it back as it was."
+            )
+        position = (
+            f"{self._parts[number].name} (file {number + 1} of {len(self._parts)}), "
+            f"documents {start:,}-{start + num_read - 1:,} of {opened.num_documents:,}"
+        )
+        return UnitDocuments(texts, num_read - len(texts), position)
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+    def _part_of(self, unit: int) -> int | None:
+        """Number of the part that holds ``unit``; opens files only as far as needed."""
+        while not self._unit_ends or unit >= self._unit_ends[-1]:
+            number = len(self._unit_ends)
+            if number == len(self._parts):
+                return None
+            num_units = -(-self._opened(number).num_documents // self.spec.documents_per_unit)
+            self._unit_ends.append((self._unit_ends[-1] if number else 0) + num_units)
+        return next(number for number, end in enumerate(self._unit_ends) if unit < end)
+
+    def _opened(self, number: int) -> DocumentFile[Any]:
+        if self._open is None or self._open[0] != number:
+            self._close()
+            self._open = (number, self._parts[number].open())
+        return self._open[1]
+
+    def _refuse(self, place: str, document: BadDocument) -> None:
+        if self.spec.on_bad_document == "error":
+            raise ValueError(
+                f"{place}: {document.reason}. "
+                'Repair it, or set on_bad_document = "skip" to leave such documents out.'
+            )
+
+
+def resolve_corpus(config: CacheTeacherConfig) -> Corpus:
+    """Find the corpus's files and pin them: local ones by hash, the Hub's by commit.
+
+    Where local files lie is no part of the spec, so that a cache survives moving its corpus.
+
+    Raises ValueError where there is no such corpus, no such split, or a file of unknown kind; on
+    the Hub, of any but Parquet.
+    """
+    revision = ""
+    if is_local(config.corpus):
+        split, files = find_local_files(config.corpus, config.corpus_split)
+    else:
+        split = config.corpus_split
+        revision, urls = split_files(config)
+        files = [DataFile(url, url.split(f"@{revision}/")[-1]) for url in urls]
+        _refuse_remote_streams(config, files)
+    spec = CorpusSpec(
+        source=config.corpus if revision else "local",
+        config=config.corpus_config if revision else "",
+        split=split,
+        revision=revision,
+        files=tuple((file.name, file.sha256) for file in files),
+        text_column=config.text_column,
+        on_bad_document=config.on_bad_document,
+        documents_per_unit=config.documents_per_unit,
+        special_tokens="text",
+        text_documents=_text_documents(config, files),
+    )
+    return Corpus(spec, corpus_parts(spec, files))
+
+
+def check_local_corpus(config: CacheTeacherConfig) -> None:
+    """Raise ValueError where a corpus of this machine is not there or of a kind that is not read.
+
+    None of its files is opened. A corpus on the Hub is not looked for.
+    """
+    if is_local(config.corpus):
+        find_local_paths(config.corpus, config.corpus_split)
+
+
+def corpus_parts(spec: CorpusSpec, files: Sequence[DataFile]) -> list[CorpusPart]:
+    """A part for each file, or one for all where a document is a whole file."""
+    if spec.text_documents == "file":
+        name = f"{files[0].name} … {files[-1].name}" if len(files) > 1 else files[0].name
+        return [CorpusPart(name, lambda: open_whole_files(files))]
+    return [CorpusPart(file.name, partial(format_of(file.name).open, file, spec)) for file in files]
+
+
+def _text_documents(config: CacheTeacherConfig, files: Sequence[DataFile]) -> str | None:
+    """What the spec says of plain text; nothing where a document is a line, as it always was."""
+    is_line = config.text_documents == "line" or format_of(files[0].name) is not TEXT
+    return None if is_line else config.text_documents
+
+
+def _refuse_remote_streams(config: CacheTeacherConfig, files: Sequence[DataFile]) -> None:
+    """Nobody knows where the lines of a file begin who has not read all of it."""
+    require_one_format(f"corpus {config.corpus!r}", [file.name for file in files])
+    first = format_of(files[0].name)
+    if first is not PARQUET:
+        raise ValueError(
+            f"corpus {config.corpus!r}: {files[0].name} is {first.name}, of which every run would "
+            "have to fetch all to find one unit; from the Hub, only Parquet is read. Download the "
+            f"files (hf download --repo-type dataset {config.corpus} --local-dir corpus) and set "
+            "corpus to their directory, or convert them to Parquet."
+        )

@@ -1,0 +1,86 @@
+"""What a process elsewhere makes units with: settings in, units out.
+
+In: the settings and the place of a cache that was begun. Out: entries of published units. Called by
+``ray_engine``, which runs one of these for each GPU; knows nothing of Ray itself.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache_format.metadata.receipt import ShardEntry
+from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig
+from stages.cache_teacher.corpus.unit_reader import UnitReader
+from stages.cache_teacher.corpus.units import resolve_corpus
+from stages.cache_teacher.engine.unit_maker import Job, UnitMaker
+from stages.cache_teacher.reporting.device_use import DeviceUse
+from stages.cache_teacher.reporting.progress import Progress
+from stages.cache_teacher.setup.open_or_create import Beginning
+from stages.cache_teacher.teacher.lazy_teacher import LazyTeacher
+from stages.cache_teacher.teacher.teacher_files import resolve_teacher
+from stages.compute.device import choose_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteJob:
+    """All that is sent to where units are made."""
+
+    config: CacheTeacherConfig
+    out: Path | str
+    witness: ShardEntry | None
+    """A finished shard that every teacher is compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeUnit:
+    """A unit that was published, and what its maker's device has done so far."""
+
+    entry: ShardEntry
+    use: DeviceUse
+    peak_operations: float | None
+
+
+class RemoteMaker:
+    """Makes units of a cache. Three threads may ``make`` at a time, after one has called ``load``.
+
+    Making one does nothing but remember ``job``, so that what fails is raised by ``load``.
+    """
+
+    def __init__(self, job: RemoteJob) -> None:
+        self._job = job
+        self._progress = Progress(job.config.num_tokens, ALL_UNITS, lambda _: None)
+        self._maker: UnitMaker | None = None
+
+    def load(self) -> None:
+        """Find teacher and corpus here, compare them with the cache's, load the weights.
+
+        Raises ValueError or CacheError where they are others, or are not here.
+        """
+        config = self._job.config
+        teacher = LazyTeacher(resolve_teacher(config), choose_device(config.device), self._progress)
+        corpus = resolve_corpus(config)
+        beginning = Beginning(config=config, out=self._job.out, corpus=corpus, teacher=teacher)
+        writer, identity = beginning.open(beginning.identity())
+        job = Job(
+            config=config,
+            spec=identity.spec,
+            projection=identity.projection,
+            teacher=teacher,
+            witness=self._job.witness,
+        )
+        reader = UnitReader(corpus, teacher.source.document_tokenizer, identity.spec)
+        self._maker = UnitMaker(job, reader, writer, self._progress)
+        loaded = self._maker.load()
+        writer.write_attachments(loaded.export)
+
+    def make(self, unit: int) -> MadeUnit:
+        """Make and publish ``unit``."""
+        assert self._maker is not None, "load comes first"
+        entry = self._maker.make(unit)
+        if entry is None:
+            raise ValueError(
+                f"corpus {self._job.config.corpus!r}: ends before unit {unit} on a worker, but not "
+                "where the run was started. Give every worker the same corpus."
+            )
+        return MadeUnit(
+            entry=entry, use=self._progress.use, peak_operations=self._progress.peak_operations
+        )

@@ -1,0 +1,1 @@
+"""How far a run of stage one is, and how well the device is used."""

@@ -1,0 +1,52 @@
+"""What came of a run of stage one, in figures.
+
+In: the manifest and the last progress report. Out: values for JSON. Called by the command line.
+"""
+
+from typing import Any
+
+from cache_format.metadata.manifest import Manifest
+from stages.cache_teacher.reporting.progress import CacheProgress
+
+
+def summarise_run(manifest: Manifest, progress: CacheProgress) -> dict[str, Any]:
+    """What the run made, how fast, and what the cache now holds.
+
+    ``device_wait_share`` and ``mfu`` are null where they are not known; ``seconds`` count from the
+    first unit on, without what it takes to load the teacher.
+    """
+    shards = manifest.shards
+    num_tokens = sum(shard.num_tokens for shard in shards)
+    num_bytes = sum(shard.num_bytes for shard in shards)
+    columns = dict.fromkeys(shards[0].statistics.column_bytes if shards else (), 0)
+    for shard in shards:
+        for name in columns:
+            columns[name] += shard.statistics.column_bytes[name]
+    seconds, made = progress.seconds, progress.tokens_cached_this_run
+    return {
+        "complete": manifest.complete,
+        "missing_units": list(progress.missing_units),
+        "run": {
+            "tokens": made,
+            "units": progress.units_made,
+            "documents": progress.documents,
+            "bytes": progress.bytes_written,
+            "seconds": round(seconds, 3),
+            "tokens_per_second": round(made / seconds, 1) if made and seconds > 0 else None,
+            "device_wait_share": _rounded(progress.device_wait_share),
+            "mfu": _rounded(progress.mfu),
+        },
+        "cache": {
+            "tokens": num_tokens,
+            "validation_tokens": manifest.num_rows("validation") * manifest.spec.sequence_length,
+            "units": len(shards),
+            "documents": sum(shard.num_documents for shard in shards),
+            "bytes": num_bytes,
+            "bytes_per_token": round(num_bytes / num_tokens, 3) if num_tokens else None,
+            "column_bytes": columns,
+        },
+    }
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 4)

@@ -1,0 +1,1 @@
+"""Which cache a run fills, and with what: identity, precision, batch size, reference check."""

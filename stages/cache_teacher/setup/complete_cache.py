@@ -1,0 +1,49 @@
+"""Whether a cache already holds all that a run is asked for.
+
+Such a run writes nothing, so it succeeds on a finished cache that is read-only. Called by ``run``.
+"""
+
+from pathlib import Path
+
+import cache_format
+from cache_format.errors import CacheError
+from cache_format.metadata import layout, principal_components
+from cache_format.metadata.manifest import Manifest
+from cache_format.metadata.spec import CacheSpec
+from cache_format.reader import Cache
+from cache_format.storage.base import on_each
+from stages.cache_teacher.corpus.units import Corpus
+
+
+def held_already(
+    out: Path | str, spec: CacheSpec, num_tokens: int, corpus: Corpus
+) -> Manifest | None:
+    """The manifest of the finished cache at ``out``; None if there is something to make or mend."""
+    try:
+        cache = cache_format.open(out)
+        if cache.cache_id != spec.cache_id or not _is_whole(cache):
+            return None
+    except CacheError:
+        return None  # whoever writes to it will say what is wrong
+    shards = cache.manifest.shards
+    num_held = sum(entry.num_tokens for entry in shards)
+    has_all = [entry.unit for entry in shards] == list(range(len(shards)))
+    if has_all and (num_held >= num_tokens or not corpus.has_unit(len(shards))):
+        return cache.manifest
+    return None
+
+
+def _is_whole(cache: Cache) -> bool:
+    """Whether every file is there in its full size, and no unit that the manifest does not name."""
+    sizes = {entry.file: entry.num_bytes for entry in cache.manifest.shards}
+    for name, (num_bytes, _) in cache.attachments().items():
+        sizes[f"{layout.TEACHER}/{name}"] = num_bytes
+    sizes[layout.RANKS] = 4 * cache.spec.teacher.vocab_size
+    if cache.spec.sketch.kind == "pca":
+        sizes[layout.PROJECTION] = principal_components.num_bytes(cache.spec)
+    units = [entry.unit for entry in cache.manifest.shards]
+    return (
+        cache.manifest.teacher_receipt_sha256 is not None
+        and layout.receipt_units(cache.storage) == units
+        and on_each(cache.storage, cache.storage.size, sizes) == list(sizes.values())
+    )

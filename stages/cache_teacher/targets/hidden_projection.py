@@ -1,0 +1,61 @@
+"""The sketch of hidden states: a projection of each position's, narrow enough to store.
+
+In: hidden states of some layers at a unit's scored positions. Out: float32 [P, d], the projection
+of their mean. Called by ``step``. It is taken layer by layer: the projection is linear, so no mean
+of whole hidden states is ever held. Two kinds:
+
+- random signs S, drawn anew for every unit. With E[S Sᵀ] = I, ‖Sᵀx‖² estimates ‖x‖² without bias,
+  and over training every direction of the hidden space counts.
+- W, the first d principal components of the first unit's hidden states: ‖Wᵀx‖² ≤ ‖x‖², and what
+  lies outside of them is never seen.
+
+P positions, D width, d sketch.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from cache_format.metadata.random_projection import chosen_layers, sketch_signs
+from cache_format.metadata.spec import CacheSpec
+
+Projection = npt.NDArray[np.float32]
+Place = Callable[[Projection], Tensor]
+
+
+class UnitSketch:
+    """How the hidden states of one unit are projected."""
+
+    def __init__(
+        self, spec: CacheSpec, unit: int, projection_Dd: Projection | None, place: Place
+    ) -> None:
+        """``projection_Dd`` are the principal components, where the spec asks for them.
+
+        ``place`` brings a matrix to the device.
+        """
+        sketch, width = spec.sketch, spec.teacher.hidden_size
+        self.layers: tuple[int, ...] = ()
+        if sketch.kind == "none":
+            self._matrix_Dd = place(np.empty((width, 0), np.float32))
+            return
+        layers = chosen_layers(sketch.hidden_states, spec.teacher.num_layers, spec.seed, unit)
+        self.layers = layers
+        if sketch.kind == "pca":
+            assert projection_Dd is not None, "a cache with principal components has them"
+            self._matrix_Dd = place(projection_Dd)
+        else:
+            signs_Dd = sketch_signs(spec.seed, unit, width, sketch.dim).astype(np.float32)
+            self._matrix_Dd = place(signs_Dd / np.float32(math.sqrt(sketch.dim)))
+
+    def of(self, hidden_PD: Iterable[Tensor], num_positions: int) -> Tensor:
+        """The projected mean of the hidden states of ``layers``, float32 [P, d].
+
+        d is 0 where there is no sketch.
+        """
+        total_Pd = self._matrix_Dd.new_zeros(num_positions, self._matrix_Dd.shape[1])
+        for one_PD in hidden_PD:
+            total_Pd += one_PD.float() @ self._matrix_Dd
+        return total_Pd / max(1, len(self.layers))

@@ -1,0 +1,1 @@
+"""Devices, and what runs on them: the same for both stages."""

@@ -1,0 +1,1 @@
+"""Model directories that anyone may have written: weights and tokenizers, as data."""

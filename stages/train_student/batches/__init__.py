@@ -1,1 +1,0 @@
-"""The cache's rows as batches, in an order that is a function of the step."""

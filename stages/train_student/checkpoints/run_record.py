@@ -1,0 +1,66 @@
+"""``run.json``: what a run is, and what is known of it beside.
+
+The file is sealed. ``identity`` alone is compared when a run is resumed.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cache_format.reader import Cache
+from cache_format.storage.os_errors import reading
+from stages.train_student.checkpoints.extension import Extension
+from stages.train_student.run_files import parse_run_file, read_run_file, write_run_file
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class RunRows:
+    """How many rows of each split the run uses: the first ones, in the order of units."""
+
+    train: int
+    validation: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What ``run.json`` says."""
+
+    identity: dict[str, Any]
+    """Cache, teacher, initial weights and settings: what makes the run's result what it is."""
+    cache_location: str
+    """Where the cache lay when it was last used: an absolute path or a URL."""
+    init_location: str | None = None
+    """Where the initial weights lay; absent where they were random."""
+    extensions: tuple[Extension, ...] = ()
+    """What was added after the run had begun, in order."""
+
+    @property
+    def rows(self) -> RunRows:
+        """The rows that the run uses. Raises KeyError where the identity does not tell."""
+        return RunRows(self.identity["num_train_rows"], self.identity["num_validation_rows"])
+
+
+def read_record(run: Path) -> RunRecord:
+    """The record of the run in the directory ``run``. Raises ValueError if it is damaged."""
+    path = run / RUN_FILE
+    step = (
+        "So its checkpoints cannot be resumed, but a new run can begin from their weights: "
+        f"--init {run} --out NEW."
+    )
+    with reading(path):
+        data = read_run_file(path)
+    return parse_run_file(RunRecord, data, path, step)
+
+
+def write_record(run: Path, record: RunRecord) -> None:
+    """Make ``run.json`` hold ``record``."""
+    write_run_file(run / RUN_FILE, record)
+
+
+def location_of(cache: Cache) -> str:
+    """Where ``cache`` lies, in a way that can be found from any directory."""
+    place = str(cache.path)
+    return place if "://" in place else os.path.abspath(place)

@@ -1,0 +1,1 @@
+"""Validation: how far a student is from the text and from its teacher."""

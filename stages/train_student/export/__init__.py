@@ -1,0 +1,1 @@
+"""Student model directories: published, checked, loaded."""

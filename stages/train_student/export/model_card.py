@@ -1,0 +1,138 @@
+"""The README.md of a published student: what it is, what it learnt from, how to load it.
+
+In: the student, its cache, its recipe and its last validation. Out: Markdown with the front matter
+that the Hub reads. Called by ``export``.
+
+The licence is left to the teacher's page: most weights are the teacher's own, and nothing here
+knows its terms.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+
+from cache_format.metadata.spec import CacheSpec
+from cache_format.reader import Cache
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.modeling.distil_xlstm.modeling import (
+    DistilXLSTMForCausalLM,
+    count_parameters,
+)
+
+_FIGURES = {
+    "validation/loss": "loss, nats a token",
+    "validation/perplexity": "perplexity",
+    "validation/kl": "KL to the teacher, nats",
+    "validation/agreement": "agreement with the teacher's first choice",
+    "validation/accuracy": "accuracy",
+    "validation/ece": "calibration error",
+    "validation/teacher_loss": "teacher's loss, nats a token",
+}
+_LOAD = """\
+With the package xlstm-distill installed:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = "."  # this directory, or its name on the Hub
+model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+inputs = tokenizer(["The cell"], return_tensors="pt")
+print(tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=32)))
+```
+
+The code in this directory does nothing but import the package's classes; after
+`import stages.train_student.modeling.distil_xlstm.modeling` it is not needed.
+The tokenizer is data alone: it never needs `trust_remote_code`. Text is generated from a recurrent
+state of constant size. Pad batches on the left."""
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
+_UNUSUAL = re.compile(r"[^\w./ -]", re.ASCII)
+# Whatever else a recipe names is a matter of one machine or of speed.
+_NOT_SHOWN = ("device", "reader_threads", "trackers", "compile", "slstm", "parallel")
+
+
+def model_card(
+    model: DistilXLSTMForCausalLM,
+    cache: Cache,
+    config: TrainStudentConfig | None,
+    metrics: Mapping[str, float],
+) -> str:
+    """The card, as Markdown."""
+    spec = cache.spec
+    sections = [
+        _front_matter(spec) + f"# An xLSTM student of {_teacher(spec)}",
+        _description(model, spec),
+        f"## Load it\n\n{_LOAD}",
+    ]
+    if figures := {label: metrics[name] for name, label in _FIGURES.items() if name in metrics}:
+        lines = [f"| {label} | {figure:.4f} |" for label, figure in figures.items()]
+        head = "| on the cache's validation split | |\n|---|---|\n"
+        sections.append("## Figures\n\n" + head + "\n".join(lines))
+    sections.append("## What it learnt from\n\n" + _sources(cache))
+    if config is not None:
+        sections.append(f"## Recipe\n\n```toml\n{_recipe(config)}\n```")
+    sections.append(
+        f"## Licence\n\nThat of the teacher, {_teacher(spec)}, applies to its embedding and head, "
+        "which are part of this model."
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(spec: CacheSpec) -> str:
+    lines = ["library_name: transformers", "pipeline_tag: text-generation"]
+    lines.append("tags: [xlstm, distillation]")
+    if spec.teacher.revision:
+        lines.append(f"base_model: {json.dumps(spec.teacher.source)}")
+    return "\n".join(["---", *lines, "---", "", ""])
+
+
+def _description(model: DistilXLSTMForCausalLM, spec: CacheSpec) -> str:
+    trainable, total = count_parameters(model)
+    slstm = ", ".join(map(str, model.config.slstm_at)) or "none"
+    head = "an embedding that is a frozen copy of the teacher's and a head that began as one"
+    if not model.config.train_head:
+        head = "frozen copies of the teacher's embedding and head"
+    num_steps = model.config.num_steps  # an extended run has more than its recipe says
+    steps = "" if num_steps is None else f", for {num_steps:,} optimizer steps"
+    return (
+        f"{model.config.num_blocks} xLSTM blocks (sLSTM: {slstm}; the others mLSTM) of width "
+        f"{model.config.hidden_size} between {head}: {trainable:,} of {total:,} parameters were "
+        f"trained, as in Distil-xLSTM (arXiv 2503.18565), on rows of {spec.sequence_length} tokens"
+        f"{steps}."
+    )
+
+
+def _sources(cache: Cache) -> str:
+    teacher, corpus = cache.spec.teacher, cache.spec.corpus
+    lines = [
+        f"teacher: {_teacher(cache.spec)}{_at(teacher.revision)}, weights SHA-256 "
+        f"`{_UNUSUAL.sub('?', teacher.weights_sha256)}`",
+        f"corpus: {_plain(corpus.source)}{_at(corpus.revision)}",
+        f"cache: `{cache.cache_id}`, targets {cache.spec.targets.kind}",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _teacher(spec: CacheSpec) -> str:
+    """Its name on the Hub; a cache does not tell what directory it was read from."""
+    source = spec.teacher.source
+    return _plain(source) if spec.teacher.revision else "a model that is not on the Hub"
+
+
+def _at(revision: str) -> str:
+    return f" at {_plain(revision)}" if revision else ""
+
+
+def _plain(name: str) -> str:
+    """A name from a cache, which must not become more than a name in the card of who trains."""
+    return name if _NAME.fullmatch(name) else f"`{_UNUSUAL.sub('?', name)[:200]}`"
+
+
+def _recipe(config: TrainStudentConfig) -> str:
+    """``[train_student]`` in TOML, which writes these values as JSON does."""
+    lines = ["[train_student]"]
+    for key, value in dataclasses.asdict(config).items():
+        if value is not None and key not in _NOT_SHOWN:
+            lines.append(f"{key} = {json.dumps(value)}")
+    return "\n".join(lines)

@@ -1,0 +1,61 @@
+"""The result of a run: a Hugging Face model directory.
+
+In: a student, the cache it learnt from and, for its model card, recipe and figures. Out: a
+directory with weights, config, the code that finds them, tokenizer and model card, published whole
+or not at all. Called by ``run``.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from cache_format.metadata.strict_json import read_object
+from cache_format.reader import Cache
+from cache_format.storage.atomic import replace_directory
+from stages.model_files.tokenizer_files import pass_on_tokenizer
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.export.model_card import model_card
+from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+
+
+def publish_model(
+    model: DistilXLSTMForCausalLM,
+    cache: Cache,
+    target: Path,
+    *,
+    config: TrainStudentConfig | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> tuple[str, ...]:
+    """``save_pretrained`` with the teacher's tokenizer and a card beside it, published by rename.
+
+    An older model at ``target`` stays until then. ``metrics`` are those of the last validation.
+    Returns what was left out of the tokenizer's configuration, because it could make another
+    program run code.
+    """
+    card = model_card(model, cache, config, metrics or {})
+    with replace_directory(target) as temporary:
+        model.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        return pass_on_tokenizer(cache.attachments(), cache.attachment, temporary)
+
+
+def require_tokenizer(cache: Cache) -> None:
+    """Raise, before anything is trained, where the cache's tokenizer could not be published."""
+    with TemporaryDirectory() as scratch:
+        pass_on_tokenizer(cache.attachments(), cache.attachment, Path(scratch))
+
+
+def published_step(target: Path) -> int | None:
+    """For how many steps the student at ``target`` was trained; None where it does not tell.
+
+    Raises ValueError where ``target`` is no model directory that could be replaced.
+    """
+    try:
+        config = read_object(target / "config.json", "")
+        step: int | None = config.get("num_steps")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{target}: in the way of the student that this run has trained, and no student "
+            f"itself ({error}). Move it away and run the same command again."
+        ) from error
+    return step

@@ -1,0 +1,68 @@
+"""The end of a run: its student as a model directory, from weights spread over any processes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from cache_format.reader import Cache
+from stages.model_files.weight_files import weight_files
+from stages.train_student.checkpoints.saved_tensors import (
+    restore_weights,
+    trained_parameters,
+    whole_tensors,
+)
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.distributed.context import Processes
+from stages.train_student.export.publish_model import publish_model, published_step
+from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+from stages.train_student.new_student import load_student
+
+
+def publish_student(
+    model: DistilXLSTMForCausalLM,
+    cache: Cache,
+    target: Path,
+    team: Processes,
+    *,
+    config: TrainStudentConfig,
+    step: int,
+    metrics: Mapping[str, float],
+) -> tuple[str, ...]:
+    """Publish ``model`` of ``step`` at ``target``, unless it is there; all processes call together.
+
+    ``metrics`` are those of the last validation. Returns the keys of the teacher's
+    ``tokenizer_config.json`` that were left out, because they name code or files elsewhere.
+    """
+    is_shared = team.num_ranks > 1
+    trained = whole_tensors(trained_parameters(model), keep=is_shared and team.is_first)
+
+    def publish() -> tuple[str, ...]:
+        student = model
+        if is_shared:
+            student = load_student(config, cache)
+            restore_weights(student, trained)
+        if target.exists() and published_step(target) == step and _holds(target, student):
+            return ()
+        student.config.num_steps = step
+        return publish_model(student, cache, target, config=config, metrics=metrics)
+
+    return team.first(publish)
+
+
+def _holds(directory: Path, student: DistilXLSTMForCausalLM) -> bool:
+    """Whether the weights in ``directory`` are those of ``student``: they may have been swapped."""
+    expected = student.state_dict()
+    found = set()
+    try:
+        for file in weight_files(directory):
+            with safe_open(directory / file, framework="pt") as weights:
+                for name in weights.keys():  # noqa: SIM118  (no mapping)
+                    tensor = expected.get(name)
+                    if tensor is None or not torch.equal(tensor.cpu(), weights.get_tensor(name)):
+                        return False
+                    found.add(name)
+    except (SafetensorError, ValueError, OSError):
+        return False
+    return expected.keys() - found <= {"lm_head.weight"}  # which is the embedding where tied

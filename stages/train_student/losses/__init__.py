@@ -1,0 +1,1 @@
+"""What is minimized: cross-entropy, KL and hidden-state terms, and their schedules."""

@@ -1,0 +1,159 @@
+"""Cross-entropy and forward KL over the whole vocabulary, for a teacher that is in the loop.
+
+In: hidden states of student and teacher with their heads, and labels. Out: the sums of ``loss``,
+one of them differentiable. Called by ``objective`` where a run has its teacher with it.
+
+Both logits of ``chunk`` positions are the largest thing that exists. Value and gradient are taken
+from them in one pass (``dense_pass``).
+
+Shapes: N scored positions, n positions of a chunk, V vocabulary, D width; columns are [n, 1].
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from stages.compute.compiling import Mode
+from stages.train_student.losses.dense_pass import DensePass
+from stages.train_student.losses.matmul import bfloat16_product, factor, product
+from stages.train_student.losses.sparse_kl import (
+    FP16_LARGEST_GRADIENT,
+    LossSums,
+    scaled_gradients,
+)
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """The teacher at N positions: what its head is applied to, and the head."""
+
+    hidden_ND: Tensor
+    head_VD: Tensor
+
+
+class DenseDistillationLoss:
+    """The loss of a run; like ``SparseDistillationLoss``, but with all of the teacher's logits."""
+
+    def __init__(
+        self, *, chunk: int, dtype: torch.dtype, compile: Mode, device: torch.device
+    ) -> None:
+        """``chunk`` positions have logits at once; the student's products have factors in ``dtype``
+        and float32 results, the teacher's are in its head's precision. ``compile`` as in the
+        settings.
+        """
+        self.chunk, self.dtype = chunk, dtype
+        self.dense_pass = DensePass(compile, device)
+
+    def __call__(
+        self,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        labels_N: Tensor,
+        targets: DenseTargets,
+        weighting: tuple[float, float, float],
+    ) -> LossSums:
+        """c_ce·ΣCE + c_kl·ΣKL_T for ``weighting`` = (c_ce, c_kl, T).
+
+        Differentiable by ``hidden_ND``, and by ``head_VD`` where that asks for it. Both heads hold
+        the same V ids. Agreement is counted only where no gradient is asked for.
+        """
+        is_asked = torch.is_grad_enabled()
+        wanted = (is_asked and hidden_ND.requires_grad, is_asked and head_VD.requires_grad)
+        sums = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+            hidden_ND, head_VD, labels_N, targets, weighting, self, wanted
+        )
+        return LossSums(*sums)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Loss and gradient in one pass: backward only scales what forward kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        labels_N: Tensor,
+        targets: DenseTargets,
+        weighting: tuple[float, float, float],
+        loss: DenseDistillationLoss,
+        wanted: tuple[bool, bool],
+    ) -> tuple[Tensor, ...]:
+        gradients = [
+            torch.zeros_like(tensor, dtype=torch.float32) if is_wanted else None
+            for tensor, is_wanted in zip((hidden_ND, head_VD), wanted, strict=True)
+        ]
+        sums = torch.zeros(3, dtype=torch.float64, device=hidden_ND.device)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            chunks = _Chunks(loss, hidden_ND, head_VD, targets, weighting)
+            for start in range(0, len(labels_N), loss.chunk):
+                rows = slice(start, start + loss.chunk)
+                sums += chunks.take(rows, labels_N[rows, None], gradients)
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = hidden_ND.dtype, head_VD.dtype
+        cross_entropy, kl, agreeing = sums.unbind()
+        ctx.mark_non_differentiable(cross_entropy, kl, agreeing)
+        weighted = weighting[0] * cross_entropy + weighting[1] * kl
+        return weighted.float(), cross_entropy, kl, agreeing
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_weighted: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return *scaled_gradients(ctx, by_weighted), *(None,) * 5
+
+
+class _Chunks:
+    """The chunks of one call, one after another in the same memory."""
+
+    def __init__(
+        self,
+        loss: DenseDistillationLoss,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        targets: DenseTargets,
+        weighting: tuple[float, float, float],
+    ) -> None:
+        self._loss, self._targets, self._weighting = loss, targets, weighting
+        self._hidden_ND, self._head_VD = factor(hidden_ND, loss.dtype), factor(head_VD, loss.dtype)
+        self._product = bfloat16_product if loss.dtype == torch.bfloat16 else product
+        shape = (2, min(loss.chunk, len(hidden_ND)), len(head_VD))
+        self._logits = None
+        if not hidden_ND.is_cuda:  # half-precision products allocate what they return
+            self._logits = hidden_ND.new_empty(shape, dtype=torch.float32)
+
+    def take(self, rows: slice, label_n1: Tensor, gradients: list[Tensor | None]) -> Tensor:
+        """(CE, KL, agreeing) of one chunk, whose gradient is added to ``gradients``."""
+        of_student, of_teacher = (
+            (None, None) if self._logits is None else self._logits[:, : len(label_n1)]
+        )
+        logits_nV = self._product(self._hidden_ND[rows], self._head_VD.T, of_student)
+        teacher_nV = product(self._targets.hidden_ND[rows], self._targets.head_VD.T, of_teacher)
+        at_label_n1 = logits_nV.gather(1, label_n1)
+        agrees_n1 = torch.zeros_like(at_label_n1)
+        is_training = any(gradient is not None for gradient in gradients)
+        if not is_training:
+            agrees_n1[:, 0] = logits_nV.argmax(1) == teacher_nV.argmax(1)
+        log_z_n1, kl_n1 = self._loss.dense_pass(logits_nV, teacher_nV, self._weighting)
+        if is_training:
+            by_label_n1 = torch.full_like(at_label_n1, -self._weighting[0])
+            self._add(gradients, rows, logits_nV.scatter_add_(1, label_n1, by_label_n1))
+        columns = (log_z_n1 - at_label_n1, kl_n1, agrees_n1)
+        return torch.cat(columns, 1).double().sum(0)
+
+    def _add(self, gradients: list[Tensor | None], rows: slice, by_logits_nV: Tensor) -> None:
+        """Add what follows from the gradient by the logits of ``rows``, which is lost."""
+        by_hidden_ND, by_head_VD = gradients
+        scale = 1.0
+        if self._loss.dtype == torch.float16:
+            ce_weight, kl_weight, temperature = self._weighting
+            largest = ce_weight + kl_weight / temperature
+            scale = 2.0 ** math.floor(math.log2(FP16_LARGEST_GRADIENT / largest))
+            by_logits_nV = factor(by_logits_nV.mul_(scale), torch.float16)
+        if by_hidden_ND is not None:
+            by_hidden_ND[rows] = self._product(by_logits_nV, self._head_VD).div_(scale)
+        if by_head_VD is not None:
+            by_head_VD += self._product(by_logits_nV.T, self._hidden_ND[rows]).div_(scale)

@@ -1,0 +1,278 @@
+"""Cross-entropy and forward KL against sparse targets, through the head, chunk by chunk.
+
+In: hidden states, the head, labels and the cache's targets. Out: one differentiable scalar and the
+detached sums behind it. Called by the training step and by validation.
+
+With S the kept ids, p_tail and q_tail the mass of all others, and r the student's distribution
+within the tail, KL(p ‖ q) at a temperature is, by the chain rule,
+
+    Σ_S p_j (log p_j − log q_j) + p_tail (log p_tail − log q_tail) + p_tail · KL within the tail.
+
+The first two terms run over K+1 outcomes: the cache holds the teacher's tail mass, the student's
+own logits give its. Nothing is clamped: both sides are proper distributions, so they are ≥ 0 up to
+rounding. The gradient by logit j is (q_j − p_j)/T for j in S. The rest depends on the targets:
+
+- ``top_k``: the last term is left out. The gradient elsewhere is (q_j − p_tail·r_j)/T: the tail is
+  taught as a whole and keeps the student's own shape. So against the full KL each j there is off by
+  (p_j − p_tail·r_j)/T, and the value is too low by the last term.
+- ``top_k+sampled``: the last term is estimated from m draws (``SparseTargets.draw_shares``). With
+  w_j the estimates of p_j, 0 if j was not drawn, the value gains Σ w_j (log p_j/p_tail − log r_j),
+  and the gradient elsewhere is (q_j − p̂_j)/T with p̂_j = w_j + (p_tail − Σw)·r_j. Both are unbiased
+  for the full KL at every T within the nodes, given exact gaps and log-masses. At the temperature
+  that ids were drawn at, Σw = p_tail and no gap enters the gradient. At others the last part of p̂
+  is a control variate: gradients sum to 0, a constant added to the student's logits adds no noise,
+  and most of the value's is gone. Dividing by Σw instead would be biased, and less noisy only where
+  the two temperatures are far apart. A position's value may be negative.
+- ``sampled`` (RS-KD, arXiv 2503.16870): S are the drawn ids, p̂_j = c_j/m, and there is no tail. The
+  gradient (q_j − p̂_j)/T is unbiased for KL(p_T ‖ q_T) at the temperature of the draws, the only one
+  at which these say anything. The value is not: it is too high by H(p) − E H(p̂).
+
+The logits of ``chunk`` positions are the largest thing that exists, beside, in half precision, the
+gradient by them. Value and gradient are taken in one pass over them (``vocabulary_pass``), with the
+few ids that labels and targets name aside (``named_ids``). The gradient by the head is computed
+only if the head is trained. If it is not, a chunk may be trained on some columns of the head that
+stand for all (``head_columns``): value and gradient are then estimates.
+
+Shapes: N scored positions, n positions of a chunk, V vocabulary, K kept ids, X named ids, D width,
+C columns of the head.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from stages.compute.compiling import Mode
+from stages.train_student.losses.matmul import bfloat16_product, factor, product
+from stages.train_student.losses.sampled_softmax import HeadColumns
+from stages.train_student.losses.sparse_targets import SparseTargets
+from stages.train_student.losses.target_tokens import NamedIds, TeacherTerms, Terms
+from stages.train_student.losses.vocabulary_pass import VocabularyPass, Weights
+
+FP16_LARGEST_GRADIENT = 2.0**14  # where scaling puts it, so that small q_j do not become 0
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Sums over scored positions, in nats. ``weighted`` carries the gradient."""
+
+    weighted: Tensor
+    cross_entropy: Tensor
+    kl: Tensor
+    num_agreeing: Tensor
+
+
+class SparseDistillationLoss:
+    """How the loss of a run is computed."""
+
+    def __init__(
+        self,
+        *,
+        chunk: int,
+        dtype: torch.dtype,
+        compile: Mode,
+        device: torch.device,
+        columns: HeadColumns | None = None,
+    ) -> None:
+        """``chunk`` positions have logits at once; products with the head have factors in
+        ``dtype`` and float32 results. ``compile`` as in the settings. ``columns`` chooses those of
+        the head that a gradient is taken from; without it, all.
+        """
+        self.chunk, self.dtype, self.columns = chunk, dtype, columns
+        self.vocabulary_pass = VocabularyPass(compile, device)
+
+    def __call__(
+        self,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        labels_N: Tensor,
+        targets: SparseTargets | None,
+        weighting: tuple[float, float, float],
+    ) -> LossSums:
+        """c_ce·ΣCE + c_kl·ΣKL_T for ``weighting`` = (c_ce, c_kl, T).
+
+        Differentiable by ``hidden_ND``, and by ``head_VD`` where that asks for it. The head holds
+        the V rows that take part in the softmax, padding rows excluded. ``targets`` may be absent
+        when c_kl is 0. Agreement with the teacher, whose choice is the first kept id (where all are
+        drawn: the one drawn most), is counted only where no gradient is asked for.
+        The T² of Hinton et al. (arXiv 1503.02531) is the caller's, as part of c_kl.
+        """
+        is_asked = torch.is_grad_enabled()
+        wanted = (is_asked and hidden_ND.requires_grad, is_asked and head_VD.requires_grad)
+        sums = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+            hidden_ND, head_VD, labels_N, targets, weighting, self, wanted
+        )
+        return LossSums(*sums)
+
+
+def sparse_distillation_loss(
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    labels_N: Tensor,
+    targets: SparseTargets | None,
+    weighting: tuple[float, float, float],
+    chunk: int,
+) -> LossSums:
+    """The loss for once: not compiled, products in the precision of the head."""
+    loss = SparseDistillationLoss(
+        chunk=chunk, dtype=head_VD.dtype, compile="off", device=hidden_ND.device
+    )
+    return loss(hidden_ND, head_VD, labels_N, targets, weighting)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Loss and gradient in one pass: backward only scales what forward kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        labels_N: Tensor,
+        targets: SparseTargets | None,
+        weighting: tuple[float, float, float],
+        loss: SparseDistillationLoss,
+        wanted: tuple[bool, bool],
+    ) -> tuple[Tensor, ...]:
+        gradients = _Gradients(
+            *(
+                torch.zeros_like(tensor, dtype=torch.float32) if is_wanted else None
+                for tensor, is_wanted in zip((hidden_ND, head_VD), wanted, strict=True)
+            )
+        )
+        sums = torch.zeros(4, dtype=torch.float64, device=hidden_ND.device)
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            chunks = _Chunks(loss, hidden_ND, head_VD, labels_N, targets, weighting)
+            for start in range(0, len(labels_N), loss.chunk):
+                sums += chunks.take(slice(start, start + loss.chunk), gradients)
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = (hidden_ND.dtype, head_VD.dtype)
+        weighted, cross_entropy, kl, agreeing = sums.unbind()
+        ctx.mark_non_differentiable(cross_entropy, kl, agreeing)
+        return weighted.float(), cross_entropy, kl, agreeing
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_weighted: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return *scaled_gradients(ctx, by_weighted), *(None,) * 5
+
+
+def scaled_gradients(ctx: Any, by_weighted: Tensor) -> list[Tensor | None]:
+    """The gradients that forward saved, scaled, each in its one of ``ctx.dtypes``."""
+    return [
+        None if gradient is None else (gradient * by_weighted).to(dtype)
+        for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+    ]
+
+
+class _Gradients(NamedTuple):
+    """float32, by what they are asked for."""
+
+    by_hidden_ND: Tensor | None
+    by_head_VD: Tensor | None
+
+
+class _Chunks:
+    """The chunks of one call, one after another in the same memory."""
+
+    def __init__(
+        self,
+        loss: SparseDistillationLoss,
+        hidden_ND: Tensor,
+        head_VD: Tensor,
+        labels_N: Tensor,
+        targets: SparseTargets | None,
+        weighting: tuple[float, float, float],
+    ) -> None:
+        self._pass, self._dtype, self._weighting = loss.vocabulary_pass, loss.dtype, weighting
+        self._columns = loss.columns
+        self._hidden_ND, self._head_VD = factor(hidden_ND, loss.dtype), factor(head_VD, loss.dtype)
+        self._product = bfloat16_product if loss.dtype == torch.bfloat16 else product
+        self._choice_N = None if targets is None else targets.kept_ids_NK[:, 0]
+        if not weighting[1]:
+            targets = None
+        self._named = NamedIds.of(labels_N, targets)
+        self._teacher = None if targets is None else TeacherTerms.of(targets, weighting[2])
+        self._weights = Weights.of(weighting, hidden_ND.device)
+        self._scale = self._largest_scale()
+        shape = (min(loss.chunk, len(hidden_ND)), len(head_VD))
+        self._logits = self._gradient = None
+        is_half = (hidden_ND.is_cuda and loss.dtype != torch.float32) or loss.dtype == torch.float16
+        self._gradient_dtype = loss.dtype if is_half else None
+        if self._columns is not None:  # how many there are differs from chunk to chunk
+            return
+        if self._head_VD.dtype == torch.float32:  # other products allocate what they return
+            self._logits = hidden_ND.new_empty(shape, dtype=torch.float32)
+        if self._gradient_dtype is not None:
+            self._gradient = hidden_ND.new_empty(shape, dtype=loss.dtype)
+
+    def take(self, rows: slice, gradients: _Gradients) -> Tensor:
+        """(weighted, CE, KL, agreeing) of one chunk, whose gradient goes to ``gradients``."""
+        ce_weight, kl_weight, _ = self._weighting
+        is_training = any(gradient is not None for gradient in gradients)
+        head_CD, named, columns = self._head_VD, self._named.chunk(rows), None
+        if self._columns is not None and is_training:
+            columns = self._columns.choose(named.ids_nX)
+        if columns is not None:
+            head_CD, named = head_CD.index_select(0, columns.ids_C), named.among(columns)
+        hidden_nD = self._hidden_ND[rows]
+        logits_nC = self._product(hidden_nD, head_CD.T, _rows_of(self._logits, hidden_nD))
+        agreeing = torch.zeros((), dtype=torch.float64, device=logits_nC.device)
+        if self._choice_N is not None and not is_training:
+            agreeing = (logits_nC.argmax(1) == self._choice_N[rows]).double().sum()
+        log_weight_C = None if columns is None else columns.log_weight_C
+        terms, by_logits_nC = self._differentiate(logits_nC, rows, named, log_weight_C)
+        if is_training and (ce_weight or kl_weight):
+            self._add(gradients, rows, by_logits_nC, head_CD)
+        weighted = ce_weight * terms.cross_entropy + kl_weight * terms.kl
+        return torch.stack((weighted, terms.cross_entropy, terms.kl, agreeing))
+
+    def _differentiate(
+        self, logits_nC: Tensor, rows: slice, named: NamedIds, log_weight_C: Tensor | None
+    ) -> tuple[Terms, Tensor]:
+        """Both terms, and the scaled gradient by the logits. These are lost."""
+        teacher = None if self._teacher is None else self._teacher.chunk(rows)
+        named_nX = named.take(logits_nC)
+        known = named.known(named_nX, teacher, self._weighting[2])
+        out_nC = _rows_of(self._gradient, logits_nC)
+        if out_nC is None and self._gradient_dtype is not None:
+            out_nC = torch.empty_like(logits_nC, dtype=self._gradient_dtype)
+        weights = self._weights.times(self._scale)
+        rest = self._pass(logits_nC, known, weights, out_nC, log_weight_C)
+        terms = named.terms(named_nX, rest, teacher, self._weighting)
+        by_logits_nC = logits_nC if out_nC is None else out_nC
+        by_named_nX = (terms.gradient_nX * self._scale).to(by_logits_nC.dtype)
+        return terms, by_logits_nC.scatter_add_(1, named.ids_nX, by_named_nX)
+
+    def _add(
+        self, gradients: _Gradients, rows: slice, by_logits_nC: Tensor, head_CD: Tensor
+    ) -> None:
+        """Add what follows from the scaled gradient by the logits of ``rows``."""
+        if gradients.by_hidden_ND is not None:
+            gradients.by_hidden_ND[rows] = self._product(by_logits_nC, head_CD) / self._scale
+        if gradients.by_head_VD is None:
+            return
+        assert self._columns is None  # the settings do not train a head of which some is read
+        hidden_nD = self._hidden_ND[rows]
+        if self._dtype == torch.float32:
+            gradients.by_head_VD.addmm_(by_logits_nC.T, hidden_nD)
+        else:
+            by_head_VD = self._product(by_logits_nC.T, hidden_nD)
+            gradients.by_head_VD.add_(by_head_VD.div_(self._scale))
+
+    def _largest_scale(self) -> Tensor:
+        """What the gradient by the logits is multiplied by, for float16's sake: a power of two."""
+        largest = self._weights.cross_entropy
+        if self._dtype != torch.float16 or not len(self._hidden_ND):
+            return torch.ones_like(largest)
+        if self._teacher is not None:  # estimates of p_j may exceed 1, and what they leave over too
+            by_tail = (self._teacher.tail_target_n1() - 0.5).abs().max() + 0.5
+            by_drawn = self._teacher.drawn_nJ.sum(1).max()
+            largest = largest + self._weights.kl * (by_tail + by_drawn).float()
+        return (FP16_LARGEST_GRADIENT / largest).log2().floor().exp2()
+
+
+def _rows_of(memory: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if memory is None else memory[: len(like)]

@@ -1,0 +1,183 @@
+"""What is done to all logits of a chunk: they are summed up, and become their own gradient.
+
+In: logits, −inf in the place of the ids that ``named_ids`` took out, and what is known of those.
+Out: log Σ exp of the rest at T = 1 and at T, and the gradient by every logit of the rest. Called by
+``loss``. Compiled, each row is gone through three times while it lies in a core's cache: for its
+maximum, its sums, its gradient. Not compiled, the same formulas take a dozen.
+
+With Z the normalisers, Z_tail that of the ids which the teacher did not keep, and ``surplus`` =
+q_tail − p_tail + Σw (see ``loss``), the gradient by a logit z of the rest is
+
+    c_ce·exp(z − log Z_1) + c_kl/T·surplus·exp(z/T − log Z_tail).
+
+Where a chunk has but some columns of the head (``head_columns``), each stands for some number of
+them, and exp(z) and exp(z/T) are multiplied by that number throughout.
+
+The mass of the named ids is added to that of the rest; no mass is the difference of two others, so
+that a tail of 1e-12 keeps its digits.
+
+n positions of a chunk, V vocabulary or the columns that stand for it; known columns are [n, 1].
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stages.compute.compiling import Compiled, Mode
+
+_CACHED_BYTES = 5 << 18  # what is worked on at a time, with room beside it in a core's own cache
+_FEWEST_ROWS = 2  # a single one is not compiled
+_PARTS = 8  # where a GPU has no compiler: temporaries take no more than half a chunk
+
+
+class Weights(NamedTuple):
+    """Scalars on the device."""
+
+    cross_entropy: Tensor
+    """c_ce"""
+    kl: Tensor
+    """c_kl/T"""
+    inverse_temperature: Tensor
+    """1/T"""
+
+    @classmethod
+    def of(cls, weighting: tuple[float, float, float], device: torch.device) -> "Weights":
+        """From (c_ce, c_kl, T). Filled on the device, or a GPU's host would have to wait."""
+        ce_weight, kl_weight, temperature = weighting
+        values = (ce_weight, kl_weight / temperature, 1 / temperature)
+        return cls(*(torch.full((), value, device=device) for value in values))
+
+    def times(self, scale: Tensor) -> "Weights":
+        """Weights of a gradient ``scale`` times as large."""
+        return Weights(self.cross_entropy * scale, self.kl * scale, self.inverse_temperature)
+
+
+class KnownColumns(NamedTuple):
+    """float32 [n, 1]: what the named ids are, for the rest to be added to. All but the first are
+    absent where there is no KL."""
+
+    log_mass: Tensor
+    """log Σ exp(z) of all named ids."""
+    log_mass_at_T: Tensor | None = None
+    """log Σ exp(z/T) of all named ids."""
+    tail_log_mass_at_T: Tensor | None = None
+    """log Σ exp(z/T) of those that the teacher did not keep."""
+    tail_target: Tensor | None = None
+    """p_tail − Σw."""
+
+
+class VocabularyPass:
+    """The pass over the logits, compiled once for all chunks of a run."""
+
+    def __init__(self, mode: Mode, device: torch.device) -> None:
+        names = {"what": "the student's loss is taken", "setting": "train_student.compile"}
+        self._labels = Compiled(_labels, mode, device, **names)
+        self._targets = Compiled(_targets, mode, device, **names)
+        self._weighted_labels = Compiled(_weighted_labels, mode, device, **names)
+        self._weighted_targets = Compiled(_weighted_targets, mode, device, **names)
+
+    def __call__(
+        self,
+        logits_nV: Tensor,
+        known: KnownColumns,
+        weights: Weights,
+        out_nV: Tensor | None,
+        log_weight_V: Tensor | None = None,
+    ) -> list[Tensor]:
+        """log Σ exp(z) of the rest [n, 1], then, where there is a KL, that of z/T.
+
+        The gradient is written to ``out_nV`` in its precision; without one, over the logits.
+        ``log_weight_V``: the logarithm of what each column stands for; without it, for itself.
+        """
+        columns = [column for column in known if column is not None]
+        has_kl = len(columns) > 1
+        scalars: tuple[Tensor, ...] = weights if has_kl else (weights.cross_entropy,)
+        function = self._targets if has_kl else self._labels
+        if log_weight_V is not None:
+            function = self._weighted_targets if has_kl else self._weighted_labels
+            scalars = (log_weight_V, *scalars)
+        tensors = [logits_nV, *columns, *(() if out_nV is None else (out_nV,))]
+        size = rows_at_a_time(logits_nV, function.is_compiled)
+        parts = zip(*(tensor.split(size) for tensor in tensors), strict=True)
+        found = [function(logits, *scalars, *others) for logits, *others in parts]
+        return [torch.cat(columns) for columns in zip(*found, strict=True)]
+
+
+def rows_at_a_time(logits_nV: Tensor, is_compiled: bool, num_logits: int = 1) -> int:
+    """How many rows a pass takes at once, where it reads so many float32 logits of each id."""
+    num_rows, num_ids = logits_nV.shape
+    if logits_nV.device.type == "cpu":
+        return max(_FEWEST_ROWS, _CACHED_BYTES // (4 * num_logits * num_ids))
+    return num_rows if is_compiled else -(-num_rows // _PARTS)
+
+
+def _labels(
+    logits_nV: Tensor,
+    ce_weight: Tensor,
+    log_mass_n1: Tensor,
+    out_nV: Tensor | None = None,
+    *,
+    log_weight_V: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    weighted_nV = _weighted(logits_nV, log_weight_V)
+    max_n1 = _largest(weighted_nV)
+    rest_n1 = max_n1 + (weighted_nV - max_n1).exp().sum(1, keepdim=True).log()
+    log_z_n1 = torch.logaddexp(log_mass_n1, rest_n1)
+    (logits_nV if out_nV is None else out_nV).copy_((weighted_nV - log_z_n1).exp() * ce_weight)
+    return (rest_n1,)
+
+
+def _targets(
+    logits_nV: Tensor,
+    ce_weight: Tensor,
+    kl_weight: Tensor,
+    inverse_temperature: Tensor,
+    log_mass_n1: Tensor,
+    log_mass_at_T_n1: Tensor,
+    tail_log_mass_at_T_n1: Tensor,
+    tail_target_n1: Tensor,
+    out_nV: Tensor | None = None,
+    *,
+    log_weight_V: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    max_n1 = _largest(_weighted(logits_nV, log_weight_V))
+    below_nV = logits_nV - max_n1
+    rest_n1 = max_n1 + _weighted(below_nV, log_weight_V).exp().sum(1, keepdim=True).log()
+    rest_at_T_n1 = (
+        max_n1 * inverse_temperature
+        + _weighted(below_nV * inverse_temperature, log_weight_V).exp().sum(1, keepdim=True).log()
+    )
+    log_z_n1 = torch.logaddexp(log_mass_n1, rest_n1)
+    log_z_at_T_n1 = torch.logaddexp(log_mass_at_T_n1, rest_at_T_n1)
+    log_tail_n1 = torch.logaddexp(tail_log_mass_at_T_n1, rest_at_T_n1)
+    surplus_n1 = (log_tail_n1 - log_z_at_T_n1).exp() - tail_target_n1
+    # Where all ids are kept, all that is left is −inf, and −inf less −inf would be NaN.
+    log_tail_n1 = log_tail_n1.masked_fill(log_tail_n1 == -torch.inf, 0.0)
+    by_ce_nV = _weighted(logits_nV - log_z_n1, log_weight_V).exp() * ce_weight
+    by_kl_nV = _weighted(logits_nV * inverse_temperature - log_tail_n1, log_weight_V).exp() * (
+        surplus_n1 * kl_weight
+    )
+    (logits_nV if out_nV is None else out_nV).copy_(by_ce_nV + by_kl_nV)
+    return rest_n1, rest_at_T_n1
+
+
+def _weighted_labels(
+    logits_nV: Tensor, log_weight_V: Tensor, *others: Tensor
+) -> tuple[Tensor, ...]:
+    return _labels(logits_nV, *others, log_weight_V=log_weight_V)
+
+
+def _weighted_targets(
+    logits_nV: Tensor, log_weight_V: Tensor, *others: Tensor
+) -> tuple[Tensor, ...]:
+    return _targets(logits_nV, *others, log_weight_V=log_weight_V)
+
+
+def _weighted(exponents_nV: Tensor, log_weight_V: Tensor | None) -> Tensor:
+    return exponents_nV if log_weight_V is None else exponents_nV + log_weight_V
+
+
+def _largest(logits_nV: Tensor) -> Tensor:
+    """The largest logit of each row, or the lowest finite number where nothing is left."""
+    return logits_nV.amax(1, keepdim=True).clamp_min(torch.finfo(logits_nV.dtype).min)

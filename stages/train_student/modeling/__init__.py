@@ -1,0 +1,1 @@
+"""Student models. Imports torch, transformers and xlstm alone."""

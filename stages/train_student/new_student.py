@@ -1,0 +1,42 @@
+"""A new student, around what its teacher has left in a cache. Called by ``run``."""
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from cache_format.reader import Cache
+from stages.train_student.checkpoints.teacher_identity import teacher_identity
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.modeling.distil_xlstm.modeling import (
+    DistilXLSTMForCausalLM,
+    build_student,
+)
+
+
+def load_student(config: TrainStudentConfig, cache: Cache) -> DistilXLSTMForCausalLM:
+    """A new student around the teacher's embedding and head, which lie in the cache.
+
+    Its config names the cache and the teacher.
+    """
+    path = cache.attachment("embedding.safetensors")
+    try:
+        frozen = load_file(path)
+        embedding = frozen["embedding"]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"{path}: holds no teacher's embedding ({error}), though it is as it was written. Make "
+            "the cache again."
+        ) from error
+    teacher = cache.spec.teacher
+    student = build_student(
+        config,
+        hidden_size=teacher.hidden_size,
+        vocab_size=teacher.vocab_size,
+        head_rows=teacher.head_rows,
+        eos_token_id=teacher.eos_token_id,
+        embedding=embedding,
+        head=frozen.get("head"),
+        seed=config.seed,
+    )
+    student.config.cache_id = cache.cache_id
+    student.config.teacher = teacher_identity(cache)
+    return student

@@ -1,1 +1,0 @@
-"""What is minimised: cross-entropy, KL and the Frobenius term, and their schedules."""

@@ -1,0 +1,1 @@
+"""The training loop: optimizer steps, precision, run directory, stop and resume."""

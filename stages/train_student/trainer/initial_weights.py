@@ -1,0 +1,84 @@
+"""The trained weights of one student, for another run to begin from (``--init``).
+
+In: a run's directory, a Hugging Face model directory or a checkpoint. Out: its trained weights,
+once it is clear that they fit, and their hash, which is part of what the new run is.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cache_format.reader import Cache
+from stages.train_student.checkpoints.checkpoint import config_of
+from stages.train_student.checkpoints.saved_tensors import trained_parameters, trained_weights
+from stages.train_student.checkpoints.teacher_identity import require_same_teacher
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.export.model_directory import find_model_directory
+from stages.train_student.export.saved_student import find_checkpoint
+from stages.train_student.export.stored_student import load_stored_student
+
+_ARCHITECTURE = (
+    *("num_blocks", "slstm_at", "num_heads", "conv_kernel", "qkv_block_size"),
+    *("feedforward_factor", "mlstm_factor", "train_head"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """Trained weights by the names of their parameters, and where they are from."""
+
+    location: str
+    """The model directory or the checkpoint, an absolute path."""
+    sha256: str
+    weights: dict[str, Tensor]
+
+
+def load_initial_weights(place: Path, config: TrainStudentConfig, cache: Cache) -> InitialWeights:
+    """The trained weights of the student at ``place``.
+
+    Raises ValueError where there is none, or it is not built as ``config`` says or learnt from
+    another teacher than that of ``cache``.
+    """
+    source: Any  # has the settings of the architecture as attributes
+    path = find_model_directory(place)
+    if path is not None:
+        model = load_stored_student(path)
+        source, teacher = model.config, model.config.teacher
+        weights = {name: p.detach() for name, p in trained_parameters(model).items()}
+    else:
+        checkpoint, _ = find_checkpoint(place)
+        path, source = checkpoint.path, config_of(checkpoint)
+        teacher = checkpoint.state.identity.get("teacher")
+        weights = trained_weights(checkpoint.tensors)
+    _require_same_architecture(path, source, config)
+    require_same_teacher(str(path), teacher or {}, cache)
+    return InitialWeights(location=str(path.absolute()), sha256=_sha256(weights), weights=weights)
+
+
+def _require_same_architecture(path: Path, source: Any, config: TrainStudentConfig) -> None:
+    pairs = {key: (getattr(source, key), getattr(config, key)) for key in _ARCHITECTURE}
+    pairs["slstm_at"] = (tuple(source.slstm_at), tuple(config.slstm_at))
+    differing = [
+        f"{key} was {theirs!r} and is {ours!r}"
+        for key, (theirs, ours) in pairs.items()
+        if theirs != ours
+    ]
+    if differing:
+        raise ValueError(
+            f"--init {path}: its weights do not fit this recipe: {'; '.join(differing)}. Give "
+            "[train_student] the same, or leave --init out."
+        )
+
+
+def _sha256(weights: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,152 @@
+"""One optimizer step: micro-batches forward and backward, the gradient clipped, AdamW.
+
+In: a batch, the weights of the loss and the learning rate. Out: the step's figures. Under fp16 the
+loss is scaled so that small gradients do not vanish, and a step whose gradient overflows is
+skipped. What ``accumulate`` does may be abandoned: it changes no weight, moment or scale.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.data.loader import Step
+from stages.train_student.distributed.context import Processes
+from stages.train_student.distributed.sharding import whole
+from stages.train_student.losses.objective import Share
+from stages.train_student.losses.schedules import LossWeights
+from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+from stages.train_student.trainer.rank_slice import ParallelLoss
+
+
+class NonFiniteError(ValueError):
+    """The loss or its gradient is NaN or infinite. ``name`` and ``value`` say which."""
+
+    def __init__(self, name: str, value: float) -> None:
+        super().__init__(f"the {name} is {value}")
+        self.name, self.value = name, value
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """Means over the step's scored positions, in nats, and the gradient's norm before clipping."""
+
+    loss: float
+    cross_entropy: float
+    kl: float
+    frobenius: float
+    gradient_norm: float
+
+
+class Updater:
+    """The optimizer of a student and, under fp16, its gradient scaler."""
+
+    def __init__(
+        self,
+        student: DistilXLSTMForCausalLM,
+        loss: ParallelLoss,
+        config: TrainStudentConfig,
+        team: Processes,
+    ) -> None:
+        self._loss, self._config, self._team = loss, config, team
+        self._trainable = [p for p in student.parameters() if p.requires_grad]
+        self._device = self._trainable[0].device
+        self.optimizer = _adamw(config, self._trainable)
+        self.scaler = torch.amp.GradScaler(self._device.type, enabled=config.precision == "fp16")
+
+    def accumulate(
+        self,
+        step: Step,
+        weights: LossWeights,
+        share: Share,
+        seeds: Iterable[int],
+        check: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """The gradient of ``step``, this process's micro-batches; returns the sums of their terms.
+
+        ``seeds``: one for the dropout of each. ``check`` is called before each, and may raise.
+        """
+        sums = torch.zeros(4, dtype=torch.float64, device=self._device)
+        for number, (batch, seed) in enumerate(zip(step, seeds, strict=True), start=1):
+            check()
+            torch.manual_seed(seed)
+            loss, terms = self._loss(batch, weights, share, is_last=number == len(step))
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            sums += terms
+        return sums
+
+    def update(self, sums: Tensor, rate: float) -> StepFigures:
+        """Take the optimizer's step along what was accumulated.
+
+        Raises NonFiniteError where the loss is NaN or infinite, or its gradient is and no smaller
+        scale can help; no weight has been touched then.
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self._trainable, self._config.clip_norm))
+        figures = self._figures(sums, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return figures
+
+    def _figures(self, sums: Tensor, norm: Tensor) -> StepFigures:
+        """Waits for the device, the only time in a step."""
+        *own, gradient_norm = torch.cat([sums, norm.double()[None]]).tolist()
+        loss, cross_entropy, kl, frobenius = self._team.sum(own)
+        figures = StepFigures(loss, cross_entropy, kl, frobenius, gradient_norm)
+        _require_finite("loss", figures.loss)
+        # A step that overflowed in fp16 is skipped by the scaler, which then halves its scale; once
+        # that cannot help any more, the gradient itself is not finite.
+        if not (math.isfinite(gradient_norm) or self._a_smaller_scale_may_help()):
+            _require_finite("gradient norm", gradient_norm)
+        return figures
+
+    def _a_smaller_scale_may_help(self) -> bool:
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
+
+
+def require_scaler_state(scaler: torch.amp.GradScaler, state: Mapping[str, Any]) -> None:
+    """Raise ValueError unless ``state`` can be loaded into ``scaler``, and has a usable scale."""
+    expected, found = (
+        {name: type(value) for name, value in each.items()} for each in (scaler.state_dict(), state)
+    )
+    are_finite = found == expected and all(0 <= value < math.inf for value in state.values())
+    if not (are_finite and state.get("scale", 1.0) > 0):
+        raise ValueError(
+            f"scaler: expected finite numbers {sorted(expected)}, found {dict(state)}."
+        )
+
+
+def _require_finite(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise NonFiniteError(name, value)
+
+
+def _adamw(config: TrainStudentConfig, trainable: list[torch.nn.Parameter]) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only.
+
+    Its moments are there from the start, as AdamW would begin them at its first step: so a
+    checkpoint of any step has all of them, and one that lacks some is refused.
+    """
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        fused=True,
+    )
+    for parameter in trainable:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer

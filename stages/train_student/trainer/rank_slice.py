@@ -1,0 +1,118 @@
+"""One micro-batch's loss, by one process or by several that share its gradient.
+
+In: a student, its objective and how processes share. Out: the loss, whose ``backward`` leaves the
+gradient of the whole step where the last micro-batch ends. Called by ``update``.
+
+- ``ddp``: every process has all weights; gradients are averaged while they are computed.
+- ``fsdp`` (FSDP2): weights, gradients and AdamW's moments of the blocks are spread over the
+  processes, and a block is whole only while it runs. Embedding and head, which are frozen, are not
+  spread. The weights of every micro-batch are gathered by all processes together, so all need
+  equally many.
+
+Both average over processes; a micro-batch's loss is its share of the whole step's, so it is
+multiplied by their number first.
+"""
+
+from contextlib import nullcontext
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.data.batch import Batch
+from stages.train_student.distributed.context import Processes
+from stages.train_student.losses.objective import Objective, Share
+from stages.train_student.losses.schedules import LossWeights
+from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+
+
+def require_processes(config: TrainStudentConfig, num_ranks: int) -> None:
+    """Raise ValueError where a step's micro-batches cannot be dealt to so many processes."""
+    rows = config.batch_size * config.accumulation
+    is_even = config.accumulation % num_ranks == 0
+    if num_ranks <= config.accumulation and (is_even or config.parallel == "ddp"):
+        return
+    if num_ranks > config.accumulation:
+        problem = f"a step's micro-batches are {config.accumulation}, for {num_ranks} processes"
+    else:
+        problem = (
+            f"{config.accumulation} micro-batches cannot be dealt evenly to {num_ranks} processes, "
+            "as parallel=fsdp needs"
+        )
+    batch_size = max(1, rows // num_ranks)
+    accumulation = num_ranks * max(1, rows // (num_ranks * batch_size))
+    raise ValueError(
+        f"train_student.accumulation: {problem}. A new run of {batch_size * accumulation} rows a "
+        f"step (now {rows}) would be --set train_student.batch_size={batch_size} "
+        f"--set train_student.accumulation={accumulation}; a run that is resumed keeps its own, "
+        f"and takes at most {config.accumulation} processes."
+    )
+
+
+class ParallelLoss:
+    """The loss of micro-batches, of which each process has its own."""
+
+    def __init__(
+        self,
+        student: DistilXLSTMForCausalLM,
+        objective: Objective,
+        parallel: Literal["ddp", "fsdp"],
+        team: Processes,
+    ) -> None:
+        """Spreads ``student``'s weights in place where ``parallel`` is ``fsdp``."""
+        self._module: Any = _Loss(student, objective)
+        self._num_ranks = team.num_ranks
+        self._sharded: Any = None
+        self._replicated: Any = None
+        if team.num_ranks == 1:
+            return
+        if parallel == "fsdp":
+            self._sharded = _shard(student)
+        else:
+            # Weights are a function of the seed, or of the checkpoint: they are equal already.
+            self._module = self._replicated = DistributedDataParallel(
+                self._module, init_sync=False, gradient_as_bucket_view=True
+            )
+
+    def __call__(
+        self, batch: Batch, weights: LossWeights, share: Share, *, is_last: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The loss to go backward from, and ``Objective.terms``' values.
+
+        ``is_last``: this is the process's last micro-batch before the optimizer.
+        """
+        waits = self._replicated is not None and not is_last
+        if self._sharded is not None:
+            self._sharded.set_requires_gradient_sync(is_last)
+        with self._replicated.no_sync() if waits else nullcontext():
+            loss, terms = self._module(batch, weights, share)
+        return loss * self._num_ranks, terms
+
+    def release(self) -> None:
+        """Give back what a forward pass without a backward one has left gathered."""
+        if self._sharded is not None:
+            self._sharded.reshard()
+
+
+class _Loss(nn.Module):
+    """The student and its objective as one module, whose forward is what processes share."""
+
+    def __init__(self, student: DistilXLSTMForCausalLM, objective: Objective) -> None:
+        super().__init__()
+        self.student, self._objective = student, objective
+
+    def forward(self, batch: Batch, weights: LossWeights, share: Share) -> tuple[Tensor, Tensor]:
+        return self._objective.terms(self.student, batch, weights, share)
+
+
+def _shard(student: DistilXLSTMForCausalLM) -> Any:
+    frozen = {p for p in student.parameters() if not p.requires_grad}
+    for block in student.blocks:
+        fully_shard(block)
+    # What is no block's stays whole until its gradient is taken: the head is used after `forward`.
+    sharded: Any = fully_shard(student, ignored_params=frozen, reshard_after_forward=False)
+    # Not `hidden_states`: FSDP moves what it is given to the device, marks on the host included.
+    register_fsdp_forward_method(student, "run_stack")
+    return sharded

@@ -1,0 +1,196 @@
+"""The output directory of a run: is it free, and if it holds a run, is it this one?
+
+``run.json`` states what must be the same for a run to be gone on with: the cache, its shards, the
+initial weights and every setting that shapes the result. A cache that has been extended since is
+still the same cache: the run keeps to the rows it began with.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cache_format.reader import Cache
+from cache_format.storage.atomic import make_directory, publish_bytes
+from stages.train_student.checkpoints.extension import extended
+from stages.train_student.checkpoints.run_record import (
+    RUN_FILE,
+    RunRecord,
+    location_of,
+    read_record,
+    write_record,
+)
+from stages.train_student.checkpoints.teacher_identity import teacher_identity
+from stages.train_student.config import TrainStudentConfig
+
+if TYPE_CHECKING:
+    from stages.train_student.trainer.initial_weights import InitialWeights
+
+_MAY_CHANGE_ON_RESUME = {
+    *("device", "reader_threads", "log_every", "validate_every", "validation_rows"),
+    *("checkpoint_every", "keep_checkpoints", "loss_chunk"),
+    *("compile", "slstm", "parallel", "trackers"),
+}
+
+
+@contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Keep other runs out of ``out``. Raises ValueError if one is in it.
+
+    A file system without locks lets everyone in.
+    """
+    make_directory(out)
+    descriptor = os.open(out, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{out}: another process is training into it. Wait for it, or choose another "
+                "--out. Several processes share a run if torchrun starts them."
+            ) from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def prepare(
+    out: Path,
+    cache: Cache,
+    config: TrainStudentConfig,
+    *,
+    resume: bool,
+    recipe_toml: str,
+    online: bool = False,
+    initial: "InitialWeights | None" = None,
+) -> RunRecord:
+    """Make ``out``, or make sure that it holds this very run. Raises ValueError if it does not.
+
+    ``online``: the run asks a teacher in the loop, which is part of what it is. ``initial`` are the
+    weights that a new run begins from; one that is resumed has had them.
+    """
+    identity_file = out / RUN_FILE
+    has_checkpoints = any((out / "checkpoints").glob("step-*"))
+    if (out / "model").exists() and not has_checkpoints:
+        raise ValueError(
+            f"{out} holds a finished student whose checkpoints are gone. Choose another --out, or "
+            f"move {out / 'model'} away."
+        )
+    if identity_file.exists() and has_checkpoints:
+        return _check_same(out, cache, config, resume, online, initial)
+    # A run that ended before its first checkpoint has nothing to lose: it may begin anew, with
+    # other settings where the first ones ran out of memory.
+    if not identity_file.exists() and out.exists() and any(out.iterdir()):
+        lost = f" ({identity_file.name} is missing)" if has_checkpoints else ""
+        raise ValueError(f"{out} holds something that is no run{lost}. Choose another --out.")
+    num_shards = (len(cache.shards("train")), len(cache.shards("validation")))
+    identity = _identity(config, cache, *num_shards, online)
+    if initial is not None:
+        identity["initial_weights_sha256"] = initial.sha256
+    record = RunRecord(
+        identity=identity,
+        cache_location=location_of(cache),
+        init_location=None if initial is None else initial.location,
+    )
+    make_directory(out)
+    publish_bytes(out / "recipe.toml", recipe_toml.encode())
+    write_record(out, record)
+    return record
+
+
+def extend(out: Path, record: RunRecord, *, planned: int, step: int, to_step: int) -> RunRecord:
+    """``record`` of a run of ``planned`` steps that has reached ``step``, extended to ``to_step``.
+
+    Raises ValueError where that is no extension.
+    """
+    extensions = extended(record.extensions, planned=planned, step=step, to_step=to_step)
+    longer = dataclasses.replace(record, extensions=extensions)
+    if longer != record:
+        write_record(out, longer)
+    return longer
+
+
+def recorded_precision(out: Path) -> Literal["fp32", "bf16", "fp16"] | None:
+    """The precision of the run in ``out``; None where there is none to resume."""
+    if not (out / RUN_FILE).exists() or not any((out / "checkpoints").glob("step-*")):
+        return None
+    found = read_record(out).identity.get("precision")
+    return found if found in ("fp32", "bf16", "fp16") else None
+
+
+def _check_same(
+    out: Path,
+    cache: Cache,
+    config: TrainStudentConfig,
+    resume: bool,
+    online: bool,
+    initial: "InitialWeights | None",
+) -> RunRecord:
+    if not resume:
+        raise ValueError(
+            f"{out} holds a run already. Add --resume to go on with it, or choose another --out."
+        )
+    record = read_record(out)
+    before = record.identity
+    num_shards = (before.get("num_train_shards", 0), before.get("num_validation_shards", 0))
+    now = _identity(config, cache, *num_shards, online)
+    key = "initial_weights_sha256"
+    if initial is not None:
+        now[key] = initial.sha256
+    elif key in before:
+        now[key] = before[key]
+    differing = differences(before, now)
+    if differing:
+        hint = ""
+        if before.get(key) != now.get(key):
+            hint = " It has its initial weights: --init may be left out."
+        elif any(before.get(name) != now.get(name) for name in ("max_steps", "num_epochs")):
+            hint = " To train for longer, restore them and give --extend-to STEPS."
+        raise ValueError(
+            f"{out} holds another run: {'; '.join(differing)}. Restore these settings to resume "
+            f"it, or choose another --out.{hint}"
+        )
+    moved = dataclasses.replace(record, cache_location=location_of(cache))
+    if moved != record:
+        write_record(out, moved)
+    return moved
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two identities of a run, in words."""
+    return [
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _identity(
+    config: TrainStudentConfig, cache: Cache, num_train: int, num_validation: int, online: bool
+) -> dict[str, Any]:
+    train = cache.shards("train")[:num_train]
+    validation = cache.shards("validation")[:num_validation]
+    hashes = "".join(shard.sha256 for shard in (*train, *validation))
+    identity: dict[str, Any] = {
+        "cache_id": cache.cache_id,
+        "teacher": teacher_identity(cache),
+        "num_train_shards": len(train),
+        "num_validation_shards": len(validation),
+        "num_train_rows": sum(len(cache.rows_of("train", shard)) for shard in train),
+        "num_validation_rows": sum(len(cache.rows_of("validation", shard)) for shard in validation),
+        "shards_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
+    }
+    if online:
+        identity["teacher_in_the_loop"] = True
+    for key, value in dataclasses.asdict(config).items():
+        if key not in _MAY_CHANGE_ON_RESUME:
+            identity[key] = value
+    as_on_disk: dict[str, Any] = json.loads(json.dumps(identity))  # tuples become lists
+    return as_on_disk

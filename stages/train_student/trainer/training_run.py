@@ -1,0 +1,306 @@
+"""One training run: a student, its optimizer, and the step that they are at.
+
+In: settings, cache, the run's record and the processes that share it. Out: metrics, checkpoints and
+the model directory.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from cache_format.reader import Cache
+from stages.train_student.checkpoints import checkpoint
+from stages.train_student.checkpoints.checkpoint import CheckpointState
+from stages.train_student.checkpoints.extension import extensions_before, num_steps_at
+from stages.train_student.checkpoints.run_record import RunRecord
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.data.loader import Loader, Step, row_order
+from stages.train_student.data.sampler import Part, micro_batch_seed
+from stages.train_student.distributed.context import Processes
+from stages.train_student.evaluation import validation
+from stages.train_student.export.publish_model import require_tokenizer
+from stages.train_student.export.publish_student import publish_student
+from stages.train_student.losses.objective import Share, make_objective
+from stages.train_student.losses.schedules import learning_rate, loss_weights
+from stages.train_student.losses.teacher_in_the_loop import OnlineTeacher
+from stages.train_student.modeling.layers.slstm_backend import choose_scan
+from stages.train_student.new_student import load_student
+from stages.train_student.tracking.metrics import NOTHING_WRITTEN, MetricsLog, finite_only
+from stages.train_student.tracking.run_progress import Event, Report, TrainProgress
+from stages.train_student.tracking.throughput import Throughput, operations_per_token
+from stages.train_student.trainer import run_directory
+from stages.train_student.trainer.initial_weights import InitialWeights
+from stages.train_student.trainer.optimizer_step import NonFiniteError, Updater
+from stages.train_student.trainer.rank_slice import ParallelLoss
+from stages.train_student.trainer.run_checkpoints import RunCheckpoints
+from stages.train_student.trainer.stopping import StopNow, StoppedError, Stopping, StopRequest
+
+
+class NonFiniteLossError(ValueError):
+    """The loss or its gradient is NaN or infinite."""
+
+
+class TrainingRun:
+    """The state of one training run: student, optimizer, scaler and step."""
+
+    def __init__(
+        self,
+        config: TrainStudentConfig,
+        cache: Cache,
+        record: RunRecord,
+        team: Processes,
+        device: torch.device,
+        out: Path,
+        report: Report,
+        teacher: OnlineTeacher | None,
+    ) -> None:
+        self.config, self.cache, self.record, self.out = config, cache, record, out
+        self.rows = record.rows
+        self.team, self.device, self._report = team, device, report
+        self.order = row_order(cache, config, self.rows.train)
+        self.steps_per_epoch = self.order.steps_per_epoch
+        self.num_planned = config.max_steps or self.steps_per_epoch * config.num_epochs
+        self.uses_sketch = max(config.beta_start, config.beta_end) > 0 and teacher is None
+        require_tokenizer(cache)
+        self.model = load_student(config, cache).to(device)  # type: ignore[arg-type]
+        self.throughput = Throughput(
+            operations_per_token(self.model), device, config.precision, team.num_ranks
+        )
+        self.objective = make_objective(self.model, cache, config, device, teacher)
+        self.loss = ParallelLoss(self.model, self.objective, config.parallel, team)
+        self.updater = Updater(self.model, self.loss, config, team)
+        self.checkpoints = RunCheckpoints(
+            out=out,
+            team=team,
+            model=self.model,
+            updater=self.updater,
+            say=self._say,
+            warn=self._warn,
+        )
+        self.step = 0
+        self.validation: dict[str, float] = {}
+        self._validation_is_due = True
+        self._stopping = Stopping(StopRequest(), team)
+        self._mark = NOTHING_WRITTEN
+        self._log: MetricsLog | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """The last step, counted from 1."""
+        extensions = self.record.extensions
+        return extensions[-1].to_step if extensions else self.num_planned
+
+    def train(self, stopping: Stopping, sentence: str) -> dict[str, float]:
+        """Tell ``sentence``, train to the last step, publish the model."""
+        self._stopping = stopping
+        if sentence:
+            self._say(sentence)
+        with stopping.interruptible():
+            self._choose_scan()
+        self.model.train()
+        with ExitStack() as stack:
+            if self.team.is_first:
+                self._log = stack.enter_context(self._open_log())
+            loader = stack.enter_context(self._loader())
+            try:
+                self._train(loader)
+            except StopNow:
+                self._save()
+                raise StoppedError(self.step) from None
+        return self.validation
+
+    def _train(self, loader: Loader) -> None:
+        """From the step that the run is at. StopNow leaves it at one."""
+        if self._validation_is_due:
+            self._validate()
+        self.throughput.restart()
+        steps = loader.steps(self.step, self.num_steps)
+        while (step := self._next(steps)) is not None:
+            self.throughput.loaded()
+            own_scored = sum(batch.num_scored for batch in step)
+            num_scored, num_stopping = self.team.sum([own_scored, self._stopping.is_asked])
+            if num_stopping:
+                raise StopNow
+            self._after_step(self._optimize(step, int(num_scored)))
+        with self._stopping.interruptible():
+            self._publish()
+
+    def _next(self, steps: Iterator[Step]) -> Step | None:
+        with self._stopping.interruptible():  # a cache at a URL may be slow
+            return next(steps, None)
+
+    def _choose_scan(self) -> None:
+        """Who computes the sLSTM's recurrence; the student asks for it by the device."""
+        if self.config.slstm_at:
+            heads = self.config.num_heads
+            width = self.model.config.hidden_size // heads
+            choice = choose_scan(self.config.slstm, self.device, heads, width)
+            self._say(choice.sentence)
+
+    def _open_log(self) -> MetricsLog:
+        settings = dataclasses.asdict(self.config) | {"cache_id": self.cache.cache_id}
+        return MetricsLog(
+            self.out,
+            from_step=self.step,
+            mark=self._mark,
+            trackers=self.config.trackers,
+            config=settings,
+            warn=self._warn,
+        )
+
+    def _loader(self) -> Loader:
+        return Loader(
+            self.cache,
+            self.order,
+            self.device,
+            Part(self.team.rank, self.team.num_ranks),
+            num_threads=self.config.reader_threads,
+            with_sketch=self.uses_sketch,
+        )
+
+    def _optimize(self, step: Step, num_scored: int) -> dict[str, float]:
+        """One optimizer step; returns its metrics."""
+        weights = loss_weights(self.config, self.step, self.steps_per_epoch)
+        num_steps = num_steps_at(self.step, self.num_planned, self.record.extensions)
+        rate = learning_rate(self.config, self.step, num_steps)
+        share = Share(max(1, num_scored), self.order.rows_per_step)
+        numbers = Part(self.team.rank, self.team.num_ranks).micro_batches(self.config.accumulation)
+        seeds = (micro_batch_seed(self.config.seed, self.step, number) for number in numbers)
+        try:
+            with self._stopping.interruptible():
+                check = self._stopping.check_alone
+                sums = self.updater.accumulate(step, weights, share, seeds, check)
+            figures = self.updater.update(sums, rate)
+        except NonFiniteError as error:
+            raise self._diverged(f"{error.name} of step {self.step}", error.value) from error
+        tokens = self.order.rows_per_step * self.cache.spec.sequence_length
+        return {
+            **{f"train/{name}": value for name, value in dataclasses.asdict(figures).items()},
+            "schedule/alpha": weights.alpha,
+            "schedule/beta": weights.beta,
+            "schedule/temperature": weights.temperature,
+            "schedule/learning_rate": rate,
+            **self.throughput.figures(tokens),
+        }
+
+    def _after_step(self, metrics: dict[str, float]) -> None:
+        self.step += 1
+        is_last = self.step == self.num_steps
+        if is_last or self.step == 1 or self.step % self.config.log_every == 0:
+            self._write(metrics)
+        self._tell("step", metrics)
+        validates = is_last or self.step % self.config.validate_every == 0
+        self._validation_is_due = validates
+        saves = is_last or self.step % self.config.checkpoint_every == 0
+        if validates:
+            self._validate()
+        if saves:
+            self._save()
+        if validates or saves:
+            self.throughput.restart()
+
+    def _validate(self) -> None:
+        """Every process computes the same, so that none has to wait for another's figures."""
+        batches = validation.validation_batches(
+            self.cache, self.rows.validation, self.config.validation_rows, self.config.batch_size
+        )
+        try:
+            with self._stopping.interruptible():
+                found = validation.score(
+                    self.model, self.objective, self._stopping.checked(batches)
+                )
+        finally:
+            self.loss.release()
+        self.validation, self._validation_is_due = found, False
+        loss = self.validation["validation/loss"]
+        if not math.isfinite(loss):
+            raise self._diverged(f"validation loss of step {self.step}", loss)
+        self._write(self.validation)
+        self._tell("validation", self.validation)
+
+    def _save(self) -> None:
+        state = CheckpointState(
+            step=self.step,
+            tensors_sha256="",
+            identity=self.record.identity,
+            extensions=extensions_before(self.step, self.record.extensions),
+            config=dataclasses.asdict(self.config),
+            scaler=self.updater.scaler.state_dict(),
+            validation=finite_only(self.validation),
+            validation_is_due=self._validation_is_due,
+            metrics=self._log.mark() if self._log else NOTHING_WRITTEN,
+        )
+        path = self.checkpoints.save(state, self.config.keep_checkpoints)
+        self._tell("checkpoint", message=str(path))
+
+    def restore(self, initial: InitialWeights | None) -> None:
+        """Continue from the newest checkpoint, or begin."""
+        found = self.checkpoints.restore(self.record, initial)
+        if found is not None:
+            self.step, self.validation = found.step, found.state.validation
+            self._validation_is_due = found.state.validation_is_due
+            self._mark = found.state.metrics
+            self._say(f"resuming from {found.path}")
+
+    def extend(self, to_step: int) -> None:
+        """Train on to ``to_step``. Raises ValueError where that is no extension."""
+        extend = partial(run_directory.extend, self.out, self.record, planned=self.num_planned)
+        self.record = self.team.first(partial(extend, step=self.step, to_step=to_step))
+        self._say(f"training continues to step {to_step}")
+
+    def _publish(self) -> None:
+        for key in publish_student(
+            self.model,
+            self.cache,
+            self.out / "model",
+            self.team,
+            config=self.config,
+            step=self.step,
+            metrics=self.validation,
+        ):
+            self._say(
+                f"{key} of the teacher's tokenizer_config.json is not in the student's: it names "
+                "code, or a file elsewhere"
+            )
+
+    def _diverged(self, what: str, value: float) -> NonFiniteLossError:
+        path = checkpoint.newest(self.out / "checkpoints")
+        last = f"The last checkpoint is {path}." if path else "There is no checkpoint yet."
+        return NonFiniteLossError(
+            f"the {what} is {value}. {last} Lower train_student.learning_rate, or use precision "
+            "bf16 or fp32, and run again with another --out."
+        )
+
+    def _write(self, metrics: dict[str, float]) -> None:
+        if self._log is not None:
+            self._log.write(self.step, metrics)
+
+    def _say(self, message: str) -> None:
+        self._tell("message", message=message)
+
+    def _warn(self, message: str) -> None:
+        self._tell("warning", message=message)
+
+    def _tell(
+        self,
+        event: Event,
+        metrics: dict[str, float] | None = None,
+        message: str = "",
+    ) -> None:
+        tokens_per_step = self.order.rows_per_step * self.cache.spec.sequence_length
+        self._report(
+            TrainProgress(
+                event=event,
+                step=self.step,
+                num_steps=self.num_steps,
+                tokens_done=self.step * tokens_per_step,
+                tokens_total=self.num_steps * tokens_per_step,
+                metrics=metrics or {},
+                message=message,
+            )
+        )

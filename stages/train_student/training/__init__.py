@@ -1,1 +1,0 @@
-"""What a training run keeps and tells: checkpoints, its directory, its figures."""

@@ -1,0 +1,356 @@
+"""Recipes: what loads, what is refused, and how the refusal is worded."""
+
+import dataclasses
+import itertools
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.recipes.recipe import (
+    Override,
+    Recipe,
+    RecipeError,
+    listed_recipes,
+    load_recipe,
+    parse_override,
+    recipe_names,
+    recipe_text,
+    require_teacher_and_corpus,
+    token_budget,
+)
+from stages.cache_teacher.config import CacheTeacherConfig
+from stages.train_student.config import TrainStudentConfig
+from tests.support import ROOT
+
+
+def written(tmp_path: Path, text: str) -> str:
+    """A recipe file with ``text``; its path."""
+    path = tmp_path / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def with_set(*settings: str) -> Recipe:
+    return load_recipe("distil-xlstm", [parse_override(setting) for setting in settings])
+
+
+def refusal(tmp_path: Path, text: str) -> str:
+    """What a recipe file with ``text`` is refused with; always names the file."""
+    path = written(tmp_path, text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert str(caught.value).startswith(path)
+    return str(caught.value)
+
+
+def set_refusal(setting: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        with_set(setting)
+    assert "--set " in str(caught.value)
+    return str(caught.value)
+
+
+class TestShipped:
+    def test_names(self) -> None:
+        assert {"demo", "distil-xlstm"} <= set(recipe_names())
+
+    @pytest.mark.parametrize("name", recipe_names())
+    def test_loads_and_says_what_it_is(self, name: str) -> None:
+        assert load_recipe(name).description
+
+    def test_the_paper_is_the_default(self) -> None:
+        recipe = load_recipe("distil-xlstm")
+        assert recipe.cache_teacher == CacheTeacherConfig()
+        assert recipe.train_student == TrainStudentConfig()
+
+    def test_the_paper_states_every_value(self) -> None:
+        document = tomllib.loads(recipe_text("distil-xlstm"))
+        assert list(document["cache_teacher"]) == _keys(CacheTeacherConfig)
+        assert list(document["train_student"]) == _keys(TrainStudentConfig)
+
+    def test_the_paper_says_where_every_value_is_from(self) -> None:
+        lines = recipe_text("distil-xlstm").splitlines()
+        for previous, line in itertools.pairwise(lines):
+            if "=" in line.partition("#")[0] and not line.startswith("description"):
+                assert "#" in line or previous.startswith("#"), line
+
+
+def _keys(config: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(config)]
+
+
+class TestWhatIsLeftOpen:
+    @pytest.mark.parametrize("name", recipe_names())
+    def test_every_shipped_recipe_says_what_it_needs(self, name: str) -> None:
+        recipe = load_recipe(name)
+        needs = not (recipe.cache_teacher.teacher and recipe.cache_teacher.corpus)
+        assert needs is (name in ("demo", "small"))
+        if needs:
+            with pytest.raises(RecipeError, match=rf"recipe {name}: .* not set"):
+                require_teacher_and_corpus(name, recipe)
+        else:
+            require_teacher_and_corpus(name, recipe)
+
+    def test_it_names_the_keys_that_are_open(self) -> None:
+        one = [parse_override("cache_teacher.teacher=t")]
+        with pytest.raises(RecipeError) as caught:
+            require_teacher_and_corpus("small", load_recipe("small", one))
+        assert str(caught.value).startswith("recipe small: cache_teacher.corpus not set. Add:\n")
+        both = [*one, parse_override("cache_teacher.corpus=c")]
+        require_teacher_and_corpus("small", load_recipe("small", both))
+
+    def test_it_names_the_command_that_fills_them_in(self) -> None:
+        with pytest.raises(RecipeError, match="Run `pipeline demo`, which sets them"):
+            require_teacher_and_corpus("demo", load_recipe("demo"))
+
+    def test_those_for_another_command_are_not_listed(self) -> None:
+        assert list(listed_recipes()) == ["distil-xlstm", "small"]
+
+
+class TestFiles:
+    def test_a_missing_table_or_key_is_the_default(self, tmp_path: Path) -> None:
+        recipe = load_recipe(written(tmp_path, "[cache_teacher]\ntop_k = 8\n"))
+        assert recipe == Recipe(cache_teacher=CacheTeacherConfig(top_k=8))
+
+    def test_values_become_what_the_fields_want(self, tmp_path: Path) -> None:
+        text = """
+            [cache_teacher]
+            num_tokens = "1.5M"
+            keep_mass = 1
+            [train_student]
+            slstm_at = []
+            max_steps = 7
+            precision = "bf16"
+        """
+        recipe = load_recipe(written(tmp_path, text))
+        assert recipe.cache_teacher.num_tokens == 1_500_000
+        assert type(recipe.cache_teacher.keep_mass) is float
+        assert recipe.train_student.slstm_at == ()
+        assert recipe.train_student.max_steps == 7
+        assert recipe.train_student.precision == "bf16"
+
+    def test_a_missing_file_names_the_shipped_recipes(self) -> None:
+        with pytest.raises(
+            RecipeError, match=r"distil\.toml: neither a file.*recipes: distil-xlstm, small;"
+        ):
+            load_recipe("distil.toml")
+
+    def test_a_directory(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            RecipeError, match=r"a directory; expected the name of a shipped recipe or a TOML"
+        ):
+            load_recipe(str(tmp_path))
+
+    def test_not_text(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.toml"
+        path.write_bytes(b"\xff\xfe")
+        with pytest.raises(RecipeError, match=r"mine\.toml: a recipe is UTF-8 text"):
+            load_recipe(str(path))
+
+    def test_not_toml_names_the_line(self, tmp_path: Path) -> None:
+        assert "line 2" in refusal(tmp_path, "[cache_teacher]\ntop_k = = 3\n")
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            (
+                "[train_student]\nlearning_rat = 1.0",
+                '"learning_rat"; the nearest is "learning_rate"',
+            ),
+            ("[cache_teacher]\nnum_blocks = 1", '"num_blocks"; it belongs to [train_student]'),
+            ("[cache_teachers]\ntop_k = 1", '"cache_teachers"; the nearest is "cache_teacher"'),
+            ("top_k = 1", 'unknown table "top_k"'),
+            ("cache_teacher = 1", "cache_teacher: expected a table, found 1"),
+            ("description = 1", "description: expected a string, found 1"),
+        ],
+    )
+    def test_unknown(self, tmp_path: Path, text: str, expected: str) -> None:
+        assert expected in refusal(tmp_path, text)
+
+    @pytest.mark.parametrize(
+        ("table", "line", "expected"),
+        [
+            ("train_student", "num_blocks = 2.0", 'whole number, such as 512 or "512M", found the'),
+            ("train_student", "num_blocks = true", "found true"),
+            ("train_student", 'num_blocks = "four"', 'found the string "four"'),
+            ("train_student", 'num_blocks = "none"', 'found the string "none"'),
+            ("train_student", 'max_steps = "some"', 'found the string "some"'),
+            ("train_student", 'learning_rate = "2e-4"', "expected a number, found the string"),
+            ("train_student", "learning_rate = false", "expected a number, found false"),
+            ("train_student", "learning_rate = nan", "expected a number, found the float nan"),
+            ("train_student", "learning_rate = inf", "expected a number, found the float inf"),
+            (
+                "train_student",
+                f"learning_rate = 1{'0' * 400}",
+                "expected a number, found the integer",
+            ),
+            ("train_student", "slstm_at = 0", "expected a list, each item a whole number"),
+            ("train_student", "slstm_at = [0, 1.5]", "found the float 1.5"),
+            ("train_student", "slstm_at = [[0]]", "found the array [0]"),
+            (
+                "train_student",
+                'precision = "fp8"',
+                'one of "auto", "fp32", "bf16", "fp16", found the string',
+            ),
+            ("train_student", "precision = 16", "found the integer 16"),
+            ("train_student", "seed = {a = 1}", "found a dict"),
+            ("cache_teacher", "teacher = 1", "expected a string, found the integer 1"),
+            ("cache_teacher", 'num_tokens = "512MB"', 'found the string "512MB"'),
+            ("cache_teacher", 'num_tokens = "1.0005K"', 'found the string "1.0005K"'),
+            ("cache_teacher", 'num_tokens = "-1K"', 'found the string "-1K"'),
+        ],
+    )
+    def test_wrong_type(self, tmp_path: Path, table: str, line: str, expected: str) -> None:
+        message = refusal(tmp_path, f"[{table}]\n{line}\n")
+        assert f"[{table}] {line.partition(' ')[0]}: expected " in message
+        assert expected in message
+
+    def test_impossible_value(self, tmp_path: Path) -> None:
+        message = refusal(tmp_path, "[cache_teacher]\nkeep_mass = 1.5\n")
+        assert "[cache_teacher] keep_mass: must be above 0 and at most 1, found 1.5" in message
+
+    def test_impossible_default_beside_a_value(self, tmp_path: Path) -> None:
+        message = refusal(tmp_path, "[train_student]\nnum_blocks = 2\n")
+        assert "[train_student] slstm_at: must be rising block indices below" in message
+        assert "found the default (0, 2, 4)" in message
+
+
+class TestOverrides:
+    def test_the_last_one_wins(self) -> None:
+        recipe = with_set("train_student.num_heads=2", "train_student.num_heads=8")
+        assert recipe.train_student.num_heads == 8
+
+    @pytest.mark.parametrize(
+        ("setting", "value"),
+        [
+            ("cache_teacher.num_tokens=512M", 512_000_000),
+            ("cache_teacher.num_tokens=2b", 2_000_000_000),
+            ("cache_teacher.num_tokens=1_000", 1000),
+            ("cache_teacher.num_tokens=1e6", 1_000_000),
+            ("cache_teacher.num_tokens=2.5e6", 2_500_000),
+            ("cache_teacher.teacher=Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"),
+            ("cache_teacher.teacher='with space'", "with space"),
+            ("cache_teacher.teacher=a=b", "a=b"),
+            ("cache_teacher.teacher_revision=1234567", "1234567"),
+            ("cache_teacher.teacher_revision=1e5", "1e5"),
+            ("cache_teacher.teacher=a\nseed = 3", "a\nseed = 3"),
+            ("cache_teacher.inverse_temperatures=[0.5, 1]", (0.5, 1.0)),
+            (" cache_teacher.seed = 3 ", 3),
+            ("train_student.learning_rate=1", 1.0),
+            ("train_student.max_steps=3", 3),
+            ("train_student.max_steps=none", None),
+            ("train_student.precision=fp32", "fp32"),
+        ],
+    )
+    def test_values(self, setting: str, value: object) -> None:
+        table, _, key = setting.partition("=")[0].strip().partition(".")
+        assert getattr(getattr(with_set(setting), table), key) == value
+
+    @pytest.mark.parametrize("text", ["", "train_student", "num_blocks=1", "train_student.=1"])
+    def test_not_a_setting(self, text: str) -> None:
+        with pytest.raises(RecipeError, match=r"^--set .*: expected TABLE\.KEY=VALUE"):
+            parse_override(text)
+
+    def test_refusals_quote_the_setting(self) -> None:
+        assert set_refusal("train_student.num_block=1").startswith(
+            '--set train_student.num_block=1: unknown key "num_block"; the nearest is "num_blocks"'
+        )
+        assert "unknown table" in set_refusal("student.num_blocks=1")
+        assert 'found the string "x"' in set_refusal("train_student.num_blocks=x")
+        assert set_refusal("train_student.dropout=1").startswith(
+            "--set train_student.dropout=1: must be at least 0 and below 1, found 1.0"
+        )
+
+    def test_a_setting_that_spoils_another_value_is_named(self) -> None:
+        message = set_refusal("train_student.num_blocks=2")
+        assert "[train_student] slstm_at (with --set train_student.num_blocks=2): must" in message
+
+    def test_tokens(self) -> None:
+        recipe = load_recipe("distil-xlstm", [token_budget("64K")])
+        assert recipe.cache_teacher.num_tokens == 64_000
+        with pytest.raises(RecipeError, match=r"^--tokens lots: expected a whole number"):
+            load_recipe("distil-xlstm", [token_budget("lots")])
+        with pytest.raises(RecipeError, match=r"^--tokens 0: must be 1 or more, found 0"):
+            load_recipe("distil-xlstm", [token_budget("0")])
+
+
+class TestToml:
+    @pytest.mark.parametrize("name", recipe_names())
+    def test_a_resolved_recipe_loads_back_equal(self, tmp_path: Path, name: str) -> None:
+        recipe = load_recipe(name)
+        assert load_recipe(written(tmp_path, recipe.to_toml())) == recipe
+
+    def test_every_value_is_written(self) -> None:
+        document = tomllib.loads(Recipe().to_toml())
+        nothing = {
+            "cache_teacher": {"draw_temperature", "rows_per_forward"},
+            "train_student": {"head_columns", "max_steps", "shuffle_shards"},
+        }
+        configs = {"cache_teacher": CacheTeacherConfig, "train_student": TrainStudentConfig}
+        for table, config in configs.items():  # the values that are None are left out
+            expected = [key for key in _keys(config) if key not in nothing[table]]
+            assert list(document[table]) == expected
+
+    @given(
+        description=st.text(st.characters(exclude_categories=["Cs"])),
+        teacher=st.text(st.characters(exclude_categories=["Cs"])),
+        learning_rate=st.floats(min_value=1e-300, allow_infinity=False),
+        seed=st.integers(0, 2**63 - 1),
+        max_steps=st.none() | st.integers(1, 2**40),
+        slstm_at=st.sets(st.integers(0, 5)),
+    )
+    def test_any_recipe_loads_back_equal(
+        self,
+        tmp_path_factory: pytest.TempPathFactory,
+        description: str,
+        teacher: str,
+        learning_rate: float,
+        seed: int,
+        max_steps: int | None,
+        slstm_at: set[int],
+    ) -> None:
+        recipe = Recipe(
+            description=description,
+            cache_teacher=CacheTeacherConfig(teacher=teacher, seed=seed),
+            train_student=TrainStudentConfig(
+                learning_rate=learning_rate,
+                max_steps=max_steps,
+                slstm_at=tuple(sorted(slstm_at)),
+            ),
+        )
+        path = tmp_path_factory.getbasetemp() / "any.toml"
+        path.write_bytes(recipe.to_toml().encode())
+        assert load_recipe(str(path)) == recipe
+
+
+def test_a_refusal_imports_nothing_heavy() -> None:
+    program = """
+import sys
+from click.testing import CliRunner
+from pipeline.cli import main
+for arguments in (
+    ["cache-teacher", "--recipe", "demo", "--out", "x", "--set", "cache_teacher.topk=1"],
+    ["train-student", "--recipe", "nowhere", "--cache", ".", "--out", "x"],
+):
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2, result.output
+heavy = {"torch", "transformers", "datasets", "pyarrow", "numpy", "xlstm", "tensorboard"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    root = ROOT
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=False
+    )
+    assert finished.stdout.strip() == "[]", finished.stderr
+
+
+def test_overrides_are_plain_values() -> None:
+    assert parse_override("a.b=c") == Override("--set a.b=c", "a", "b", "c")

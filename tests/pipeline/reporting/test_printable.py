@@ -1,0 +1,40 @@
+"""Text of strangers on a terminal, and libraries that end in a panic."""
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from pipeline.reporting.printable import printable
+from pipeline.runtime.session import PipelineGroup
+
+
+def test_control_characters_are_shown_as_python_escapes_them() -> None:
+    assert printable("a\tb\n東京 é 👩‍🔬") == "a\tb\n東京 é 👩‍🔬"
+    assert printable("\x1b[2J\r\x00\x7f\x9b") == r"\x1b[2J\r\x00\x7f\x9b"
+    assert printable("a\nb", keep="") == r"a\nb"
+
+
+class PanicException(BaseException):
+    """As Rust's, which is no Exception."""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PanicException("index out of bounds"), "cannot go on with what it was given: index out"),
+        (ValueError("a\x1b]0;name"), r"Error: a\x1b]0;name"),
+    ],
+)
+def test_failures_are_told(error: BaseException, message: str) -> None:
+    @click.group(cls=PipelineGroup)
+    @click.option("--debug", is_flag=True)
+    def group(debug: bool) -> None:
+        pass
+
+    @group.command()
+    def fail() -> None:
+        raise error
+
+    result = CliRunner().invoke(group, ["fail"])
+    assert result.exit_code == 1
+    assert message in result.stderr

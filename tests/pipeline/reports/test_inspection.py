@@ -1,0 +1,254 @@
+"""``pipeline inspect`` against what the reader gives, computed here in another way."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cache_format
+from cache_format.metadata.spec import CacheSpec
+from pipeline.reports.inspection import (
+    _teacher_figures,
+    decode_row,
+    row_text,
+    summarise,
+    summary_text,
+)
+from tests.support.sample_cache import (
+    drawn_targets,
+    pca_sketch,
+    sample_spec,
+    sampled_targets,
+    write_sample_cache,
+)
+
+
+def test_summary_agrees_with_the_rows(tiny_cache: Path) -> None:
+    summary = summarise(tiny_cache)
+    cache = cache_format.open(tiny_cache)
+    logprobs, num_kept, kept_mass = [], [], []
+    num_tokens = {"train": 0, "validation": 0}
+    for split in ("train", "validation"):
+        for _, row in cache.iter_rows(split):
+            scored = row.scored()
+            num_tokens[split] += len(scored)
+            logprobs.append(row.next_logprob[scored])
+            num_kept.append(row.num_kept[scored])
+            positions = np.repeat(np.arange(len(scored)), row.num_kept)
+            kept = np.zeros(len(scored))
+            np.add.at(kept, positions, np.exp(-row.gaps.astype(float)))
+            tail = np.exp(row.tail_log_mass[:, -1].astype(float))
+            kept_mass.append((kept / (kept + tail))[scored])
+    figures = summary["teacher"]
+    assert summary["num_tokens"] == num_tokens
+    assert figures["num_scored"] == len(np.concatenate(logprobs))
+    # Stored figures are rounded (float16, 1/16 nat); the sums were taken before rounding.
+    mean = np.concatenate(logprobs).mean(dtype=float)
+    assert figures["loss"] == pytest.approx(-mean, abs=2e-3)
+    assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
+    assert figures["mean_num_kept"] == pytest.approx(np.concatenate(num_kept).mean())
+    assert figures["mean_kept_mass"] == pytest.approx(np.concatenate(kept_mass).mean(), abs=5e-3)
+
+
+def test_summary_counts_every_byte(tiny_cache: Path) -> None:
+    summary = summarise(tiny_cache)
+    sizes = dict(summary["bytes_per_token"])
+    total = sizes.pop("(all)")
+    on_disk = sum(path.stat().st_size for path in (tiny_cache / "shards").iterdir())
+    assert summary["num_bytes"] == on_disk
+    assert sum(sizes.values()) == pytest.approx(total)
+    assert total * sum(summary["num_tokens"].values()) == pytest.approx(on_disk)
+    assert {"kept", "tail_log_mass", "next_logprob"} <= sizes.keys()
+
+
+def test_summary_text_names_what_matters(tiny_cache: Path) -> None:
+    summary = summarise(tiny_cache)
+    text = summary_text(summary)
+    assert ": complete" in text
+    assert summary["cache_id"] in text
+    assert f"perplexity {summary['teacher']['perplexity']:.2f}" in text
+    assert "targets.top_k                12" in text
+    tokens = summary["num_tokens"]
+    share = f"{tokens['validation'] / sum(tokens.values()):.1%}"
+    assert f"{tokens['train']:,} train, {tokens['validation']:,} validation ({share})" in text
+    json.dumps(summary)
+
+
+def test_an_unfinished_cache_can_be_looked_at(tmp_path: Path, tiny_cache: Path) -> None:
+    unfinished = copy_without(tiny_cache, tmp_path / "cache", "manifest.json")
+    assert summary_text(summarise(unfinished)).startswith(f"{unfinished}: NOT COMPLETE")
+
+
+def test_a_part_is_called_one(tmp_path: Path, tiny_cache: Path) -> None:
+    receipt = min((tiny_cache / "receipts").glob("0*.json")).relative_to(tiny_cache)
+    part = copy_without(tiny_cache, tmp_path / "cache", "manifest.json", str(receipt))
+    summary = summarise(part)
+    ((first, end),) = summary["units"]
+    assert first == 1
+    assert f"NOT COMPLETE: units 1:{end}, as in a part" in summary_text(summary)
+
+
+def test_a_perplexity_beyond_floats(tiny_cache: Path) -> None:
+    entry = cache_format.open(tiny_cache).manifest.shards[0]
+    statistics = replace(entry.statistics, num_scored=1, sum_next_logprob=-1e4)
+    summary = summarise(tiny_cache)
+    summary["teacher"] = _teacher_figures((replace(entry, statistics=statistics),))
+    assert summary["teacher"]["perplexity"] is None
+    assert "perplexity inf (loss 10000.0000 nats)" in summary_text(summary)
+
+
+def test_teacher_and_corpus_as_the_recipe_calls_them(tmp_path: Path, tiny_cache: Path) -> None:
+    cache = copy_without(tiny_cache, tmp_path / "cache")
+    recipe = '[cache_teacher]\nteacher = "models/\\u001bmine"\ncorpus = "data/web.parquet"\n'
+    (cache / "recipe.toml").write_text(recipe)
+    text = summary_text(summarise(cache))
+    assert r"  teacher     local 'models/\x1bmine' (weights " in text
+    assert "  corpus      local 'data/web.parquet'" in text
+
+
+@pytest.mark.parametrize("recipe", [b"[cache_teacher]\nof_tomorrow = 1\n", b"\xff", None])
+def test_without_a_recipe_that_parses(
+    tmp_path: Path, tiny_cache: Path, recipe: bytes | None
+) -> None:
+    cache = copy_without(tiny_cache, tmp_path / "cache")
+    (cache / "recipe.toml").unlink(missing_ok=True)
+    if recipe is not None:
+        (cache / "recipe.toml").write_bytes(recipe)
+    summary = summarise(cache)
+    assert summary["recipe"] is None
+    assert "  corpus      local" in summary_text(summary)
+
+
+def test_a_cache_without_a_shard_yet(tmp_path: Path, tiny_cache: Path) -> None:
+    names = [
+        f"{directory}/{p.name}"
+        for directory in ("shards", "receipts")
+        for p in (tiny_cache / directory).iterdir()
+    ]
+    empty = copy_without(tiny_cache, tmp_path / "cache", "manifest.json", *names)
+    summary = summarise(empty)
+    assert summary["teacher"] is None
+    assert "perplexity" not in summary_text(summary)
+
+
+def copy_without(cache: Path, target: Path, *names: str) -> Path:
+    import shutil
+
+    shutil.copytree(cache, target)
+    for name in names:
+        (target / name).unlink()
+    return target
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_row(tiny_cache: Path, split: str) -> None:
+    cache = cache_format.open(tiny_cache)
+    num_unscored = 0
+    for index in range(cache.num_rows(split)):  # type: ignore[arg-type]
+        decoded = decode_row(tiny_cache, split, index)  # type: ignore[arg-type]
+        unit, row = cache.read_row(split, index)  # type: ignore[arg-type]
+        assert decoded["unit"] == unit
+        assert decoded["document_starts"] == [0, *row.document_starts]
+        ids = [position["token"]["id"] for position in decoded["positions"]]
+        assert [*ids, decoded["positions"][-1]["next"]["id"]] == row.token_ids.tolist()
+        for position, is_scored in zip(decoded["positions"], row.scored(), strict=True):
+            assert position["is_scored"] == is_scored
+            num_unscored += not is_scored
+            if is_scored:
+                check_distribution(position)
+    assert num_unscored > 0
+
+
+def check_distribution(position: dict[str, object]) -> None:
+    """Probabilities fall, stay below one with the tail, and meet that of the next token."""
+    kept: list[dict[str, float]] = position["kept"]  # type: ignore[assignment]
+    following: dict[str, int] = position["next"]  # type: ignore[assignment]
+    p = [entry["p"] for entry in kept]
+    assert len(p) == 5
+    assert p == sorted(p, reverse=True)
+    assert sum(p) + position["tail_mass"] <= 1 + 1e-9  # type: ignore[operator]
+    for entry in kept:
+        if entry["id"] == following["id"]:
+            assert entry["p"] == pytest.approx(position["p_next"], rel=0.07)  # 1/16 nat
+
+
+def test_row_text(tiny_cache: Path) -> None:
+    decoded = decode_row(tiny_cache, "train", 0)
+    lines = row_text(decoded).splitlines()
+    assert len(lines) == 2 + len(decoded["positions"])
+    first = decoded["positions"][0]
+    assert repr(first["token"]["text"]) in lines[2]
+    assert f"{first['kept'][0]['p']:.3f}" in lines[2]
+    json.dumps(decoded)
+
+
+def test_text_is_the_tokenizers(tiny_cache: Path) -> None:
+    decoded = decode_row(tiny_cache, "train", 0)
+    text = "".join(position["token"]["text"] for position in decoded["positions"])
+    assert " the" in text or " a" in text  # words of the corpus, blanks in front
+
+
+def test_a_row_that_is_not_there(tiny_cache: Path) -> None:
+    num_rows = cache_format.open(tiny_cache).num_rows("train")
+    with pytest.raises(ValueError, match=f"no row {num_rows}: train has {num_rows} rows"):
+        decode_row(tiny_cache, "train", num_rows)
+
+
+def of_spec(path: Path, spec: CacheSpec) -> Path:
+    write_sample_cache(path, spec)
+    return path
+
+
+def test_draws_from_the_tail(tmp_path: Path) -> None:
+    spec = sample_spec(targets=drawn_targets(), sketch=pca_sketch(hidden_states="layers:1,2"))
+    cache = of_spec(tmp_path / "cache", spec)
+    summary = summarise(cache)
+    rows = [
+        row
+        for split in ("train", "validation")
+        for _, row in cache_format.open(cache).iter_rows(split)
+    ]
+    num_scored = sum(int(row.scored().sum()) for row in rows)
+    num_drawn = sum(len(row.draws.ids) for row in rows if row.draws is not None)
+    assert summary["teacher"]["mean_num_drawn"] == pytest.approx(num_drawn / num_scored)
+    assert summary["format_version"] == "1.1"
+    text = summary_text(summary)
+    assert f"{num_drawn / num_scored:.1f} others, from 9 draws at temperature 2" in text
+    for line in ("targets.num_draws            9", "sketch.hidden_states         layers:1,2"):
+        assert line in text
+    assert "    drawn " in text  # its bytes
+
+
+def test_a_row_with_draws(tmp_path: Path) -> None:
+    cache = of_spec(tmp_path / "cache", sample_spec(targets=drawn_targets()))
+    decoded = decode_row(cache, "train", 0)
+    _, row = cache_format.open(cache).read_row("train", 0)
+    assert row.draws is not None
+    ends = np.cumsum(row.draws.num_ids, dtype=np.int64)
+    for t, position in enumerate(decoded["positions"]):
+        if not position["is_scored"]:
+            assert "drawn" not in position
+            continue
+        assert position["num_drawn"] == row.draws.num_ids[t]
+        first = ends[t] - row.draws.num_ids[t]
+        drawn = slice(first, min(first + 5, ends[t]))
+        assert [one["id"] for one in position["drawn"]] == row.draws.ids[drawn].tolist()
+        assert [one["count"] for one in position["drawn"]] == row.draws.counts[drawn].tolist()
+    first = decoded["positions"][0]
+    assert f"  and {first['num_drawn']} drawn: '#{first['drawn'][0]['id']}' ×" in row_text(decoded)
+    json.dumps(decoded)
+
+
+def test_samples_say_how_many_and_at_which_temperature(tmp_path: Path) -> None:
+    targets = sampled_targets(inverse_temperatures=(0.5,))
+    cache = of_spec(tmp_path / "cache", sample_spec(targets=targets))
+    text = summary_text(summarise(cache))
+    assert "ids a position, from 50 draws at temperature 2" in text
+    assert "of the mass" not in text
+    position = next(p for p in decode_row(cache, "train", 0)["positions"] if p["is_scored"])
+    shares = [entry["p"] * 50 for entry in position["kept"]]
+    assert shares == pytest.approx(np.rint(shares), abs=1e-4)
+    assert "drawn" not in position

@@ -1,0 +1,181 @@
+"""`pipeline evaluate --cache`: figures against full logits, refusals, table and JSON."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import cache_format
+from pipeline.commands.student_commands import evaluate
+from pipeline.students.evaluation import Extent, evaluate_student, evaluation_text
+from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+from tests.stages.train_student.test_run import run as train_run
+from tests.stages.train_student.test_run import tiny_config
+from tests.support import tiny
+from tests.support.student_caches import TARGETS, write_cache
+from tests.support.students import publish_student
+
+ALL = Extent(num_rows=None, batch_size=3, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return publish_student(tiny_cache, tmp_path_factory.mktemp("run"))
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(evaluate, [str(argument) for argument in arguments])
+
+
+def evaluated(run: Path, cache: Path, extent: Extent = ALL) -> dict[str, Any]:
+    return evaluate_student(run, cache_format.open(cache), extent, lambda *_: None)
+
+
+def expected_accuracy(run: Path, cache_path: Path) -> tuple[float, float, int]:
+    """The student's and the teacher's accuracy, row by row from full logits; and positions."""
+    student: Any = DistilXLSTMForCausalLM.from_pretrained(run / "model").eval()
+    cache = cache_format.open(cache_path)
+    num_right, num_teacher_right, num_scored = 0, 0, 0
+    for _, row in cache.iter_rows("validation"):
+        ids = torch.from_numpy(row.token_ids.astype("int64"))
+        starts = torch.zeros(1, len(ids) - 1, dtype=torch.bool)
+        starts[0, [start for start in row.document_starts.tolist() if start < len(ids) - 1]] = True
+        with torch.no_grad():
+            choices = student(ids[None, :-1], is_document_start=starts).logits[0].argmax(1)
+        firsts = (row.num_kept.cumsum() - row.num_kept).tolist()
+        for t in row.scored().nonzero()[0].tolist():
+            num_scored += 1
+            num_right += int(choices[t] == ids[t + 1])
+            num_teacher_right += int(row.kept_ids[firsts[t]] == ids[t + 1])
+    return num_right / num_scored, num_teacher_right / num_scored, num_scored
+
+
+def test_student_and_teacher_side_by_side(run: Path, tiny_cache: Path) -> None:
+    found = evaluated(run, tiny_cache)
+    accuracy, teacher_accuracy, num_scored = expected_accuracy(run, tiny_cache)
+    assert found["positions"] == num_scored
+    assert found["rows"] == found["rows_in_split"] > 3
+    assert found["student"]["accuracy"] == pytest.approx(accuracy)
+    assert found["teacher"]["accuracy"] == pytest.approx(teacher_accuracy)
+    assert 0 < found["student"]["ece"] < 1
+    assert found["teacher"]["kl"] == 0
+    assert found["student"]["kl"] > 0
+    assert found["is_training_cache"]
+    assert found["notes"] == ["KL is over the kept ids and, as one outcome, everything else."]
+
+
+def test_the_teacher_s_confidence_is_that_of_its_first_choice(tiny_cache: Path, run: Path) -> None:
+    """Its calibration error, from what the cache says of each position."""
+    found = evaluated(run, tiny_cache)
+    sums = torch.zeros(2, 15, dtype=torch.float64)
+    for _, row in cache_format.open(tiny_cache).iter_rows("validation"):
+        ends = row.num_kept.cumsum().tolist()
+        for t in row.scored().nonzero()[0].tolist():
+            first = ends[t] - int(row.num_kept[t])
+            gaps = torch.from_numpy(row.gaps[first : ends[t]]).double()
+            scores = torch.cat((-gaps, torch.tensor([row.tail_log_mass[t, -1]]).double()))
+            confidence = float(scores.softmax(0)[0])
+            number = min(int(confidence * 15), 14)
+            sums[0, number] += confidence
+            sums[1, number] += float(row.kept_ids[first] == row.token_ids[t + 1])
+    error = float((sums[0] - sums[1]).abs().sum()) / found["positions"]
+    assert found["teacher"]["ece"] == pytest.approx(error, rel=1e-5)
+
+
+def test_a_finished_run_has_the_figures_of_its_last_validation(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(max_steps=2, validation_rows=10_000)
+    metrics = train_run(config, tiny_cache, tmp_path / "run")
+    found = evaluated(tmp_path / "run", tiny_cache)
+    for key, value in found["student"].items():
+        assert value == pytest.approx(metrics[f"validation/{key}"], rel=1e-6)
+    for key in ("loss", "perplexity", "accuracy", "ece"):
+        assert found["teacher"][key] == metrics[f"validation/teacher_{key}"]
+
+
+def test_fewer_rows_and_progress(run: Path, tiny_cache: Path) -> None:
+    told: list[tuple[int, int]] = []
+    extent = Extent(num_rows=5, batch_size=2, device="cpu")
+    found = evaluate_student(
+        run, cache_format.open(tiny_cache), extent, lambda *both: told.append(both)
+    )
+    assert found["rows"] == 5
+    assert told == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_table_and_json(run: Path, tiny_cache: Path) -> None:
+    text = invoke(run, "--cache", tiny_cache, "--rows", "4")
+    assert text.exit_code == 0, text.output
+    lines = text.stdout.splitlines()
+    assert lines[0].split() == [*("loss", "perplexity", "KL(T=1)", "agreement", "accuracy", "ECE")]
+    assert lines[1].startswith("teacher")
+    assert lines[2].startswith("student")
+    assert "evaluate: 4 of 4 rows" in text.stderr
+    found = json.loads(invoke(run / "model", "--cache", tiny_cache, "--rows", "4", "--json").stdout)
+    assert f"{found['student']['loss']:.4f}" == lines[2].split()[1]
+    assert f"{found['positions']:,} scored positions" in lines[4]
+
+
+def test_of_samples_what_cannot_be_known_is_left_out(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", TARGETS["sampled"])
+    run = publish_student(tmp_path / "cache", tmp_path / "run")
+    found = evaluated(run, tmp_path / "cache")
+    assert found["teacher"].keys() == {"loss", "perplexity"}
+    assert found["student"].keys() == {
+        *("loss", "perplexity", "kl", "agreement", "accuracy", "ece")
+    }
+    assert "cannot be known from samples" in found["notes"][0]
+    assert evaluation_text(found).splitlines()[1].split()[3:] == ["–", "–", "–", "–"]
+    assert cache.spec.targets.kind == "sampled"
+
+
+def test_another_cache_of_the_same_teacher_is_marked(
+    run: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    teacher = tiny_cache.parent / "teacher"
+    from stages.cache_teacher.run import cache_teacher
+
+    cache_teacher(
+        tiny.tiny_config(teacher, tiny_cache.parent / "corpus.parquet", top_k=5),
+        tmp_path / "cache",
+        recipe_toml="",
+        report=lambda _: None,
+    )
+    found = evaluated(run, tmp_path / "cache")
+    assert not found["is_training_cache"]
+    assert "not the cache that the student was trained on" in found["notes"][-1]
+    assert found["student"]["loss"] == pytest.approx(evaluated(run, tiny_cache)["student"]["loss"])
+
+
+def test_a_cache_of_another_teacher_is_refused(run: Path, tmp_path: Path) -> None:
+    write_cache(tmp_path / "cache", TARGETS["top_k"])
+    with pytest.raises(
+        ValueError, match=r"made by another teacher .*weights_sha256 .* and .*tokenizer_sha256"
+    ):
+        evaluated(run, tmp_path / "cache")
+
+
+def test_a_model_that_names_no_teacher_is_refused(
+    run: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(run / "model", tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"teacher": None}))
+    with pytest.raises(ValueError, match=r"config\.json: does not name the teacher"):
+        evaluated(model, tiny_cache)
+
+
+def test_a_model_that_is_no_student_is_refused(tiny_cache: Path) -> None:
+    with pytest.raises(ValueError, match="no student of this package: expected model_type 'distil"):
+        evaluated(tiny_cache.parent / "teacher", tiny_cache)
+
+
+def test_neither_cache_nor_tasks(run: Path) -> None:
+    result = invoke(run)
+    assert result.exit_code == 2
+    assert "give --cache, --tasks, or both" in result.stderr

@@ -1,0 +1,63 @@
+"""Random signs keep norms on average; a projection is used as it is."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cache_format.metadata.random_projection import sketch_signs
+from cache_format.metadata.spec import CacheSpec, SketchSpec
+from stages.cache_teacher.targets.hidden_projection import UnitSketch
+from tests.support.sample_cache import sample_spec
+
+
+def spec_of(**changes: Any) -> CacheSpec:
+    settings: dict[str, Any] = {"kind": "rademacher", "dim": 16}
+    return sample_spec(sketch=SketchSpec(**(settings | changes)))
+
+
+def test_it_is_the_mean_times_the_format_s_signs() -> None:
+    one_PD, other_PD = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    found = UnitSketch(spec_of(), 5, None, torch.from_numpy).of([one_PD, other_PD], 5)
+    signs_Dd = torch.from_numpy(sketch_signs(7, 5, 16, 16)).float()
+    torch.testing.assert_close(found, (one_PD + other_PD) / 2 @ signs_Dd / 4)
+
+
+def test_every_unit_has_its_own() -> None:
+    state_PD = torch.ones(1, 16)
+    one, other = (
+        UnitSketch(spec_of(), unit, None, torch.from_numpy).of([state_PD] * 2, 1) for unit in (0, 1)
+    )
+    assert not torch.equal(one, other)
+
+
+def test_norms_survive_on_average() -> None:
+    x_PD = torch.linspace(-1, 2, 16)[None]
+    estimates = [
+        float(UnitSketch(spec_of(), unit, None, torch.from_numpy).of([x_PD] * 2, 1).square().sum())
+        for unit in range(800)
+    ]
+    mean = sum(estimates) / len(estimates)
+    # The estimate's deviation is ‖x‖²·√(2/d) at most, here over 800 draws.
+    assert mean == pytest.approx(float(x_PD.square().sum()), rel=4 * (2 / 16 / 800) ** 0.5)
+
+
+def test_without_a_sketch_nothing_is_asked_for() -> None:
+    sketch = UnitSketch(spec_of(kind="none", dim=0), 0, None, torch.from_numpy)
+    assert sketch.layers == ()
+    assert sketch.of([], 3).shape == (3, 0)
+
+
+def test_random_layers_differ_from_unit_to_unit() -> None:
+    spec = spec_of(hidden_states="random_layers:1")
+    layers = {UnitSketch(spec, unit, None, torch.from_numpy).layers for unit in range(20)}
+    assert layers == {(1,), (2,)}
+
+
+def test_a_projection_is_used_as_it_is() -> None:
+    projection_Dd = np.eye(16, 8, dtype=np.float32)
+    spec = spec_of(kind="pca", dim=8, projection_sha256="0" * 64, hidden_states="last")
+    state_PD = torch.arange(32.0).view(2, 16)
+    found = UnitSketch(spec, 3, projection_Dd, torch.from_numpy).of([state_PD], 2)
+    assert torch.equal(found, state_PD[:, :8])

@@ -1,0 +1,62 @@
+"""Extensions of a run: which steps are fitted to which length, and what is no extension."""
+
+import pytest
+
+from stages.train_student.checkpoints.extension import (
+    Extension,
+    extended,
+    extensions_before,
+    num_steps_at,
+)
+
+TWICE = (Extension(from_step=10, to_step=20), Extension(from_step=15, to_step=30))
+
+
+@pytest.mark.parametrize(
+    ("step", "num_steps"), [(0, 10), (9, 10), (10, 20), (14, 20), (15, 30), (29, 30)]
+)
+def test_what_was_done_stays_as_it_was(step: int, num_steps: int) -> None:
+    assert num_steps_at(step, 10, TWICE) == num_steps
+
+
+@pytest.mark.parametrize(("step", "number"), [(10, 0), (11, 1), (15, 1), (16, 2)])
+def test_a_checkpoint_knows_what_it_was_trained_under(step: int, number: int) -> None:
+    assert extensions_before(step, TWICE) == TWICE[:number]
+
+
+@pytest.mark.parametrize(
+    ("step", "to_step", "expected"),
+    [
+        (10, 20, TWICE[:1]),  # after the last step
+        (4, 12, (Extension(from_step=4, to_step=12),)),  # before it
+        (9, 10, ()),  # it goes there anyway
+        (1, 11, (Extension(from_step=1, to_step=11),)),
+    ],
+)
+def test_the_first_extension(step: int, to_step: int, expected: tuple[Extension, ...]) -> None:
+    assert extended((), planned=10, step=step, to_step=to_step) == expected
+
+
+def test_an_extension_is_extended_replaced_or_asked_for_again() -> None:
+    once = TWICE[:1]
+    assert extended(once, planned=10, step=12, to_step=20) == once
+    assert extended(once, planned=10, step=15, to_step=30) == TWICE
+    assert extended(once, planned=10, step=20, to_step=21)[-1].from_step == 20
+    # No step has been trained under it: after another checkpoint turned out to be damaged, too.
+    for step in (10, 8):
+        replaced = extended(once, planned=10, step=step, to_step=30)
+        assert replaced == (Extension(from_step=step, to_step=30),)
+
+
+@pytest.mark.parametrize(
+    ("step", "to_step", "message"),
+    [
+        (0, 11, "max_steps=11 instead"),
+        (10, 10, "has reached step 10"),
+        (10, 9, "has reached step 10"),
+        (5, 9, "goes on to step 10 already, and is not shortened"),
+    ],
+)
+def test_what_is_no_extension_is_refused(step: int, to_step: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        extended((), planned=10, step=step, to_step=to_step)

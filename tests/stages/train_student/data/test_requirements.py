@@ -1,0 +1,81 @@
+"""A recipe that asks for what the cache does not hold is refused, with what to type instead."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.data.requirements import require_targets
+from stages.train_student.run import train_student
+from tests.support.sample_cache import sample_spec
+from tests.support.student_caches import TARGETS, write_cache
+
+
+@pytest.mark.parametrize("kind", ["top_k", "top_k+sampled"])
+@pytest.mark.parametrize(
+    ("key", "asked", "is_held"),
+    [
+        ("temperature_start", 2.0, True),
+        ("temperature_start", 2.01, False),
+        ("temperature_end", 2.0, True),
+        ("temperature_end", 2.01, False),
+    ],
+)
+def test_temperatures_lie_within_the_nodes(
+    tmp_path: Path, kind: str, key: str, asked: float, is_held: bool
+) -> None:
+    cache = write_cache(tmp_path / "cache", TARGETS[kind])
+    changes: dict[str, Any] = {key: asked}
+    if is_held:
+        require_targets(TrainStudentConfig(**changes), cache)
+        return
+    with pytest.raises(ValueError, match=rf"train_student.{key}: .* from 1 to 2, .* asks for 2.01"):
+        require_targets(TrainStudentConfig(**changes), cache)
+
+
+def test_samples_allow_their_own_temperature_alone(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", TARGETS["sampled hot"])
+    for drawn_at in (4 / 3, 1.333333):
+        settings = TrainStudentConfig(temperature_start=drawn_at, temperature_end=drawn_at)
+        require_targets(settings, cache)
+    for start, end, key in ((2.0, 4 / 3, "temperature_start"), (4 / 3, 1.0, "temperature_end")):
+        settings = TrainStudentConfig(temperature_start=start, temperature_end=end)
+        with pytest.raises(ValueError, match=f"train_student.{key}: the cache holds samples") as e:
+            require_targets(settings, cache)
+        assert "--set train_student.temperature_start=1.3333333333333333 " in str(e.value)
+        assert "--set train_student.temperature_end=1.3333333333333333" in str(e.value)
+
+
+def test_labels_alone_ask_for_no_temperature(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", TARGETS["sampled"])
+    require_targets(TrainStudentConfig(alpha_start=0.0, alpha_end=0.0), cache)
+
+
+def test_the_paper_s_schedule_on_samples_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    cache = write_cache(tmp_path / "cache", TARGETS["sampled"])
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match=r"--set train_student.temperature_start=1.0 "):
+        train_student(
+            TrainStudentConfig(), cache, out, resume=False, recipe_toml="", report=lambda _: None
+        )
+    assert not out.exists()
+
+
+def test_without_sketches_there_is_no_frobenius_term(tmp_path: Path) -> None:
+    sketch = sample_spec(with_sketch=False).sketch
+    cache = write_cache(tmp_path / "cache", TARGETS["top_k"], sketch)
+    require_targets(TrainStudentConfig(beta_start=0.0, beta_end=0.0), cache)
+    with pytest.raises(ValueError, match=r"beta_start: the cache holds no hidden states"):
+        require_targets(TrainStudentConfig(), cache)
+
+
+def test_a_teacher_in_the_loop_wants_the_whole_head(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", TARGETS["top_k"])
+    some = TrainStudentConfig(head_columns=64)
+    require_targets(some, cache)
+    require_targets(TrainStudentConfig(), cache, online=True)
+    with pytest.raises(ValueError, match=r"train_student.head_columns: .* Set it to none"):
+        require_targets(some, cache, online=True)

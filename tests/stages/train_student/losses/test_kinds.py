@@ -1,0 +1,232 @@
+"""Loader, objective, validation and training on caches of every kind of target and sketch."""
+
+import json
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cache_format.metadata.spec import SketchSpec
+from cache_format.reader import Cache
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.data.batch import Batch, read_batch
+from stages.train_student.evaluation.validation import validate
+from stages.train_student.losses.objective import (
+    Objective,
+    Share,
+    make_objective,
+    scored_targets,
+)
+from stages.train_student.losses.schedules import LossWeights
+from stages.train_student.new_student import load_student
+from stages.train_student.run import train_student
+from tests.support.sample_cache import pca_sketch
+from tests.support.student_caches import TARGETS, TEMPERATURES, write_cache
+
+_RADEMACHER = SketchSpec(kind="rademacher", dim=8)
+
+
+def tiny_config(kind: str, **changes: Any) -> TrainStudentConfig:
+    start, end = TEMPERATURES.get(kind, (2.0, 1.0))
+    settings: dict[str, Any] = {
+        "num_blocks": 1,
+        "slstm_at": (),
+        "num_heads": 2,
+        "qkv_block_size": 4,
+        "temperature_start": start,
+        "temperature_end": end,
+        "learning_rate": 3e-2,
+        "batch_size": 2,
+        "accumulation": 1,
+        "max_steps": 30,
+        "precision": "fp32",
+        "loss_chunk": 7,
+        "compile": "off",
+        "log_every": 1,
+        "validate_every": 30,
+        "checkpoint_every": 30,
+    }
+    return TrainStudentConfig(**(settings | changes))
+
+
+def objective_of(config: TrainStudentConfig, cache: Cache) -> tuple[Any, Objective]:
+    model = load_student(config, cache)
+    return model, make_objective(model, cache, config, torch.device("cpu"))
+
+
+class TestLoader:
+    def test_draws_are_the_row_s(self, tmp_path: Path) -> None:
+        cache = write_cache(tmp_path / "cache", TARGETS["top_k+sampled"])
+        batch = read_batch(cache, "train", [4, 1, 2], with_sketch=False)
+        assert batch.drawn_ids is not None
+        assert batch.draw_counts is not None
+        assert batch.drawn_gaps is not None
+        assert batch.drawn_ids.shape == (3, 12, 9)
+        for place, index in enumerate((4, 1, 2)):
+            draws = cache.read_row("train", index)[1].draws
+            assert draws is not None
+            begin = 0
+            for t, count in enumerate(draws.num_ids.tolist()):
+                found = slice(begin, begin + count)
+                assert batch.drawn_ids[place, t, :count].tolist() == draws.ids[found].tolist()
+                assert batch.draw_counts[place, t, :count].tolist() == draws.counts[found].tolist()
+                assert batch.drawn_gaps[place, t, :count].tolist() == draws.gaps[found].tolist()
+                assert not batch.draw_counts[place, t, count:].any()
+                begin += count
+            assert begin == len(draws.ids) > 0
+
+    @pytest.mark.parametrize("kind", ["top_k", "sampled"])
+    def test_others_have_none(self, tmp_path: Path, kind: str) -> None:
+        cache = write_cache(tmp_path / "cache", TARGETS[kind])
+        batch = read_batch(cache, "train", [0], with_sketch=False)
+        assert batch.drawn_ids is batch.draw_counts is batch.drawn_gaps is None
+
+    @pytest.mark.parametrize("kind", ["sampled", "sampled hot"])
+    def test_of_samples_scores_at_their_temperature_are_log_counts(
+        self, tmp_path: Path, kind: str
+    ) -> None:
+        cache = write_cache(tmp_path / "cache", TARGETS[kind])
+        batch = read_batch(cache, "train", [0, 3], with_sketch=False)
+        targets = scored_targets(batch, cache.spec.targets)
+        shares = targets.logprobs(TEMPERATURES[kind][0])[0].exp()
+        kept = torch.isfinite(targets.gaps_NK)
+        rows = [cache.read_row("train", index)[1] for index in (0, 3)]
+        counts = np.concatenate([row.counts for row in rows])
+        torch.testing.assert_close(shares[kept], torch.from_numpy(counts / 50), rtol=1e-5, atol=0)
+        # The teacher's choice is the id that was drawn most.
+        assert (shares[:, :1] >= shares).all()
+
+    def test_rows_share_one_projection(self, tmp_path: Path) -> None:
+        cache = write_cache(tmp_path / "cache", TARGETS["top_k"], pca_sketch())
+        batch = read_batch(cache, "train", [0, 1, 2], with_sketch=True)
+        assert batch.projection is not None
+        assert cache.projection is not None
+        assert torch.equal(batch.projection[0], torch.from_numpy(cache.projection.copy()))
+        assert batch.projection.shape == (1, 16, 8)
+        assert batch.sketch is not None
+        assert len(batch.sketch) == 3
+
+    def test_rows_have_the_signs_of_their_unit(self, tmp_path: Path) -> None:
+        cache = write_cache(tmp_path / "cache", TARGETS["top_k"])
+        batch = read_batch(cache, "validation", [0, 4, 1], with_sketch=True)  # of units 0, 3, 0
+        assert batch.projection is not None
+        assert torch.equal(batch.projection[0], batch.projection[2])
+        assert not torch.equal(batch.projection[0], batch.projection[1])
+
+
+@pytest.mark.parametrize("sketch", [_RADEMACHER, pca_sketch()], ids=lambda s: str(s.kind))
+def test_the_frobenius_term_projects_the_student_as_the_teacher_was(
+    tmp_path: Path, sketch: SketchSpec
+) -> None:
+    cache = write_cache(tmp_path / "cache", TARGETS["top_k"], sketch)
+    model, objective = objective_of(tiny_config("top_k"), cache)
+    batch = read_batch(cache, "train", [0, 1], with_sketch=True)
+    _, terms = objective.terms(model, batch, LossWeights(0.0, 1.0, 1.0), Share(batch.num_scored, 2))
+    assert batch.sketch is not None
+    assert batch.projection is not None
+    with torch.no_grad():
+        hidden = model.hidden_states(batch.input_ids, batch.is_document_start).double()
+    matrix = batch.projection.double()
+    if sketch.kind == "rademacher":
+        assert (matrix.abs() == 1).all()
+        matrix = matrix / math.sqrt(8)
+    is_scored = batch.labels >= 0
+    squares = (hidden @ matrix - batch.sketch).square().sum(2)[is_scored]
+    assert terms[3].item() == pytest.approx((squares.mean() / 16).sqrt().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", list(TARGETS))
+def test_training_follows_the_teacher(tmp_path: Path, kind: str) -> None:
+    cache = write_cache(tmp_path / "cache", TARGETS[kind], pca_sketch())
+    out = tmp_path / "run"
+    last = train_student(
+        tiny_config(kind), cache, out, resume=False, recipe_toml="", report=lambda _: None
+    )
+    assert all(math.isfinite(value) for value in last.values())
+    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = [step["train/kl"] for step in steps if "train/kl" in step]
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    temperatures = {step["schedule/temperature"] for step in steps if "train/kl" in step}
+    if kind in TEMPERATURES:
+        assert temperatures == {TEMPERATURES[kind][0]}
+
+
+@pytest.mark.parametrize("kind", list(TARGETS))
+def test_validation_says_how_far_the_student_is(tmp_path: Path, kind: str) -> None:
+    """KL at T = 1 or at that of the samples, against float64 over the rows' own arrays."""
+    cache = write_cache(tmp_path / "cache", TARGETS[kind])
+    model, objective = objective_of(tiny_config(kind), cache)
+    found = validate(model, objective, cache, num_rows=5, max_rows=5, batch_size=2)
+    model.train(False)
+    temperature = TEMPERATURES.get(kind, (1.0,))[0]
+    kl, agreeing, count = 0.0, 0, 0
+    for index in range(5):
+        batch = read_batch(cache, "validation", [index], with_sketch=False)
+        with torch.no_grad():
+            hidden = model.hidden_states(batch.input_ids, batch.is_document_start)[0]
+        logits = (hidden.double() @ objective.head_of(model).double().T).detach().numpy()
+        of_row, agreeing_in_row = _kl_of_row(cache, index, logits, temperature)
+        kl += of_row
+        agreeing += agreeing_in_row
+        count += batch.num_scored
+    assert found["validation/kl"] == pytest.approx(kl / count, rel=1e-4)
+    assert found["validation/agreement"] == pytest.approx(agreeing / count)
+
+
+def _kl_of_row(
+    cache: Cache, index: int, logits: np.ndarray, temperature: float
+) -> tuple[float, int]:
+    """ΣKL(p ‖ q) and positions of agreement, entry by entry."""
+    row = cache.read_row("validation", index)[1]
+    scaled = logits / temperature
+    logq = scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
+    kl, agreeing, begin, drawn = 0.0, 0, 0, 0
+    for t in np.flatnonzero(row.scored()).tolist():
+        end = begin + int(row.num_kept[t])
+        ids = row.kept_ids[begin:end]
+        if row.counts is not None:
+            p, p_tail = row.counts[begin:end] / row.counts[begin:end].sum(), 0.0
+        else:
+            weights = np.exp(-row.gaps[begin:end].astype(np.float64))
+            tail = math.exp(row.tail_log_mass[t, -1])
+            p, p_tail = weights / (weights.sum() + tail), tail / (weights.sum() + tail)
+        kl += float((p * (np.log(p) - logq[t, ids])).sum())
+        q_tail = 1 - np.exp(logq[t, ids]).sum()
+        if p_tail > 0:
+            kl += p_tail * math.log(p_tail / q_tail)
+        agreeing += int(logits[t].argmax() == ids[0])
+        begin = end
+        if row.draws is not None:
+            count = int(row.draws.num_ids[t])
+            kl += p_tail * _within_tail(cache, row, t, slice(drawn, drawn + count), logq[t], q_tail)
+            drawn += count
+    return kl, agreeing
+
+
+def _within_tail(
+    cache: Cache, row: Any, t: int, drawn: slice, logq: np.ndarray, q_tail: float
+) -> float:
+    """Σ (c/m)·p(j)/r(j)·(log p(j) − log q(j)) of the ids drawn at a position, at T = 1."""
+    targets = cache.spec.targets
+    assert targets.draw_inverse_temperature is not None
+    s = targets.draw_inverse_temperature
+    gaps = row.draws.gaps[drawn].astype(np.float64)
+    shares = row.draws.counts[drawn] / targets.num_draws
+    mass_at_s = row.tail_log_mass[t, targets.inverse_temperatures.index(s)]
+    log_p = -gaps - row.tail_log_mass[t, -1]
+    log_r = -gaps * s - mass_at_s
+    log_q = logq[row.draws.ids[drawn]] - math.log(q_tail)
+    return float((shares * np.exp(log_p - log_r) * (log_p - log_q)).sum())
+
+
+def test_a_batch_moves_with_all_it_holds(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", TARGETS["top_k+sampled"], pca_sketch())
+    batch = read_batch(cache, "train", [0], with_sketch=True).to(torch.device("meta"))
+    places = {name: tensor.device.type for name, tensor in vars(batch).items()}
+    assert places.pop("is_document_start") == "cpu"  # the student looks at it there
+    assert len(places) == len(fields(Batch)) - 1
+    assert set(places.values()) == {"meta"}

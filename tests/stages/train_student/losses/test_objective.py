@@ -1,0 +1,219 @@
+"""The objective as a whole: a step asks the device for nothing, and tells it nothing in between."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import cache_format
+from cache_format.reader import Cache
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.data.batch import Batch, read_batch
+from stages.train_student.losses.objective import Objective, Share, make_objective, scored
+from stages.train_student.losses.schedules import LossWeights
+from stages.train_student.losses.teacher_in_the_loop import TeacherStates
+from stages.train_student.new_student import load_student
+from tests.stages.train_student.test_run import tiny_config
+from tests.support.student_caches import TARGETS, TEMPERATURES, write_cache
+
+_ASKS = ("nonzero", "_local_scalar_dense", "masked_select", "unique", "item", "equal.default")
+"""Operations whose result, or its size, the host would have to wait for."""
+
+
+_FROM_HOST = ("lift_fresh", "scalar_tensor")
+"""Operations that make tensors of Python's numbers and lists."""
+
+
+class NothingIsAsked(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Fails where an operation would make the host wait for a GPU.
+
+    That is where the host asks for values, and where it copies its own to the device: it waits
+    until the device has them, which is after all that was queued. What ``to`` copies between
+    devices is not seen where there is but one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._of_host: list[torch.Tensor] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = str(func).removeprefix("aten.")
+        indices = args[1] if name.startswith("index") and isinstance(args[1], list) else ()
+        is_mask = any(index is not None and index.dtype == torch.bool for index in indices)
+        assert not name.startswith(_ASKS), name
+        assert not is_mask, f"{name} by a mask"
+        result = func(*args, **kwargs or {})
+        if name.startswith(_FROM_HOST):
+            assert result.ndim == 0, f"{name} of a list"
+            self._of_host.append(result)
+        elif name != "fill_.Tensor":  # x[:2] = 1.0: no copy, the number is an argument
+            leaves = tree_leaves((args, kwargs))
+            assert not any(leaf is one for leaf in leaves for one in self._of_host), name
+        return result
+
+
+def test_the_mode_finds_what_waits() -> None:
+    values = torch.arange(3.0)
+    is_large = values > 1
+    with NothingIsAsked():
+        for ask in (
+            lambda: values[values > 1],
+            lambda: bool(values.sum() > 1),
+            lambda: values.nonzero(),
+            lambda: values[1].item(),
+            lambda: values.masked_select(is_large),
+            lambda: values.clone().index_put_((is_large,), values[0]),
+            lambda: torch.tensor([1.0, 2.0]),
+            lambda: torch.as_tensor([1.0, 2.0]),
+            lambda: values.new_tensor([1.0, 2.0]),
+            lambda: values * torch.tensor(2.0),
+            lambda: values[[0, 1]],
+            lambda: values[None, [True, False, True]],
+            lambda: values.clone().__setitem__(0, 1.0),
+            lambda: values.clone().__setitem__([0, 1], 1.0),
+            lambda: values.clone().__setitem__(is_large, 1.0),
+            lambda: torch.where(is_large, values, 0.0),
+            lambda: values.where(is_large, 0),
+        ):
+            with pytest.raises(AssertionError):
+                ask()
+
+
+def test_the_mode_lets_pass_what_does_not_wait() -> None:
+    values, place = torch.arange(3.0), torch.tensor([0])
+    is_large = values > 1
+    with NothingIsAsked():
+        values[:2] = 2.0
+        values[1:] = values[:1] * 2.0 + torch.full((), 3.0)
+        assert len(values.index_select(0, place)) == len(values[place]) == 1
+        values.masked_fill(is_large, -math.inf)
+        torch.where(is_large, values, values[:1])
+        torch.zeros(3).scatter_(0, place, 1.0).clamp_min(0.5)
+
+
+class FakeTeacher:
+    """An ``OnlineTeacher`` of given states, which says whether the student was before it."""
+
+    def __init__(self, batch: Batch, head_VD: Tensor) -> None:
+        shape = (*batch.input_ids.shape, head_VD.shape[1])
+        self.head_VD, self.num_asked = head_VD, 0
+        self._states = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    def states(self, input_ids: Tensor, is_document_start: Tensor) -> TeacherStates:
+        self.num_asked += 1
+        return TeacherStates(self._states, self._states)
+
+
+def tiny_objective(config: TrainStudentConfig, cache: Cache) -> tuple[Any, Objective]:
+    """A student and what it is trained by."""
+    model = load_student(config, cache)
+    return model, make_objective(model, cache, config, torch.device("cpu"))
+
+
+def require_that_nothing_is_asked(
+    model: Any, objective: Objective, batch: Batch, temperature: float
+) -> None:
+    weights = LossWeights(0.5, 0.1, temperature)
+    with NothingIsAsked():
+        loss, _ = objective.terms(model, batch, weights, Share(batch.num_scored, batch.num_rows))
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("slstm_at", [(0,), ()])
+@pytest.mark.parametrize("train_head", [True, False])
+def test_forward_and_backward_wait_for_nothing(
+    tiny_cache: Path, precision: Any, slstm_at: tuple[int, ...], train_head: bool
+) -> None:
+    cache = cache_format.open(tiny_cache)
+    config = tiny_config(slstm_at=slstm_at, precision=precision, train_head=train_head)
+    batch = read_batch(cache, "train", range(4), with_sketch=True)
+    assert batch.is_document_start[:, 1:].any()
+    require_that_nothing_is_asked(*tiny_objective(config, cache), batch, 1.3)
+
+
+@pytest.mark.parametrize("kind", list(TARGETS))
+def test_nor_do_they_with_other_targets(tmp_path: Path, kind: str) -> None:
+    cache = write_cache(tmp_path / "cache", TARGETS[kind])
+    batch = read_batch(cache, "train", range(3), with_sketch=False)
+    temperature = TEMPERATURES.get(kind, (1.3,))[0]
+    require_that_nothing_is_asked(*tiny_objective(tiny_config(), cache), batch, temperature)
+
+
+def test_nor_do_they_with_a_teacher_in_the_loop(tiny_cache: Path) -> None:
+    cache = cache_format.open(tiny_cache)
+    batch = read_batch(cache, "train", range(4), with_sketch=False)
+    model, objective = tiny_objective(tiny_config(), cache)
+    teacher = FakeTeacher(batch, objective.head_of(model))
+    require_that_nothing_is_asked(model, replace(objective, teacher=teacher), batch, 1.3)
+    assert teacher.num_asked == 1
+
+
+def test_the_teacher_is_asked_before_the_student(
+    tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for the device, on which nothing of the student may be queued by then."""
+    cache = cache_format.open(tiny_cache)
+    batch = read_batch(cache, "train", range(2), with_sketch=False)
+    model, objective = tiny_objective(tiny_config(), cache)
+    teacher, forward = FakeTeacher(batch, objective.head_of(model)), model.hidden_states
+    num_asked: list[int] = []
+
+    def hidden_states(*arguments: Any) -> Tensor:
+        num_asked.append(teacher.num_asked)
+        hidden_BTD: Tensor = forward(*arguments)
+        return hidden_BTD
+
+    monkeypatch.setattr(model, "hidden_states", hidden_states)
+    share = Share(batch.num_scored, batch.num_rows)
+    replace(objective, teacher=teacher).terms(model, batch, LossWeights(0.5, 0.0, 1.3), share)
+    assert num_asked == [1]
+
+
+def test_a_trained_head_is_the_model_s_own_and_there_once(tiny_cache: Path) -> None:
+    cache = cache_format.open(tiny_cache)
+    model, objective = tiny_objective(tiny_config(train_head=True), cache)
+    assert objective.head_VD is None
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.lm_head.weight * 2)  # as another checkpoint's would be
+    rows = cache.spec.teacher.vocab_size
+    assert torch.equal(objective.head_of(model), model.lm_head.weight[:rows])
+    assert objective.head_of(model).requires_grad
+
+
+def test_a_frozen_head_is_without_its_padding_rows(tiny_cache: Path) -> None:
+    cache = cache_format.open(tiny_cache)
+    model, objective = tiny_objective(tiny_config(), cache)
+    assert objective.head_of(model) is objective.head_VD
+    assert len(objective.head_of(model)) == cache.spec.teacher.vocab_size
+    assert not objective.head_of(model).requires_grad
+
+
+def test_a_batch_without_a_scored_position_adds_nothing(tiny_cache: Path) -> None:
+    cache = cache_format.open(tiny_cache)
+    batch = read_batch(cache, "train", range(2), with_sketch=True)
+    labels, none = torch.full_like(batch.labels, -100), batch.scored[:0]
+    model, objective = tiny_objective(tiny_config(), cache)
+    loss, terms = objective.terms(
+        model, replace(batch, labels=labels, scored=none), LossWeights(0.5, 0.1, 1.3), Share(50, 4)
+    )
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert terms.tolist() == pytest.approx([0, 0, 0, 0], abs=1e-9)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients
+    assert not any(gradient.any() for gradient in gradients)
+
+
+def test_scored_positions(tiny_cache: Path) -> None:
+    batch = read_batch(cache_format.open(tiny_cache), "train", [0, 3], with_sketch=True)
+    is_scored = batch.labels >= 0
+    assert torch.equal(scored(batch.labels, batch), batch.labels[is_scored])
+    assert torch.equal(scored(batch.gaps, batch), batch.gaps[is_scored])

@@ -1,0 +1,294 @@
+"""The golden caches: one for each way of keeping targets and sketches, and their author.
+
+``python -m tests.support.golden_cache NAME …`` writes, for each of these names in ``SPECS``,
+``golden/NAME/`` (a cache) and ``golden/NAME.json`` (what its rows decode to). Name only those that
+are new with a version of the format: that a cache written by an older program still reads the same
+is what the golden caches are for. Rows are formulas rather than random numbers: anyone can work
+them out.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import cache_format
+from cache_format.codec.row_codec import Row
+from cache_format.codec.samples import TailDraws
+from cache_format.metadata.principal_components import projection_sha256
+from cache_format.metadata.spec import CacheSpec, CorpusSpec, SketchSpec, TargetSpec, TeacherSpec
+from cache_format.metadata.vocabulary_ranks import RankTable
+from cache_format.writer import CacheWriter
+from tests.support import ROOT
+
+GOLDEN = ROOT / "tests/cache_format/golden"
+
+VOCAB_SIZE = 100
+RANKS = RankTable((np.arange(VOCAB_SIZE) * 7 % VOCAB_SIZE).astype(np.int32))
+"""The id of rank r is 7r modulo 100."""
+PROJECTION = np.array(
+    [[0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.5, 0.5, -0.5], [0.5, -0.5, -0.5]], np.float32
+)
+
+_TOP_K = CacheSpec(
+    teacher=TeacherSpec(
+        source="golden/teacher",
+        revision="0123abc",
+        weights_sha256="11" * 32,
+        tokenizer_sha256="22" * 32,
+        dtype="bfloat16",
+        attention="sdpa",
+        hidden_size=4,
+        num_layers=2,
+        vocab_size=VOCAB_SIZE,
+        head_rows=VOCAB_SIZE + 4,
+        eos_token_id=0,
+    ),
+    corpus=CorpusSpec(
+        source="golden/corpus",
+        config="",
+        split="train",
+        revision="",
+        files=(("a.txt", "33" * 32),),
+        text_column="text",
+        on_bad_document="skip",
+        documents_per_unit=2,
+    ),
+    targets=TargetSpec(
+        top_k=4,
+        keep_mass=1.0,
+        inverse_temperatures=(0.5, 1.0),
+        ranks_sha256=RANKS.sha256,
+    ),
+    sketch=SketchSpec(kind="rademacher", dim=8),
+    sequence_length=6,
+    validation_every=2,
+    rows_per_batch=2,
+    seed=1,
+)
+_NO_SKETCH = SketchSpec(kind="none", dim=0)
+
+SPECS = {
+    "top_k": _TOP_K,
+    "adaptive": replace(
+        _TOP_K,
+        targets=replace(
+            _TOP_K.targets,
+            top_k=70,
+            keep_mass=0.95,
+            inverse_temperatures=(0.5, 0.75, 0.875, 1.0),
+            num_levels=200,
+            log_step=1 / 32,
+        ),
+        sketch=_NO_SKETCH,
+    ),
+    "sampled": replace(
+        _TOP_K,
+        targets=replace(
+            _TOP_K.targets, kind="sampled", top_k=5, inverse_temperatures=(1.0,), num_levels=50
+        ),
+        sketch=replace(_TOP_K.sketch, dtype="float16"),
+    ),
+    "whole": replace(
+        _TOP_K,
+        targets=replace(_TOP_K.targets, top_k=VOCAB_SIZE, num_levels=255),
+        sketch=replace(_TOP_K.sketch, dtype="float32"),
+        sequence_length=3,
+    ),
+    "tail_draws": replace(
+        _TOP_K,
+        targets=replace(
+            _TOP_K.targets, kind="top_k+sampled", num_draws=6, draw_inverse_temperature=0.5
+        ),
+        sketch=replace(_TOP_K.sketch, hidden_states="random_layers:1"),
+    ),
+    "sampled_at_2": replace(
+        _TOP_K,
+        targets=replace(
+            _TOP_K.targets, kind="sampled", top_k=5, inverse_temperatures=(0.5,), num_levels=50
+        ),
+        sketch=_NO_SKETCH,
+    ),
+    "pca": replace(
+        _TOP_K,
+        sketch=SketchSpec(
+            kind="pca",
+            dim=3,
+            hidden_states="last",
+            projection_sha256=projection_sha256(PROJECTION),
+        ),
+    ),
+    "row_split": replace(_TOP_K, sketch=_NO_SKETCH, validation_every=3, validation_split="rows"),
+    "paragraphs": replace(
+        _TOP_K,
+        corpus=replace(_TOP_K.corpus, special_tokens="text", text_documents="paragraph"),
+        sketch=_NO_SKETCH,
+    ),
+}
+ROWS_OF_UNIT = {
+    "top_k": {0: 3, 1: 1, 2: 0},
+    "adaptive": {0: 2},
+    "sampled": {0: 1, 1: 1},
+    "whole": {1: 1},
+    "tail_draws": {0: 2, 1: 1},
+    "sampled_at_2": {0: 1},
+    "pca": {0: 1, 1: 1},
+    "row_split": {0: 1, 1: 5},
+    "paragraphs": {0: 1},
+}
+_NUM_VALIDATION_ROWS = {0: 1, 1: 2}
+"""Of ``row_split``: ⌈1/3⌉ − 0, and ⌈10/3⌉ − ⌈5/3⌉."""
+
+
+def golden_row(name: str, number: int) -> Row:
+    """Row ``number``: a document starts at token ``number + 2``, in odd rows also at T."""
+    spec = SPECS[name]
+    num_positions, top_k = spec.sequence_length, spec.targets.top_k
+    positions = np.arange(num_positions)
+    starts = np.array([number + 2, *([num_positions] if number % 2 else [])], np.int32)
+    starts = np.unique(starts.clip(max=num_positions))
+    num_kept = (1 + (positions * (37 if name == "adaptive" else 1) + number) % top_k).astype(
+        np.uint16
+    )
+    if name == "whole":
+        num_kept[:] = VOCAB_SIZE
+    num_kept[starts - 1] = 0
+    rank = np.concatenate([np.arange(count) for count in num_kept])
+    position = np.repeat(positions, num_kept)
+    gaps = rank * (1.3 + position / 7) + 20.0 * (rank == 3)
+    if top_k > 5:
+        gaps = 0.4 * (rank // 2) * (1 + position / 7)
+    nodes = np.array(spec.targets.inverse_temperatures)
+    tail = -1 - positions[:, None] / 2 - number / 300 + (1 - nodes) * (3 + positions[:, None] / 1.5)
+    tail[number % num_positions] = -np.inf
+    counts = None
+    if spec.targets.kind == "sampled":
+        of_position = np.repeat(num_kept, num_kept).astype(int)
+        first = 50 - of_position * (of_position - 1) // 2
+        counts = np.where(rank == 0, first, of_position - rank).astype(np.uint16)
+        gaps = np.log(first / counts)
+    if spec.targets.kind == "sampled" or name == "whole":
+        tail[:] = -np.inf
+    shape = (num_positions, spec.sketch.dim)
+    sketch = (np.arange(num_positions * spec.sketch.dim) * 37 * (number + 1) % 97 - 48) / 16
+    return Row(
+        token_ids=(np.arange(num_positions + 1) * 73 + number).astype(np.int32) % VOCAB_SIZE,
+        document_starts=starts,
+        num_kept=num_kept,
+        kept_ids=((position * 11 + rank * 13 + number) % VOCAB_SIZE).astype(np.int32),
+        gaps=gaps.astype(np.float32),
+        counts=counts,
+        draws=_tail_draws(num_kept, gaps, tail[:, 0], number) if name == "tail_draws" else None,
+        tail_log_mass=tail.astype(np.float32),
+        next_logprob=(-(positions + 1) / 3 - number).astype(np.float32),
+        sketch=sketch.reshape(shape).astype(np.float32) if spec.sketch.dim else None,
+    )
+
+
+def _tail_draws(num_kept: np.ndarray, gaps: np.ndarray, tail: np.ndarray, number: int) -> TailDraws:
+    """Six draws of 1 to 4 ids: the next ones after those kept, each second one at the same gap."""
+    counts_of = {1: [6], 2: [5, 1], 3: [3, 2, 1], 4: [2, 2, 1, 1]}
+    ends = np.cumsum(num_kept, dtype=np.int64)
+    num_ids, ids, counts, gaps_of_ids = [], [], [], []
+    for t, num in enumerate(num_kept.tolist()):
+        num_drawn = 1 + (t + number) % 4 if num and np.isfinite(tail[t]) else 0
+        num_ids.append(num_drawn)
+        for index in range(num_drawn):
+            ids.append((t * 11 + (num + index) * 13 + number) % VOCAB_SIZE)
+            counts.append(counts_of[num_drawn][index])
+            gaps_of_ids.append(gaps[ends[t] - 1] + 0.3 + 1.9 * (index // 2))
+    return TailDraws(
+        num_ids=np.array(num_ids, np.uint16),
+        ids=np.array(ids, np.int32),
+        counts=np.array(counts, np.uint16),
+        gaps=np.array(gaps_of_ids, np.float32),
+    )
+
+
+def golden_rows(name: str) -> dict[str, list[Row]]:
+    """The rows by split, in order, as they are given to the writer."""
+    rows: dict[str, list[Row]] = {"train": [], "validation": []}
+    for unit, num_rows in ROWS_OF_UNIT[name].items():
+        num_train = num_rows if unit % 2 else 0
+        if name == "row_split":
+            num_train = num_rows - _NUM_VALIDATION_ROWS[unit]
+        rows_of_unit = _rows_of_unit(name, unit, num_rows)
+        rows["train"] += rows_of_unit[:num_train]
+        rows["validation"] += rows_of_unit[num_train:]
+    return rows
+
+
+def _rows_of_unit(name: str, unit: int, num_rows: int) -> list[Row]:
+    return [golden_row(name, 3 * unit + index) for index in range(num_rows)]
+
+
+def write_golden(name: str, root: Path) -> None:
+    """Write the cache ``name``; the first one has a file of its teacher."""
+    projection = PROJECTION if name == "pca" else None
+    writer = CacheWriter.create_or_open(root, SPECS[name], RANKS, projection)
+    if name == "top_k":
+        writer.write_attachments(_build_teacher)
+    for unit, num_rows in ROWS_OF_UNIT[name].items():
+        writer.write_unit(
+            unit,
+            _rows_of_unit(name, unit, num_rows),
+            num_documents=2,
+            num_skipped_documents=unit,
+            num_dropped_tokens=4,
+            corpus_position=f"a.txt, documents {2 * unit} to {2 * unit + 1}",
+        )
+    writer.publish_manifest(num_tokens_requested=20, complete=True)
+
+
+def _build_teacher(directory: Path) -> None:
+    (directory / "config.json").write_text("{}\n")
+
+
+def decoded(root: Path) -> dict[str, list[dict[str, Any]]]:
+    """All rows by split, as JSON values: six decimals, −inf is null."""
+    cache = cache_format.open(root)
+    return {
+        split: [{"unit": unit} | as_json(_arrays(row)) for unit, row in cache.iter_rows(split)]
+        for split in ("train", "validation")
+    }
+
+
+def _arrays(row: Row) -> dict[str, Any]:
+    """The arrays of a row by name; those of its draws, if it has any, after the others."""
+    arrays = {name: array for name, array in vars(row).items() if name != "draws"}
+    if row.draws is None:
+        return arrays
+    drawn = {f"drawn_{name}": array for name, array in vars(row.draws).items()}
+    return arrays | drawn
+
+
+def as_json(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Arrays by name as JSON values."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return None if value == -np.inf else round(value, 6)
+
+    return {
+        name: None if array is None else plain(array.tolist()) for name, array in arrays.items()
+    }
+
+
+def main() -> None:
+    """Write the golden caches that are named, which must not be there."""
+    for name in sys.argv[1:]:
+        (GOLDEN / name).mkdir()
+        write_golden(name, GOLDEN / name)
+        lines = [
+            f" {json.dumps(split)}: [\n  " + ",\n  ".join(json.dumps(row) for row in rows) + "\n ]"
+            for split, rows in decoded(GOLDEN / name).items()
+        ]
+        (GOLDEN / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,396 @@
+"""Specs, rows and caches for the tests: small, and pure functions of their arguments."""
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache_format.codec.row_codec import Row
+from cache_format.codec.samples import TailDraws
+from cache_format.metadata import sealed_json
+from cache_format.metadata.principal_components import projection_sha256
+from cache_format.metadata.spec import (
+    CacheSpec,
+    CorpusSpec,
+    SketchSpec,
+    TargetSpec,
+    TeacherSpec,
+)
+from cache_format.metadata.vocabulary_ranks import RankTable
+from cache_format.writer import CacheWriter
+
+ROWS_OF_UNIT = {0: 3, 1: 5, 2: 0, 3: 2}
+
+
+def sample_ranks(vocab_size: int = 40) -> RankTable:
+    """A table that is not in order of id."""
+    return RankTable.by_weight(np.random.default_rng(3).integers(0, 9, vocab_size))
+
+
+def sample_projection(spec: CacheSpec) -> np.ndarray | None:
+    """Orthonormal columns, [hidden size, dim], where the sketch is ``pca``."""
+    if spec.sketch.kind != "pca":
+        return None
+    return orthonormal(spec.teacher.hidden_size, spec.sketch.dim)
+
+
+def orthonormal(width: int, dim: int) -> np.ndarray:
+    """A reflection's first columns, [width, dim]: the same numbers on every machine."""
+    v = (np.arange(width, dtype=np.float64) * 7 % 11 + 1)[:, None]
+    reflection: np.ndarray = np.eye(width) - 2 * v @ v.T / (v.T @ v)
+    return reflection[:, :dim].astype(np.float32)
+
+
+def pca_sketch(**changes: Any) -> SketchSpec:
+    """A sketch of 8 principal components of 16."""
+    sha256 = projection_sha256(orthonormal(16, 8))
+    fields: dict[str, Any] = {"kind": "pca", "dim": 8, "projection_sha256": sha256}
+    return SketchSpec(**(fields | changes))
+
+
+def sample_spec(*, with_sketch: bool = True, **changes: Any) -> CacheSpec:
+    """A spec of 12 positions, 40 ids and at most 5 kept ones; ``changes`` replace some fields."""
+    fields: dict[str, Any] = {
+        "teacher": TeacherSpec(
+            source="teacher",
+            revision="r1",
+            weights_sha256="w" * 64,
+            tokenizer_sha256="t" * 64,
+            dtype="float32",
+            attention="sdpa",
+            hidden_size=16,
+            num_layers=2,
+            vocab_size=40,
+            head_rows=48,
+            eos_token_id=3,
+        ),
+        "corpus": CorpusSpec(
+            source="corpus",
+            config="",
+            split="train",
+            revision="",
+            files=(("a.parquet", "a" * 64), ("b.parquet", "b" * 64)),
+            text_column="text",
+            on_bad_document="error",
+            documents_per_unit=4,
+        ),
+        "targets": TargetSpec(
+            top_k=5,
+            keep_mass=0.9,
+            inverse_temperatures=(0.5, 0.75, 1.0),
+            ranks_sha256=sample_ranks().sha256,
+        ),
+        "sketch": SketchSpec(kind="rademacher", dim=8)
+        if with_sketch
+        else SketchSpec(kind="none", dim=0),
+        "sequence_length": 12,
+        "validation_every": 3,
+        "rows_per_batch": 2,
+        "seed": 7,
+    }
+    return CacheSpec(**(fields | changes))
+
+
+def sample_row(seed: int, spec: CacheSpec) -> Row:
+    """A row that keeps every rule of the format; some rows have documents that start inside."""
+    random = np.random.default_rng(seed)
+    num_positions, top_k = spec.sequence_length, spec.targets.top_k
+    num_nodes = len(spec.targets.inverse_temperatures)
+    starts = np.flatnonzero(random.random(num_positions) < 0.2).astype(np.int32) + 1
+    num_kept = random.integers(1, top_k + 1, num_positions).astype(np.uint16)
+    num_kept[starts - 1] = 0
+    ids = [random.choice(spec.teacher.vocab_size, n, replace=False) for n in num_kept]
+    gaps = [np.cumsum(np.r_[0.0, random.exponential(1.5, n - 1)]) for n in num_kept if n]
+    tail = -np.sort(random.exponential(4.0, (num_positions, num_nodes)), axis=1)
+    tail[random.random(num_positions) < 0.2] = -np.inf
+    counts = None
+    if spec.targets.kind == "sampled":
+        draws = [_draws(random, spec.targets.num_levels, int(n)) for n in num_kept if n]
+        counts = np.concatenate([*draws, []]).astype(np.uint16)
+        gaps = [np.log(of_position[0] / of_position) for of_position in draws]
+        tail[:] = -np.inf
+    return Row(
+        token_ids=random.integers(0, spec.teacher.vocab_size, num_positions + 1).astype(np.int32),
+        document_starts=starts,
+        num_kept=num_kept,
+        kept_ids=np.concatenate([*ids, []]).astype(np.int32),
+        gaps=np.concatenate([*gaps, []]).astype(np.float32),
+        counts=counts,
+        draws=_tail_draws(random, spec, ids, gaps, num_kept, ~np.isneginf(tail[:, -1])),
+        tail_log_mass=tail.astype(np.float32),
+        next_logprob=-random.exponential(2.0, num_positions).astype(np.float32),
+        sketch=random.normal(size=(num_positions, spec.sketch.dim)).astype(np.float32)
+        if spec.sketch.kind != "none"
+        else None,
+    )
+
+
+def _tail_draws(
+    random: np.random.Generator,
+    spec: CacheSpec,
+    kept_ids: list[np.ndarray],
+    gaps: list[np.ndarray],
+    num_kept: np.ndarray,
+    is_left_out: np.ndarray,
+) -> TailDraws | None:
+    """Draws of ids that are not kept, at positions that leave some out, in any order."""
+    num_draws = spec.targets.num_draws
+    if num_draws is None:
+        return None
+    num_ids = np.zeros(spec.sequence_length, np.uint16)
+    drawn = [(np.zeros(0), np.zeros(0), np.zeros(0))]
+    last_gaps = iter(of_position[-1] for of_position in gaps)
+    for t in np.flatnonzero(num_kept):
+        last_gap = next(last_gaps)
+        others = np.setdiff1d(np.arange(spec.teacher.vocab_size), kept_ids[t])
+        if not is_left_out[t]:
+            continue
+        num_ids[t] = random.integers(1, min(num_draws, len(others)) + 1)
+        ids = random.choice(others, num_ids[t], replace=False)
+        counts = _draws(random, num_draws, len(ids))
+        drawn.append((ids, counts, last_gap + random.exponential(3.0, len(ids))))
+    ids, counts, gaps_of_ids = (np.concatenate(column) for column in zip(*drawn, strict=True))
+    return TailDraws(
+        num_ids=num_ids,
+        ids=ids.astype(np.int32),
+        counts=counts.astype(np.uint16),
+        gaps=gaps_of_ids.astype(np.float32),
+    )
+
+
+def _draws(random: np.random.Generator, num_draws: int, num_ids: int) -> np.ndarray:
+    """How often each of some ids is drawn, the most frequent first; each at least once."""
+    extra = random.multinomial(num_draws - num_ids, random.dirichlet(np.ones(num_ids)))
+    counts: np.ndarray = np.sort(1 + extra)[::-1]
+    return counts
+
+
+def sampled_targets(**changes: Any) -> TargetSpec:
+    """Targets of 5 ids at most from 50 draws."""
+    fields: dict[str, Any] = {
+        "kind": "sampled",
+        "top_k": 5,
+        "keep_mass": 1.0,
+        "inverse_temperatures": (1.0,),
+        "num_levels": 50,
+        "ranks_sha256": sample_ranks().sha256,
+    }
+    return TargetSpec(**(fields | changes))
+
+
+def drawn_targets(**changes: Any) -> TargetSpec:
+    """Targets of 5 ids at most, and 9 draws of the others."""
+    fields: dict[str, Any] = {
+        "kind": "top_k+sampled",
+        "top_k": 5,
+        "keep_mass": 0.9,
+        "inverse_temperatures": (0.5, 0.75, 1.0),
+        "ranks_sha256": sample_ranks().sha256,
+        "num_draws": 9,
+        "draw_inverse_temperature": 0.5,
+    }
+    return TargetSpec(**(fields | changes))
+
+
+def unit_rows(unit: int, spec: CacheSpec) -> list[Row]:
+    """The rows of ``unit``."""
+    return [sample_row(1000 * unit + index, spec) for index in range(ROWS_OF_UNIT[unit])]
+
+
+_rows_to_write = cache(unit_rows)
+
+
+def build_teacher(directory: Path) -> None:
+    """The files of a pretended teacher, one in a subdirectory."""
+    (directory / "config.json").write_text('{"model_type": "sample"}')
+    (directory / "templates").mkdir()
+    (directory / "templates" / "chat.jinja").write_text("{{ messages }}")
+
+
+def fill(writer: CacheWriter, units: list[int]) -> None:
+    """Write ``units``."""
+    for unit in units:
+        writer.write_unit(
+            unit,
+            _rows_to_write(unit, writer.spec),
+            num_documents=4,
+            num_skipped_documents=unit,
+            num_dropped_tokens=5,
+            corpus_position=f"a.parquet, documents {4 * unit} to {4 * unit + 3}",
+        )
+
+
+def write_sample_cache(path: Path | str, spec: CacheSpec | None = None) -> CacheSpec:
+    """A complete cache of four units: validation, train, an empty one, validation."""
+    spec = spec or sample_spec()
+    writer = CacheWriter.create_or_open(path, spec, sample_ranks(), sample_projection(spec))
+    writer.write_attachments(build_teacher)
+    fill(writer, sorted(ROWS_OF_UNIT))
+    writer.publish_manifest(num_tokens_requested=120, complete=True)
+    return spec
+
+
+def shard_path(root: Path, unit: int) -> Path:
+    """The shard of ``unit``."""
+    (path,) = (root / "shards").glob(f"{unit:05d}-*.arrow")
+    return path
+
+
+def reseal(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the fields of a sealed file, as a faulty program might."""
+    fields = sealed_json.unseal(path.read_bytes(), path, "")
+    change(fields)
+    path.write_bytes(sealed_json.seal(fields))
+
+
+def contents(root: Path) -> dict[str, str]:
+    """The hash of every file of a cache."""
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def assert_same_row(found: Row, expected: Row) -> None:
+    """Every array of two rows is equal, bit by bit."""
+    assert_same_arrays(vars(found), vars(expected))
+
+
+def assert_same_arrays(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """So are those of their draws."""
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        if isinstance(array, TailDraws):
+            assert_same_arrays(vars(found[name]), vars(array))
+        else:
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def assert_decoded(found: Row, given: Row, spec: CacheSpec) -> None:
+    """``found`` is ``given`` up to the errors that the format promises not to exceed."""
+    scored = given.scored()
+    for name in ("token_ids", "document_starts", "num_kept"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(given, name), err_msg=name)
+    if spec.targets.kind == "sampled":
+        _assert_counts(found, given)
+    else:
+        assert found.counts is None
+        _assert_probabilities(found, given, spec)
+    if given.draws is None:
+        assert found.draws is None
+    else:
+        assert found.draws is not None
+        _assert_draws(found, given, spec)
+    half_step = spec.targets.log_step / 2
+    np.testing.assert_allclose(
+        found.next_logprob[scored], given.next_logprob[scored], rtol=1e-6, atol=half_step
+    )
+    assert not found.next_logprob[~scored].any()
+    assert not found.tail_log_mass[~scored].any()
+    if given.sketch is None:
+        assert found.sketch is None
+    else:
+        assert found.sketch is not None
+        errors = np.abs(found.sketch.astype(np.float64) - given.sketch)
+        assert (errors[scored] <= _sketch_bound(given.sketch[scored], spec.sketch.dtype)).all()
+        assert not found.sketch[~scored].any()
+
+
+def _sketch_bound(sketch: np.ndarray, dtype: str) -> np.ndarray:
+    """The most that each number may be off by, of positions, [T, d]."""
+    largest = np.abs(sketch).max(axis=1, keepdims=True)
+    bound: np.ndarray = {
+        # Half a scale, which is rounded up to 8 significant bits.
+        "int8": largest / 254 * (1 + 2.0**-7) + 1e-30,
+        "float16": np.abs(sketch) * 2.0**-11 + 2.0**-25,
+        "float32": np.zeros_like(sketch),
+    }[dtype]
+    return bound
+
+
+def by_position(row: Row, values: np.ndarray) -> list[dict[int, float]]:
+    """What ``values``, [N], say of each kept id, position by position."""
+    ends = np.cumsum(row.num_kept, dtype=np.int64)
+    pairs = list(zip(row.kept_ids.tolist(), values.tolist(), strict=True))
+    return [
+        dict(pairs[end - count : end])
+        for end, count in zip(ends.tolist(), row.num_kept.tolist(), strict=True)
+    ]
+
+
+def _assert_counts(found: Row, given: Row) -> None:
+    assert found.counts is not None
+    assert given.counts is not None
+    assert by_position(found, found.counts) == by_position(given, given.counts)
+    for counts, gaps in zip(
+        by_position(found, found.counts), by_position(found, found.gaps), strict=True
+    ):
+        most = max(counts.values(), default=1)
+        for token_id, count in counts.items():
+            assert abs(gaps[token_id] - np.log(most / count)) < 1e-6
+    assert np.isneginf(found.tail_log_mass[given.scored()]).all()
+
+
+def _assert_draws(found: Row, given: Row, spec: CacheSpec) -> None:
+    """Same ids and counts; log-probabilities off by 1/16 nat at most, unless they are too deep."""
+    num_levels = spec.targets.num_levels
+    assert found.draws is not None
+    assert given.draws is not None
+    np.testing.assert_array_equal(found.draws.num_ids, given.draws.num_ids)
+    kept_ends = np.cumsum(given.num_kept, dtype=np.int64)
+    ends = np.cumsum(found.draws.num_ids, dtype=np.int64)
+    for t in np.flatnonzero(found.draws.num_ids):
+        drawn = slice(ends[t] - found.draws.num_ids[t], ends[t])
+        columns = [
+            {
+                int(i): (int(count), float(gap))
+                for i, count, gap in zip(
+                    draws.ids[drawn], draws.counts[drawn], draws.gaps[drawn], strict=True
+                )
+            }
+            for draws in (found.draws, given.draws)
+        ]
+        assert columns[0].keys() == columns[1].keys()
+        assert (np.diff(found.draws.gaps[drawn]) >= 0).all()
+        gaps = given.gaps[kept_ends[t] - given.num_kept[t] : kept_ends[t]].astype(np.float64)
+        given_top = -np.log(np.exp(-gaps).sum() + np.exp(float(given.tail_log_mass[t, -1])))
+        found_top = 4 * np.log(_decoded_root(given_top, num_levels))
+        level = np.rint((1 - np.exp((given_top - gaps[-1]) / 4)) * num_levels)
+        deepest = 4 * np.log(min(1, (num_levels - level + 0.5) / num_levels)) - 255 / 8
+        for token_id, (count, gap) in columns[1].items():
+            assert columns[0][token_id][0] == count
+            logprob = found_top - columns[0][token_id][1]
+            assert abs(logprob - max(given_top - gap, deepest)) <= 1 / 16 + 1e-4
+
+
+def _decoded_root(logprob: float, num_levels: int) -> float:
+    """The fourth root of a probability after it was rounded to a level."""
+    level = np.rint((1 - np.exp(logprob / 4)) * num_levels)
+    return float(1 - level / num_levels if level < num_levels else 0.25 / num_levels)
+
+
+def _assert_probabilities(found: Row, given: Row, spec: CacheSpec) -> None:
+    """Same ids; p^(1/4) off by half a step at most, and log-masses by half of theirs."""
+    num_levels = spec.targets.num_levels
+    nodes = np.array(spec.targets.inverse_temperatures)
+    found_gaps, given_gaps = by_position(found, found.gaps), by_position(given, given.gaps)
+    for t in np.flatnonzero(given.scored()):
+        assert found_gaps[t].keys() == given_gaps[t].keys()
+        tail = given.tail_log_mass[t].astype(np.float64)
+        gaps = np.array(list(given_gaps[t].values()))
+        log_z = np.log(np.exp(-gaps).sum() + np.exp(tail[-1]))
+        decoded_largest = _decoded_root(-log_z, num_levels)
+        values = list(found_gaps[t].values())
+        assert values == sorted(values)
+        assert values[0] == 0
+        for token_id, gap in given_gaps[t].items():
+            root = decoded_largest * np.exp(-found_gaps[t][token_id] / 4)
+            assert abs(root - np.exp((-gap - log_z) / 4)) <= (0.5 + 1e-4) / num_levels
+        decoded = found.tail_log_mass[t] + 4 * np.log(decoded_largest) * nodes
+        np.testing.assert_allclose(
+            decoded, tail - log_z * nodes, rtol=1e-6, atol=spec.targets.log_step / 2 + 1e-5
+        )

@@ -1,0 +1,49 @@
+"""Caches of every kind of target and sketch, made up, that a student can be trained from.
+
+Rows are those of ``tests.support.sample_cache``: of 12 positions, 40 ids, width 16. Five of
+them are for training, five for validation.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+import cache_format
+from cache_format.metadata.spec import SketchSpec, TargetSpec
+from cache_format.reader import Cache
+from cache_format.writer import CacheWriter
+from tests.support.sample_cache import (
+    ROWS_OF_UNIT,
+    drawn_targets,
+    fill,
+    sample_projection,
+    sample_ranks,
+    sample_spec,
+    sampled_targets,
+)
+
+TARGETS = {
+    "top_k": sample_spec().targets,
+    "sampled": sampled_targets(),
+    "sampled hot": sampled_targets(inverse_temperatures=(0.75,)),
+    "top_k+sampled": drawn_targets(),
+}
+TEMPERATURES = {"sampled": (1.0, 1.0), "sampled hot": (4 / 3, 4 / 3)}
+"""The only ones allowed, start and end, where not all are."""
+
+
+def write_cache(path: Path, targets: TargetSpec, sketch: SketchSpec | None = None) -> Cache:
+    """A finished cache with an embedding, opened."""
+    sketch = sketch or sample_spec().sketch
+    spec = sample_spec(targets=targets, sketch=sketch)
+    writer = CacheWriter.create_or_open(path, spec, sample_ranks(), sample_projection(spec))
+    writer.write_attachments(_write_embedding)
+    fill(writer, sorted(ROWS_OF_UNIT))
+    writer.publish_manifest(num_tokens_requested=120, complete=True)
+    return cache_format.open(path)
+
+
+def _write_embedding(directory: Path) -> None:
+    embedding = torch.randn(48, 16, generator=torch.Generator().manual_seed(0)) * 0.3
+    save_file({"embedding": embedding}, directory / "embedding.safetensors")

@@ -1,0 +1,48 @@
+"""One process of several that train the tiny student of ``test_run``. See ``test_processes``."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import cache_format
+from stages.train_student.run import train_student
+from stages.train_student.tracking.run_progress import TrainProgress
+from stages.train_student.trainer.stopping import StopRequest
+from tests.stages.train_student.test_run import tiny_config
+
+
+def main(cache: str, out: str, arguments: str) -> None:
+    given = json.loads(arguments)
+    last = 0
+
+    def report(progress: TrainProgress) -> None:
+        nonlocal last
+        last = progress.step
+
+    def stop() -> bool:
+        is_second = os.environ["RANK"] == "1"
+        if last == given["fail_after"] and is_second:
+            raise ValueError("the second process cannot go on")
+        return bool(last == given["stop_after"]) and is_second
+
+    train_student(
+        tiny_config(**given["changes"]),
+        cache_format.open(cache),
+        Path(out),
+        resume=True,
+        recipe_toml="# tiny\n",
+        report=report,
+        stop=StopRequest(is_made=stop),
+    )
+
+
+def train_forked(rank: int, environment: dict[str, str], errors: Path, *arguments: str) -> None:
+    """``main`` in the environment that torchrun makes, its standard error in a file."""
+    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
+    main(*arguments)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
