@@ -3,10 +3,10 @@
 import click
 
 from benchmarks.codec import codec
-from benchmarks.head_columns import head_columns
 from benchmarks.loader import loader
 from benchmarks.loss import loss
 from benchmarks.online import online
+from benchmarks.sampled_softmax import sampled_softmax
 from benchmarks.stage_one import stage_one
 from benchmarks.stage_two import stage_two
 from benchmarks.student import student
@@ -22,7 +22,7 @@ def main(context: click.Context) -> None:
 
 
 main.add_command(codec)
-main.add_command(head_columns)
+main.add_command(sampled_softmax)
 main.add_command(loader)
 main.add_command(loss)
 main.add_command(online)

@@ -1,6 +1,6 @@
 """Times of contenders that take turns, because machines are noisy; and what one allocates.
 
-In: functions without arguments. Out: medians in seconds, bytes. Called by the student's benchmarks.
+In: functions without arguments. Out: medians in seconds, bytes.
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """Generating a token after contexts of several lengths, with the student's recurrent state.
 
-In: a width and context lengths. Out: figures. Called by ``student``. A prompt goes through the
+In: a width and context lengths. Out: figures. A prompt goes through the
 model at once; then single tokens follow, each from the state that the last one left.
 """
 

@@ -1,7 +1,7 @@
 """The student's layers, forward and backward: the sLSTM beside the package's, the mLSTM in chunks
 beside one chunk (the parallel form), and whole blocks.
 
-In: sizes. Out: figures. Called by ``student``.
+In: sizes. Out: figures.
 """
 
 from collections.abc import Callable, Iterable

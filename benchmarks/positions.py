@@ -1,7 +1,7 @@
 """Positions with a teacher's largest logits, to measure the cache with.
 
 From a file with the fields of a logits file (below), or, without one, from the demo's teacher over
-the demo's documents. Called by ``codec`` and ``loader``.
+the demo's documents.
 
 A logits file is safetensors: ``logits`` [P, ≥ 128] falling, ``ids`` of the same shape, ``log_z_t1``
 and ``log_z_t2`` [P] over the whole vocabulary at temperatures 1 and 2, ``label`` [P].

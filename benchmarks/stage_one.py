@@ -92,7 +92,7 @@ class _Bench:
         from stages.cache_teacher.corpus.units import resolve_corpus
         from stages.cache_teacher.engine.unit_maker import Job, UnitMaker
         from stages.cache_teacher.reporting.progress import Progress
-        from stages.cache_teacher.setup.open_or_create import Beginning
+        from stages.cache_teacher.setup.open_or_create import CacheOpener
         from stages.cache_teacher.teacher.lazy_teacher import LazyTeacher
         from stages.cache_teacher.teacher.teacher_files import resolve_teacher
         from stages.compute.device import choose_device
@@ -116,7 +116,7 @@ class _Bench:
         progress = Progress(1, ALL_UNITS, self._note)
         lazy = LazyTeacher(resolve_teacher(config), self.device, progress)
         corpus = resolve_corpus(config)
-        beginning = Beginning(config=config, out=work / "cache", corpus=corpus, teacher=lazy)
+        beginning = CacheOpener(config=config, out=work / "cache", corpus=corpus, teacher=lazy)
         self.writer, identity = beginning.open(beginning.identity())
         self.spec = identity.spec
         job = Job(config=config, spec=self.spec, projection=identity.projection, teacher=lazy)

@@ -46,12 +46,12 @@ class Setup:
     precision: Any
     device: str
     batch_size: int
-    accumulation: int
+    gradient_accumulation_steps: int
     chunk: int
     sequence_length: int
     heads: int
     compile: Any
-    head_columns: int | None
+    sampled_softmax_size: int | None
 
     def config(self) -> TrainStudentConfig:
         """The paper's student but for the number of blocks."""
@@ -63,9 +63,9 @@ class Setup:
             precision=self.precision,
             device=self.device,
             batch_size=self.batch_size,
-            accumulation=self.accumulation,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
             loss_chunk=self.chunk,
-            head_columns=self.head_columns,
+            sampled_softmax_size=self.sampled_softmax_size,
             max_steps=1_000,
         )
 
@@ -86,11 +86,11 @@ class Setup:
 )
 @click.option("--device", default="auto", show_default=True)
 @click.option("--batch-size", type=int, default=4, show_default=True)
-@click.option("--accumulation", type=int, default=1, show_default=True)
+@click.option("--gradient-accumulation-steps", type=int, default=1, show_default=True)
 @click.option("--chunk", type=int, default=256, show_default=True, help="Positions of a chunk.")
 @click.option("--sequence-length", type=int, default=512, show_default=True)
 @click.option("--compile", default="auto", show_default=True)
-@click.option("--head-columns", type=int, help="Of cache and labels, as train_student's.")
+@click.option("--sampled-softmax-size", type=int, help="Of cache and labels, as train_student's.")
 @click.option("--steps", type=int, default=2, show_default=True, help="Of one turn.")
 @click.option("--repeats", type=int, default=5, show_default=True)
 @click.option(
@@ -130,7 +130,7 @@ def make_cache(work: Path, setup: Setup) -> None:
     teacher = (work / f"teacher-{setup.preset}").resolve()
     if not teacher.exists():
         save_random_teacher(teacher, setup.preset)
-    num_tokens = 2 * setup.batch_size * setup.accumulation * setup.sequence_length
+    num_tokens = 2 * setup.batch_size * setup.gradient_accumulation_steps * setup.sequence_length
     documents_per_unit = 1 + num_tokens // _TOKENS_OF_A_DOCUMENT // _TRAINING_UNITS
     num_documents = (1 + _TRAINING_UNITS) * documents_per_unit  # the first unit is for validation
     corpus = work / f"{num_documents}-documents.parquet"
@@ -191,10 +191,15 @@ def peak_in_new_process(work: Path, setup: Setup, way: Way) -> int:
     arguments = [
         *("--work", str(work), "--peak-of", way, "--teacher", setup.preset),
         *("--blocks", setup.blocks, "--precision", setup.precision, "--device", setup.device),
-        *("--batch-size", setup.batch_size, "--accumulation", setup.accumulation),
+        *("--batch-size", setup.batch_size),
+        *("--gradient-accumulation-steps", setup.gradient_accumulation_steps),
         *("--chunk", setup.chunk, "--sequence-length", setup.sequence_length),
         *("--heads", setup.heads, "--compile", setup.compile),
-        *(("--head-columns", setup.head_columns) if setup.head_columns else ()),
+        *(
+            ("--sampled-softmax-size", setup.sampled_softmax_size)
+            if setup.sampled_softmax_size
+            else ()
+        ),
     ]
     command = [sys.executable, "-m", "benchmarks", "stage-two", *map(str, arguments)]
     return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)

@@ -186,7 +186,7 @@ def measured(scene: Scene, chosen: Iterator[Kind], repeats: int) -> Iterator[dic
             "kind": kind.kind,
             "top_k": kind.top_k,
             "num_draws": kind.num_draws,
-            "draw_temperature": kind.drawn_at and round(kind.drawn_at, 3),
+            "sampling_temperature": kind.drawn_at and round(kind.drawn_at, 3),
             "bytes_per_token": round(sum(sizes) / (repeats * SEQUENCE_LENGTH), 1),
             "at_temperature": by_temperature,
         }
@@ -331,7 +331,7 @@ def _excess_noise(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         rivals = [r for r in both if all(r[key] == row[key] for key in ("top_k", "num_draws"))]
         for temperature, figures in row["at_temperature"].items():
             best = min(rival["at_temperature"][temperature]["noise"] for rival in rivals)
-            ratios.setdefault(row["draw_temperature"], []).append(figures["noise"] / best)
+            ratios.setdefault(row["sampling_temperature"], []).append(figures["noise"] / best)
     return {
         f"{drawn_at:.3g}": {"mean": round(float(np.mean(r)), 3), "worst": round(max(r), 3)}
         for drawn_at, r in ratios.items()
@@ -355,7 +355,7 @@ def _table(figures: dict[str, Any]) -> Iterator[str]:
         ]
         yield (
             f"{row['kind']:14}{row['top_k'] or '':>4}{row['num_draws'] or '':>7}"
-            f"{row['draw_temperature'] or '':>6}{row['bytes_per_token']:>9}"
+            f"{row['sampling_temperature'] or '':>6}{row['bytes_per_token']:>9}"
             + "".join(f"{cell:>15}" for cell in cells)
         )
     yield "noise of top_k+sampled over the best draw temperature's, by draw temperature:"

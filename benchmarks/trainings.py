@@ -1,8 +1,8 @@
 """Students in training: from the cache, with the teacher in the loop, on labels alone.
 
 In: an open cache and stage two's settings. Out: ``Training``s of one recipe that see the same rows
-in the same order. Called by ``stage_two`` and ``online``. Everything but the loop itself is what
-``train-student`` runs: loader, objective, optimizer.
+in the same order. Everything but the loop itself is what ``train-student`` runs: loader, objective,
+optimizer.
 """
 
 import time
@@ -17,8 +17,8 @@ from pipeline.students.online_teacher import load_online_teacher
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.loader import Loader, row_order
 from stages.train_student.data.sampler import micro_batch_seed
-from stages.train_student.distributed.context import Processes
-from stages.train_student.losses.objective import Share, make_objective
+from stages.train_student.distributed.context import DistributedContext
+from stages.train_student.losses.objective import LossNormalizer, make_objective
 from stages.train_student.losses.schedules import learning_rate, loss_weights
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from stages.train_student.new_student import load_student
@@ -51,11 +51,11 @@ class Training:
             with_mean = max(config.beta_start, config.beta_end) > 0
             teacher = load_online_teacher(cache, device, with_mean=with_mean)
         self.objective = make_objective(self.model, cache, config, device, teacher)
-        team = Processes()
-        loss = ParallelLoss(self.model, self.objective, config.parallel, team)
-        self._updater = Updater(self.model, loss, config, team)
+        context = DistributedContext()
+        loss = ParallelLoss(self.model, self.objective, config.parallel, context)
+        self._updater = Updater(self.model, loss, config, context)
         self.order = row_order(cache, config, cache.num_rows("train"))
-        self.num_steps = config.max_steps or self.order.steps_per_epoch * config.num_epochs
+        self.num_steps = config.max_steps or self.order.steps_per_epoch * config.num_train_epochs
         self.step = 0
 
     @property
@@ -72,9 +72,9 @@ class Training:
                 weights = loss_weights(self.config, self.step, self.order.steps_per_epoch)
                 rate = learning_rate(self.config, self.step, self.num_steps)
                 num_scored = sum(batch.num_scored for batch in step)
-                share = Share(num_scored, self.order.rows_per_step)
+                share = LossNormalizer(num_scored, self.order.rows_per_step)
                 seed = partial(micro_batch_seed, self.config.seed, self.step)
-                seeds = map(seed, range(self.config.accumulation))
+                seeds = map(seed, range(self.config.gradient_accumulation_steps))
                 sums = self._updater.accumulate(step, weights, share, seeds)
                 self._updater.update(sums, rate)  # waits for the device
                 self.step += 1

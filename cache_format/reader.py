@@ -1,8 +1,7 @@
 """Read a cache: rows in any order, by any number of threads, every byte checked before it is used.
 
-In: a directory or URL. Out: rows as NumPy arrays, the teacher's files, and a verdict on
-every checksum. Called by stage two and by the command line's ``inspect`` and ``verify``. Changes
-nothing there. Trust goes from the manifest's seal to the receipts' hashes to the segments' hashes.
+In: a directory or URL. Out: rows as NumPy arrays, and the teacher's files. Changes nothing there.
+Trust goes from the manifest's seal to the receipts' hashes to the segments' hashes.
 """
 
 import hashlib

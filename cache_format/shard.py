@@ -3,8 +3,7 @@
 In: rows. Out: the file's bytes, its segments (which bytes hold what, with their SHA-256) and
 statistics. The other way round, a record batch is decoded from the bytes of its segments alone,
 after the caller has compared their hashes: Arrow notices no flipped bit. Each record batch is two
-segments, targets and sketch, so that whoever wants no hidden states reads none. Called by the
-writer and the reader.
+segments, targets and sketch, so that whoever wants no hidden states reads none.
 """
 
 import hashlib

@@ -1,7 +1,6 @@
 """Work on many items in a few threads; the first failure ends it and reaches the caller.
 
 Hashing, compression, reading and writing let other threads run meanwhile, so threads are enough.
-Called by the verification, the export, the merge and the writer.
 """
 
 import os

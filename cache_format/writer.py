@@ -1,7 +1,7 @@
 """Write a cache: units in any order, by any number of processes, killed at any moment.
 
 In: a spec, the teacher's files, and for each unit its rows. Out: a directory as ``README.md``
-specifies it. Called by stage one. A unit counts once its receipt is there; the receipt is published
+specifies it. A unit counts once its receipt is there; the receipt is published
 after the shard, exclusively. So nothing that was killed half-way is ever counted, and two processes
 that make the same unit end with one.
 """

@@ -18,7 +18,7 @@ from pipeline.commands.verify_command import verify
 from pipeline.options.cache_location import RUN, CacheLocation, LocalPath
 from pipeline.options.finite_range import FiniteRange
 from pipeline.runtime.session import PipelineGroup, Session
-from pipeline.runtime.silence_libraries import quieten
+from pipeline.runtime.silence_libraries import silence_libraries
 
 _DIRECTORY = LocalPath(file_okay=False)
 _CACHE = CacheLocation(exists=True)
@@ -140,7 +140,7 @@ def generate(
     from pipeline.students.student_files import require_student
 
     require_student(run)  # or a refusal, before what takes long to import
-    quieten()
+    silence_libraries()
     from pipeline.reporting.printable import printable
     from pipeline.students.generation import Sampling, require_text, stream_text
     from pipeline.students.student_files import student_files

@@ -92,7 +92,7 @@ class TestCache:
     def test_training(self, cache: Path, tmp_path: Path, canary: Path) -> None:
         messages = []
         train(
-            tiny_config(max_steps=1, validate_every=1, checkpoint_every=1),
+            tiny_config(max_steps=1, eval_steps=1, save_steps=1),
             cache,
             tmp_path / "run",
             report=lambda progress: messages.append(progress.message),

@@ -21,14 +21,14 @@ slstm_at = [0]
 num_heads = 2
 qkv_block_size = 4
 batch_size = 2
-accumulation = 1
+gradient_accumulation_steps = 1
 max_steps = 12
 precision = "fp32"
 compile = "off"
 loss_chunk = 64
-log_every = 1
+logging_steps = 1
 validation_rows = 4
-checkpoint_every = 6
+save_steps = 6
 """
 
 

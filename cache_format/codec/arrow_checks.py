@@ -1,8 +1,7 @@
 """An Arrow IPC message as it must lie in a segment: alone, and not compressed.
 
 Arrow allocates what a compressed buffer claims to hold, and passes over what follows the message
-it was asked for. So both are looked at here before Arrow decodes anything. Called by the shard's
-reader.
+it was asked for. So both are looked at here before Arrow decodes anything.
 """
 
 import pyarrow as pa

@@ -3,7 +3,7 @@
 A number v ≥ 0 is split into its class, which is its bit length, and its raw bits, which are all
 bits below its leading one. Classes go through zstd, whose Huffman coder sees how often each occurs;
 raw bits look random and are packed as they are, lowest bit first. (The split is Elias's gamma code,
-its unary part replaced by an entropy coder.) Called by the columns and the entries.
+its unary part replaced by an entropy coder.)
 
 Shapes: M numbers.
 """

@@ -12,7 +12,7 @@ symbol, because they depend on one another; symbols are grouped by slot (place w
 because the first levels of a position lie far apart and the last ones close together; each group is
 one zstd frame. Raw bits of all entries follow, packed.
 
-Shapes: T positions, N entries of the row. Called by the codec and the draws.
+Shapes: T positions, N entries of the row.
 """
 
 from functools import lru_cache

@@ -5,8 +5,7 @@ temperature 1, and √p/Z₂ · Δ²/96 at temperature 2, where Z₂ is Σ√p o
 grow like p^(−1/2) are best for the one, like p^(−1/4) for the other. Even steps δ of p^(1/4) are
 Δ = 4δ p^(−1/4), and cost (2/3) δ² Σ√p over the kept entries and (1/6) δ² K/Z₂ for K of them.
 
-In: log-probabilities. Out: levels, 0 for probability 1, and back. Called by the codec.
-Shapes: M numbers.
+In: log-probabilities. Out: levels, 0 for probability 1, and back. Shapes: M numbers.
 """
 
 import numpy as np

@@ -1,7 +1,6 @@
 """A row's way to the columns of a shard and back.
 
 In: a ``Row`` of NumPy arrays. Out: the bytes of each column (see ``columns.py``), or the reverse.
-Called by the writer and the reader.
 """
 
 from collections.abc import Callable, Mapping

@@ -8,8 +8,7 @@ nothing where it is 1.
 
 An entry's level is how far its log-probability lies below a number that the position's last kept
 entry tells, in steps of 1/8 nat; no draw lies above it. In: a row's draws, with what the kept
-entries say of probabilities. Out: the bytes of the column ``drawn``, or the reverse. Called by the
-codec.
+entries say of probabilities. Out: the bytes of the column ``drawn``, or the reverse.
 
 Shapes: T positions, M distinct ids drawn at all positions together, E draws.
 """

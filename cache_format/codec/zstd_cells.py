@@ -1,9 +1,8 @@
 """Bytes as zstd frames whose size is known before anything is allocated.
 
-In: bytes. Out: one zstd frame, or the bytes again. Called by all that encodes a column. A frame
-says how large its content is; what a column holds follows from the spec and the columns before it.
-The two are compared first, so no frame, whatever it claims, makes a reader allocate more than a row
-takes.
+In: bytes. Out: one zstd frame, or the bytes again. A frame says how large its content is; what a
+column holds follows from the spec and the columns before it. The two are compared first, so no
+frame, whatever it claims, makes a reader allocate more than a row takes.
 """
 
 import threading

@@ -1,8 +1,7 @@
 """The principal components that hidden states are projected on, where the sketch is ``pca``.
 
 One matrix W of orthonormal columns, [D, d], for the whole cache: y = Wᵀh. Stage one takes it from
-the corpus's first unit; the spec holds the hash of its file, ``projection.bin``. Called by writer
-and reader.
+the corpus's first unit; the spec holds the hash of its file, ``projection.bin``.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 Ranks of ids that are often kept are small, so they take few bits. The table is a permutation of the
 vocabulary that stage one takes from the corpus before the first unit; the spec holds its hash. Out:
-ids by rank, ranks by id, and the bytes of the file ``ranks.bin``. Called by writer and reader.
+ids by rank, ranks by id, and the bytes of the file ``ranks.bin``.
 """
 
 import hashlib

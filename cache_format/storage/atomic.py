@@ -3,7 +3,6 @@
 Everything is written under a temporary name ``.tmp-*`` beside its target, flushed, fsynced and
 renamed; then the directory is fsynced, so that the name outlives a power cut too. A process holds
 a lock (``flock``) on what it is writing: whoever gets the lock knows that the writer is dead.
-Called by the cache's writer, by checkpoints and by everything else that publishes a file.
 """
 
 import errno

@@ -2,7 +2,7 @@
 
 An object store shows whole objects or none, so nothing half-written is ever there: a file is
 uploaded as one object. Requests that the network fails are made again a few times, after longer and
-longer waits, before the failure is named. Called by ``storage.py``, which has the interface.
+longer waits, before the failure is named.
 
 **Exclusively.** S3 and Google Cloud Storage create an object only if it is not there, by one
 request (``If-None-Match: *``, ``ifGenerationMatch=0``). Other drivers look first and write then, so

@@ -3,7 +3,7 @@
 A shard is fetched whole, compared with its SHA-256 on the way, and published under its name, which
 has its hash in it: so a copy is the right one or none. The one that was not read for longest gives
 way first. Threads and processes share a directory: each reserves its room under a lock before it
-fetches, and what is open stays readable while its name is removed. Called by ``remote.py``.
+fetches, and what is open stays readable while its name is removed.
 """
 
 import os

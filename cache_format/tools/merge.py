@@ -1,9 +1,9 @@
 """Put caches of one spec together, such as disjoint ranges of units made on different machines.
 
 In: opened caches, complete or not, none of which is changed. Out: one cache with all their units.
-Called by ``pipeline merge``. Every file is compared with its checksum on the way; shards become
-hard links where the file system has them, since nothing in a cache is ever changed in place. A
-merge that was killed goes on where it was: units that are there are kept.
+Every file is compared with its checksum on the way; shards become hard links where the file system
+has them, since nothing in a cache is ever changed in place. A merge that was killed goes on where
+it was: units that are there are kept.
 """
 
 import hashlib

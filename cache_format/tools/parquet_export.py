@@ -1,9 +1,8 @@
 """A cache as Parquet: one file for each shard, its columns plain, for whatever reads Parquet.
 
 In: an opened cache. Out: ``train/00001.parquet``, ``validation/00000.parquet`` and so on, so that
-``datasets.load_dataset("parquet", data_dir=…)`` finds the splits by itself. Called by ``pipeline
-export``. Far larger than the cache, and rounded as the cache is; students are trained from the
-cache itself.
+``datasets.load_dataset("parquet", data_dir=…)`` finds the splits by itself. Far larger than the
+cache, and rounded as the cache is; students are trained from the cache itself.
 
 A row is a packed sequence of T positions; position t predicts ``token_ids[t + 1]``. The lists of a
 position that is not scored (its next token belongs to another document) are empty, its

@@ -2,7 +2,7 @@
 
 In: a file outside of the cache, which readers do not write to. It has one line of JSON for each
 file that was read and was right: its path, its SHA-256, and size, time and inode, so that a file
-that was changed since is read again. Called by the verification, from several threads.
+that was changed since is read again.
 """
 
 import json

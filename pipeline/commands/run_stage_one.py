@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.runtime.silence_libraries import quieten
+from pipeline.runtime.silence_libraries import silence_libraries
 from stages.cache_teacher.config import ALL_UNITS, UnitRange
 from stages.cache_teacher.worker_share import WorkerShare
 
@@ -79,7 +79,7 @@ def run_stage_one(
     from stages.cache_teacher.preflight import check_early
 
     check_early(recipe.cache_teacher, out)
-    quieten(show_downloads=not reporter.is_quiet)
+    silence_libraries(show_downloads=not reporter.is_quiet)
     from pipeline.reporting.stages import CacheReport
     from stages.cache_teacher.run import cache_teacher
 
@@ -102,7 +102,7 @@ def send_plan(recipe: "Recipe", out: Path | str, reporter: "Reporter") -> None:
     from stages.cache_teacher.preflight import check_early
 
     check_early(recipe.cache_teacher, out)
-    quieten(show_downloads=not reporter.is_quiet)
+    silence_libraries(show_downloads=not reporter.is_quiet)
     from pipeline.reporting.events import Event
     from pipeline.reports.dry_run import plan_fields, plan_text
     from stages.cache_teacher.plan import plan_cache

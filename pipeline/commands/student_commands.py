@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.options.cache_location import RUN, CacheLocation, LocalPath
-from pipeline.runtime.silence_libraries import quieten
+from pipeline.runtime.silence_libraries import silence_libraries
 
 if TYPE_CHECKING:
     from cache_format.reader import Cache
@@ -75,14 +75,14 @@ def evaluate(
         require_harness()
     require_student(run)  # or a refusal, before what takes long to import
     opened = None if cache is None else cache_format.open(cache)
-    quieten()
+    silence_libraries()
     from pipeline.students.student_files import student_files
 
     with student_files(run, cache, lambda line: click.echo(line, err=True)) as student:
         if opened is not None:
-            from pipeline.students.evaluation import Extent, evaluate_student, evaluation_text
+            from pipeline.students.evaluation import EvalOptions, evaluate_student, evaluation_text
 
-            extent = Extent(num_rows=rows, batch_size=batch_size, device=device)
+            extent = EvalOptions(num_rows=rows, batch_size=batch_size, device=device)
             found = _with_bar(student.directory, opened, extent, evaluate_student)
             found |= {"model": str(student.source), "checkpoint_step": student.step}
             if student.step is not None:
@@ -131,7 +131,7 @@ def push(run: Path, repo_id: str, private: bool, revision: str | None) -> None:
     from pipeline.students.student_files import model_directory
 
     model_directory(run)  # or a refusal, before what takes long to import
-    quieten()
+    silence_libraries()
     from pipeline.students.hub_upload import push_model
 
     url = push_model(run, repo_id, is_private=private, revision=revision)

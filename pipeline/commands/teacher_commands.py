@@ -20,7 +20,7 @@ from pipeline.options.reporting_options import (
     send_start,
 )
 from pipeline.runtime.session import Session
-from pipeline.runtime.silence_libraries import quieten
+from pipeline.runtime.silence_libraries import silence_libraries
 
 _tokens_option = click.option(
     "--tokens",
@@ -172,7 +172,7 @@ def estimate(
     from stages.cache_teacher.preflight import check_early
 
     check_early(recipe.cache_teacher)
-    quieten()
+    silence_libraries()
     from pipeline.reporting.progress_bar import Bar
     from pipeline.reports.estimate_report import EstimateReport, estimate_json, estimate_text
     from stages.cache_teacher.estimate import estimate as measure

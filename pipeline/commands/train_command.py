@@ -22,7 +22,7 @@ from pipeline.options.reporting_options import (
     send_start,
 )
 from pipeline.runtime.session import Session
-from pipeline.runtime.silence_libraries import quieten
+from pipeline.runtime.silence_libraries import silence_libraries
 
 if TYPE_CHECKING:
     from cache_format.reader import Cache
@@ -141,7 +141,7 @@ def train_student(
     if os.environ.get("WORLD_SIZE", "1") == "1":  # of several processes all have to refuse, not one
         is_online = online is not None
         check_early(recipe.train_student, opened, out, resume=resume, online=is_online)
-    quieten(show_downloads=not reporter.is_quiet)
+    silence_libraries(show_downloads=not reporter.is_quiet)
     from pipeline.reporting.stages import TrainReport
     from pipeline.runtime.signals import asked_to_stop
     from stages.train_student.distributed.context import OtherProcessFailedError

@@ -2,7 +2,7 @@
 
 In: the standard library and the packages installed beside this one. Out: one Parquet file in
 FineWeb's schema (``text``, ``id``, ``dump``, ``url``, …), so that the ordinary loading code reads
-it. Called by the demo, and by the script that trained the demo's teacher.
+it.
 
 A document is one module's docstrings, one documentation file, or one package description. Every
 document has a side, decided by the hash of its *name*: the demo's teacher was trained on side

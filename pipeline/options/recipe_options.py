@@ -1,4 +1,4 @@
-"""``--recipe`` and ``--set``, and the recipe that they make. Called by the commands that read one.
+"""``--recipe`` and ``--set``, and the recipe that they make.
 
 Nothing heavy is imported before a recipe has been checked.
 """

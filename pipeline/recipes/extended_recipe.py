@@ -1,7 +1,7 @@
 """The recipe that goes on with a finished cache: its own, with a larger budget.
 
 In: the cache. Out: its ``recipe.toml`` with the budget, and with the commits that the cache was
-made from in place of branches that may have moved on. Called by ``pipeline extend``.
+made from in place of branches that may have moved on.
 """
 
 from pathlib import Path

@@ -1,8 +1,7 @@
 """Read a recipe: a TOML file with one table of settings per stage.
 
 In: the name of a shipped recipe or a file, and overrides from the command line. Out: both stages'
-checked configs. Imports nothing heavy, so that a wrong recipe is refused at once. Called by every
-command that takes ``--recipe``.
+checked configs. Imports nothing heavy, so that a wrong recipe is refused at once.
 """
 
 import tomllib
@@ -24,6 +23,28 @@ _CONFIGS: dict[str, type] = {
     "cache_teacher": CacheTeacherConfig,
     "train_student": TrainStudentConfig,
 }
+
+
+_RENAMED = {
+    "accumulation": "gradient_accumulation_steps",
+    "checkpoint_every": "save_steps",
+    "clip_norm": "max_grad_norm",
+    "draw_temperature": "sampling_temperature",
+    "head_columns": "sampled_softmax_size",
+    "keep_checkpoints": "save_total_limit",
+    "keep_mass": "top_p",
+    "log_every": "logging_steps",
+    "num_draws": "num_samples",
+    "num_epochs": "num_train_epochs",
+    "sketch": "hidden_projection",
+    "sketch_dim": "hidden_projection_dim",
+    "sketch_dtype": "hidden_projection_dtype",
+    "slstm": "slstm_backend",
+    "trackers": "report_to",
+    "validate_every": "eval_steps",
+    "warmup_fraction": "warmup_ratio",
+}
+"""Keys of earlier versions, and what they are called now."""
 
 
 class RecipeError(ValueError):
@@ -230,6 +251,8 @@ def _refuse_unknown(where: str, what: str, name: str, valid: Iterable[str]) -> N
     names = list(valid)
     if name in names:
         return
+    if what == "key" and _RENAMED.get(name) in names:
+        raise RecipeError(f'{where}: unknown key "{name}"; it is now called "{_RENAMED[name]}"')
     (nearest,) = get_close_matches(name, names, n=1, cutoff=0.0)
     elsewhere = [table for table, kind in _CONFIGS.items() if name in get_type_hints(kind)]
     if what == "key" and elsewhere:

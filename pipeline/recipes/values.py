@@ -1,7 +1,7 @@
 """From a TOML value to a config field: what a type hint accepts, and how a refusal is worded.
 
 In: a value as ``tomllib`` or ``--set`` gives it, and a field's type hint. Out: the field's value,
-or a ``ValueError`` of the form "expected …, found …". Called by ``recipe.py``.
+or a ``ValueError`` of the form "expected …, found …".
 """
 
 import math

@@ -57,7 +57,7 @@ def plan_text(plan: "CachePlan", out: Path | str) -> str:
     rows = {
         "cache id": spec.cache_id
         if plan.is_identity_known
-        else "not known yet: principal components (cache_teacher.sketch=pca) need the teacher",
+        else "not known yet: principal components (hidden_projection=pca) need the teacher",
         "teacher": f"{plan.teacher_directory}, {short(plan.num_parameters)} parameters, "
         f"{spec.teacher.dtype}, attention {spec.teacher.attention}, "
         f"vocabulary {spec.teacher.vocab_size:,}, on {plan.device}",

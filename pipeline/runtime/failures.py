@@ -1,7 +1,7 @@
 """What the person at the terminal is told when a command fails.
 
 In: the exception that ended the command, the command's name and its recipe. Out: a message that
-ends with the next step. Called by ``session.py``.
+ends with the next step.
 """
 
 import errno
@@ -95,10 +95,12 @@ def _smaller(command: str, recipe: Recipe) -> str:
     if command == "train-student":
         return (
             f"Lower train_student.batch_size (now {two.batch_size}) and raise "
-            f"train_student.accumulation (now {two.accumulation}) by as much, or lower "
-            f"train_student.loss_chunk (now {two.loss_chunk}), such as\n"
+            "train_student.gradient_accumulation_steps (now "
+            f"{two.gradient_accumulation_steps}) by as much, or lower train_student.loss_chunk "
+            f"(now {two.loss_chunk}), such as\n"
             f"  --set train_student.batch_size={max(1, two.batch_size // 2)} "
-            f"--set train_student.accumulation={two.accumulation * 2} "
+            "--set train_student.gradient_accumulation_steps="
+            f"{two.gradient_accumulation_steps * 2} "
             f"--set train_student.loss_chunk={max(1, two.loss_chunk // 2)}\n"
             "and run the command again; with another --out if the run has a checkpoint, because "
             "it then keeps its batch_size."

@@ -1,7 +1,4 @@
-"""Keep the libraries' chatter off the terminal; what they download keeps its bars.
-
-Called by every command that is about to import transformers.
-"""
+"""Keep the libraries' chatter off the terminal; what they download keeps its bars."""
 
 import os
 
@@ -14,7 +11,7 @@ _QUIET = {
 }
 
 
-def quieten(*, show_downloads: bool = True) -> None:
+def silence_libraries(*, show_downloads: bool = True) -> None:
     """Imports transformers; a variable that the user has set wins."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)

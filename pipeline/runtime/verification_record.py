@@ -1,7 +1,7 @@
 """Where ``pipeline verify`` remembers what it has read, so that it can be interrupted.
 
 In: the opened cache and what the person asked for. Out: a file outside of the cache, ready to be
-written, and a line for the person. Called by ``verify``.
+written, and a line for the person.
 """
 
 import hashlib

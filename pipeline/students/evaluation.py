@@ -1,8 +1,8 @@
 """How good a student is, beside its teacher, on the validation split of a cache.
 
 In: a run or model directory and a cache that its teacher made. Out: loss, perplexity, KL,
-agreement, accuracy and calibration error, as numbers and as a table. Called by ``pipeline
-evaluate``. The teacher is not loaded: what it said of these positions lies in the cache.
+agreement, accuracy and calibration error, as numbers and as a table. The teacher is not loaded:
+what it said of these positions lies in the cache.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -36,7 +36,7 @@ _KL = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extent:
+class EvalOptions:
     """How much is evaluated at a time, and in all."""
 
     num_rows: int | None
@@ -48,7 +48,7 @@ class Extent:
 
 
 def evaluate_student(
-    run: Path, cache: "Cache", extent: Extent, report: Callable[[int, int], None]
+    run: Path, cache: "Cache", extent: EvalOptions, report: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """Figures of the student and its teacher; ``report`` is told rows done and rows in all.
 

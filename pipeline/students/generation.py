@@ -1,7 +1,7 @@
 """Let a student go on from a prompt.
 
 In: the directory that a run wrote, or a Hugging Face model directory, and a prompt. Out: text,
-piece by piece. Called by ``pipeline generate``.
+piece by piece.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,7 @@
 """A student in lm-evaluation-harness, in this process.
 
 In: a run or model directory and names of tasks. Out: the tasks' metrics, as numbers and as a table.
-Called by ``pipeline evaluate --tasks``. The harness (lm_eval) is an extra, and is imported only
-here.
+The harness (lm_eval) is an extra, and is imported only here.
 
 The harness scores a text's first token after the id that ends a document, which students, whose
 documents do not see each other, never meet there in training: mind that where texts are short.

@@ -3,7 +3,7 @@
 In: an open cache and a device. Out: an ``OnlineTeacher``, which is stage one's ``Teacher`` as stage
 two sees it; the stages do not know each other, so it is put together here. It is there for
 comparison: with the same rows and recipe, what does a student lose to the cache, and what does the
-teacher cost? Called by ``train-student`` and the benchmarks.
+teacher cost?
 
 B rows, T positions, V vocabulary, D width.
 """

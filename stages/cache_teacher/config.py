@@ -63,16 +63,16 @@ class CacheTeacherConfig:
     all, with their counts (RS-KD, arXiv 2503.16870); or the k largest, and draws from the rest."""
     top_k: int = 64
     """K: the most kept ids of a position; not used where all are drawn."""
-    keep_mass: float = 1.0
+    top_p: float = 1.0
     """Stop keeping ids of a position once they hold this share of the mass; 1 keeps all K."""
     num_levels: int = 128
     """Steps of p^(1/4) in which probabilities are stored, 2 to 255. The error stays below 2e-4 nats
     with 104 at top_k = 32, 128 at 64 and 176 at 128; it falls with the square."""
     inverse_temperatures: tuple[float, ...] = (0.5, 0.625, 0.75, 0.875, 1.0)
     """Nodes 1/T at which the log-mass of the tail is stored: rising eighths that end at 1."""
-    num_draws: int = 50
+    num_samples: int = 50
     """Draws at each position where ids are drawn, with replacement, 1 to 255."""
-    draw_temperature: float | None = None
+    sampling_temperature: float | None = None
     """T that ids are drawn at, 1/T being one of inverse_temperatures. By default 1 of all ids, and
     4/3 of the rest, which serves all temperatures from 1 to 2 nearly as well as the best for each.
     """
@@ -80,12 +80,12 @@ class CacheTeacherConfig:
     """Which hidden states are projected: ``mean_over_layers``, ``last`` (after the final norm),
     ``layers:4,12`` (the mean of those; 1 is the first) or ``random_layers:2`` (the mean of so many,
     drawn anew for every unit)."""
-    sketch: Literal["rademacher", "pca", "none"] = "rademacher"
+    hidden_projection: Literal["rademacher", "pca", "none"] = "rademacher"
     """How they are projected: by random signs drawn anew for every unit, or onto the principal
     components of the first unit's; ``none`` stores no hidden states."""
-    sketch_dim: int = 64
+    hidden_projection_dim: int = 64
     """d: width of the sketch."""
-    sketch_dtype: Literal["int8", "float16", "float32"] = "int8"
+    hidden_projection_dtype: Literal["int8", "float16", "float32"] = "int8"
     """How sketches are stored; int8 has a scale for each position."""
     seed: int = 0
     """Seed of all that is drawn: the sketch's signs, ids, and random layers."""
@@ -103,7 +103,7 @@ class CacheTeacherConfig:
         _require(self.documents_per_unit >= 1, "documents_per_unit", "1 or more")
         _require(self.validation_every >= 2, "validation_every", "2 or more")
         _require(1 <= self.top_k <= 65_535, "top_k", "from 1 to 65,535")
-        _require(0.0 < self.keep_mass <= 1.0, "keep_mass", "above 0 and at most 1")
+        _require(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1")
         _require(2 <= self.num_levels <= 255, "num_levels", "from 2 to 255")
         _require(
             self.rows_per_forward is None or self.rows_per_forward >= 1,
@@ -113,8 +113,8 @@ class CacheTeacherConfig:
         _require(self.head_chunk >= 1, "head_chunk", "1 or more")
         _require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 − 1")
         _require(
-            8 <= self.sketch_dim <= 4096 and self.sketch_dim % 8 == 0,
-            "sketch_dim",
+            8 <= self.hidden_projection_dim <= 4096 and self.hidden_projection_dim % 8 == 0,
+            "hidden_projection_dim",
             "a multiple of 8 from 8 to 4,096",
         )
         nodes = self.inverse_temperatures
@@ -126,21 +126,21 @@ class CacheTeacherConfig:
             "inverse_temperatures",
             "1 to 8 rising multiples of 1/8 that end at 1.0, such as [0.5, 0.75, 1.0]",
         )
-        _require(1 <= self.num_draws <= 255, "num_draws", "from 1 to 255")
+        _require(1 <= self.num_samples <= 255, "num_samples", "from 1 to 255")
         _require(
-            self.targets != "sampled" or self.num_draws >= 2,
-            "num_draws",
+            self.targets != "sampled" or self.num_samples >= 2,
+            "num_samples",
             "2 or more where targets is 'sampled'",
         )
         _require(
             self.targets == "top_k"
             or (self.drawn_at > 0 and any(math.isclose(1 / self.drawn_at, node) for node in nodes)),
-            "draw_temperature",
+            "sampling_temperature",
             "1 over one of inverse_temperatures, such as 2.0 for 0.5",
         )
         _require(
-            self.targets != "sampled" or self.keep_mass == 1.0,
-            "keep_mass",
+            self.targets != "sampled" or self.top_p == 1.0,
+            "top_p",
             "1 where targets is 'sampled'",
         )
         _require(
@@ -152,8 +152,8 @@ class CacheTeacherConfig:
     @property
     def drawn_at(self) -> float:
         """The temperature that ids are drawn at."""
-        if self.draw_temperature is not None:
-            return self.draw_temperature
+        if self.sampling_temperature is not None:
+            return self.sampling_temperature
         return 1.0 if self.targets == "sampled" else 4 / 3
 
 

@@ -29,7 +29,7 @@ from stages.cache_teacher.reporting.device_use import DeviceUse
 from stages.cache_teacher.reporting.progress import CacheProgress, Progress
 from stages.cache_teacher.reporting.split_shares import SplitShares, expected_shares
 from stages.cache_teacher.run import nothing_made
-from stages.cache_teacher.setup.open_or_create import Beginning
+from stages.cache_teacher.setup.open_or_create import CacheOpener
 from stages.cache_teacher.setup.teacher_dtype import with_teacher_dtype
 from stages.cache_teacher.teacher.lazy_teacher import LazyTeacher
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
@@ -219,7 +219,7 @@ def _make(
     passes: _Passes,
 ) -> tuple[_Units, bool]:
     """Make what the time allows; returns the units begun, and whether they are the corpus."""
-    beginning = Beginning(config=config, out=out, corpus=corpus, teacher=teacher)
+    beginning = CacheOpener(config=config, out=out, corpus=corpus, teacher=teacher)
     writer, identity = beginning.open(beginning.identity())
     job = Job(config=config, spec=identity.spec, projection=identity.projection, teacher=teacher)
     reader = UnitReader(corpus, teacher.source.document_tokenizer, identity.spec)

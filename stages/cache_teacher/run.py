@@ -1,9 +1,9 @@
 """Stage one from top to bottom: corpus → rows → teacher → targets and sketch → cache.
 
 In: the settings, and the place of a cache, new or begun. Out: a cache that holds the budget, or the
-whole corpus. Called by the command line. A unit is made from the spec and its own documents alone,
-and counts once its receipt is there: so this may be killed at any moment and started again, and
-shared among threads, processes and machines in any way.
+whole corpus. A unit is made from the spec and its own documents alone, and counts once its receipt
+is there: so this may be killed at any moment and started again, and shared among threads, processes
+and machines in any way.
 """
 
 import math
@@ -25,15 +25,15 @@ from stages.cache_teacher.corpus.unit_reader import PreparedUnit, UnitReader
 from stages.cache_teacher.corpus.units import Corpus, resolve_corpus
 from stages.cache_teacher.engine.local_engine import make_units
 from stages.cache_teacher.engine.ray_engine import RaySettings, make_units_on_ray
-from stages.cache_teacher.engine.ray_worker import RemoteJob
-from stages.cache_teacher.engine.token_budget import Budget
+from stages.cache_teacher.engine.ray_worker import RayJob
+from stages.cache_teacher.engine.token_budget import TokenBudget
 from stages.cache_teacher.engine.unit_maker import Job, UnitMaker
 from stages.cache_teacher.engine.unit_queue import UnitQueue
 from stages.cache_teacher.reporting.progress import CacheProgress, Progress
 from stages.cache_teacher.reporting.split_shares import expectation
-from stages.cache_teacher.setup.complete_cache import held_already
-from stages.cache_teacher.setup.open_or_create import Beginning
-from stages.cache_teacher.setup.reference_check import choose_witness
+from stages.cache_teacher.setup.complete_cache import find_complete_cache
+from stages.cache_teacher.setup.open_or_create import CacheOpener
+from stages.cache_teacher.setup.reference_check import choose_reference_shard
 from stages.cache_teacher.setup.teacher_dtype import with_teacher_dtype
 from stages.cache_teacher.teacher.lazy_teacher import LazyTeacher
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
@@ -100,10 +100,10 @@ def cache_teacher(
         if not corpus.has_unit(0):
             raise ValueError(f"corpus {config.corpus!r}: holds no documents")
         teacher = LazyTeacher(source, device, progress)
-        beginning = Beginning(config=config, out=out, corpus=corpus, teacher=teacher)
+        beginning = CacheOpener(config=config, out=out, corpus=corpus, teacher=teacher)
         identity = beginning.identity()
         if not (isinstance(units, UnitRange) and units != ALL_UNITS):
-            held = held_already(out, identity.spec, config.num_tokens, corpus)
+            held = find_complete_cache(out, identity.spec, config.num_tokens, corpus)
             if held is not None:
                 return _nothing_to_do(held, config.num_tokens, progress)
         writer, identity = beginning.open(identity)
@@ -113,13 +113,13 @@ def cache_teacher(
             spec=identity.spec,
             projection=identity.projection,
             teacher=teacher,
-            witness=choose_witness(finished.values()),
+            reference_shard=choose_reference_shard(finished.values()),
         )
         filling = _Filling(job, writer, corpus, finished, units, progress)
         if ray is None or filling.is_full():
             filling.make_here(recipe_toml)
         else:
-            remote = RemoteJob(config=config, out=out, witness=job.witness)
+            remote = RayJob(config=config, out=out, reference_shard=job.reference_shard)
             filling.make_on_ray(remote, ray, recipe_toml)
         return filling.close()
 
@@ -140,7 +140,7 @@ class _Filling:
         self._units, self._progress = units, progress
         self._num_tokens = job.config.num_tokens
         self._reader = UnitReader(corpus, job.teacher.source.document_tokenizer, job.spec)
-        self._budget = Budget(self._num_tokens, writer, self._reader.num_tokens)
+        self._budget = TokenBudget(self._num_tokens, writer, self._reader.num_tokens)
         self._queue = UnitQueue(units, self._budget, corpus, finished, progress)
         self._taking = threading.Lock()
         self._published = time.monotonic()
@@ -151,7 +151,7 @@ class _Filling:
         """Whether no unit is missing."""
         return self._queue.is_empty()
 
-    def make_on_ray(self, job: RemoteJob, settings: RaySettings, recipe_toml: str) -> None:
+    def make_on_ray(self, job: RayJob, settings: RaySettings, recipe_toml: str) -> None:
         """Make what is missing on a cluster, whose workers load teachers of their own."""
         self._job.teacher.unload()  # principal components may have needed it
 
@@ -204,7 +204,7 @@ class _Filling:
 
     def _note(self, unit: int, num_tokens: int) -> None:
         """A unit's size is known. The first one tells how the cache will be divided."""
-        self._budget.note(unit, num_tokens)
+        self._budget.record(unit, num_tokens)
         mean = self._budget.mean_size()
         if mean and not self._has_said_shares:
             self._has_said_shares = True
@@ -221,9 +221,9 @@ class _Filling:
     def _missing(self, finished: Mapping[int, ShardEntry]) -> tuple[int, ...]:
         """Needed units that are in other workers' hands, or in nobody's."""
         for unit, entry in finished.items():
-            self._budget.note(unit, entry.num_tokens)
+            self._budget.record(unit, entry.num_tokens)
         missing = []
-        for unit in self._budget.wanted(ALL_UNITS):
+        for unit in self._budget.needed_units(ALL_UNITS):
             if not self._corpus.has_unit(unit):
                 break
             if unit not in finished:

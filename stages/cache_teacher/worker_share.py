@@ -1,7 +1,7 @@
 """One of several processes that share a cache without talking to each other: ``--worker r/R``.
 
 In: the option's text, and what torchrun or Slurm put into the environment. Out: which units are
-this worker's, and which GPU. Called by the command line and ``run``.
+this worker's, and which GPU.
 """
 
 import re

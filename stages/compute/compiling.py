@@ -1,8 +1,7 @@
 """A function of tensors, compiled by PyTorch where that is asked for and possible.
 
-Compiled, a chain of passes over a
-chunk's logits becomes one: several times faster, the same but for the last bits of its sums. Sizes
-stay symbolic, so that it is compiled once.
+Compiled, a chain of passes over a chunk's logits becomes one: several times faster, the same but
+for the last bits of its sums. Sizes stay symbolic, so that it is compiled once.
 """
 
 import importlib.util

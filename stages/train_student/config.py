@@ -51,7 +51,7 @@ class TrainStudentConfig:
 
     learning_rate: float = 2e-4
     """Peak learning rate of AdamW."""
-    warmup_fraction: float = 0.1
+    warmup_ratio: float = 0.1
     """Share of all steps over which the learning rate rises; a cosine to 0 follows."""
     adam_beta1: float = 0.9
     """Decay of AdamW's first moment."""
@@ -59,13 +59,14 @@ class TrainStudentConfig:
     """Decay of AdamW's second moment."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay, on matrices only."""
-    clip_norm: float = 1.0
+    max_grad_norm: float = 1.0
     """Largest gradient norm."""
     batch_size: int = 8
-    """Sequences in one forward pass; lower it (and raise ``accumulation``) when memory runs out."""
-    accumulation: int = 4
+    """Sequences in one forward pass. When memory runs out, lower it and raise
+    ``gradient_accumulation_steps``."""
+    gradient_accumulation_steps: int = 4
     """Forward passes in one optimizer step, all processes taken together."""
-    num_epochs: int = 10
+    num_train_epochs: int = 10
     """Passes over the cache's training rows."""
     max_steps: int | None = None
     """Stop after this many optimizer steps, and fit the schedules to them; absent: all epochs."""
@@ -75,15 +76,15 @@ class TrainStudentConfig:
     instructions for it, and fp32 on others, which are ten times as slow in half precision."""
     loss_chunk: int = 256
     """Positions whose full logits exist at once; lower it when memory runs out."""
-    head_columns: int | None = None
+    sampled_softmax_size: int | None = None
     """Columns of a frozen head, drawn by frequency for every chunk, that stand for all those which
     its labels and kept ids do not name: a fraction of the time, for noise in the gradient (``python
-    -m benchmarks head-columns``); absent: all. A GPU reads what is named by several positions of
+    -m benchmarks sampled-softmax``); absent: all. A GPU reads what is named by several positions of
     ``loss_chunk`` several times. Where that comes to more than all columns, and in validation, all
     are read once."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the loss: ``auto`` where a compiler is found. Speed only."""
-    slstm: Literal["auto", "torch", "triton"] = "auto"
+    slstm_backend: Literal["auto", "torch", "triton"] = "auto"
     """The sLSTM's recurrence: PyTorch's loop, or one kernel of Triton's on GPUs. Speed only."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """What more than one process (torchrun) shares: gradients, or weights and moments as well."""
@@ -97,32 +98,38 @@ class TrainStudentConfig:
     reader_threads: int = 2
     """Threads that read the cache ahead of the training, in each process."""
 
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Who is told the figures, beside ``metrics.jsonl``."""
-    log_every: int = 10
+    logging_steps: int = 10
     """Optimizer steps between two lines of ``metrics.jsonl``."""
-    validate_every: int = 2000
+    eval_steps: int = 2000
     """Optimizer steps between two validations; the last step is always validated."""
     validation_rows: int = 256
     """The most rows of the validation split that a validation reads."""
-    checkpoint_every: int = 2000
+    save_steps: int = 2000
     """Optimizer steps between two checkpoints; the last step always gets one."""
-    keep_checkpoints: int = 2
+    save_total_limit: int = 2
     """Newest checkpoints that are kept."""
 
     def __post_init__(self) -> None:
         for key in (
             *("num_blocks", "num_heads", "conv_kernel", "qkv_block_size", "batch_size"),
-            *("accumulation", "num_epochs", "loss_chunk", "reader_threads", "log_every"),
-            *("validate_every", "validation_rows", "checkpoint_every", "keep_checkpoints"),
+            *(
+                "gradient_accumulation_steps",
+                "num_train_epochs",
+                "loss_chunk",
+                "reader_threads",
+                "logging_steps",
+            ),
+            *("eval_steps", "validation_rows", "save_steps", "save_total_limit"),
         ):
             _require(getattr(self, key) >= 1, key, "1 or more")
-        for key in ("max_steps", "shuffle_shards", "head_columns"):
+        for key in ("max_steps", "shuffle_shards", "sampled_softmax_size"):
             value = getattr(self, key)
             _require(value is None or value >= 1, key, "1 or more")
         _require(
-            self.head_columns is None or not self.train_head,
-            "head_columns",
+            self.sampled_softmax_size is None or not self.train_head,
+            "sampled_softmax_size",
             "absent where train_head is true, for what is trained is read as a whole",
         )
         _require(
@@ -131,7 +138,7 @@ class TrainStudentConfig:
             "slstm_at",
             f"rising block indices below num_blocks = {self.num_blocks}",
         )
-        _require(len(set(self.trackers)) == len(self.trackers), "trackers", "each named once")
+        _require(len(set(self.report_to)) == len(self.report_to), "report_to", "each named once")
         for key in ("alpha_start", "alpha_end", "beta_start", "beta_end", "epoch_delta"):
             _require(0.0 <= getattr(self, key) <= 1.0, key, "from 0 to 1")
         beta = max(self.beta_start, self.beta_end)
@@ -147,13 +154,13 @@ class TrainStudentConfig:
                 f"{name}_start",
                 f"at least {name}_end under the epoch rule scale_restart, which only lowers it",
             )
-        for key in ("learning_rate", "clip_norm"):
+        for key in ("learning_rate", "max_grad_norm"):
             _require(getattr(self, key) > 0.0, key, "above 0")
         for key in ("feedforward_factor", "mlstm_factor"):
             _require(0.0 < getattr(self, key) <= 1024.0, key, "above 0 and at most 1024")
         for key in ("num_blocks", "conv_kernel"):
             _require(getattr(self, key) <= 4096, key, "at most 4096")
-        for key in ("dropout", "warmup_fraction", "adam_beta1", "adam_beta2"):
+        for key in ("dropout", "warmup_ratio", "adam_beta1", "adam_beta2"):
             _require(0.0 <= getattr(self, key) < 1.0, key, "at least 0 and below 1")
         _require(self.weight_decay >= 0.0, "weight_decay", "0 or more")
         _require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 − 1")

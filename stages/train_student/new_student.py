@@ -1,4 +1,4 @@
-"""A new student, around what its teacher has left in a cache. Called by ``run``."""
+"""A new student, around what its teacher has left in a cache."""
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file

@@ -22,7 +22,7 @@ def check_early(
     Nothing is written.
     """
     require_targets(config, cache, online=online)
-    require_trackers(config.trackers)
+    require_trackers(config.report_to)
     if not _begins_anew(out):  # then this refuses, or finds the run that is resumed
         if config.precision == "auto" and (precision := run_directory.recorded_precision(out)):
             config = replace(config, precision=precision)

@@ -16,7 +16,7 @@ from cache_format.reader import Cache
 from stages.recipe_table import table_toml
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.requirements import require_targets
-from stages.train_student.distributed.context import joined
+from stages.train_student.distributed.context import distributed_context
 from stages.train_student.losses.teacher_in_the_loop import LoadTeacher
 from stages.train_student.tracking.run_progress import Report
 from stages.train_student.tracking.trackers import require_trackers
@@ -56,11 +56,11 @@ def train_student(
     ...     num_heads=4,
     ...     qkv_block_size=4,
     ...     batch_size=4,
-    ...     accumulation=1,
+    ...     gradient_accumulation_steps=1,
     ...     max_steps=2,
     ...     precision="fp32",
     ...     compile="off",
-    ...     trackers=(),
+    ...     report_to=(),
     ... )
     >>> cache = cache_format.open("my-cache")  # that stage one wrote
     >>> metrics = train_student(config, cache, Path("my-run"))
@@ -85,23 +85,23 @@ def train_student(
     if recipe_toml is None:
         recipe_toml = table_toml("train_student", config)
     require_targets(config, cache, online=load_teacher is not None)
-    require_trackers(config.trackers)
-    with joined(config.device) as (team, device):
-        require_processes(config, team.num_ranks)
-        choice = team.first(lambda: choose_precision(config.precision, out, device))
+    require_trackers(config.report_to)
+    with distributed_context(config.device) as (context, device):
+        require_processes(config, context.num_ranks)
+        choice = context.run_on_rank0(lambda: choose_precision(config.precision, out, device))
         config = dataclasses.replace(config, precision=choice.precision)
-        stopping = Stopping(stop or StopRequest(), team)
+        stopping = Stopping(stop or StopRequest(), context)
         with ExitStack() as stack:
-            team.first(lambda: stack.enter_context(run_directory.held(out)))
+            context.run_on_rank0(lambda: stack.enter_context(run_directory.held(out)))
             with stopping.interruptible():
                 initial = load_initial_weights(init, config, cache) if init else None
             prepare = partial(run_directory.prepare, out, cache, config)
             prepare = partial(prepare, resume=resume, recipe_toml=recipe_toml)
             prepare = partial(prepare, online=load_teacher is not None, initial=initial)
-            record = team.first(prepare)
+            record = context.run_on_rank0(prepare)
             with stopping.interruptible():
                 teacher = load_teacher(device) if load_teacher else None
-                run = TrainingRun(config, cache, record, team, device, out, report, teacher)
+                run = TrainingRun(config, cache, record, context, device, out, report, teacher)
                 run.restore(initial)
             del initial, prepare  # their weights are in the model now
             if extend_to is not None:

@@ -25,7 +25,15 @@ def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> None:
 
 ARGUMENTS = (
     *("stage-two", "--teacher", "94M", "--blocks", "2", "--heads", "2", "--batch-size", "2"),
-    *("--accumulation", "2", "--sequence-length", "64", "--compile", "off", "--json"),
+    *(
+        "--gradient-accumulation-steps",
+        "2",
+        "--sequence-length",
+        "64",
+        "--compile",
+        "off",
+        "--json",
+    ),
     *("--steps", "1", "--repeats", "2"),
 )
 

@@ -20,7 +20,7 @@ def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = json.loads(result.output)
     assert 0.1 < figures["student_kl_nats"]["1"] < 1.0
     assert figures["interpolation_error_nats"]["max_k32"] < 0.002
-    by_kind = {(row["kind"], row["draw_temperature"]): row for row in figures["targets"]}
+    by_kind = {(row["kind"], row["sampling_temperature"]): row for row in figures["targets"]}
     top_k = by_kind["top_k", None]["at_temperature"]
     both = by_kind["top_k+sampled", 1.0]["at_temperature"]
     alone = by_kind["sampled", 1.0]["at_temperature"]

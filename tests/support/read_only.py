@@ -1,6 +1,6 @@
 """Directories without a right to write, also where the tests run as root.
 
-What lets root pass over file modes is given up while the block runs. Called by tests of readers.
+What lets root pass over file modes is given up while the block runs.
 """
 
 import ctypes

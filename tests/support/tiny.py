@@ -115,7 +115,7 @@ def tiny_config(teacher: Path | str, corpus: Path | str, **changes: Any) -> Cach
         "documents_per_unit": 10,
         "validation_every": 4,
         "top_k": 12,
-        "sketch_dim": 8,
+        "hidden_projection_dim": 8,
         "rows_per_forward": 4,
         "head_chunk": 50,
         "compile": "off",

@@ -1,7 +1,7 @@
 """Names on the Hub become commits and files. All that stage one asks of the Hub is here.
 
 In: the name, configuration and revision of a dataset or a model. Out: the URLs of a split's files
-at one commit, or a directory with a model's files. Called by ``corpus`` and ``teacher_files``.
+at one commit, or a directory with a model's files.
 """
 
 from pathlib import Path

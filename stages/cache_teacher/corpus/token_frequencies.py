@@ -1,8 +1,8 @@
 """The cache's table of ids by frequency, from the beginning of the corpus.
 
 In: token ids of documents. Out: a ``RankTable``, through which every id is stored: the smaller its
-rank, the fewer bits it takes. Called by ``identity`` for a new cache. The table is a pure function
-of corpus and tokenizer, so that machines which never met make caches that fit together.
+rank, the fewer bits it takes. The table is a pure function of corpus and tokenizer, so that
+machines which never met make caches that fit together.
 
 What counts is in how many places a teacher may think an id possible, not how often it occurs: a
 word that only ever follows one other does not come up elsewhere. So ids are counted as Kneser and

@@ -1,7 +1,7 @@
 """A unit's documents become its rows of token ids: all of a unit that costs no teacher.
 
 In: the corpus and the teacher's tokenizer. Out: a ``PreparedUnit`` by number, or only how many
-tokens it holds. Called by ``make``, and by ``need`` for units that are in other hands.
+tokens it holds.
 """
 
 import threading

@@ -1,7 +1,7 @@
-"""Turns at the device: one unit at a time, in the order in which they were read.
+"""A lock that units acquire in the order in which they were enqueued.
 
-Called by ``make``. A lock would give the device to any of those that wait: then a unit might be
-overtaken by later ones, and more units would be open when a run is killed.
+An ordinary lock wakes any of its waiters: later units could overtake earlier ones, and more units
+would be unfinished when a run is killed.
 """
 
 import threading
@@ -9,28 +9,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Turns:
-    """A queue of units."""
+class FifoLock:
+    """Held by one unit at a time, in the order of ``enqueue``."""
 
     def __init__(self) -> None:
         self._units: list[int] = []
         self._changed = threading.Condition()
         self._has_ended = False
 
-    def join(self, unit: int) -> None:
-        """Stand in the queue."""
+    def enqueue(self, unit: int) -> None:
+        """Add ``unit`` to the end of the queue."""
         with self._changed:
             self._units.append(unit)
 
-    def leave(self, unit: int) -> None:
-        """Leave the queue, from wherever in it; does nothing for who has left."""
+    def cancel(self, unit: int) -> None:
+        """Remove ``unit`` from the queue, if it is there."""
         with self._changed:
             if unit in self._units:
                 self._units.remove(unit)
             self._changed.notify_all()
 
     @contextmanager
-    def hold(self, unit: int) -> Iterator[None]:
+    def acquire(self, unit: int) -> Iterator[None]:
         """Wait for the turn of ``unit``; it has left the queue when the block ends.
 
         Everyone's turn comes at once when the queue ``end``s.
@@ -40,9 +40,9 @@ class Turns:
         try:
             yield
         finally:
-            self.leave(unit)
+            self.cancel(unit)
 
-    def end(self) -> None:
+    def open(self) -> None:
         """Let nobody wait any more."""
         with self._changed:
             self._has_ended = True

@@ -1,7 +1,6 @@
 """The engine of one process: a few threads make one unit each, so that their work overlaps.
 
 In: where to get the next unit, and what makes it. Out: every unit made, or the first failure.
-Called by ``run``.
 """
 
 import threading

@@ -1,7 +1,7 @@
 """The engine of many machines: Ray actors that hold a teacher each, and get units one by one.
 
 In: a queue of units, and where actors find settings and cache. Out: every unit made, or the first
-failure that making it again would not mend. Called by ``run``. Whoever is fast gets more units. An
+failure that making it again would not mend. Whoever is fast gets more units. An
 actor that dies (a spot machine taken back, memory run out) is replaced, and what it had not
 finished is made by others; nothing is lost but time, and it does not matter if it was finished
 after all. The packages of this program have to be installed on every machine; the weights, a local
@@ -21,7 +21,7 @@ from heapq import heappop, heappush
 from typing import Any
 
 from cache_format.metadata.receipt import ShardEntry
-from stages.cache_teacher.engine.ray_worker import MadeUnit, RemoteJob, RemoteMaker
+from stages.cache_teacher.engine.ray_worker import MadeUnit, RayJob, RayWorker
 from stages.cache_teacher.engine.unit_maker import UNITS_IN_FLIGHT
 from stages.cache_teacher.engine.unit_queue import UnitQueue
 from stages.cache_teacher.reporting.device_use import DeviceUse
@@ -49,7 +49,7 @@ class RaySettings:
 
 
 def make_units_on_ray(
-    job: RemoteJob,
+    job: RayJob,
     settings: RaySettings,
     queue: UnitQueue,
     progress: Progress,
@@ -64,11 +64,11 @@ def make_units_on_ray(
     """
     progress.show("waiting for workers")
     with _cluster(settings) as ray:
-        crew = _Crew(ray, job, settings.num_workers, queue, progress, made)
+        pool = ActorPool(ray, job, settings.num_workers, queue, progress, made)
         try:
-            crew.work()
+            pool.work()
         finally:
-            crew.dismiss()
+            pool.shutdown()
 
 
 @contextmanager
@@ -161,13 +161,13 @@ class _Worker:
         return list(self.units) if self.loading is None else [self.loading]
 
 
-class _Crew:
+class ActorPool:
     """The actors of a run."""
 
     def __init__(
         self,
         ray: Any,
-        job: RemoteJob,
+        job: RayJob,
         num_workers: int | None,
         queue: UnitQueue,
         progress: Progress,
@@ -183,7 +183,7 @@ class _Crew:
             max_concurrency=UNITS_IN_FLIGHT,
             max_restarts=0,
             max_task_retries=0,
-        )(RemoteMaker)
+        )(RayWorker)
         self._workers: list[_Worker] = []
         self._again: list[int] = []
         self._num_tries: dict[int, int] = {}
@@ -193,7 +193,7 @@ class _Crew:
         """Make all units of the queue."""
         while not self._is_done():
             while len(self._workers) < self._num_workers:
-                self._hire()
+                self._spawn()
             self._hand_out()
             # Those that are loading first: they would have to wait while others never do.
             workers = sorted(self._workers, key=lambda worker: worker.loading is None)
@@ -202,7 +202,7 @@ class _Crew:
             for call in ended:
                 self._take_in(call)
 
-    def dismiss(self) -> None:
+    def shutdown(self) -> None:
         """Kill the actors; they have nothing to do, or what they do is not wanted."""
         for worker in self._workers:
             self._ray.kill(worker.handle, no_restart=True)
@@ -211,7 +211,7 @@ class _Crew:
         is_busy = any(worker.units for worker in self._workers)
         return not is_busy and not self._again and self._queue.is_empty()
 
-    def _hire(self) -> None:
+    def _spawn(self) -> None:
         handle = self._actor.remote(self._job)
         self._workers.append(_Worker(handle, handle.load.remote()))
 
@@ -235,7 +235,7 @@ class _Crew:
         try:
             result = self._ray.get(call)
         except self._ray.exceptions.RayError as error:
-            self._lose(worker, call, error)
+            self._on_failure(worker, call, error)
             return
         if call == worker.loading:
             worker.loading = None
@@ -255,7 +255,7 @@ class _Crew:
         self._progress.made_unit(result.entry)
         self._made(result.entry)
 
-    def _lose(self, worker: _Worker, call: Any, error: Exception) -> None:
+    def _on_failure(self, worker: _Worker, call: Any, error: Exception) -> None:
         """Replace an actor, and make its units again; raise what would only happen again."""
         cause = getattr(error, "cause", None) or error
         if isinstance(cause, ValueError):

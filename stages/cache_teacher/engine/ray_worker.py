@@ -14,19 +14,19 @@ from stages.cache_teacher.corpus.units import resolve_corpus
 from stages.cache_teacher.engine.unit_maker import Job, UnitMaker
 from stages.cache_teacher.reporting.device_use import DeviceUse
 from stages.cache_teacher.reporting.progress import Progress
-from stages.cache_teacher.setup.open_or_create import Beginning
+from stages.cache_teacher.setup.open_or_create import CacheOpener
 from stages.cache_teacher.teacher.lazy_teacher import LazyTeacher
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
 from stages.compute.device import choose_device
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemoteJob:
+class RayJob:
     """All that is sent to where units are made."""
 
     config: CacheTeacherConfig
     out: Path | str
-    witness: ShardEntry | None
+    reference_shard: ShardEntry | None
     """A finished shard that every teacher is compared with."""
 
 
@@ -39,13 +39,13 @@ class MadeUnit:
     peak_operations: float | None
 
 
-class RemoteMaker:
+class RayWorker:
     """Makes units of a cache. Three threads may ``make`` at a time, after one has called ``load``.
 
     Making one does nothing but remember ``job``, so that what fails is raised by ``load``.
     """
 
-    def __init__(self, job: RemoteJob) -> None:
+    def __init__(self, job: RayJob) -> None:
         self._job = job
         self._progress = Progress(job.config.num_tokens, ALL_UNITS, lambda _: None)
         self._maker: UnitMaker | None = None
@@ -58,14 +58,14 @@ class RemoteMaker:
         config = self._job.config
         teacher = LazyTeacher(resolve_teacher(config), choose_device(config.device), self._progress)
         corpus = resolve_corpus(config)
-        beginning = Beginning(config=config, out=self._job.out, corpus=corpus, teacher=teacher)
+        beginning = CacheOpener(config=config, out=self._job.out, corpus=corpus, teacher=teacher)
         writer, identity = beginning.open(beginning.identity())
         job = Job(
             config=config,
             spec=identity.spec,
             projection=identity.projection,
             teacher=teacher,
-            witness=self._job.witness,
+            reference_shard=self._job.reference_shard,
         )
         reader = UnitReader(corpus, teacher.source.document_tokenizer, identity.spec)
         self._maker = UnitMaker(job, reader, writer, self._progress)

@@ -36,7 +36,7 @@ _COUNTED_PER_LOOK = 16
 
 
 @dataclass(kw_only=True)
-class KnownSizes:
+class UnitSizes:
     """What the units of known size hold, in tokens."""
 
     num_units: int = 0
@@ -67,7 +67,7 @@ class KnownSizes:
         return max(_TIMES_MEAN * mean * num_units, mean * num_units + _NUM_ERRORS * error)
 
 
-def is_needed(num_tokens: int, num_held: int, num_unknown: int, sizes: KnownSizes) -> bool | None:
+def is_needed(num_tokens: int, num_held: int, num_unknown: int, sizes: UnitSizes) -> bool | None:
     """Whether the units before one hold less than ``num_tokens``.
 
     ``num_held`` is what those of known size hold, ``sizes`` what any units hold. None where the
@@ -91,7 +91,7 @@ def is_needed_of_part(unit: int, units: UnitRange, num_tokens: int, held: int) -
     return held * unit / (unit - units.first) < num_tokens
 
 
-class Budget:
+class TokenBudget:
     """What is known of the units' sizes, and whether one more is needed; for any thread."""
 
     def __init__(
@@ -102,10 +102,10 @@ class Budget:
         self._writer, self._count_tokens = writer, count_tokens
         self._sizes: dict[int, int] = {}
         self._held = [0]  # by units 0 to n, as far as all of them are known
-        self._known = KnownSizes()
+        self._known = UnitSizes()
         self._lock = threading.Lock()  # of the three; never held while units are counted
 
-    def note(self, unit: int, num_tokens: int) -> None:
+    def record(self, unit: int, num_tokens: int) -> None:
         """``unit`` holds ``num_tokens``; said again, it changes nothing."""
         with self._lock:
             if unit in self._sizes:
@@ -120,7 +120,7 @@ class Budget:
         with self._lock:
             return self._known.total / max(1, self._known.num_units)
 
-    def wanted(self, units: UnitRange | WorkerShare) -> Iterator[int]:
+    def needed_units(self, units: UnitRange | WorkerShare) -> Iterator[int]:
         """Those of ``units`` that are needed, rising; each is decided on when it is asked for."""
         for unit in units.numbers():
             if not self._wants(unit, units):
@@ -131,7 +131,7 @@ class Budget:
         """Whether the units before ``unit`` hold less than the budget."""
         needed = self._decide(unit)
         if needed is None and self._known.largest == 0:  # it shows how large units are
-            self.note(unit, self._count_tokens(unit))
+            self.record(unit, self._count_tokens(unit))
             needed = self._decide(unit)
         if needed is None:
             self._read_receipts()
@@ -143,7 +143,7 @@ class Budget:
         for earlier in range(unit):
             if earlier in self._sizes:
                 continue
-            self.note(earlier, self._count_tokens(earlier))
+            self.record(earlier, self._count_tokens(earlier))
             num_counted += 1
             if num_counted % _COUNTED_PER_LOOK == 0:
                 self._read_receipts()
@@ -176,4 +176,4 @@ class Budget:
             if unit not in self._sizes:
                 # One that cannot be read is counted.
                 with suppress(CorruptFileError, MissingFileError):
-                    self.note(unit, read_receipt(storage, unit, spec, None).entry.num_tokens)
+                    self.record(unit, read_receipt(storage, unit, spec, None).entry.num_tokens)

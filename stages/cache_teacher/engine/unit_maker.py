@@ -1,6 +1,6 @@
 """Make a unit: its documents → rows → teacher → targets → a published shard.
 
-In: the number of a unit. Out: its entry in the cache. Called by every engine. What is made is a
+In: the number of a unit. Out: its entry in the cache. What is made is a
 function of the spec and the number alone, so it does not matter who makes it, how often, or when
 it was killed.
 
@@ -28,7 +28,7 @@ from cache_format.writer import CacheWriter
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.corpus.unit_reader import PreparedUnit, Stopped, UnitReader
-from stages.cache_teacher.engine.fifo_lock import Turns
+from stages.cache_teacher.engine.fifo_lock import FifoLock
 from stages.cache_teacher.reporting.device_use import (
     DeviceUse,
     ModelOperations,
@@ -56,7 +56,7 @@ class Job:
     spec: CacheSpec
     projection: Projection | None
     teacher: LazyTeacher
-    witness: ShardEntry | None = None
+    reference_shard: ShardEntry | None = None
     """A finished shard, which the teacher must agree with before it adds to the cache."""
 
 
@@ -73,7 +73,7 @@ class UnitMaker:
         self.reader, self.writer = reader, writer
         self._job, self._progress = job, progress
         self._load_lock = threading.Lock()
-        self._turns = Turns()
+        self._device_lock = FifoLock()
         self._slots = threading.BoundedSemaphore(_LAUNCHED)
         self._stopping = threading.Event()
         self._loaded: _Loaded | None = None
@@ -106,7 +106,7 @@ class UnitMaker:
         """Read ``unit``; None where the corpus has ended before it."""
         prepared = self.reader.read(unit)
         if prepared is not None:
-            self._turns.join(unit)
+            self._device_lock.enqueue(unit)
         return prepared
 
     def finish(self, prepared: PreparedUnit) -> ShardEntry:
@@ -124,7 +124,7 @@ class UnitMaker:
                     pool=self._encoders,
                 )
         finally:
-            self._turns.leave(prepared.unit)
+            self._device_lock.cancel(prepared.unit)
         self._progress.made_unit(entry)
         return entry
 
@@ -135,7 +135,7 @@ class UnitMaker:
         """
         self._stopping.set()
         self.reader.stop()
-        self._turns.end()
+        self._device_lock.open()
 
     def close(self) -> None:
         """Free the threads that encode."""
@@ -145,7 +145,7 @@ class UnitMaker:
         """The rows of a unit in their order; no forward pass mixes two units."""
         launched: deque[_Launched] = deque()
         try:
-            with self._turns.hold(prepared.unit):
+            with self._device_lock.acquire(prepared.unit):
                 self._progress.begin_unit(prepared.unit, prepared.corpus_position)
                 for batch, first_row in self._batches(prepared.packed):
                     if not self._slots.acquire(blocking=not launched):
@@ -207,8 +207,8 @@ class UnitMaker:
         step = TeacherStep(teacher, spec, config, self._job.projection, self._check_stopping)
         step.compile()  # in this thread, which Ctrl-C interrupts, if it is the main one
         num_rows = rows_per_forward(config.rows_per_forward, step, spec, teacher.device, _LAUNCHED)
-        if self._job.witness is not None:
-            require_agreement(self.writer, self._job.witness, step, num_rows)
+        if self._job.reference_shard is not None:
+            require_agreement(self.writer, self._job.reference_shard, step, num_rows)
         if teacher.device.type == "cuda":
             name = torch.cuda.get_device_name(teacher.device)
             self._progress.know_device(peak_operations(name, spec.teacher.dtype))

@@ -1,7 +1,7 @@
 """The units that are still to be made, in rising order; one object for all threads of a run.
 
-In: the budget, the units asked for, those that are finished. Out: the next one. Called by ``run``
-and the engines. Whether a unit is needed is decided when it is asked for, as late as can be.
+In: the budget, the units asked for, those that are finished. Out: the next one. Whether a unit is
+needed is decided when it is asked for, as late as can be.
 """
 
 import threading
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from cache_format.metadata.receipt import ShardEntry
 from stages.cache_teacher.config import UnitRange
 from stages.cache_teacher.corpus.units import Corpus
-from stages.cache_teacher.engine.token_budget import Budget
+from stages.cache_teacher.engine.token_budget import TokenBudget
 from stages.cache_teacher.reporting.progress import Progress
 from stages.cache_teacher.worker_share import WorkerShare
 
@@ -21,7 +21,7 @@ class UnitQueue:
     def __init__(
         self,
         units: UnitRange | WorkerShare,
-        budget: Budget,
+        budget: TokenBudget,
         corpus: Corpus,
         finished: Mapping[int, ShardEntry],
         progress: Progress,
@@ -29,12 +29,12 @@ class UnitQueue:
         self.budget = budget
         self.has_corpus_ended = False
         """Whether the corpus ended before a unit that is needed."""
-        self._wanted = budget.wanted(units)
+        self._wanted = budget.needed_units(units)
         self._corpus, self._finished, self._progress = corpus, finished, progress
         self._lock = threading.Lock()
         self._next: int | None = None
         for unit, entry in finished.items():
-            budget.note(unit, entry.num_tokens)
+            budget.record(unit, entry.num_tokens)
 
     def is_empty(self) -> bool:
         """Whether nothing is left to make."""

@@ -1,7 +1,6 @@
 """How far stage one is: what has been made, how fast, and how much the device waited.
 
 In: what the units' makers tell, from any thread. Out: a ``CacheProgress`` for whoever shows it.
-Called by ``run``, ``make`` and the engines.
 """
 
 import threading

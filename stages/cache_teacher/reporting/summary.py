@@ -1,6 +1,6 @@
 """What came of a run of stage one, in figures.
 
-In: the manifest and the last progress report. Out: values for JSON. Called by the command line.
+In: the manifest and the last progress report. Out: values for JSON.
 """
 
 from typing import Any

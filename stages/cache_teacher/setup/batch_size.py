@@ -1,6 +1,6 @@
 """How many rows go through the teacher at once: as asked, or as many as fit and pay.
 
-In: a ``TeacherStep`` whose weights are on the device. Out: a number of rows. Called by ``make``.
+In: a ``TeacherStep`` whose weights are on the device. Out: a number of rows.
 On a GPU it is found by trying batches of full rows, twice as many each time, while a tenth of the
 memory is held back; rows that came out of the trial are thrown away.
 """

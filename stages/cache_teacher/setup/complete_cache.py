@@ -1,6 +1,6 @@
 """Whether a cache already holds all that a run is asked for.
 
-Such a run writes nothing, so it succeeds on a finished cache that is read-only. Called by ``run``.
+Such a run writes nothing, so it succeeds on a finished cache that is read-only.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from cache_format.storage.base import on_each
 from stages.cache_teacher.corpus.units import Corpus
 
 
-def held_already(
+def find_complete_cache(
     out: Path | str, spec: CacheSpec, num_tokens: int, corpus: Corpus
 ) -> Manifest | None:
     """The manifest of the finished cache at ``out``; None if there is something to make or mend."""

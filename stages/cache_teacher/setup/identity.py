@@ -1,9 +1,8 @@
 """Which cache a run asks for: its spec, and the files that are part of it.
 
 In: the settings, the teacher and the corpus. Out: a spec, whose hash is the cache's identity, the
-table of ids, and the matrix of principal components if there is one. Called by ``begin`` before
-anything is written. A cache that was begun has both already, so that only a new one counts tokens
-and runs the teacher for them.
+table of ids, and the matrix of principal components if there is one. A cache that was begun has
+both already, so that only a new one counts tokens and runs the teacher for them.
 """
 
 import math
@@ -103,21 +102,21 @@ def _target_spec(config: CacheTeacherConfig, ranks_sha256: str) -> TargetSpec:
     if config.targets == "sampled":  # counts are stored as they are: a level for each draw
         return TargetSpec(
             kind="sampled",
-            top_k=config.num_draws,
-            keep_mass=config.keep_mass,
+            top_k=config.num_samples,
+            keep_mass=config.top_p,
             inverse_temperatures=(_node_near(draw_node, config.inverse_temperatures),),
-            num_levels=config.num_draws,
+            num_levels=config.num_samples,
             ranks_sha256=ranks_sha256,
         )
     draws_tail = config.targets == "top_k+sampled"
     return TargetSpec(
         kind=config.targets,
         top_k=config.top_k,
-        keep_mass=config.keep_mass,
+        keep_mass=config.top_p,
         inverse_temperatures=config.inverse_temperatures,
         num_levels=config.num_levels,
         ranks_sha256=ranks_sha256,
-        num_draws=config.num_draws if draws_tail else None,
+        num_draws=config.num_samples if draws_tail else None,
         draw_inverse_temperature=(
             _node_near(draw_node, config.inverse_temperatures) if draws_tail else None
         ),
@@ -130,14 +129,14 @@ def _node_near(value: float, nodes: tuple[float, ...]) -> float:
 
 
 def _sketch_spec(config: CacheTeacherConfig) -> SketchSpec:
-    if config.sketch == "none":
+    if config.hidden_projection == "none":
         return SketchSpec(kind="none", dim=0, dtype="int8")
     return SketchSpec(
-        kind=config.sketch,
-        dim=config.sketch_dim,
-        dtype=config.sketch_dtype,
+        kind=config.hidden_projection,
+        dim=config.hidden_projection_dim,
+        dtype=config.hidden_projection_dtype,
         hidden_states=config.hidden_states,
-        projection_sha256=_NOT_FITTED if config.sketch == "pca" else None,
+        projection_sha256=_NOT_FITTED if config.hidden_projection == "pca" else None,
     )
 
 

@@ -1,7 +1,7 @@
 """Begin a cache, or find again one that was begun.
 
 In: the settings, the teacher's files, the corpus. Out: the cache opened for writing, and what it is
-made with. Called by ``run``.
+made with.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _ROWS_OF_FIT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beginning:
+class CacheOpener:
     """What a cache is begun with."""
 
     config: CacheTeacherConfig

@@ -1,7 +1,7 @@
 """Principal components of a teacher's hidden states, for caches that are projected on them.
 
-In: the teacher, and the rows of a cache's first unit. Out: W, [D, d]. Called by ``begin``, once for
-each cache. T positions of a row, P of a forward pass, D width, d sketch.
+In: the teacher, and the rows of a cache's first unit. Out: W, [D, d]. T positions of a row, P of a
+forward pass, D width, d sketch.
 """
 
 from collections.abc import Iterable
@@ -43,7 +43,7 @@ def principal_components(
     if num_positions < dim:
         raise ValueError(
             f"sketch: {dim} principal components need as many positions, but the first unit has "
-            f"{num_positions}. Raise documents_per_unit, or lower sketch_dim."
+            f"{num_positions}. Raise documents_per_unit, or lower hidden_projection_dim."
         )
     if not bool(torch.isfinite(moment_DD).all()):
         raise ValueError(

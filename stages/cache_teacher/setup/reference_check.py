@@ -1,8 +1,8 @@
 """Whether the loaded teacher is the one that made a cache: a few of its rows are made again.
 
 In: a finished shard and a ``TeacherStep``. Out: nothing, or an error that names the position in
-which they differ most. Called by ``make`` before anything is added to a cache. The spec's hashes
-vouch for the weights' files, not for what a library, a kernel or a device makes of them.
+which they differ most. The spec's hashes vouch for the weights' files, not for what a library, a
+kernel or a device makes of them.
 
 Compared are log-probabilities of next tokens, and gaps of ids near the largest logit. They differ
 by what the codec rounds, and by what the teacher's precision does when sums are taken in another
@@ -74,25 +74,25 @@ class Difference:
         return max(0.0, abs(self.stored - self.made) - self.rounding)
 
 
-def choose_witness(entries: Iterable[ShardEntry]) -> ShardEntry | None:
+def choose_reference_shard(entries: Iterable[ShardEntry]) -> ShardEntry | None:
     """The shard that a teacher is compared with: the first that has rows."""
     with_rows = (entry for entry in entries if entry.num_rows)
     return min(with_rows, key=lambda entry: entry.unit, default=None)
 
 
 def require_agreement(
-    writer: CacheWriter, witness: ShardEntry, step: TeacherStep, rows_per_forward: int
+    writer: CacheWriter, reference_shard: ShardEntry, step: TeacherStep, rows_per_forward: int
 ) -> None:
-    """Raise CacheError unless ``step`` makes what ``witness`` holds, within rounding."""
+    """Raise CacheError unless ``step`` makes what ``reference_shard`` holds, within rounding."""
     spec = writer.spec
-    stored = _rows_of(writer, witness, rows_per_forward)
+    stored = _rows_of(writer, reference_shard, rows_per_forward)
     # As many rows at a time as when it was made: then the same machine makes the same bits.
     batch = PackedUnit(
         token_ids_RT=np.stack([row.token_ids for row in stored]),
         document_starts=[row.document_starts for row in stored],
         num_dropped_tokens=0,
     )
-    made = step.launch(batch, witness.unit, 0).rows()
+    made = step.launch(batch, reference_shard.unit, 0).rows()
     differences = [
         difference
         for number, (one, other) in enumerate(zip(stored[:_NUM_ROWS], made, strict=False))
@@ -103,10 +103,10 @@ def require_agreement(
     if problem is not None:
         raise CacheError(
             f"{writer.path}: the teacher does not reproduce what this cache holds: unit "
-            f"{witness.unit}, {problem}. The weights' files are those that made the cache, so "
-            "what they are run with has changed: the attention kernel, the version of PyTorch or "
-            "transformers, the device, or something that alters weights when they are loaded. Run "
-            "it as it was run before, or make another cache; nothing was written."
+            f"{reference_shard.unit}, {problem}. The weights' files are those that made the cache, "
+            "so what they are run with has changed: the attention kernel, the version of PyTorch "
+            "or transformers, the device, or something that alters weights when they are loaded. "
+            "Run it as it was run before, or make another cache; nothing was written."
         )
 
 

@@ -1,8 +1,8 @@
 """What the device made of scored positions becomes rows of the cache.
 
 In: the packed rows of a forward pass and their targets, in the host's memory. Out: ``Row``s. Called
-by ``step``. Positions that are not scored keep nothing.
-B rows, T positions, P of them scored, K kept, M draws, N nodes, d sketch; n ids of all positions.
+by ``step``. Positions that are not scored keep nothing. B rows, T positions, P of them scored, K
+kept, M draws, N nodes, d sketch; n ids of all positions.
 """
 
 from typing import NamedTuple, TypeVar

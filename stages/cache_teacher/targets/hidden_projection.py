@@ -1,7 +1,7 @@
 """The sketch of hidden states: a projection of each position's, narrow enough to store.
 
 In: hidden states of some layers at a unit's scored positions. Out: float32 [P, d], the projection
-of their mean. Called by ``step``. It is taken layer by layer: the projection is linear, so no mean
+of their mean. It is taken layer by layer: the projection is linear, so no mean
 of whole hidden states is ever held. Two kinds:
 
 - random signs S, drawn anew for every unit. With E[S Sᵀ] = I, ‖Sᵀx‖² estimates ‖x‖² without bias,

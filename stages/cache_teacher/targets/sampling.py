@@ -1,7 +1,7 @@
 """Ids drawn at random from a teacher's distribution, and the numbers that decide which.
 
 In: logits [C, V] with their blocks, uniform numbers [C, M]. Out: M ids for each position, drawn
-with replacement from softmax(z/τ) over all ids, or over those not kept. Called by ``targets``.
+with replacement from softmax(z/τ) over all ids, or over those not kept.
 First the block is drawn, then the id within it: both by inversion, so a draw is a function of its
 uniform number and the logits alone, and only M blocks are read again.
 

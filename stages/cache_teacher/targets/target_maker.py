@@ -2,10 +2,9 @@
 drawn at random, or the k largest and draws from the rest.
 
 In: last hidden states [P, D], labels [P], uniform numbers [P, M] where ids are drawn. Out:
-``Targets`` on the same device; nothing here waits for it. Called by ``step``. The head runs over a
-chunk of positions at a time, and full logits never leave ``_chunk``: memory is chunk × vocabulary,
-whatever the number of positions.
-P positions, C of a chunk, D width, V vocabulary, K kept, N nodes of 1/T, M draws.
+``Targets`` on the same device; nothing here waits for it. The head runs over a chunk of positions
+at a time, and full logits never leave ``_chunk``: memory is chunk × vocabulary, whatever the number
+of positions. P positions, C of a chunk, D width, V vocabulary, K kept, N nodes of 1/T, M draws.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,7 @@
 """The teacher's head: hidden states become logits, in float32, padded to whole blocks of ids.
 
-In: last hidden states [C, D]. Out: logits [C, V]. Called by ``targets``, a chunk at a time. Rows
-that stand for no id are left out of every sum: their logits are −inf.
-C positions, D width, V ids, padded to a multiple of ``BLOCK``.
+In: last hidden states [C, D]. Out: logits [C, V]. Rows that stand for no id are left out of every
+sum: their logits are −inf. C positions, D width, V ids, padded to a multiple of ``BLOCK``.
 """
 
 import torch

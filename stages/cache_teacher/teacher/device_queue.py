@@ -1,8 +1,8 @@
 """What goes to a device and comes back without anyone waiting, and how long the device took.
 
-Called by ``step`` and ``attention``. On a GPU, copies go through pinned memory and are queued
-behind the work that makes what they copy: the host goes on, and waits for a ``DeviceClock`` before
-it looks. On a CPU there is nothing to wait for.
+On a GPU, copies go through pinned memory and are queued behind the work that makes what they copy:
+the host goes on, and waits for a ``DeviceClock`` before it looks. On a CPU there is nothing to wait
+for.
 """
 
 import time

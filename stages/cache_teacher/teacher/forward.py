@@ -1,10 +1,9 @@
 """One forward pass of the teacher becomes rows: body, head, targets, sketch.
 
 In: some rows of a unit. Out: ``PendingRows``, whose ``rows`` waits for what the device has been
-given and brings it into the cache's form. Called by ``make`` and ``self_check``. ``launch`` only
-queues work on a GPU: nothing in it waits for a result, so the device has its next batch before
-anyone has looked at this one.
-B rows of a forward pass, T positions, P of them scored, K kept, M draws, D width, d sketch.
+given and brings it into the cache's form. ``launch`` only queues work on a GPU: nothing in it waits
+for a result, so the device has its next batch before anyone has looked at this one. B rows of a
+forward pass, T positions, P of them scored, K kept, M draws, D width, d sketch.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,7 @@
 """Whether a loaded teacher does what a cache takes for granted, found out on a few short documents.
 
 In: the model, and how documents are packed into it. Out: nothing, or an error that says what comes
-out wrong. Called by ``teacher`` before the first batch: architectures and kernels that ignore where
-documents end, or change their logits after the head, say nothing of it.
-B rows, T positions, D width, V vocabulary.
+out wrong. B rows, T positions, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence

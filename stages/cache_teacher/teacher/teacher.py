@@ -1,7 +1,7 @@
 """The teacher on a device: token ids become hidden states. The head is left to ``targets``.
 
 In: rows of T ids and the places where documents start. Out: last hidden states, and those of the
-layers asked for. Called by ``step``. Documents in one row do not attend to each other, and their
+layers asked for. Documents in one row do not attend to each other, and their
 positions count from 0. B rows, T positions, D width, V vocabulary.
 """
 

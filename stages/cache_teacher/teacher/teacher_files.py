@@ -1,7 +1,7 @@
 """The teacher's files: a name becomes a directory, hashes and a ``TeacherSpec``; no weights yet.
 
 In: the ``teacher*`` settings. Out: ``TeacherSource``, after every refusal that the files allow, so
-that a wrong setting costs seconds and not a model's loading time. Called by ``run``.
+that a wrong setting costs seconds and not a model's loading time.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """A batch: rows of a cache as tensors.
 
-In: an open cache and row numbers. Out: a ``Batch``. Called by the loader and by validation.
+In: an open cache and row numbers. Out: a ``Batch``.
 
 Shapes: R rows of a batch, T positions, P of them scored, K kept ids, J drawn ids, M nodes 1/T,
 D width, d sketch.

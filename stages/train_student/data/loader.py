@@ -1,7 +1,7 @@
 """The loader: the batches of a run, in the order that ``row_order`` gives, read ahead.
 
 In: an open cache, the order, and which part of it this process trains on. Out: the micro-batches of
-each optimizer step, on the device. Called by ``run``.
+each optimizer step, on the device.
 
 Threads read and decode; on a GPU the copy of the next step goes on while this one is at work.
 """
@@ -19,7 +19,7 @@ import torch
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
-from stages.train_student.data.sampler import WHOLE, Part, RowOrder
+from stages.train_student.data.sampler import WHOLE, RankSlice, Sampler
 
 Step = tuple[Batch, ...]
 """The micro-batches of one optimizer step that one process trains on, in order."""
@@ -27,7 +27,7 @@ Step = tuple[Batch, ...]
 _STEPS_AHEAD = 3
 
 
-def row_order(cache: Cache, config: TrainStudentConfig, num_rows: int) -> RowOrder:
+def row_order(cache: Cache, config: TrainStudentConfig, num_rows: int) -> Sampler:
     """The order of the first ``num_rows`` training rows, which are those of whole shards.
 
     Raises ValueError where the copies of a remote cache have no room for the shards that are mixed
@@ -47,12 +47,12 @@ def row_order(cache: Cache, config: TrainStudentConfig, num_rows: int) -> RowOrd
             f"take {room:,}. Set shuffle_shards to about {max(1, num_mixed * room // needed):,}, "
             f"or give --local-gib {math.ceil(needed / 2**30 * 100) / 100:g} or more."
         )
-    return RowOrder(
+    return Sampler(
         seed=config.seed,
         rows_of_shards=tuple(rows_of_shards),
         shuffle_shards=config.shuffle_shards,
         batch_size=config.batch_size,
-        accumulation=config.accumulation,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
     )
 
 
@@ -62,9 +62,9 @@ class Loader:
     def __init__(
         self,
         cache: Cache,
-        order: RowOrder,
+        order: Sampler,
         device: torch.device,
-        part: Part = WHOLE,
+        part: RankSlice = WHOLE,
         *,
         num_threads: int,
         with_sketch: bool,

@@ -1,6 +1,6 @@
 """Does the cache hold what the recipe asks for?
 
-In: stage two's settings and an open cache. Called by ``run`` before anything is loaded or written.
+In: stage two's settings and an open cache.
 """
 
 from cache_format.metadata.spec import TargetSpec
@@ -17,18 +17,19 @@ def require_targets(config: TrainStudentConfig, cache: Cache, *, online: bool = 
     if cache.num_rows("validation") == 0:
         raise ValueError(f"{cache.path}: no validation rows. Cache more tokens.")
     if online:
-        if config.head_columns is not None:
+        if config.sampled_softmax_size is not None:
             raise ValueError(
-                "train_student.head_columns: a teacher in the loop gives all of its logits, and "
-                "they are compared with all of the student's. Set it to none."
+                "train_student.sampled_softmax_size: a teacher in the loop gives all of its "
+                "logits, and they are compared with all of the student's. Set it to none."
             )
         return
     if max(config.alpha_start, config.alpha_end):
         _require_temperatures(config, cache.spec.targets)
     if max(config.beta_start, config.beta_end) > 0 and cache.spec.sketch.kind == "none":
         raise ValueError(
-            "train_student.beta_start: the cache holds no hidden states (cache_teacher.sketch is "
-            "'none'). Set beta_start and beta_end to 0, or make a cache with sketches."
+            "train_student.beta_start: the cache holds no hidden states "
+            "(cache_teacher.hidden_projection is 'none'). Set beta_start and beta_end to 0, or "
+            "make a cache with them."
         )
 
 

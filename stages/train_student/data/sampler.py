@@ -1,7 +1,7 @@
 """The order in which rows are drawn: a pure function of the seed, the epoch and the step.
 
 In: a seed, and how many rows each shard has. Out: the rows of every optimizer step, in
-micro-batches, and which of these each process takes. Called by the loader. A resumed run needs no
+micro-batches, and which of these each process takes. A resumed run needs no
 state of the order beside its step, and the order is the same with every version of every library:
 it sorts by SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 """
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 
 @dataclass(frozen=True)
-class Part:
+class RankSlice:
     """What process ``rank`` of ``num_ranks`` takes of every step: whole micro-batches, by turns.
 
     So a micro-batch, and all that is computed of it, is the same however many processes there are.
@@ -23,16 +23,16 @@ class Part:
     rank: int
     num_ranks: int
 
-    def micro_batches(self, accumulation: int) -> list[int]:
+    def micro_batches(self, gradient_accumulation_steps: int) -> list[int]:
         """Numbers within the step, rising."""
-        return list(range(self.rank, accumulation, self.num_ranks))
+        return list(range(self.rank, gradient_accumulation_steps, self.num_ranks))
 
 
-WHOLE = Part(0, 1)
+WHOLE = RankSlice(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowOrder:
+class Sampler:
     """Every epoch visits each row once, in another order."""
 
     seed: int
@@ -42,26 +42,28 @@ class RowOrder:
     """Shards whose rows are mixed at a time; None: all of them."""
     batch_size: int
     """Rows of a micro-batch: one forward pass."""
-    accumulation: int
+    gradient_accumulation_steps: int
     """Micro-batches of a step."""
 
     @property
     def rows_per_step(self) -> int:
         """Rows of a step, those of all processes."""
-        return self.batch_size * self.accumulation
+        return self.batch_size * self.gradient_accumulation_steps
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole steps in one pass."""
         return steps_per_epoch(self.rows_per_step, sum(self.rows_of_shards))
 
-    def rows_of_step(self, step: int, part: Part = WHOLE) -> npt.NDArray[np.int64]:
+    def rows_of_step(self, step: int, part: RankSlice = WHOLE) -> npt.NDArray[np.int64]:
         """Row indices of ``part`` of a step. Rows that fill no step of an epoch are left out."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         start = step_in_epoch * self.rows_per_step
         order = epoch_order(self.seed, epoch, self.rows_of_shards, self.shuffle_shards)
-        rows = order[start : start + self.rows_per_step].reshape(self.accumulation, -1)
-        return rows[part.micro_batches(self.accumulation)].ravel()
+        rows = order[start : start + self.rows_per_step].reshape(
+            self.gradient_accumulation_steps, -1
+        )
+        return rows[part.micro_batches(self.gradient_accumulation_steps)].ravel()
 
 
 @lru_cache(maxsize=4)
@@ -93,7 +95,7 @@ def steps_per_epoch(rows_per_step: int, num_rows: int) -> int:
     if num_rows < rows_per_step:
         raise ValueError(
             f"the cache has {num_rows} training rows, fewer than one step's {rows_per_step} "
-            "(batch_size × accumulation). Lower these, or cache more tokens."
+            "(batch_size × gradient_accumulation_steps). Lower these, or cache more tokens."
         )
     return num_rows // rows_per_step
 

@@ -1,7 +1,7 @@
 """The processes of a run, as torchrun starts them: which one this is, and what they agree on.
 
-In: torchrun's environment. Out: ``Processes`` and this process's device. Called by ``run``. One
-process without torchrun is a team of one, and nothing of PyTorch's is set up.
+In: torchrun's environment. Out: ``DistributedContext`` and this process's device. One
+process without torchrun is a context of one, and nothing of PyTorch's is set up.
 
 What is agreed on goes over the processors (gloo), so that no GPU is waited for.
 """
@@ -22,18 +22,18 @@ _Value = TypeVar("_Value")
 
 
 class OtherProcessFailedError(RuntimeError):
-    """Another process of the team failed, and has said so."""
+    """Another process of the context failed, and has said so."""
 
 
 @dataclass(frozen=True)
-class Processes:
-    """A team, and this process's place in it."""
+class DistributedContext:
+    """A context, and this process's place in it."""
 
     rank: int = 0
     num_ranks: int = 1
 
     @property
-    def is_first(self) -> bool:
+    def is_rank0(self) -> bool:
         """The first process alone writes files and speaks."""
         return self.rank == 0
 
@@ -49,7 +49,7 @@ class Processes:
             dist.all_reduce(total)
         return total.tolist()
 
-    def first(self, action: Callable[[], _Value]) -> _Value:
+    def run_on_rank0(self, action: Callable[[], _Value]) -> _Value:
         """What ``action`` gives the first process, which alone calls it.
 
         Where it raises, all processes raise: the others ``OtherProcessFailedError``.
@@ -58,7 +58,7 @@ class Processes:
             return action()
         outcome: list[tuple[_Value | None, str | None]] = [(None, None)]
         failure: BaseException | None = None
-        if self.is_first:
+        if self.is_rank0:
             try:
                 outcome = [(action(), None)]
             except Exception as error:
@@ -74,7 +74,7 @@ class Processes:
 
 
 @contextmanager
-def joined(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
+def distributed_context(device_name: str) -> Iterator[tuple[DistributedContext, torch.device]]:
     """This process's place among those that torchrun started, and its device.
 
     Each process of a machine has the GPU of its number there. Raises ValueError if there is none
@@ -87,10 +87,10 @@ def joined(device_name: str) -> Iterator[tuple[Processes, torch.device]]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if num_ranks == 1:
-        yield Processes(), device
+        yield DistributedContext(), device
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    yield Processes(dist.get_rank(), num_ranks), device
+    yield DistributedContext(dist.get_rank(), num_ranks), device
     # Not after a failure: what it has to wait for may never come, and the process ends anyway.
     dist.destroy_process_group()
 

@@ -1,6 +1,4 @@
 """Tensors that FSDP has spread over the processes, as whole ones and back.
-
-Called by ``checkpoint`` and ``run``: what is saved does not depend on how many processes there are.
 All processes call these together.
 """
 

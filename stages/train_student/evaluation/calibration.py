@@ -3,7 +3,6 @@
 In: probability and correctness of the first choice at every scored position. Out: accuracy and the
 expected calibration error: the mean over positions of |accuracy − mean confidence| of the bin that
 a position's confidence falls into, of 15 bins of equal width (Guo et al., arXiv 1706.04599, eq. 3).
-Called by validation, for the student and for its teacher.
 
 Shapes: N scored positions, V vocabulary, D width.
 """

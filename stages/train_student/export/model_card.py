@@ -1,7 +1,7 @@
 """The README.md of a published student: what it is, what it learnt from, how to load it.
 
 In: the student, its cache, its recipe and its last validation. Out: Markdown with the front matter
-that the Hub reads. Called by ``export``.
+that the Hub reads.
 
 The licence is left to the teacher's page: most weights are the teacher's own, and nothing here
 knows its terms.
@@ -49,7 +49,7 @@ state of constant size. Pad batches on the left."""
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 _UNUSUAL = re.compile(r"[^\w./ -]", re.ASCII)
 # Whatever else a recipe names is a matter of one machine or of speed.
-_NOT_SHOWN = ("device", "reader_threads", "trackers", "compile", "slstm", "parallel")
+_NOT_SHOWN = ("device", "reader_threads", "report_to", "compile", "slstm_backend", "parallel")
 
 
 def model_card(

@@ -2,7 +2,7 @@
 
 In: a student, the cache it learnt from and, for its model card, recipe and figures. Out: a
 directory with weights, config, the code that finds them, tokenizer and model card, published whole
-or not at all. Called by ``run``.
+or not at all.
 """
 
 from collections.abc import Mapping

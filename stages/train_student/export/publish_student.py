@@ -14,7 +14,7 @@ from stages.train_student.checkpoints.saved_tensors import (
     whole_tensors,
 )
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.distributed.context import Processes
+from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.export.publish_model import publish_model, published_step
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from stages.train_student.new_student import load_student
@@ -24,7 +24,7 @@ def publish_student(
     model: DistilXLSTMForCausalLM,
     cache: Cache,
     target: Path,
-    team: Processes,
+    context: DistributedContext,
     *,
     config: TrainStudentConfig,
     step: int,
@@ -35,8 +35,8 @@ def publish_student(
     ``metrics`` are those of the last validation. Returns the keys of the teacher's
     ``tokenizer_config.json`` that were left out, because they name code or files elsewhere.
     """
-    is_shared = team.num_ranks > 1
-    trained = whole_tensors(trained_parameters(model), keep=is_shared and team.is_first)
+    is_shared = context.num_ranks > 1
+    trained = whole_tensors(trained_parameters(model), keep=is_shared and context.is_rank0)
 
     def publish() -> tuple[str, ...]:
         student = model
@@ -48,7 +48,7 @@ def publish_student(
         student.config.num_steps = step
         return publish_model(student, cache, target, config=config, metrics=metrics)
 
-    return team.first(publish)
+    return context.run_on_rank0(publish)
 
 
 def _holds(directory: Path, student: DistilXLSTMForCausalLM) -> bool:

@@ -1,7 +1,7 @@
 """Cross-entropy and forward KL over the whole vocabulary, for a teacher that is in the loop.
 
 In: hidden states of student and teacher with their heads, and labels. Out: the sums of ``loss``,
-one of them differentiable. Called by ``objective`` where a run has its teacher with it.
+one of them differentiable.
 
 Both logits of ``chunk`` positions are the largest thing that exists. Value and gradient are taken
 from them in one pass (``dense_pass``).

@@ -1,8 +1,8 @@
 """The Frobenius term: how far the student's hidden states are from the teacher's sketches.
 
 In: the student's hidden states, the cache's sketches and what these were projected with; or, with
-the teacher in the loop, its hidden states. Out: a differentiable scalar. Called by the training
-step. B rows, T positions, D width, d sketch.
+the teacher in the loop, its hidden states. Out: a differentiable scalar. B rows, T positions, D
+width, d sketch.
 """
 
 import torch

@@ -21,7 +21,7 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch
 from stages.train_student.losses.dense_kl import DenseDistillationLoss, DenseTargets
 from stages.train_student.losses.hidden import frobenius, sketched_frobenius
-from stages.train_student.losses.sampled_softmax import HeadColumns
+from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.schedules import LossWeights
 from stages.train_student.losses.sparse_kl import LossSums, SparseDistillationLoss
 from stages.train_student.losses.sparse_targets import SparseDraws, SparseTargets
@@ -32,7 +32,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 @dataclass(frozen=True)
-class Share:
+class LossNormalizer:
     """What a step's sums are divided by: its scored positions and its rows, over all processes."""
 
     num_scored: int
@@ -50,7 +50,7 @@ class Objective:
     chunk: int
     dtype: torch.dtype
     compile: Mode = "off"
-    columns: HeadColumns | None = None
+    columns: SampledColumns | None = None
     """Chooses the head's columns that a chunk is trained on; without it, all."""
     teacher: OnlineTeacher | None = None
     """Asked at every step, in place of the batch's targets and sketches, if there is one."""
@@ -91,7 +91,11 @@ class Objective:
         return model.lm_head.weight[: self.spec.teacher.vocab_size]
 
     def terms(
-        self, model: DistilXLSTMForCausalLM, batch: Batch, weights: LossWeights, share: Share
+        self,
+        model: DistilXLSTMForCausalLM,
+        batch: Batch,
+        weights: LossWeights,
+        share: LossNormalizer,
     ) -> tuple[Tensor, Tensor]:
         """The differentiable loss and float64 (loss, CE, KL, L_F), each this batch's ``share``."""
         # The teacher first: it waits for the device, which has nothing of this batch to do yet.
@@ -120,7 +124,7 @@ class Objective:
         batch: Batch,
         states: TeacherStates | None,
         weights: LossWeights,
-        share: Share,
+        share: LossNormalizer,
     ) -> LossSums:
         """CE and KL."""
         T = weights.temperature
@@ -159,9 +163,9 @@ def make_objective(
     # On a processor, a head in half precision would be no faster, and would round the logits.
     head_dtype = dtype if device.type == "cuda" else torch.float32
     columns = None
-    if config.head_columns is not None:
+    if config.sampled_softmax_size is not None:
         ranks_V = torch.from_numpy(cache.ranks.ranks_by_id).to(device)
-        columns = HeadColumns(ranks_V, config.head_columns)
+        columns = SampledColumns(ranks_V, config.sampled_softmax_size)
     return Objective(
         head_VD=frozen_head(model, cache.spec, head_dtype),
         device=device,

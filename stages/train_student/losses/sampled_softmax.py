@@ -1,7 +1,7 @@
 """Fewer columns of a frozen head than it has, for one chunk to be trained on.
 
 In: the ids that labels and targets of the chunk name, and the ranks of all ids by frequency. Out:
-which columns to read, and for how many each stands. Called by ``loss``.
+which columns to read, and for how many each stands.
 
 What is named is there once and stands for itself. Of the others, ``num_drawn`` are drawn with
 replacement from π, Zipf's law over their ranks mixed with the uniform law, and each stands for
@@ -39,7 +39,7 @@ class Columns:
         return torch.searchsorted(self.ids_C[: self.num_named], named_ids)
 
 
-class HeadColumns:
+class SampledColumns:
     """Chooses columns anew for every chunk, by the device's own generator."""
 
     def __init__(self, ranks_V: Tensor, num_drawn: int) -> None:

@@ -42,8 +42,8 @@ def loss_weights(config: TrainStudentConfig, step: int, steps_per_epoch: int) ->
 
 
 def learning_rate(config: TrainStudentConfig, step: int, num_steps: int) -> float:
-    """Linear warm-up over ``warmup_fraction`` of the run, then a cosine to 0 at its end."""
-    warmup = math.ceil(config.warmup_fraction * num_steps)
+    """Linear warm-up over ``warmup_ratio`` of the run, then a cosine to 0 at its end."""
+    warmup = math.ceil(config.warmup_ratio * num_steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
     progress = (step - warmup) / max(1, num_steps - warmup)

@@ -1,7 +1,7 @@
 """Cross-entropy and forward KL against sparse targets, through the head, chunk by chunk.
 
 In: hidden states, the head, labels and the cache's targets. Out: one differentiable scalar and the
-detached sums behind it. Called by the training step and by validation.
+detached sums behind it.
 
 With S the kept ids, p_tail and q_tail the mass of all others, and r the student's distribution
 within the tail, KL(p ‖ q) at a temperature is, by the chain rule,
@@ -31,7 +31,7 @@ The logits of ``chunk`` positions are the largest thing that exists, beside, in 
 gradient by them. Value and gradient are taken in one pass over them (``vocabulary_pass``), with the
 few ids that labels and targets name aside (``named_ids``). The gradient by the head is computed
 only if the head is trained. If it is not, a chunk may be trained on some columns of the head that
-stand for all (``head_columns``): value and gradient are then estimates.
+stand for all (``sampled_softmax_size``): value and gradient are then estimates.
 
 Shapes: N scored positions, n positions of a chunk, V vocabulary, K kept ids, X named ids, D width,
 C columns of the head.
@@ -46,9 +46,9 @@ from torch.autograd.function import once_differentiable
 
 from stages.compute.compiling import Mode
 from stages.train_student.losses.matmul import bfloat16_product, factor, product
-from stages.train_student.losses.sampled_softmax import HeadColumns
+from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.sparse_targets import SparseTargets
-from stages.train_student.losses.target_tokens import NamedIds, TeacherTerms, Terms
+from stages.train_student.losses.target_tokens import TargetTokens, TeacherTerms, Terms
 from stages.train_student.losses.vocabulary_pass import VocabularyPass, Weights
 
 FP16_LARGEST_GRADIENT = 2.0**14  # where scaling puts it, so that small q_j do not become 0
@@ -74,7 +74,7 @@ class SparseDistillationLoss:
         dtype: torch.dtype,
         compile: Mode,
         device: torch.device,
-        columns: HeadColumns | None = None,
+        columns: SampledColumns | None = None,
     ) -> None:
         """``chunk`` positions have logits at once; products with the head have factors in
         ``dtype`` and float32 results. ``compile`` as in the settings. ``columns`` chooses those of
@@ -193,7 +193,7 @@ class _Chunks:
         self._choice_N = None if targets is None else targets.kept_ids_NK[:, 0]
         if not weighting[1]:
             targets = None
-        self._named = NamedIds.of(labels_N, targets)
+        self._named = TargetTokens.of(labels_N, targets)
         self._teacher = None if targets is None else TeacherTerms.of(targets, weighting[2])
         self._weights = Weights.of(weighting, hidden_ND.device)
         self._scale = self._largest_scale()
@@ -230,7 +230,7 @@ class _Chunks:
         return torch.stack((weighted, terms.cross_entropy, terms.kl, agreeing))
 
     def _differentiate(
-        self, logits_nC: Tensor, rows: slice, named: NamedIds, log_weight_C: Tensor | None
+        self, logits_nC: Tensor, rows: slice, named: TargetTokens, log_weight_C: Tensor | None
     ) -> tuple[Terms, Tensor]:
         """Both terms, and the scaled gradient by the logits. These are lost."""
         teacher = None if self._teacher is None else self._teacher.chunk(rows)

@@ -1,9 +1,9 @@
 """The few ids of a position that its label and its targets name.
 
 In: the logits of a chunk, labels and targets. Out: what ``vocabulary_pass`` must know of these ids;
-afterwards, with the mass of all others, cross-entropy, KL and the gradient by the named logits.
-Called by ``loss``. All is in float64: it is a few dozen numbers for each position, and whatever
-might cancel, such as q − 1 at a label that the student is sure of, does so here.
+afterwards, with the mass of all others, cross-entropy, KL and the gradient by the named logits. All
+is in float64: it is a few dozen numbers for each position, and whatever might cancel, such as q − 1
+at a label that the student is sure of, does so here.
 
 n positions of a chunk, V vocabulary, K kept ids, J drawn ids, X = K + J + 1 named ones: these and
 the label. Columns are [n, 1].
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stages.train_student.losses.sampled_softmax import Columns
 from stages.train_student.losses.sparse_targets import SparseTargets
-from stages.train_student.losses.vocabulary_pass import KnownColumns
+from stages.train_student.losses.vocabulary_pass import TargetLogMasses
 
 
 class Terms(NamedTuple):
@@ -66,7 +66,7 @@ class TeacherTerms:
 
 
 @dataclass(frozen=True)
-class NamedIds:
+class TargetTokens:
     """The named ids of some positions; an id counts once. See ``of``."""
 
     ids_nX: Tensor
@@ -75,7 +75,7 @@ class NamedIds:
     num_kept: int
 
     @staticmethod
-    def of(labels_n: Tensor, targets: SparseTargets | None) -> "NamedIds":
+    def of(labels_n: Tensor, targets: SparseTargets | None) -> "TargetTokens":
         """Kept ids, drawn ids, then the label, which counts if it is none of these."""
         label_n1 = labels_n[:, None]
         ids, counts = [label_n1[:, :0]], [label_n1[:, :0].bool()]
@@ -91,15 +91,15 @@ class NamedIds:
         # What does not count is led to the label, which is named in any case, and adds nothing.
         ids_nX = torch.where(counts_nX, torch.cat((others_nX, label_n1), 1), label_n1)
         num_kept = 0 if targets is None else targets.kept_ids_NK.shape[1]
-        return NamedIds(ids_nX, counts_nX, (ids_nX == label_n1) & counts_nX, num_kept)
+        return TargetTokens(ids_nX, counts_nX, (ids_nX == label_n1) & counts_nX, num_kept)
 
-    def chunk(self, rows: slice) -> "NamedIds":
+    def chunk(self, rows: slice) -> "TargetTokens":
         """Those of some positions."""
-        return NamedIds(
+        return TargetTokens(
             self.ids_nX[rows], self.counts_nX[rows], self.is_label_nX[rows], self.num_kept
         )
 
-    def among(self, columns: Columns) -> "NamedIds":
+    def among(self, columns: Columns) -> "TargetTokens":
         """The same ones where logits are those of ``columns``, which have all of these ids."""
         return replace(self, ids_nX=columns.places(self.ids_nX))
 
@@ -111,13 +111,13 @@ class NamedIds:
 
     def known(
         self, named_nX: Tensor, teacher: TeacherTerms | None, temperature: float
-    ) -> KnownColumns:
+    ) -> TargetLogMasses:
         """What the pass over all other logits starts from."""
         log_mass_n1 = named_nX.logsumexp(1, keepdim=True).float()
         if teacher is None:
-            return KnownColumns(log_mass_n1)
+            return TargetLogMasses(log_mass_n1)
         scores_nX = named_nX / temperature
-        return KnownColumns(
+        return TargetLogMasses(
             log_mass_n1,
             scores_nX.logsumexp(1, keepdim=True).float(),
             scores_nX[:, self.num_kept :].logsumexp(1, keepdim=True).float(),
@@ -154,7 +154,7 @@ class NamedIds:
         log_z_n1 = torch.logaddexp(kept_nK.logsumexp(1, keepdim=True), log_tail_n1)
         log_q_nK, log_q_tail_n1 = kept_nK - log_z_n1, log_tail_n1 - log_z_n1
         log_r_nX = others_nX - log_tail_n1.masked_fill(log_tail_n1 == -math.inf, 0.0)
-        # By z/T in the tail, r_j·surplus − w_j; q_j − p_tail·r_j = r_j·(q_tail − p_tail).
+        # By z/T in the tail, r_j·tail_excess − w_j; q_j − p_tail·r_j = r_j·(q_tail − p_tail).
         by_others_nX = log_r_nX.exp() * (log_q_tail_n1.exp() - teacher.tail_target_n1())
         num_drawn = teacher.drawn_nJ.shape[1]
         by_others_nX[:, :num_drawn] -= teacher.drawn_nJ

@@ -5,13 +5,13 @@ Out: log Σ exp of the rest at T = 1 and at T, and the gradient by every logit o
 ``loss``. Compiled, each row is gone through three times while it lies in a core's cache: for its
 maximum, its sums, its gradient. Not compiled, the same formulas take a dozen.
 
-With Z the normalisers, Z_tail that of the ids which the teacher did not keep, and ``surplus`` =
+With Z the normalisers, Z_tail that of the ids which the teacher did not keep, and ``tail_excess`` =
 q_tail − p_tail + Σw (see ``loss``), the gradient by a logit z of the rest is
 
-    c_ce·exp(z − log Z_1) + c_kl/T·surplus·exp(z/T − log Z_tail).
+    c_ce·exp(z − log Z_1) + c_kl/T·tail_excess·exp(z/T − log Z_tail).
 
-Where a chunk has but some columns of the head (``head_columns``), each stands for some number of
-them, and exp(z) and exp(z/T) are multiplied by that number throughout.
+Where a chunk has but some columns of the head (``sampled_softmax_size``), each stands for some
+number of them, and exp(z) and exp(z/T) are multiplied by that number throughout.
 
 The mass of the named ids is added to that of the rest; no mass is the difference of two others, so
 that a tail of 1e-12 keeps its digits.
@@ -53,7 +53,7 @@ class Weights(NamedTuple):
         return Weights(self.cross_entropy * scale, self.kl * scale, self.inverse_temperature)
 
 
-class KnownColumns(NamedTuple):
+class TargetLogMasses(NamedTuple):
     """float32 [n, 1]: what the named ids are, for the rest to be added to. All but the first are
     absent where there is no KL."""
 
@@ -80,7 +80,7 @@ class VocabularyPass:
     def __call__(
         self,
         logits_nV: Tensor,
-        known: KnownColumns,
+        known: TargetLogMasses,
         weights: Weights,
         out_nV: Tensor | None,
         log_weight_V: Tensor | None = None,

@@ -1,7 +1,7 @@
 """How fast a run is, and how much of the device it uses.
 
 In: when steps began and ended, and the student. Out: tokens a second, the share of time spent
-waiting for the loader, MFU where the device's peak is known, and peak memory. Called by ``run``.
+waiting for the loader, MFU where the device's peak is known, and peak memory.
 
 MFU (Chowdhery et al. 2022, appendix B) counts what the model's definition needs, whatever is done.
 A token meets each trained weight three times, forward and twice backward, at 2 operations; a frozen

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.loader import Step
-from stages.train_student.distributed.context import Processes
+from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.distributed.sharding import whole
-from stages.train_student.losses.objective import Share
+from stages.train_student.losses.objective import LossNormalizer
 from stages.train_student.losses.schedules import LossWeights
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from stages.train_student.trainer.rank_slice import ParallelLoss
@@ -50,9 +50,9 @@ class Updater:
         student: DistilXLSTMForCausalLM,
         loss: ParallelLoss,
         config: TrainStudentConfig,
-        team: Processes,
+        context: DistributedContext,
     ) -> None:
-        self._loss, self._config, self._team = loss, config, team
+        self._loss, self._config, self._context = loss, config, context
         self._trainable = [p for p in student.parameters() if p.requires_grad]
         self._device = self._trainable[0].device
         self.optimizer = _adamw(config, self._trainable)
@@ -62,7 +62,7 @@ class Updater:
         self,
         step: Step,
         weights: LossWeights,
-        share: Share,
+        share: LossNormalizer,
         seeds: Iterable[int],
         check: Callable[[], None] = lambda: None,
     ) -> Tensor:
@@ -86,7 +86,7 @@ class Updater:
         scale can help; no weight has been touched then.
         """
         self.scaler.unscale_(self.optimizer)
-        norm = whole(torch.nn.utils.clip_grad_norm_(self._trainable, self._config.clip_norm))
+        norm = whole(torch.nn.utils.clip_grad_norm_(self._trainable, self._config.max_grad_norm))
         figures = self._figures(sums, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -98,7 +98,7 @@ class Updater:
     def _figures(self, sums: Tensor, norm: Tensor) -> StepFigures:
         """Waits for the device, the only time in a step."""
         *own, gradient_norm = torch.cat([sums, norm.double()[None]]).tolist()
-        loss, cross_entropy, kl, frobenius = self._team.sum(own)
+        loss, cross_entropy, kl, frobenius = self._context.sum(own)
         figures = StepFigures(loss, cross_entropy, kl, frobenius, gradient_norm)
         _require_finite("loss", figures.loss)
         # A step that overflowed in fp16 is skipped by the scaler, which then halves its scale; once

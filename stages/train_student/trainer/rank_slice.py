@@ -1,7 +1,7 @@
 """One micro-batch's loss, by one process or by several that share its gradient.
 
 In: a student, its objective and how processes share. Out: the loss, whose ``backward`` leaves the
-gradient of the whole step where the last micro-batch ends. Called by ``update``.
+gradient of the whole step where the last micro-batch ends.
 
 - ``ddp``: every process has all weights; gradients are averaged while they are computed.
 - ``fsdp`` (FSDP2): weights, gradients and AdamW's moments of the blocks are spread over the
@@ -22,32 +22,34 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch
-from stages.train_student.distributed.context import Processes
-from stages.train_student.losses.objective import Objective, Share
+from stages.train_student.distributed.context import DistributedContext
+from stages.train_student.losses.objective import LossNormalizer, Objective
 from stages.train_student.losses.schedules import LossWeights
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 
 
 def require_processes(config: TrainStudentConfig, num_ranks: int) -> None:
     """Raise ValueError where a step's micro-batches cannot be dealt to so many processes."""
-    rows = config.batch_size * config.accumulation
-    is_even = config.accumulation % num_ranks == 0
-    if num_ranks <= config.accumulation and (is_even or config.parallel == "ddp"):
+    num_micro_batches = config.gradient_accumulation_steps
+    rows = config.batch_size * num_micro_batches
+    is_even = num_micro_batches % num_ranks == 0
+    if num_ranks <= num_micro_batches and (is_even or config.parallel == "ddp"):
         return
-    if num_ranks > config.accumulation:
-        problem = f"a step's micro-batches are {config.accumulation}, for {num_ranks} processes"
+    if num_ranks > num_micro_batches:
+        problem = f"a step's micro-batches are {num_micro_batches}, for {num_ranks} processes"
     else:
         problem = (
-            f"{config.accumulation} micro-batches cannot be dealt evenly to {num_ranks} processes, "
+            f"{num_micro_batches} micro-batches cannot be dealt evenly to {num_ranks} processes, "
             "as parallel=fsdp needs"
         )
     batch_size = max(1, rows // num_ranks)
-    accumulation = num_ranks * max(1, rows // (num_ranks * batch_size))
+    num_steps = num_ranks * max(1, rows // (num_ranks * batch_size))
     raise ValueError(
-        f"train_student.accumulation: {problem}. A new run of {batch_size * accumulation} rows a "
-        f"step (now {rows}) would be --set train_student.batch_size={batch_size} "
-        f"--set train_student.accumulation={accumulation}; a run that is resumed keeps its own, "
-        f"and takes at most {config.accumulation} processes."
+        f"train_student.gradient_accumulation_steps: {problem}. A new run of "
+        f"{batch_size * num_steps} rows a step (now {rows}) would be "
+        f"--set train_student.batch_size={batch_size} "
+        f"--set train_student.gradient_accumulation_steps={num_steps}; a run that is resumed keeps "
+        f"its own, and takes at most {num_micro_batches} processes."
     )
 
 
@@ -59,14 +61,14 @@ class ParallelLoss:
         student: DistilXLSTMForCausalLM,
         objective: Objective,
         parallel: Literal["ddp", "fsdp"],
-        team: Processes,
+        context: DistributedContext,
     ) -> None:
         """Spreads ``student``'s weights in place where ``parallel`` is ``fsdp``."""
         self._module: Any = _Loss(student, objective)
-        self._num_ranks = team.num_ranks
+        self._num_ranks = context.num_ranks
         self._sharded: Any = None
         self._replicated: Any = None
-        if team.num_ranks == 1:
+        if context.num_ranks == 1:
             return
         if parallel == "fsdp":
             self._sharded = _shard(student)
@@ -77,7 +79,7 @@ class ParallelLoss:
             )
 
     def __call__(
-        self, batch: Batch, weights: LossWeights, share: Share, *, is_last: bool
+        self, batch: Batch, weights: LossWeights, share: LossNormalizer, *, is_last: bool
     ) -> tuple[Tensor, Tensor]:
         """The loss to go backward from, and ``Objective.terms``' values.
 
@@ -103,7 +105,9 @@ class _Loss(nn.Module):
         super().__init__()
         self.student, self._objective = student, objective
 
-    def forward(self, batch: Batch, weights: LossWeights, share: Share) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: Batch, weights: LossWeights, share: LossNormalizer
+    ) -> tuple[Tensor, Tensor]:
         return self._objective.terms(self.student, batch, weights, share)
 
 

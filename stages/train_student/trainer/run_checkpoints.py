@@ -21,7 +21,7 @@ from stages.train_student.checkpoints.saved_tensors import (
     restore_weights,
     tensors_of,
 )
-from stages.train_student.distributed.context import Processes
+from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from stages.train_student.trainer.initial_weights import InitialWeights
 from stages.train_student.trainer.optimizer_step import Updater, require_scaler_state
@@ -33,7 +33,7 @@ class RunCheckpoints:
     """The checkpoints in ``out``, and what is saved in them and filled from them."""
 
     out: Path
-    team: Processes
+    context: DistributedContext
     model: DistilXLSTMForCausalLM
     updater: Updater
     say: Callable[[str], None]
@@ -41,9 +41,9 @@ class RunCheckpoints:
 
     def save(self, state: CheckpointState, keep: int) -> Path:
         """Publish a checkpoint of ``state``; the newest ``keep`` stay."""
-        tensors = tensors_of(self.model, self.updater.optimizer, keep=self.team.is_first)
+        tensors = tensors_of(self.model, self.updater.optimizer, keep=self.context.is_rank0)
         directory = self.out / "checkpoints"
-        return self.team.first(lambda: checkpoint.save(directory, state, tensors, keep))
+        return self.context.run_on_rank0(lambda: checkpoint.save(directory, state, tensors, keep))
 
     def restore(self, record: RunRecord, initial: InitialWeights | None) -> Checkpoint | None:
         """Fill model, optimizer and scaler from the newest checkpoint of the run of ``record``.
@@ -58,7 +58,7 @@ class RunCheckpoints:
             found = self._newest(record)
             return None if found is None else (found.path, found.state.tensors_sha256)
 
-        chosen = self.team.first(choose)
+        chosen = self.context.run_on_rank0(choose)
         if chosen is None:
             self._begin(record, initial)
             return None

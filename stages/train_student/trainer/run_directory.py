@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from stages.train_student.trainer.initial_weights import InitialWeights
 
 _MAY_CHANGE_ON_RESUME = {
-    *("device", "reader_threads", "log_every", "validate_every", "validation_rows"),
-    *("checkpoint_every", "keep_checkpoints", "loss_chunk"),
-    *("compile", "slstm", "parallel", "trackers"),
+    *("device", "reader_threads", "logging_steps", "eval_steps", "validation_rows"),
+    *("save_steps", "save_total_limit", "loss_chunk"),
+    *("compile", "slstm_backend", "parallel", "report_to"),
 }
 
 
@@ -151,7 +151,7 @@ def _check_same(
         hint = ""
         if before.get(key) != now.get(key):
             hint = " It has its initial weights: --init may be left out."
-        elif any(before.get(name) != now.get(name) for name in ("max_steps", "num_epochs")):
+        elif any(before.get(name) != now.get(name) for name in ("max_steps", "num_train_epochs")):
             hint = " To train for longer, restore them and give --extend-to STEPS."
         raise ValueError(
             f"{out} holds another run: {'; '.join(differing)}. Restore these settings to resume "

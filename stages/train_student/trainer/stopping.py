@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
-from stages.train_student.distributed.context import Processes
+from stages.train_student.distributed.context import DistributedContext
 
 _Item = TypeVar("_Item")
 
@@ -45,9 +45,9 @@ class StopRequest:
 class Stopping:
     """What a run's processes do about a request."""
 
-    def __init__(self, request: StopRequest, team: Processes) -> None:
-        self._request, self._team = request, team
-        self._is_alone = team.num_ranks == 1
+    def __init__(self, request: StopRequest, context: DistributedContext) -> None:
+        self._request, self._context = request, context
+        self._is_alone = context.num_ranks == 1
 
     @property
     def is_asked(self) -> bool:
@@ -56,7 +56,7 @@ class Stopping:
 
     def check(self) -> None:
         """Raise StopNow where any process was asked to stop. All of them have to call it."""
-        if self._team.sum([self.is_asked])[0]:
+        if self._context.sum([self.is_asked])[0]:
             raise StopNow
 
     def check_alone(self) -> None:

@@ -20,12 +20,12 @@ from stages.train_student.checkpoints.extension import extensions_before, num_st
 from stages.train_student.checkpoints.run_record import RunRecord
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.loader import Loader, Step, row_order
-from stages.train_student.data.sampler import Part, micro_batch_seed
-from stages.train_student.distributed.context import Processes
+from stages.train_student.data.sampler import RankSlice, micro_batch_seed
+from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.evaluation import validation
 from stages.train_student.export.publish_model import require_tokenizer
 from stages.train_student.export.publish_student import publish_student
-from stages.train_student.losses.objective import Share, make_objective
+from stages.train_student.losses.objective import LossNormalizer, make_objective
 from stages.train_student.losses.schedules import learning_rate, loss_weights
 from stages.train_student.losses.teacher_in_the_loop import OnlineTeacher
 from stages.train_student.modeling.layers.slstm_backend import choose_scan
@@ -53,7 +53,7 @@ class TrainingRun:
         config: TrainStudentConfig,
         cache: Cache,
         record: RunRecord,
-        team: Processes,
+        context: DistributedContext,
         device: torch.device,
         out: Path,
         report: Report,
@@ -61,22 +61,22 @@ class TrainingRun:
     ) -> None:
         self.config, self.cache, self.record, self.out = config, cache, record, out
         self.rows = record.rows
-        self.team, self.device, self._report = team, device, report
+        self.context, self.device, self._report = context, device, report
         self.order = row_order(cache, config, self.rows.train)
         self.steps_per_epoch = self.order.steps_per_epoch
-        self.num_planned = config.max_steps or self.steps_per_epoch * config.num_epochs
+        self.num_planned = config.max_steps or self.steps_per_epoch * config.num_train_epochs
         self.uses_sketch = max(config.beta_start, config.beta_end) > 0 and teacher is None
         require_tokenizer(cache)
         self.model = load_student(config, cache).to(device)  # type: ignore[arg-type]
         self.throughput = Throughput(
-            operations_per_token(self.model), device, config.precision, team.num_ranks
+            operations_per_token(self.model), device, config.precision, context.num_ranks
         )
         self.objective = make_objective(self.model, cache, config, device, teacher)
-        self.loss = ParallelLoss(self.model, self.objective, config.parallel, team)
-        self.updater = Updater(self.model, self.loss, config, team)
+        self.loss = ParallelLoss(self.model, self.objective, config.parallel, context)
+        self.updater = Updater(self.model, self.loss, config, context)
         self.checkpoints = RunCheckpoints(
             out=out,
-            team=team,
+            context=context,
             model=self.model,
             updater=self.updater,
             say=self._say,
@@ -85,7 +85,7 @@ class TrainingRun:
         self.step = 0
         self.validation: dict[str, float] = {}
         self._validation_is_due = True
-        self._stopping = Stopping(StopRequest(), team)
+        self._stopping = Stopping(StopRequest(), context)
         self._mark = NOTHING_WRITTEN
         self._log: MetricsLog | None = None
 
@@ -104,7 +104,7 @@ class TrainingRun:
             self._choose_scan()
         self.model.train()
         with ExitStack() as stack:
-            if self.team.is_first:
+            if self.context.is_rank0:
                 self._log = stack.enter_context(self._open_log())
             loader = stack.enter_context(self._loader())
             try:
@@ -123,7 +123,7 @@ class TrainingRun:
         while (step := self._next(steps)) is not None:
             self.throughput.loaded()
             own_scored = sum(batch.num_scored for batch in step)
-            num_scored, num_stopping = self.team.sum([own_scored, self._stopping.is_asked])
+            num_scored, num_stopping = self.context.sum([own_scored, self._stopping.is_asked])
             if num_stopping:
                 raise StopNow
             self._after_step(self._optimize(step, int(num_scored)))
@@ -139,7 +139,7 @@ class TrainingRun:
         if self.config.slstm_at:
             heads = self.config.num_heads
             width = self.model.config.hidden_size // heads
-            choice = choose_scan(self.config.slstm, self.device, heads, width)
+            choice = choose_scan(self.config.slstm_backend, self.device, heads, width)
             self._say(choice.sentence)
 
     def _open_log(self) -> MetricsLog:
@@ -148,7 +148,7 @@ class TrainingRun:
             self.out,
             from_step=self.step,
             mark=self._mark,
-            trackers=self.config.trackers,
+            trackers=self.config.report_to,
             config=settings,
             warn=self._warn,
         )
@@ -158,7 +158,7 @@ class TrainingRun:
             self.cache,
             self.order,
             self.device,
-            Part(self.team.rank, self.team.num_ranks),
+            RankSlice(self.context.rank, self.context.num_ranks),
             num_threads=self.config.reader_threads,
             with_sketch=self.uses_sketch,
         )
@@ -168,8 +168,10 @@ class TrainingRun:
         weights = loss_weights(self.config, self.step, self.steps_per_epoch)
         num_steps = num_steps_at(self.step, self.num_planned, self.record.extensions)
         rate = learning_rate(self.config, self.step, num_steps)
-        share = Share(max(1, num_scored), self.order.rows_per_step)
-        numbers = Part(self.team.rank, self.team.num_ranks).micro_batches(self.config.accumulation)
+        share = LossNormalizer(max(1, num_scored), self.order.rows_per_step)
+        numbers = RankSlice(self.context.rank, self.context.num_ranks).micro_batches(
+            self.config.gradient_accumulation_steps
+        )
         seeds = (micro_batch_seed(self.config.seed, self.step, number) for number in numbers)
         try:
             with self._stopping.interruptible():
@@ -191,12 +193,12 @@ class TrainingRun:
     def _after_step(self, metrics: dict[str, float]) -> None:
         self.step += 1
         is_last = self.step == self.num_steps
-        if is_last or self.step == 1 or self.step % self.config.log_every == 0:
+        if is_last or self.step == 1 or self.step % self.config.logging_steps == 0:
             self._write(metrics)
         self._tell("step", metrics)
-        validates = is_last or self.step % self.config.validate_every == 0
+        validates = is_last or self.step % self.config.eval_steps == 0
         self._validation_is_due = validates
-        saves = is_last or self.step % self.config.checkpoint_every == 0
+        saves = is_last or self.step % self.config.save_steps == 0
         if validates:
             self._validate()
         if saves:
@@ -235,7 +237,7 @@ class TrainingRun:
             validation_is_due=self._validation_is_due,
             metrics=self._log.mark() if self._log else NOTHING_WRITTEN,
         )
-        path = self.checkpoints.save(state, self.config.keep_checkpoints)
+        path = self.checkpoints.save(state, self.config.save_total_limit)
         self._tell("checkpoint", message=str(path))
 
     def restore(self, initial: InitialWeights | None) -> None:
@@ -250,7 +252,7 @@ class TrainingRun:
     def extend(self, to_step: int) -> None:
         """Train on to ``to_step``. Raises ValueError where that is no extension."""
         extend = partial(run_directory.extend, self.out, self.record, planned=self.num_planned)
-        self.record = self.team.first(partial(extend, step=self.step, to_step=to_step))
+        self.record = self.context.run_on_rank0(partial(extend, step=self.step, to_step=to_step))
         self._say(f"training continues to step {to_step}")
 
     def _publish(self) -> None:
@@ -258,7 +260,7 @@ class TrainingRun:
             self.model,
             self.cache,
             self.out / "model",
-            self.team,
+            self.context,
             config=self.config,
             step=self.step,
             metrics=self.validation,

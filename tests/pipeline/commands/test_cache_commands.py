@@ -155,7 +155,7 @@ class TestMerge:
             "[cache_teacher]\n"
             f'teacher = "{teacher}"\ncorpus = "{corpus}"\nteacher_dtype = "float32"\n'
             'device = "cpu"\nsequence_length = 32\ndocuments_per_unit = 10\nnum_tokens = 1000\n'
-            "validation_every = 4\ntop_k = 12\nsketch_dim = 8\nrows_per_forward = 4\n"
+            "validation_every = 4\ntop_k = 12\nhidden_projection_dim = 8\nrows_per_forward = 4\n"
             "compile = 'off'\n"
         )
         for name, units in (("a", "0:1"), ("c", "2:")):
@@ -294,7 +294,12 @@ class TestExtend:
         settings = {
             **{"teacher": home / "teacher", "corpus": home / "corpus.parquet"},
             **{"teacher_dtype": "float32", "device": "cpu", "sequence_length": 32},
-            **{"documents_per_unit": 10, "validation_every": 4, "top_k": 12, "sketch_dim": 8},
+            **{
+                "documents_per_unit": 10,
+                "validation_every": 4,
+                "top_k": 12,
+                "hidden_projection_dim": 8,
+            },
             "compile": "off",
         }
         words = [w for k, v in settings.items() for w in ("--set", f"cache_teacher.{k}={v}")]

@@ -416,6 +416,7 @@ def test_signals_to_a_process_of_its_own(
     program = f"""
 import os, signal
 import stages.cache_teacher.run as stage
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's is ignored
 from pipeline.cli import main
 stage.cache_teacher = lambda *_, **__: os.kill(os.getpid(), signal.{name})
 main(["cache-teacher", "--recipe", "distil-xlstm", "--out", "cache"], prog_name="pipeline")

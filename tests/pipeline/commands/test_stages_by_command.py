@@ -24,12 +24,12 @@ slstm_at = [0]
 num_heads = 2
 qkv_block_size = 4
 batch_size = 4
-accumulation = 2
+gradient_accumulation_steps = 2
 max_steps = 2
 precision = "fp32"
 compile = "off"
-log_every = 1
-checkpoint_every = 1
+logging_steps = 1
+save_steps = 1
 """
 
 

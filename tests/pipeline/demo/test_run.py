@@ -24,7 +24,7 @@ _SMALL = {
             "--set",
             "train_student.batch_size=2",
         ),
-        *("--set", "train_student.validate_every=2", "--set", "train_student.log_every=1"),
+        *("--set", "train_student.eval_steps=2", "--set", "train_student.logging_steps=1"),
         *("--set", "train_student.validation_rows=4"),
     ),
 }

@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.recipes.recipe import (
+    _CONFIGS,
+    _RENAMED,
     Override,
     Recipe,
     RecipeError,
@@ -122,7 +124,7 @@ class TestFiles:
         text = """
             [cache_teacher]
             num_tokens = "1.5M"
-            keep_mass = 1
+            top_p = 1
             [train_student]
             slstm_at = []
             max_steps = 7
@@ -130,7 +132,7 @@ class TestFiles:
         """
         recipe = load_recipe(written(tmp_path, text))
         assert recipe.cache_teacher.num_tokens == 1_500_000
-        assert type(recipe.cache_teacher.keep_mass) is float
+        assert type(recipe.cache_teacher.top_p) is float
         assert recipe.train_student.slstm_at == ()
         assert recipe.train_student.max_steps == 7
         assert recipe.train_student.precision == "bf16"
@@ -176,6 +178,24 @@ class TestRefusals:
         assert expected in refusal(tmp_path, text)
 
     @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ("cache_teacher.sketch_dim=32", "hidden_projection_dim"),
+            ("cache_teacher.keep_mass=0.9", "top_p"),
+            ("train_student.accumulation=2", "gradient_accumulation_steps"),
+            ("train_student.warmup_fraction=0", "warmup_ratio"),
+        ],
+    )
+    def test_a_key_of_an_earlier_version(self, old: str, new: str) -> None:
+        with pytest.raises(RecipeError, match=f'it is now called "{new}"'):
+            load_recipe("distil-xlstm", [parse_override(old)])
+
+    def test_what_a_key_was_renamed_to_exists(self) -> None:
+        keys = {f.name for kind in _CONFIGS.values() for f in dataclasses.fields(kind)}
+        assert set(_RENAMED.values()) <= keys
+        assert not set(_RENAMED) & keys
+
+    @pytest.mark.parametrize(
         ("table", "line", "expected"),
         [
             ("train_student", "num_blocks = 2.0", 'whole number, such as 512 or "512M", found the'),
@@ -214,8 +234,8 @@ class TestRefusals:
         assert expected in message
 
     def test_impossible_value(self, tmp_path: Path) -> None:
-        message = refusal(tmp_path, "[cache_teacher]\nkeep_mass = 1.5\n")
-        assert "[cache_teacher] keep_mass: must be above 0 and at most 1, found 1.5" in message
+        message = refusal(tmp_path, "[cache_teacher]\ntop_p = 1.5\n")
+        assert "[cache_teacher] top_p: must be above 0 and at most 1, found 1.5" in message
 
     def test_impossible_default_beside_a_value(self, tmp_path: Path) -> None:
         message = refusal(tmp_path, "[train_student]\nnum_blocks = 2\n")
@@ -291,8 +311,8 @@ class TestToml:
     def test_every_value_is_written(self) -> None:
         document = tomllib.loads(Recipe().to_toml())
         nothing = {
-            "cache_teacher": {"draw_temperature", "rows_per_forward"},
-            "train_student": {"head_columns", "max_steps", "shuffle_shards"},
+            "cache_teacher": {"sampling_temperature", "rows_per_forward"},
+            "train_student": {"sampled_softmax_size", "max_steps", "shuffle_shards"},
         }
         configs = {"cache_teacher": CacheTeacherConfig, "train_student": TrainStudentConfig}
         for table, config in configs.items():  # the values that are None are left out

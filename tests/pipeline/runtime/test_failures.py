@@ -12,7 +12,7 @@ from stages.train_student.config import TrainStudentConfig
 
 RECIPE = Recipe(
     cache_teacher=CacheTeacherConfig(rows_per_forward=12, head_chunk=100),
-    train_student=TrainStudentConfig(batch_size=6, accumulation=5, loss_chunk=70),
+    train_student=TrainStudentConfig(batch_size=6, gradient_accumulation_steps=5, loss_chunk=70),
 )
 
 
@@ -33,7 +33,9 @@ def test_out_of_memory_names_the_settings_to_lower(error: Exception) -> None:
     assert "--set cache_teacher.rows_per_forward=6 --set cache_teacher.head_chunk=50" in one
     two = explain(error, "train-student", RECIPE)
     assert "batch_size (now 6)" in two
-    assert "--set train_student.batch_size=3 --set train_student.accumulation=10" in two
+    assert (
+        "--set train_student.batch_size=3 --set train_student.gradient_accumulation_steps=10" in two
+    )
     assert "--set train_student.loss_chunk=35" in two
 
 

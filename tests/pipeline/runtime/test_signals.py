@@ -25,11 +25,11 @@ slstm_at = [0]
 num_heads = 2
 qkv_block_size = 4
 batch_size = 2
-accumulation = 2
+gradient_accumulation_steps = 2
 max_steps = 4
 precision = "fp32"
 compile = "off"
-checkpoint_every = 100
+save_steps = 100
 """
 _PROGRAM = """
 import os, signal, sys

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 import cache_format
 from pipeline.commands.student_commands import evaluate
-from pipeline.students.evaluation import Extent, evaluate_student, evaluation_text
+from pipeline.students.evaluation import EvalOptions, evaluate_student, evaluation_text
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from tests.stages.train_student.test_run import run as train_run
 from tests.stages.train_student.test_run import tiny_config
@@ -19,7 +19,7 @@ from tests.support import tiny
 from tests.support.student_caches import TARGETS, write_cache
 from tests.support.students import publish_student
 
-ALL = Extent(num_rows=None, batch_size=3, device="cpu")
+ALL = EvalOptions(num_rows=None, batch_size=3, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def invoke(*arguments: str | Path) -> Result:
     return CliRunner().invoke(evaluate, [str(argument) for argument in arguments])
 
 
-def evaluated(run: Path, cache: Path, extent: Extent = ALL) -> dict[str, Any]:
+def evaluated(run: Path, cache: Path, extent: EvalOptions = ALL) -> dict[str, Any]:
     return evaluate_student(run, cache_format.open(cache), extent, lambda *_: None)
 
 
@@ -100,7 +100,7 @@ def test_a_finished_run_has_the_figures_of_its_last_validation(
 
 def test_fewer_rows_and_progress(run: Path, tiny_cache: Path) -> None:
     told: list[tuple[int, int]] = []
-    extent = Extent(num_rows=5, batch_size=2, device="cpu")
+    extent = EvalOptions(num_rows=5, batch_size=2, device="cpu")
     found = evaluate_student(
         run, cache_format.open(tiny_cache), extent, lambda *both: told.append(both)
     )

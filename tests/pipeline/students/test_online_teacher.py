@@ -23,8 +23,8 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.losses.dense_kl import DenseTargets
 from stages.train_student.losses.objective import (
+    LossNormalizer,
     Objective,
-    Share,
     make_objective,
     scored_targets,
 )
@@ -43,9 +43,9 @@ def make_cache(root: Path, **changes: Any) -> Path:
     settings: dict[str, Any] = {
         "top_k": NUM_IDS,
         "num_levels": NUM_LEVELS,
-        "sketch": "pca",
-        "sketch_dim": 32,
-        "sketch_dtype": "float32",
+        "hidden_projection": "pca",
+        "hidden_projection_dim": 32,
+        "hidden_projection_dtype": "float32",
     }
     teacher, corpus = root / "teacher", root / "corpus.parquet"
     if not teacher.exists():
@@ -85,7 +85,7 @@ class Scene:
 
     def terms(self, objective: Objective, weights: LossWeights) -> torch.Tensor:
         """(loss, CE, KL, L_F), leaving the gradient in the model."""
-        share = Share(self.batch.num_scored, self.batch.num_rows)
+        share = LossNormalizer(self.batch.num_scored, self.batch.num_rows)
         self.model.zero_grad()
         loss, terms = objective.terms(self.model, self.batch, weights, share)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -237,7 +237,7 @@ def test_frobenius_from_int8_is_within_half_a_step(root: Path, hidden_states: st
     Rounded by half of one, a root of the mean of squares moves by no more.
     """
     cache = cache_format.open(
-        make_cache(root, sketch_dtype="int8", top_k=8, hidden_states=hidden_states)
+        make_cache(root, hidden_projection_dtype="int8", top_k=8, hidden_states=hidden_states)
     )
     scene, weights = make_scene(cache), LossWeights(0.0, 0.4, 1.0)
     cached = scene.terms(scene.cached, weights)

@@ -45,7 +45,7 @@ def test_a_begun_cache(config: CacheTeacherConfig, tmp_path: Path) -> None:
 
 
 def test_principal_components_need_the_teacher(config: CacheTeacherConfig, tmp_path: Path) -> None:
-    pca = dataclasses.replace(config, sketch="pca")
+    pca = dataclasses.replace(config, hidden_projection="pca")
     assert not plan_cache(pca, tmp_path / "cache").is_identity_known
 
 

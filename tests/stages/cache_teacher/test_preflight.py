@@ -41,8 +41,8 @@ def test_the_same_cache(
         ({"documents_per_unit": 11}, "corpus.documents_per_unit"),
         ({"on_bad_document": "skip"}, "corpus.on_bad_document"),
         ({"top_k": 13}, "targets.top_k"),
-        ({"sketch": "pca"}, "sketch.kind"),
-        ({"sketch": "none"}, "sketch.kind"),
+        ({"hidden_projection": "pca"}, "sketch.kind"),
+        ({"hidden_projection": "none"}, "sketch.kind"),
         ({"validation_every": 5}, "validation_every"),
         ({"seed": 1}, "seed"),
     ],
@@ -55,8 +55,10 @@ def test_another_cache(
 
 
 def test_principal_components_of_a_cache_are_its_own(tmp_path: Path) -> None:
-    cache = tiny.tiny_cache(tmp_path, 20, sketch="pca", num_tokens=100)
-    config = tiny.tiny_config(tmp_path / "teacher", tmp_path / "corpus.parquet", sketch="pca")
+    cache = tiny.tiny_cache(tmp_path, 20, hidden_projection="pca", num_tokens=100)
+    config = tiny.tiny_config(
+        tmp_path / "teacher", tmp_path / "corpus.parquet", hidden_projection="pca"
+    )
     check_early(config, cache)
 
 

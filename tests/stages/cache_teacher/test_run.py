@@ -138,7 +138,7 @@ def test_special_tokens_written_out_in_a_document_are_text(bench: Bench) -> None
 
 def test_a_teacher_of_its_own_head_and_fewer_kept(untied_teacher: Path, tmp_path: Path) -> None:
     bench = Bench(untied_teacher, tmp_path)
-    bench.run(keep_mass=0.5, sketch="none", inverse_temperatures=(0.5, 1.0))
+    bench.run(top_p=0.5, hidden_projection="none", inverse_temperatures=(0.5, 1.0))
     rows = rows_by_unit(bench.open())
     assert len({int(n) for _, row in rows for n in row.num_kept}) > 5
     assert all(row.sketch is None and row.tail_log_mass.shape == (32, 2) for _, row in rows)

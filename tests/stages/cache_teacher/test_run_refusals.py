@@ -23,7 +23,7 @@ OTHER_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "top_k": ({"top_k": 13}, "targets.top_k"),
     "seed": ({"seed": 1}, "seed"),
     "dtype": ({"teacher_dtype": "bfloat16"}, "teacher.dtype"),
-    "sketch": ({"sketch": "none"}, "sketch.kind"),
+    "sketch": ({"hidden_projection": "none"}, "sketch.kind"),
     "units": ({"documents_per_unit": 9}, "corpus.documents_per_unit"),
 }
 
@@ -87,7 +87,7 @@ def spoil(teacher: Path, tmp_path: Path, edit: Callable[[dict[str, torch.Tensor]
 @pytest.mark.parametrize("sketch", ["rademacher", "none"])
 def test_a_teacher_that_makes_nan_is_named_by_place(bench: Bench, sketch: str) -> None:
     """One token's embedding is NaN, and attention spreads that over its whole row."""
-    bench.run("whole", sketch="none")
+    bench.run("whole", hidden_projection="none")
     rows = rows_by_unit(bench.open("whole"))
     ids_of_unit = [
         np.stack([row.token_ids for unit, row in rows if unit == wanted]) for wanted in range(8)
@@ -105,7 +105,7 @@ def test_a_teacher_that_makes_nan_is_named_by_place(bench: Bench, sketch: str) -
     (teacher / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     place = f"unit 1, row {row}, position 0: the teacher produced NaN .*teacher_dtype"
     with pytest.raises(ValueError, match=place):
-        bench.run(teacher=teacher, sketch=sketch)
+        bench.run(teacher=teacher, hidden_projection=sketch)
     finished = cache_format.open(bench.root / "cache", allow_incomplete=True).manifest.shards
     assert [entry.unit for entry in finished] == [0]  # what was finished is not lost
 

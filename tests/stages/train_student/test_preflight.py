@@ -10,7 +10,7 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.preflight import check_early
 from stages.train_student.trainer import run_directory
 
-_CONFIG = TrainStudentConfig(trackers=())
+_CONFIG = TrainStudentConfig(report_to=())
 
 
 def check(cache: Path, out: Path, config: TrainStudentConfig = _CONFIG, **options: bool) -> None:
@@ -42,7 +42,7 @@ def test_a_new_run(tiny_cache: Path, tmp_path: Path) -> None:
 
 def test_a_run_without_a_checkpoint_may_start_over(tiny_cache: Path, run: Path) -> None:
     before = files(run)
-    check(tiny_cache, run, TrainStudentConfig(trackers=(), seed=7))
+    check(tiny_cache, run, TrainStudentConfig(report_to=(), seed=7))
     assert files(run) == before
 
 
@@ -54,7 +54,7 @@ def test_a_run_that_is_resumed(tiny_cache: Path, run: Path) -> None:
     with pytest.raises(ValueError, match="Add --resume"):
         check(tiny_cache, run)
     with pytest.raises(ValueError, match="seed was 0 and is 7"):
-        check(tiny_cache, run, TrainStudentConfig(trackers=(), seed=7), resume=True)
+        check(tiny_cache, run, TrainStudentConfig(report_to=(), seed=7), resume=True)
     with pytest.raises(ValueError, match="teacher_in_the_loop"):
         check(tiny_cache, run, resume=True, online=True)
 
@@ -73,4 +73,4 @@ def test_something_else(tiny_cache: Path, tmp_path: Path) -> None:
 
 def test_settings_that_the_cache_does_not_hold(tiny_cache: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the cache holds temperatures from 1 to 2"):
-        check(tiny_cache, tmp_path, TrainStudentConfig(trackers=(), temperature_start=4.0))
+        check(tiny_cache, tmp_path, TrainStudentConfig(report_to=(), temperature_start=4.0))

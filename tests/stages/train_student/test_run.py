@@ -39,17 +39,17 @@ def tiny_config(**changes: Any) -> TrainStudentConfig:
         "qkv_block_size": 4,
         "learning_rate": 3e-3,
         "batch_size": 2,
-        "accumulation": 2,
-        "num_epochs": 4,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 4,
         "max_steps": 9,
         "dropout": 0.1,  # so that the generator's state matters
         "precision": "fp32",
         "loss_chunk": 40,
         "compile": "off",
-        "log_every": 1,
-        "validate_every": 4,
+        "logging_steps": 1,
+        "eval_steps": 4,
         "validation_rows": 6,
-        "checkpoint_every": 3,
+        "save_steps": 3,
     }
     return TrainStudentConfig(**(settings | changes))
 
@@ -185,7 +185,7 @@ def test_a_run_killed_between_micro_batches_continues_bitwise(
 
 def test_stopping_where_a_checkpoint_is_leaves_it(tiny_cache: Path, tmp_path: Path) -> None:
     """Also on a disk that has no room for another."""
-    out, config = tmp_path / "run", tiny_config(keep_checkpoints=1)
+    out, config = tmp_path / "run", tiny_config(save_total_limit=1)
     with pytest.raises(StoppedError):
         run(config, tiny_cache, out, stop=lambda: (out / "checkpoints/step-0000003").exists())
     path = out / "checkpoints" / "step-0000003" / "tensors.safetensors"
@@ -325,7 +325,7 @@ def test_damaged_checkpoints_do_not_count_among_those_kept(
     stop_at = out / "checkpoints" / "step-0000004"
     with pytest.raises(StoppedError):
         run(
-            tiny_config(keep_checkpoints=1, checkpoint_every=4),
+            tiny_config(save_total_limit=1, save_steps=4),
             tiny_cache,
             out,
             resume=True,
@@ -363,7 +363,7 @@ def test_two_runs_do_not_share_a_directory(tiny_cache: Path, tmp_path: Path) -> 
 
 
 def test_fp16_resumes_bitwise_with_its_gradient_scaler(tiny_cache: Path, tmp_path: Path) -> None:
-    config = tiny_config(precision="fp16", max_steps=4, checkpoint_every=2, validate_every=9)
+    config = tiny_config(precision="fp16", max_steps=4, save_steps=2, eval_steps=9)
     run(config, tiny_cache, tmp_path / "whole")
     with pytest.raises(Stopped):
         run(config, tiny_cache, tmp_path / "run", report=stop_after(3))
@@ -376,7 +376,7 @@ def test_fp16_resumes_bitwise_with_its_gradient_scaler(tiny_cache: Path, tmp_pat
 def test_some_of_the_head_s_columns_are_drawn_alike_after_a_resume(
     whole: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
-    config = tiny_config(head_columns=32, checkpoint_every=4)
+    config = tiny_config(sampled_softmax_size=32, save_steps=4)
     run(config, tiny_cache, tmp_path / "whole")
     with pytest.raises(Stopped):
         run(config, tiny_cache, tmp_path / "run", report=stop_after(6))
@@ -390,7 +390,7 @@ def test_some_of_the_head_s_columns_are_drawn_alike_after_a_resume(
     assert drawn[1]["train/loss"] != exact[1]["train/loss"]
     assert drawn[1]["train/loss"] == pytest.approx(exact[1]["train/loss"], rel=0.1)
     assert drawn[-1]["validation/kl"] < drawn[0]["validation/kl"]
-    with pytest.raises(ValueError, match="head_columns was 32 and is None"):
+    with pytest.raises(ValueError, match="sampled_softmax_size was 32 and is None"):
         run(tiny_config(), tiny_cache, tmp_path / "run", resume=True)
 
 
@@ -440,7 +440,7 @@ def test_accumulation_equals_one_large_batch(tiny_cache: Path, tmp_path: Path) -
             beta_start=0.0,  # L_F is a root over a micro-batch, so it alone depends on the split
             beta_end=0.0,
             batch_size=sizes[0],
-            accumulation=sizes[1],
+            gradient_accumulation_steps=sizes[1],
         )
         run(config, tiny_cache, tmp_path / name)
         losses.append(
@@ -485,7 +485,7 @@ def test_a_gradient_that_stays_not_finite_under_fp16_stops_the_run(
         return loss + (loss * 0).sqrt() * 0, sums  # finite, with a gradient of 0/0
 
     monkeypatch.setattr(Objective, "terms", poisoned)
-    config = tiny_config(precision="fp16", max_steps=40, num_epochs=40, checkpoint_every=100)
+    config = tiny_config(precision="fp16", max_steps=40, num_train_epochs=40, save_steps=100)
     steps: list[int] = []
     with pytest.raises(NonFiniteLossError, match=r"gradient norm of step 1\d is nan"):
         run(config, tiny_cache, tmp_path / "run", report=lambda p: steps.append(p.step))
@@ -579,7 +579,7 @@ def test_a_run_keeps_to_its_rows_when_the_cache_is_extended(tmp_path: Path) -> N
     from tests.support import tiny
 
     cache = tiny.tiny_cache(tmp_path, num_tokens=700)
-    config = tiny_config(batch_size=1, accumulation=1)
+    config = tiny_config(batch_size=1, gradient_accumulation_steps=1)
     run(config, cache, tmp_path / "whole")
     with pytest.raises(Stopped):
         run(config, cache, tmp_path / "run", report=stop_after(4))
@@ -595,9 +595,9 @@ def test_a_run_keeps_to_its_rows_when_the_cache_is_extended(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "temperatures"),
     [
-        ({"targets": "sampled", "num_draws": 20, "draw_temperature": 4 / 3}, (4 / 3, 4 / 3)),
-        ({"targets": "top_k+sampled", "num_draws": 20, "keep_mass": 0.7}, (2.0, 1.0)),
-        ({"sketch": "pca", "hidden_states": "last"}, (2.0, 1.0)),
+        ({"targets": "sampled", "num_samples": 20, "sampling_temperature": 4 / 3}, (4 / 3, 4 / 3)),
+        ({"targets": "top_k+sampled", "num_samples": 20, "top_p": 0.7}, (2.0, 1.0)),
+        ({"hidden_projection": "pca", "hidden_states": "last"}, (2.0, 1.0)),
         ({"hidden_states": "random_layers:1"}, (2.0, 1.0)),
     ],
     ids=["sampled", "top_k+sampled", "pca", "random layers"],
@@ -610,7 +610,7 @@ def test_whatever_stage_one_was_told_to_keep_teaches(
     cache = tiny.tiny_cache(tmp_path, 40, **changes)
     start, end = temperatures
     config = tiny_config(
-        temperature_start=start, temperature_end=end, max_steps=15, dropout=0.0, validate_every=15
+        temperature_start=start, temperature_end=end, max_steps=15, dropout=0.0, eval_steps=15
     )
     out = tmp_path / "run"
     run(config, cache, out)
@@ -625,5 +625,9 @@ def test_what_the_cache_cannot_answer_is_refused_at_once(tiny_cache: Path, tmp_p
     with pytest.raises(ValueError, match=r"holds temperatures from 1 to 2, the recipe asks for 3"):
         run(tiny_config(temperature_start=3.0), tiny_cache, tmp_path / "run")
     with pytest.raises(ValueError, match="fewer than one step's 800"):
-        run(tiny_config(batch_size=200, accumulation=4), tiny_cache, tmp_path / "run2")
+        run(
+            tiny_config(batch_size=200, gradient_accumulation_steps=4),
+            tiny_cache,
+            tmp_path / "run2",
+        )
     assert not (tmp_path / "run").exists()

@@ -19,7 +19,7 @@ from stages.train_student.trainer.stopping import StoppedError, StopRequest
 from tests.stages.train_student.test_run import metrics, tiny_config, weights
 from tests.support.sample_cache import reseal
 
-SHORT = {"max_steps": 4, "checkpoint_every": 2, "validate_every": 99, "keep_checkpoints": 9}
+SHORT = {"max_steps": 4, "save_steps": 2, "eval_steps": 99, "save_total_limit": 9}
 
 
 def run(

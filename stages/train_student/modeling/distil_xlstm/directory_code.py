@@ -1,7 +1,7 @@
 """The few lines of code that a model directory carries, and what names them in its config.json.
 
 In: a model directory. Out: a module in it from which Hugging Face takes the student's classes when
-it is told ``trust_remote_code=True``. Called by the student when it is saved.
+it is told ``trust_remote_code=True``.
 
 The module imports the classes from this package, which must be installed, and defines nothing: so
 there is one class of each, however it was found.

@@ -1,7 +1,7 @@
 """Makes the package's ``xLSTMBlockStack`` from settings, after checking that they fit.
 
 In: widths and block settings. Out: a stack with the package's own initialisation, on the default
-device. Called by the student, which runs it block by block with documents kept apart.
+device.
 
 Only the package's "vanilla" cells are used, so neither a CUDA toolkit nor a compiler is needed.
 """

@@ -1,7 +1,7 @@
 """Runs the package's xLSTM stack with documents kept apart, from any recurrent state.
 
 In: a stack of ``IsolatedBlock`` and embedded tokens. Out: what the package's own forward would give
-for every document alone. Called by the student.
+for every document alone.
 
 The package's modules and parameters are used as they are; only their order of computation is ours,
 because the package's forward lets documents leak through the convolution, the recurrence and the

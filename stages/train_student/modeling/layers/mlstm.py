@@ -1,8 +1,7 @@
 """The mLSTM, documents kept apart, optionally going on from a state.
 
 In: queries, keys, values and gate pre-activations. Out: hidden states and, where a state was given,
-the state after the last position. Called by the mLSTM layers of the student, for training, for the
-prompt and, with T = 1, for each generated token.
+the state after the last position.
 
 The package's parallel form (Beck et al., arXiv 2405.04517, eq. 19-27 and appendix A.3) with the
 stabiliser factored: with F the cumulative sum of log σ(f̃) within the document and g = ĩ − F, key s

@@ -1,9 +1,8 @@
 """The mLSTM's sums, chunk by chunk: each chunk sees its own keys one by one, earlier ones as a sum.
 
 In: queries, keys, values and log-weights, cut into chunks. Out: hidden states and the state after
-the last chunk. Called by ``mlstm``, which describes the weights. Own backward; pure PyTorch, any
-device; compute and memory grow with C·L², so one chunk is the parallel form, O(T²), and chunks of
-a fixed length are O(T).
+the last chunk. Own backward; pure PyTorch, any device; compute and memory grow with C·L², so one
+chunk is the parallel form, O(T²), and chunks of a fixed length are O(T).
 
 Key s weighs D_ts = exp(g_s − M_t) at position t of its chunk. To later chunks a chunk passes
     S' = κ S + Σ_s exp(g_s − M_last) k_s v_sᵀ,   κ = exp(m − M_last),

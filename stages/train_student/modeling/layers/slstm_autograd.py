@@ -2,7 +2,7 @@
 
 In: gate pre-activations, recurrent matrices, a state, document starts, and the two loops over
 positions that do the work. Out: hidden states and the last state, differentiable by gates and
-matrices. Called by ``slstm_scan`` and by the check that admits an implementation.
+matrices.
 
 All loops keep the same tensors for the backward pass, so any forward goes with any backward. They
 are O(T): the activations of four gates, y and h of every position.

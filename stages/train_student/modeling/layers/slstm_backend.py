@@ -67,12 +67,16 @@ def _choose(mode: Mode, device: torch.device, num_heads: int, head_width: int) -
     if mode == "torch" or (mode == "auto" and device.type != "cuda"):
         return ScanChoice(_scan_by(PYTORCH), loop)
     if device.type != "cuda":
-        raise ValueError(f"slstm=triton runs on GPUs only, and this is {device}; set slstm=auto")
+        raise ValueError(
+            f"slstm_backend=triton runs on GPUs only, and this is {device}; set slstm_backend=auto"
+        )
     found = _checked_triton(device, num_heads, head_width)
     if isinstance(found, Loops):
         return ScanChoice(_scan_by(found), f"{kernels}, found equal to the PyTorch loop")
     if mode == "triton":
-        raise ValueError(f"slstm=triton cannot run on {device}: {found}; slstm=auto does without")
+        raise ValueError(
+            f"slstm_backend=triton cannot run on {device}: {found}; slstm_backend=auto does without"
+        )
     return ScanChoice(_scan_by(PYTORCH), f"{loop}, since {found}")
 
 

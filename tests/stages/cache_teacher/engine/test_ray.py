@@ -45,7 +45,7 @@ def workers() -> list[int]:
             command = (path / "cmdline").read_bytes()
         except OSError:
             continue
-        if command.startswith(b"ray::RemoteMaker") and os.getpid() in ancestors(int(path.name)):
+        if command.startswith(b"ray::RayWorker") and os.getpid() in ancestors(int(path.name)):
             found.append(int(path.name))
     return sorted(found)
 

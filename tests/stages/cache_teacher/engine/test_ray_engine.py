@@ -58,14 +58,14 @@ class FakeRay:
         return job
 
     def remote(self, **options: Any) -> Any:
-        def hire(job: Any) -> Any:
+        def spawn(job: Any) -> Any:
             self.num_hired += 1
             return SimpleNamespace(
                 load=SimpleNamespace(remote=lambda: FakeCall(-1)),
                 make=SimpleNamespace(remote=FakeCall),
             )
 
-        return lambda _: SimpleNamespace(remote=hire)
+        return lambda _: SimpleNamespace(remote=spawn)
 
     def wait(self, calls: list[Any], **_: Any) -> Any:
         self.most_open = max(self.most_open, sum(call.unit >= 0 for call in calls))

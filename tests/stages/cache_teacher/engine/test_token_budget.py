@@ -14,8 +14,8 @@ import cache_format
 from cache_format.writer import CacheWriter
 from stages.cache_teacher.config import ALL_UNITS, UnitRange
 from stages.cache_teacher.engine.token_budget import (
-    Budget,
-    KnownSizes,
+    TokenBudget,
+    UnitSizes,
     is_needed,
     is_needed_of_part,
 )
@@ -43,7 +43,7 @@ class TestIsNeeded:
     def test_by_what_is_known(
         self, num_held: int, num_unknown: int, sizes: list[int], expected: bool | None
     ) -> None:
-        known = KnownSizes()
+        known = UnitSizes()
         for num_tokens in sizes:
             known.add(num_tokens)
         assert is_needed(100, num_held, num_unknown, known) is expected
@@ -115,9 +115,9 @@ class Workers:
 
     def run(self, writer: CacheWriter, num_workers: int, rng: random.Random) -> None:
         corpora = [Sizes(self._sizes) for _ in range(num_workers)]
-        budgets = [Budget(self._num_tokens, writer, corpus.count) for corpus in corpora]
+        budgets = [TokenBudget(self._num_tokens, writer, corpus.count) for corpus in corpora]
         wanted = [
-            budget.wanted(WorkerShare(worker=worker, num_workers=num_workers))
+            budget.needed_units(WorkerShare(worker=worker, num_workers=num_workers))
             for worker, budget in enumerate(budgets)
         ]
         units_open: list[list[int]] = [[] for _ in budgets]
@@ -133,7 +133,7 @@ class Workers:
                 else:
                     self.made.append(unit)
                     units_open[worker].append(unit)
-                    budgets[worker].note(unit, self._sizes[unit])
+                    budgets[worker].record(unit, self._sizes[unit])
         self.num_counted = [len(corpus.counted) for corpus in corpora]
 
 
@@ -162,14 +162,14 @@ def test_a_cluster_counts_few_units_and_only_at_the_end(
     """64 workers have three units open each, in the hands of one who knows what they finish."""
     rng = random.Random(seed)
     corpus = Sizes(sizes_of(seed, 1700))
-    budget = Budget(sum(corpus.sizes[:1430]) - 1, no_receipts, corpus.count)
+    budget = TokenBudget(sum(corpus.sizes[:1430]) - 1, no_receipts, corpus.count)
     made, units_open = [], []
-    for unit in budget.wanted(ALL_UNITS):
+    for unit in budget.needed_units(ALL_UNITS):
         made.append(unit)
         units_open.append(unit)
         if len(units_open) == 3 * 64:
             ended = units_open.pop(rng.randrange(8))
-            budget.note(ended, corpus.sizes[ended])
+            budget.record(ended, corpus.sizes[ended])
     assert made == list(range(1430))
     print(len(corpus.counted))
     assert min(unit for unit in corpus.counted if unit > 8) > 1430 - 6 * 64
@@ -186,9 +186,9 @@ def test_whatever_is_known_no_unit_too_many_is_made(
     num_tokens = rng.randrange(sum(corpus.sizes[:20]), sum(corpus.sizes))
     num_needed = len(corpus.needed(num_tokens))
     for _ in range(20):
-        budget = Budget(num_tokens, no_receipts, corpus.count)
+        budget = TokenBudget(num_tokens, no_receipts, corpus.count)
         for unit in rng.sample(range(60), rng.randrange(60)):
-            budget.note(unit, corpus.sizes[unit])
+            budget.record(unit, corpus.sizes[unit])
         assert budget.is_needed(num_needed - 1)
         assert not budget.is_needed(num_needed)
 
@@ -200,10 +200,10 @@ def test_documents_that_grow_longer_make_a_unit_too_many_and_leave_none_out(
     num_tokens = 10_000
     made = []
     for worker in range(4):
-        budget = Budget(num_tokens, no_receipts, corpus.count)
-        for unit in budget.wanted(WorkerShare(worker=worker, num_workers=4)):
+        budget = TokenBudget(num_tokens, no_receipts, corpus.count)
+        for unit in budget.needed_units(WorkerShare(worker=worker, num_workers=4)):
             made.append(unit)
-            budget.note(unit, corpus.sizes[unit])
+            budget.record(unit, corpus.sizes[unit])
     assert set(made) >= set(corpus.needed(num_tokens))
     assert len(made) <= len(corpus.needed(num_tokens)) + 4
 
@@ -218,8 +218,8 @@ def test_what_others_finish_meanwhile_is_not_counted(
         workers._finished = list(range(200))
         return corpus.count(unit)
 
-    budget = Budget(20_000, writer, count)
-    budget.note(200, 100)
+    budget = TokenBudget(20_000, writer, count)
+    budget.record(200, 100)
     assert not budget.is_needed(200)
     assert corpus.counted == list(range(16))
 
@@ -232,13 +232,13 @@ def test_threads_may_tell_what_units_hold(no_receipts: CacheWriter) -> None:
             time.sleep(0.001)  # the other thread goes on here
             return other + int(self)
 
-    budget = Budget(1000, no_receipts, lambda unit: 0)
+    budget = TokenBudget(1000, no_receipts, lambda unit: 0)
     both = threading.Barrier(2)
 
     def tell() -> None:
         both.wait(60)
         for unit in range(10):
-            budget.note(unit, Slow(100))
+            budget.record(unit, Slow(100))
 
     threads = [threading.Thread(target=tell) for _ in range(2)]
     for thread in threads:
@@ -259,21 +259,21 @@ def test_workers_who_know_nothing_of_each_other_share_the_needed_units(
     num_workers = rng.randrange(1, 9)
     made = []
     for worker in range(num_workers):
-        budget = Budget(num_tokens, no_receipts, corpus.count)
-        for unit in budget.wanted(WorkerShare(worker=worker, num_workers=num_workers)):
+        budget = TokenBudget(num_tokens, no_receipts, corpus.count)
+        for unit in budget.needed_units(WorkerShare(worker=worker, num_workers=num_workers)):
             made.append(unit)
-            budget.note(unit, corpus.sizes[unit])
+            budget.record(unit, corpus.sizes[unit])
     assert sorted(made) == corpus.needed(num_tokens)
 
 
 def test_far_from_the_budget_nothing_of_others_is_counted(no_receipts: CacheWriter) -> None:
     corpus = Sizes([100] * 1000)
-    budget = Budget(90_000, no_receipts, corpus.count)
-    wanted = budget.wanted(WorkerShare(worker=3, num_workers=4))
+    budget = TokenBudget(90_000, no_receipts, corpus.count)
+    wanted = budget.needed_units(WorkerShare(worker=3, num_workers=4))
     assert next(wanted) == 3
     assert corpus.counted == [3]  # its own, for the scale
     for unit in wanted:
-        budget.note(unit, 100)
+        budget.record(unit, 100)
         if unit > 100:
             break
     assert corpus.counted == [3]
@@ -281,9 +281,9 @@ def test_far_from_the_budget_nothing_of_others_is_counted(no_receipts: CacheWrit
 
 def test_nothing_is_counted_twice(no_receipts: CacheWriter) -> None:
     corpus = Sizes([100] * 50)
-    budget = Budget(3000, no_receipts, corpus.count)
-    for unit in budget.wanted(WorkerShare(worker=1, num_workers=2)):
-        budget.note(unit, 100)
+    budget = TokenBudget(3000, no_receipts, corpus.count)
+    for unit in budget.needed_units(WorkerShare(worker=1, num_workers=2)):
+        budget.record(unit, 100)
     assert sorted(corpus.counted) == sorted(set(corpus.counted))
     assert set(corpus.counted) - {1} <= set(range(0, 30, 2))
 
@@ -291,7 +291,7 @@ def test_nothing_is_counted_twice(no_receipts: CacheWriter) -> None:
 def test_receipts_are_read_before_anything_is_counted(writer: CacheWriter) -> None:
     entries = writer.finished_units()
     corpus = Sizes([entries[unit].num_tokens for unit in range(8)])
-    budget = Budget(sum(corpus.sizes), writer, corpus.count)
+    budget = TokenBudget(sum(corpus.sizes), writer, corpus.count)
     assert budget.is_needed(7)
     assert not budget.is_needed(8)
     assert corpus.counted == [7]
@@ -299,9 +299,9 @@ def test_receipts_are_read_before_anything_is_counted(writer: CacheWriter) -> No
 
 def test_a_unit_is_decided_on_when_it_is_asked_for(no_receipts: CacheWriter) -> None:
     corpus = Sizes([10, 10, 10])
-    budget = Budget(15, no_receipts, corpus.count)
-    wanted = budget.wanted(ALL_UNITS)
+    budget = TokenBudget(15, no_receipts, corpus.count)
+    wanted = budget.needed_units(ALL_UNITS)
     for unit in wanted:
-        budget.note(unit, 10)
+        budget.record(unit, 10)
     assert corpus.counted == []
     assert list(wanted) == []

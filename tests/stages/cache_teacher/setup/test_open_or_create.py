@@ -17,7 +17,7 @@ from tests.support.sample_cache import contents
 from tests.support.stage_one_runs import TEXTS, Bench, shard_bytes
 from tests.support.tiny import write_fineweb_parquet
 
-PCA: dict[str, Any] = {"sketch": "pca"}
+PCA: dict[str, Any] = {"hidden_projection": "pca"}
 
 
 class Fits:
@@ -138,5 +138,5 @@ def test_who_is_overtaken_by_another_recipe_is_refused(
 def test_a_first_unit_without_rows(bench: Bench) -> None:
     bench.corpus = write_fineweb_parquet(bench.root / "short.parquet", ["a", *TEXTS])
     with pytest.raises(ValueError, match="principal components need as many positions"):
-        bench.run(sketch="pca", documents_per_unit=1)
+        bench.run(hidden_projection="pca", documents_per_unit=1)
     assert not (bench.root / "cache").exists()

@@ -22,7 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16": {"teacher_dtype": "bfloat16"},
     "float16": {"teacher_dtype": "float16"},
-    "keep_mass": {"keep_mass": 0.5},
+    "top_p": {"top_p": 0.5},
     "few": {"top_k": 1},
     "sampled": {"targets": "sampled"},
     "top_k+sampled": {"targets": "top_k+sampled"},

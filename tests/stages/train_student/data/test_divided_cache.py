@@ -16,7 +16,7 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data import loader
 from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.data.loader import Loader, row_order
-from stages.train_student.data.sampler import Part
+from stages.train_student.data.sampler import RankSlice
 from stages.train_student.evaluation import validation
 from stages.train_student.trainer.run_directory import prepare
 from tests.stages.train_student.test_run import run, tiny_config
@@ -57,12 +57,12 @@ def test_the_loader_gives_all_training_rows_and_no_others(
     assert not train & validation
     assert len(train | validation) == sum(ROWS_OF_UNIT[unit] for unit in units)
     config = TrainStudentConfig(
-        batch_size=1, accumulation=num_ranks, shuffle_shards=shuffle_shards, seed=2
+        batch_size=1, gradient_accumulation_steps=num_ranks, shuffle_shards=shuffle_shards, seed=2
     )
     order = row_order(cache, config, cache.num_rows("train"))
     seen: Ids = set()
     for rank in range(num_ranks):
-        part = Part(rank, num_ranks)
+        part = RankSlice(rank, num_ranks)
         with Loader(
             cache, order, torch.device("cpu"), part, num_threads=1, with_sketch=False
         ) as batches:
@@ -92,7 +92,9 @@ def test_a_cache_of_one_unit_trains_a_student(
 
     monkeypatch.setattr(loader, "read_batch", watched(trained))
     monkeypatch.setattr(validation, "read_batch", watched(validated))
-    config = tiny_config(accumulation=1, max_steps=None, num_epochs=2, validation_rows=10**6)
+    config = tiny_config(
+        gradient_accumulation_steps=1, max_steps=None, num_train_epochs=2, validation_rows=10**6
+    )
     metrics = run(config, path, tmp_path / "run")
     assert metrics["validation/loss"] > 0
     assert trained == ids_of(cache, "train")
@@ -100,7 +102,7 @@ def test_a_cache_of_one_unit_trains_a_student(
 
 
 def test_a_run_keeps_its_rows_where_the_cache_is_extended(tmp_path: Path) -> None:
-    config, out = TrainStudentConfig(batch_size=1, accumulation=1), tmp_path / "run"
+    config, out = TrainStudentConfig(batch_size=1, gradient_accumulation_steps=1), tmp_path / "run"
     cache = write_units(tmp_path / "cache", [0, 1])
     rows = prepare(out, cache, config, resume=False, recipe_toml="").rows
     assert rows == RunRows(train=5, validation=3)

@@ -13,7 +13,7 @@ from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.data.loader import Loader, Step, _in_use, row_order
-from stages.train_student.data.sampler import WHOLE, Part
+from stages.train_student.data.sampler import WHOLE, RankSlice
 
 CPU = torch.device("cpu")
 
@@ -44,7 +44,7 @@ def test_batches_hold_the_rows_of_the_cache(tiny_cache: Path) -> None:
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_threads_change_nothing(tiny_cache: Path, num_threads: int) -> None:
     cache = cache_format.open(tiny_cache)
-    config = TrainStudentConfig(seed=5, batch_size=2, accumulation=2)
+    config = TrainStudentConfig(seed=5, batch_size=2, gradient_accumulation_steps=2)
     order = row_order(cache, config, cache.num_rows("train"))
     with Loader(cache, order, CPU, num_threads=num_threads, with_sketch=True) as loader:
         steps = list(loader.steps(2, 9))
@@ -60,17 +60,17 @@ def test_threads_change_nothing(tiny_cache: Path, num_threads: int) -> None:
 def test_a_process_reads_its_own_micro_batches(tiny_cache: Path) -> None:
     """What is read by 1, 2, 3 or 4 processes is the same, to the last bit."""
     cache = cache_format.open(tiny_cache)
-    config = TrainStudentConfig(batch_size=2, accumulation=4)
+    config = TrainStudentConfig(batch_size=2, gradient_accumulation_steps=4)
     order = row_order(cache, config, cache.num_rows("train"))
 
-    def read(part: Part) -> list[Step]:
+    def read(part: RankSlice) -> list[Step]:
         with Loader(cache, order, CPU, part, num_threads=2, with_sketch=True) as loader:
             return list(loader.steps(0, 3))
 
     whole = read(WHOLE)
     for num_ranks in (2, 3, 4):
         for rank in range(num_ranks):
-            part = Part(rank, num_ranks)
+            part = RankSlice(rank, num_ranks)
             for ours, all_of_it in zip(read(part), whole, strict=True):
                 expected = [all_of_it[number] for number in part.micro_batches(4)]
                 assert [hashes(batch) for batch in ours] == [hashes(b) for b in expected]
@@ -80,7 +80,9 @@ def test_head_and_tail_of_a_resume_are_the_whole(tiny_cache: Path) -> None:
     """At every step, over the end of an epoch."""
     cache = cache_format.open(tiny_cache)
     order = row_order(
-        cache, TrainStudentConfig(batch_size=4, accumulation=2), cache.num_rows("train")
+        cache,
+        TrainStudentConfig(batch_size=4, gradient_accumulation_steps=2),
+        cache.num_rows("train"),
     )
     stop = order.steps_per_epoch + 2
 
@@ -140,7 +142,11 @@ def test_a_reader_s_failure_reaches_the_caller(tiny_cache: Path, tmp_path: Path)
     with (
         Loader(
             cache,
-            row_order(cache, TrainStudentConfig(batch_size=1, accumulation=1), entry.num_rows),
+            row_order(
+                cache,
+                TrainStudentConfig(batch_size=1, gradient_accumulation_steps=1),
+                entry.num_rows,
+            ),
             CPU,
             num_threads=2,
             with_sketch=False,
@@ -170,7 +176,9 @@ class TestRoomForCopies:
     ) -> None:
         sizes = sorted(entry.num_bytes for entry in cache_format.open(tiny_cache).shards("train"))
         needed = sum(sizes[-(shuffle_shards or len(sizes)) :])
-        config = TrainStudentConfig(batch_size=1, accumulation=1, shuffle_shards=shuffle_shards)
+        config = TrainStudentConfig(
+            batch_size=1, gradient_accumulation_steps=1, shuffle_shards=shuffle_shards
+        )
         for room in (needed, needed - 1):
             cache = self.opened(tiny_cache, monkeypatch, room)
             if room == needed:

@@ -14,7 +14,7 @@ def test_training_on_a_read_only_cache(tiny_cache: Path, tmp_path: Path) -> None
     shutil.copytree(tiny_cache, cache)
     before = contents(cache)
     with read_only(cache), Disk(cache) as disk:
-        run(tiny_config(max_steps=2, validate_every=2), cache, tmp_path / "out")
+        run(tiny_config(max_steps=2, eval_steps=2), cache, tmp_path / "out")
     assert (tmp_path / "out/model").is_dir()
     assert {call.path.parent.name for call in disk.calls} >= {"shards", "receipts", "teacher"}
     assert disk.changes() == []

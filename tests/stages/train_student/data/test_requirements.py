@@ -74,8 +74,8 @@ def test_without_sketches_there_is_no_frobenius_term(tmp_path: Path) -> None:
 
 def test_a_teacher_in_the_loop_wants_the_whole_head(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["top_k"])
-    some = TrainStudentConfig(head_columns=64)
+    some = TrainStudentConfig(sampled_softmax_size=64)
     require_targets(some, cache)
     require_targets(TrainStudentConfig(), cache, online=True)
-    with pytest.raises(ValueError, match=r"train_student.head_columns: .* Set it to none"):
+    with pytest.raises(ValueError, match=r"train_student.sampled_softmax_size: .* Set it to none"):
         require_targets(some, cache, online=True)

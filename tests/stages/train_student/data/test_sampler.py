@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.sampler import (
-    Part,
-    RowOrder,
+    RankSlice,
+    Sampler,
     _splitmix64,
     epoch_order,
     micro_batch_seed,
@@ -72,12 +72,12 @@ def test_the_hash_is_splitmix64() -> None:
 
 @pytest.mark.parametrize("shuffle_shards", [None, 2])
 def test_the_steps_of_an_epoch_visit_each_row_once(shuffle_shards: int | None) -> None:
-    order = RowOrder(
+    order = Sampler(
         seed=3,
         rows_of_shards=(10, 5, 7),
         shuffle_shards=shuffle_shards,
         batch_size=2,
-        accumulation=2,
+        gradient_accumulation_steps=2,
     )
     assert order.steps_per_epoch == 5
     rows = np.concatenate([order.rows_of_step(step) for step in range(5)])
@@ -89,14 +89,18 @@ def test_the_steps_of_an_epoch_visit_each_row_once(shuffle_shards: int | None) -
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4])
 def test_processes_share_the_micro_batches_of_a_step(num_ranks: int) -> None:
     """However many there are, and if their number changes between steps: the same micro-batches."""
-    order = RowOrder(
-        seed=3, rows_of_shards=(30, 31), shuffle_shards=None, batch_size=3, accumulation=4
+    order = Sampler(
+        seed=3,
+        rows_of_shards=(30, 31),
+        shuffle_shards=None,
+        batch_size=3,
+        gradient_accumulation_steps=4,
     )
     for step in range(2 * order.steps_per_epoch):
         whole = order.rows_of_step(step).reshape(4, 3)
         dealt: dict[int, list[int]] = {}
         for rank in range(num_ranks):
-            part = Part(rank, num_ranks)
+            part = RankSlice(rank, num_ranks)
             rows = order.rows_of_step(step, part).reshape(-1, 3)
             dealt |= dict(zip(part.micro_batches(4), rows.tolist(), strict=True))
         assert [dealt[number] for number in range(4)] == whole.tolist()

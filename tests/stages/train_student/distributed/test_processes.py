@@ -105,7 +105,10 @@ def assert_same_student(found: Path, expected: Path, tolerance: float) -> None:
         assert distance <= tolerance * torch.linalg.vector_norm(tensor.double()), name
 
 
-SIZES = {"batch_size": 1, "accumulation": 4}  # two micro-batches for each of two processes
+SIZES = {
+    "batch_size": 1,
+    "gradient_accumulation_steps": 4,
+}  # two micro-batches for each of two processes
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +138,7 @@ def test_two_that_torchrun_starts_train_the_student_of_one(
 def test_one_may_have_more_micro_batches_than_the_other(
     two: Launcher, tiny_cache: Path, tmp_path: Path
 ) -> None:
-    changes: dict[str, Any] = {"batch_size": 1, "accumulation": 3, "max_steps": 3}
+    changes: dict[str, Any] = {"batch_size": 1, "gradient_accumulation_steps": 3, "max_steps": 3}
     run(tiny_config(**changes), tiny_cache, tmp_path / "alone")
     done = two.train(tiny_cache, tmp_path / "run", **changes)
     assert done.returncode == 0, done.stderr
@@ -156,7 +159,7 @@ def test_a_trained_head_and_scaled_gradients_are_shared_too(
 def test_columns_of_the_head_are_drawn_for_a_micro_batch_wherever_it_is(
     two: Launcher, tiny_cache: Path, tmp_path: Path
 ) -> None:
-    changes: dict[str, Any] = {"head_columns": 32, "max_steps": 3}
+    changes: dict[str, Any] = {"sampled_softmax_size": 32, "max_steps": 3}
     run(tiny_config(**changes), tiny_cache, tmp_path / "alone")
     done = two.train(tiny_cache, tmp_path / "run", **changes)
     assert done.returncode == 0, done.stderr
@@ -225,15 +228,19 @@ def test_one_that_fails_ends_all_at_once(two: Launcher, tiny_cache: Path, tmp_pa
 @pytest.mark.parametrize(
     ("sizes", "num_ranks", "parallel", "advice"),
     [
-        ((8, 4), 8, "ddp", "batch_size=4 --set train_student.accumulation=8"),
-        ((8, 4), 3, "fsdp", "batch_size=10 --set train_student.accumulation=3"),
-        ((2, 1), 4, "ddp", "batch_size=1 --set train_student.accumulation=4"),
+        ((8, 4), 8, "ddp", "batch_size=4 --set train_student.gradient_accumulation_steps=8"),
+        ((8, 4), 3, "fsdp", "batch_size=10 --set train_student.gradient_accumulation_steps=3"),
+        ((2, 1), 4, "ddp", "batch_size=1 --set train_student.gradient_accumulation_steps=4"),
     ],
 )
 def test_a_step_that_cannot_be_dealt_is_refused(
     sizes: tuple[int, int], num_ranks: int, parallel: str, advice: str
 ) -> None:
-    changes = {"batch_size": sizes[0], "accumulation": sizes[1], "parallel": parallel}
+    changes = {
+        "batch_size": sizes[0],
+        "gradient_accumulation_steps": sizes[1],
+        "parallel": parallel,
+    }
     with pytest.raises(ValueError, match=r"micro-batches .* processes") as refused:
         require_processes(tiny_config(**changes), num_ranks)
     assert advice in str(refused.value)
@@ -241,4 +248,4 @@ def test_a_step_that_cannot_be_dealt_is_refused(
 
 @pytest.mark.parametrize(("num_ranks", "parallel"), [(1, "fsdp"), (3, "ddp"), (4, "fsdp")])
 def test_a_step_that_can_be_dealt_is_not(num_ranks: int, parallel: str) -> None:
-    require_processes(tiny_config(accumulation=4, parallel=parallel), num_ranks)
+    require_processes(tiny_config(gradient_accumulation_steps=4, parallel=parallel), num_ranks)

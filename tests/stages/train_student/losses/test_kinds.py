@@ -16,8 +16,8 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.evaluation.validation import validate
 from stages.train_student.losses.objective import (
+    LossNormalizer,
     Objective,
-    Share,
     make_objective,
     scored_targets,
 )
@@ -41,14 +41,14 @@ def tiny_config(kind: str, **changes: Any) -> TrainStudentConfig:
         "temperature_end": end,
         "learning_rate": 3e-2,
         "batch_size": 2,
-        "accumulation": 1,
+        "gradient_accumulation_steps": 1,
         "max_steps": 30,
         "precision": "fp32",
         "loss_chunk": 7,
         "compile": "off",
-        "log_every": 1,
-        "validate_every": 30,
-        "checkpoint_every": 30,
+        "logging_steps": 1,
+        "eval_steps": 30,
+        "save_steps": 30,
     }
     return TrainStudentConfig(**(settings | changes))
 
@@ -125,7 +125,9 @@ def test_the_frobenius_term_projects_the_student_as_the_teacher_was(
     cache = write_cache(tmp_path / "cache", TARGETS["top_k"], sketch)
     model, objective = objective_of(tiny_config("top_k"), cache)
     batch = read_batch(cache, "train", [0, 1], with_sketch=True)
-    _, terms = objective.terms(model, batch, LossWeights(0.0, 1.0, 1.0), Share(batch.num_scored, 2))
+    _, terms = objective.terms(
+        model, batch, LossWeights(0.0, 1.0, 1.0), LossNormalizer(batch.num_scored, 2)
+    )
     assert batch.sketch is not None
     assert batch.projection is not None
     with torch.no_grad():

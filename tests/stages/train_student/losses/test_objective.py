@@ -15,7 +15,7 @@ import cache_format
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
-from stages.train_student.losses.objective import Objective, Share, make_objective, scored
+from stages.train_student.losses.objective import LossNormalizer, Objective, make_objective, scored
 from stages.train_student.losses.schedules import LossWeights
 from stages.train_student.losses.teacher_in_the_loop import TeacherStates
 from stages.train_student.new_student import load_student
@@ -123,7 +123,9 @@ def require_that_nothing_is_asked(
 ) -> None:
     weights = LossWeights(0.5, 0.1, temperature)
     with NothingIsAsked():
-        loss, _ = objective.terms(model, batch, weights, Share(batch.num_scored, batch.num_rows))
+        loss, _ = objective.terms(
+            model, batch, weights, LossNormalizer(batch.num_scored, batch.num_rows)
+        )
         loss.backward()  # type: ignore[no-untyped-call]
 
 
@@ -173,7 +175,7 @@ def test_the_teacher_is_asked_before_the_student(
         return hidden_BTD
 
     monkeypatch.setattr(model, "hidden_states", hidden_states)
-    share = Share(batch.num_scored, batch.num_rows)
+    share = LossNormalizer(batch.num_scored, batch.num_rows)
     replace(objective, teacher=teacher).terms(model, batch, LossWeights(0.5, 0.0, 1.3), share)
     assert num_asked == [1]
 
@@ -203,7 +205,10 @@ def test_a_batch_without_a_scored_position_adds_nothing(tiny_cache: Path) -> Non
     labels, none = torch.full_like(batch.labels, -100), batch.scored[:0]
     model, objective = tiny_objective(tiny_config(), cache)
     loss, terms = objective.terms(
-        model, replace(batch, labels=labels, scored=none), LossWeights(0.5, 0.1, 1.3), Share(50, 4)
+        model,
+        replace(batch, labels=labels, scored=none),
+        LossWeights(0.5, 0.1, 1.3),
+        LossNormalizer(50, 4),
     )
     loss.backward()  # type: ignore[no-untyped-call]
     assert terms.tolist() == pytest.approx([0, 0, 0, 0], abs=1e-9)

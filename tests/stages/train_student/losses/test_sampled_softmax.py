@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.losses.sampled_softmax import HeadColumns
+from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss
 from stages.train_student.losses.sparse_targets import SparseTargets
 from tests.stages.train_student.losses.test_objective import NothingIsAsked
@@ -21,7 +21,7 @@ _KINDS = ["labels", "top_k", "top_k+sampled", "sampled"]
 _STANDARD_ERRORS = 4.5
 
 
-class Enumerated(HeadColumns):
+class Enumerated(SampledColumns):
     """Draws every id that is not named once, in falling order; each stands for itself."""
 
     def _draw(self, named_U: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,7 +30,9 @@ class Enumerated(HeadColumns):
         return ids, torch.zeros(len(ids))
 
 
-def head_columns(num_drawn: int, kind: type[HeadColumns] = HeadColumns) -> HeadColumns:
+def sampled_softmax_size(
+    num_drawn: int, kind: type[SampledColumns] = SampledColumns
+) -> SampledColumns:
     ranks = torch.randperm(_VOCAB, generator=torch.Generator().manual_seed(3))
     return kind(ranks, num_drawn)
 
@@ -51,7 +53,7 @@ def targets_of(kind: str, teacher: torch.Tensor, temperature: float) -> SparseTa
 
 
 def gradient_of(
-    columns: HeadColumns | None,
+    columns: SampledColumns | None,
     problem: Sequence[torch.Tensor],
     targets: SparseTargets | None,
     temperature: float,
@@ -76,7 +78,7 @@ def test_columns_that_are_all_there_once_give_the_exact_loss(
     kind: str, keeps_repetitions: bool, mode: str
 ) -> None:
     *problem, teacher = make_problem(1, 12, _VOCAB)
-    columns = head_columns(1, Enumerated)
+    columns = sampled_softmax_size(1, Enumerated)
     columns.keeps_repetitions = keeps_repetitions
     for temperature in (1.0, 1.6):
         targets = targets_of(kind, teacher, temperature)
@@ -89,7 +91,10 @@ def test_columns_that_are_all_there_once_give_the_exact_loss(
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
 def test_in_half_precision_too(dtype: torch.dtype, bound: float) -> None:
     *problem, teacher = make_problem(1, 12, _VOCAB)
-    targets, columns = targets_of("top_k+sampled", teacher, 1.6), head_columns(1, Enumerated)
+    targets, columns = (
+        targets_of("top_k+sampled", teacher, 1.6),
+        sampled_softmax_size(1, Enumerated),
+    )
     _, exact = gradient_of(None, problem, targets, 1.6)
     _, found = gradient_of(columns, problem, targets, 1.6, dtype=dtype)
     assert (found - exact).norm() < bound * exact.norm()
@@ -98,7 +103,7 @@ def test_in_half_precision_too(dtype: torch.dtype, bound: float) -> None:
 @pytest.mark.parametrize("keeps_repetitions", [False, True])
 def test_the_weight_of_every_id_is_one_on_average(keeps_repetitions: bool) -> None:
     """So every sum over columns is unbiased; what is named stands for itself, always."""
-    columns = head_columns(32)
+    columns = sampled_softmax_size(32)
     columns.keeps_repetitions = keeps_repetitions
     a, b, c, d = columns.mixture_V.topk(4).indices.tolist()  # likely ones, which must not be drawn
     named = torch.tensor([[c, b, c], [a, b, d]])
@@ -125,7 +130,7 @@ def test_the_normaliser_is_unbiased() -> None:
     problem = early(make_problem(2, 1, _VOCAB)[:3])
     (_, exact, _), _ = gradient_of(None, problem, None, 1.0)
     torch.manual_seed(0)
-    runs = [gradient_of(head_columns(64), problem, None, 1.0)[0][1] for _ in range(800)]
+    runs = [gradient_of(sampled_softmax_size(64), problem, None, 1.0)[0][1] for _ in range(800)]
     inverse_q = torch.stack(runs).exp()  # Z over the label's exp(z), which is exact
     allowed = _STANDARD_ERRORS * float(inverse_q.std()) / math.sqrt(len(runs))
     assert float(inverse_q.mean()) == pytest.approx(exact.exp().item(), abs=allowed)
@@ -143,7 +148,7 @@ def test_the_gradient_is_near_the_exact_one_on_average(kind: str) -> None:
     noise = {}
     for num_drawn in (16, 64):
         torch.manual_seed(num_drawn)
-        columns = head_columns(num_drawn)
+        columns = sampled_softmax_size(num_drawn)
         runs = torch.stack(
             [
                 gradient_of(columns, problem, targets, temperature, chunk=8)[1]
@@ -159,7 +164,7 @@ def test_the_gradient_is_near_the_exact_one_on_average(kind: str) -> None:
 
 def test_draws_follow_the_generator_and_validation_takes_all_columns() -> None:
     *problem, teacher = make_problem(4, 12, _VOCAB)
-    targets, columns = targets_of("top_k", teacher, 1.6), head_columns(32)
+    targets, columns = targets_of("top_k", teacher, 1.6), sampled_softmax_size(32)
     found = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -184,7 +189,7 @@ def test_where_these_would_be_no_fewer_all_columns_are_taken() -> None:
     targets = targets_of("labels", teacher, 1.0)
     exact = gradient_of(None, (*problem[:2], labels), targets, 1.0, chunk=12)
     for num_drawn, is_exact in ((_VOCAB - 12, True), (_VOCAB - 13, False)):
-        columns = head_columns(num_drawn)
+        columns = sampled_softmax_size(num_drawn)
         assert (columns.choose(labels) is None) == is_exact
         found = gradient_of(columns, (*problem[:2], labels), targets, 1.0, chunk=12)
         assert torch.equal(found[1], exact[1]) == is_exact
@@ -206,7 +211,7 @@ class NothingIsAsLargeAsAllLogits(TorchDispatchMode):  # type: ignore[no-untyped
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_it_waits_for_no_gpu_and_never_has_all_logits(kind: str, dtype: torch.dtype) -> None:
     *problem, teacher = make_problem(6, 8, _VOCAB)
-    targets, columns = targets_of(kind, teacher, 1.0), head_columns(32)
+    targets, columns = targets_of(kind, teacher, 1.0), sampled_softmax_size(32)
     columns.keeps_repetitions = True  # as on a GPU
     with NothingIsAsLargeAsAllLogits(), NothingIsAsked():  # type: ignore[no-untyped-call]
         gradient_of(columns, problem, targets, 1.0, dtype=dtype)
@@ -215,10 +220,12 @@ def test_it_waits_for_no_gpu_and_never_has_all_logits(kind: str, dtype: torch.dt
 
 
 def test_bounds_of_the_setting() -> None:
-    assert TrainStudentConfig().head_columns is None
-    assert TrainStudentConfig(head_columns=1).head_columns == 1
+    assert TrainStudentConfig().sampled_softmax_size is None
+    assert TrainStudentConfig(sampled_softmax_size=1).sampled_softmax_size == 1
     assert TrainStudentConfig(train_head=True).train_head
-    with pytest.raises(ValueError, match="head_columns: must be 1 or more"):
-        TrainStudentConfig(head_columns=0)
-    with pytest.raises(ValueError, match="head_columns: must be absent where train_head is true"):
-        TrainStudentConfig(head_columns=64, train_head=True)
+    with pytest.raises(ValueError, match="sampled_softmax_size: must be 1 or more"):
+        TrainStudentConfig(sampled_softmax_size=0)
+    with pytest.raises(
+        ValueError, match="sampled_softmax_size: must be absent where train_head is true"
+    ):
+        TrainStudentConfig(sampled_softmax_size=64, train_head=True)

@@ -42,7 +42,7 @@ def test_beta_may_rise() -> None:
 
 
 def test_learning_rate_warms_up_linearly_and_ends_at_zero() -> None:
-    config = TrainStudentConfig(learning_rate=1e-3, warmup_fraction=0.1)
+    config = TrainStudentConfig(learning_rate=1e-3, warmup_ratio=0.1)
     rates = [learning_rate(config, step, 100) for step in range(101)]
     assert rates[0] == pytest.approx(1e-4)
     assert max(rates) == rates[9] == rates[10] == pytest.approx(1e-3)

@@ -6,7 +6,7 @@ import torch
 
 from stages.train_student.losses.sparse_kl import sparse_distillation_loss
 from stages.train_student.losses.sparse_targets import SparseDraws, SparseTargets
-from stages.train_student.losses.target_tokens import NamedIds
+from stages.train_student.losses.target_tokens import TargetTokens
 
 # Four positions, whose label is kept, drawn, neither, or both kept and the id of padding.
 KEPT = torch.tensor([[3, 5], [3, 5], [3, 5], [3, 3]])
@@ -24,7 +24,7 @@ def test_an_id_counts_once_and_leaves_the_logits() -> None:
     targets = SparseTargets(KEPT, GAPS, torch.zeros(4, 1), (1.0,), DRAWN)
     logits = torch.arange(40.0).reshape(4, 10)
     before = logits.clone()
-    named = NamedIds.of(LABELS, targets)
+    named = TargetTokens.of(LABELS, targets)
     found = named.take(logits)
     for n, ids in enumerate(({3, 5, 7, 8}, {3, 5, 7, 8}, {0, 3, 5, 7}, {3, 7})):
         counted = found[n][found[n] > -math.inf]
@@ -36,7 +36,7 @@ def test_an_id_counts_once_and_leaves_the_logits() -> None:
 
 def test_without_targets_only_the_label_is_named() -> None:
     logits = torch.arange(40.0).reshape(4, 10)
-    found = NamedIds.of(LABELS, None).take(logits)
+    found = TargetTokens.of(LABELS, None).take(logits)
     assert found[:, 0].tolist() == [5.0, 18.0, 20.0, 33.0]
     assert (logits == -math.inf).sum() == 4
 

@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 
-from stages.train_student.losses.vocabulary_pass import KnownColumns, VocabularyPass, Weights
+from stages.train_student.losses.vocabulary_pass import TargetLogMasses, VocabularyPass, Weights
 from tests.stages.train_student.losses.test_sparse_kl import CPU, MODES
 
 
-def columns(*values: float) -> KnownColumns:
-    return KnownColumns(*(torch.full((6, 1), value) for value in values))
+def columns(*values: float) -> TargetLogMasses:
+    return TargetLogMasses(*(torch.full((6, 1), value) for value in values))
 
 
 def expected(
-    logits: torch.Tensor, known: KnownColumns, weighting: tuple[float, float, float]
+    logits: torch.Tensor, known: TargetLogMasses, weighting: tuple[float, float, float]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Both log-masses of the rest and the gradient, in float64."""
     ce_weight, kl_weight, temperature = weighting
@@ -28,8 +28,8 @@ def expected(
     gradient = ce_weight * (logits - torch.logaddexp(mass, rest)).exp()
     if known.tail_target is not None:
         log_tail = torch.logaddexp(tail_mass_at_T, rest_at_T)
-        surplus = (log_tail - torch.logaddexp(mass_at_T, rest_at_T)).exp() - target
-        gradient += kl_weight / temperature * surplus * (scores - log_tail).exp()
+        tail_excess = (log_tail - torch.logaddexp(mass_at_T, rest_at_T)).exp() - target
+        gradient += kl_weight / temperature * tail_excess * (scores - log_tail).exp()
     return rest, rest_at_T, gradient
 
 

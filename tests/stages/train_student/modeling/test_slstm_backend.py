@@ -83,7 +83,7 @@ def test_a_cpu_runs_the_pytorch_loop(kernels: Counted) -> None:
 
 
 def test_triton_on_a_cpu_is_an_error() -> None:
-    with pytest.raises(ValueError, match="slstm=triton runs on GPUs only, and this is cpu"):
+    with pytest.raises(ValueError, match="slstm_backend=triton runs on GPUs only, and this is cpu"):
         choose_scan("triton", CPU, 2, 5)
 
 
@@ -151,7 +151,7 @@ def test_kernels_that_fail_are_left_for_the_loop_and_the_reason_given(
     assert choice.sentence == f"sLSTM scan: PyTorch loop on cuda:0, since {reason}"
     choice.scan(*make_inputs())
     assert kernels.calls == 0
-    with pytest.raises(ValueError, match="slstm=triton cannot run on cuda:0") as caught:
+    with pytest.raises(ValueError, match="slstm_backend=triton cannot run on cuda:0") as caught:
         choose_scan("triton", GPU, 2, 5)
     assert reason in str(caught.value)
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks import head_columns as benchmark
-from benchmarks.head_scenes import TEMPERATURE, Scene
+from benchmarks import sampled_softmax as benchmark
+from benchmarks.sampled_softmax_scenes import TEMPERATURE, Scene
 
 
 def made_up_scene(num_positions: int = 8, num_ids: int = 2000, width: int = 8) -> Scene:

@@ -1,4 +1,4 @@
-"""A teacher, a student and a head, to try a head of fewer columns on. Called by ``head_columns``.
+"""A teacher, a student and a head, to try a head of fewer columns on.
 
 P positions, V ids, D width, E width of a student with other logits, K kept ids.
 """

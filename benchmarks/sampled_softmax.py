@@ -1,4 +1,5 @@
-"""Is a head of fewer columns good enough? What ``train_student.head_columns`` wins, and loses.
+"""Is a head of fewer columns good enough? What ``train_student.sampled_softmax_size`` wins, and
+loses.
 
 Instead of all V columns a chunk reads those that its labels and kept ids name and ``drawn`` others.
 Loss, gradient and draw are this project's own.
@@ -23,10 +24,10 @@ import click
 import torch
 from torch import Tensor
 
-from benchmarks.head_scenes import TEMPERATURE, TOP_K, Scene, demo_scene, full_scenes
 from benchmarks.positions import QWEN_VOCABULARY
+from benchmarks.sampled_softmax_scenes import TEMPERATURE, TOP_K, Scene, demo_scene, full_scenes
 from stages.compute.compiling import Mode
-from stages.train_student.losses.sampled_softmax import HeadColumns
+from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss
 from stages.train_student.losses.sparse_targets import SparseTargets
 
@@ -39,7 +40,7 @@ NUM_NAMED_AT_QWEN = (
 _LEARNING_RATE = 1e-3
 
 
-@click.command("head-columns", help=__doc__)
+@click.command("sampled-softmax", help=__doc__)
 @click.option("--repeats", type=int, default=64, show_default=True, help="Draws of columns.")
 @click.option("--chunk", type=int, default=64, show_default=True, help="Positions of one draw.")
 @click.option("--steps", type=int, default=300, show_default=True, help="Of the training; 0: none.")
@@ -50,7 +51,7 @@ _LEARNING_RATE = 1e-3
     "--logits", type=click.Path(exists=True, path_type=Path), help="A logits file; see `positions`."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def head_columns(
+def sampled_softmax(
     repeats: int, chunk: int, steps: int, width: int, as_json: bool, logits: Path | None
 ) -> None:
     if repeats < 2:
@@ -84,7 +85,7 @@ def loss_of(
         dtype=torch.float32,
         compile=compile,
         device=torch.device("cpu"),
-        columns=None if num_drawn is None else HeadColumns(ranks_V, num_drawn),
+        columns=None if num_drawn is None else SampledColumns(ranks_V, num_drawn),
     )
 
 
