@@ -23,7 +23,8 @@ from cache_format.codec.row import (
     scored_positions,
 )
 from cache_format.codec.samples import KeptLogprobs, check_draws, decode_draws, encode_draws
-from cache_format.metadata.spec import CacheSpec, TargetSpec
+from cache_format.metadata.spec import CacheSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.metadata.vocabulary_ranks import RankTable
 
 __all__ = ["Encoded", "Row", "decode_row", "encode_row"]

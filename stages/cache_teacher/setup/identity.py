@@ -22,7 +22,11 @@ from cache_format.metadata.principal_components import (
     projection_sha256,
     read_projection,
 )
-from cache_format.metadata.spec import CacheSpec, CorpusSpec, SketchSpec, TargetSpec, TeacherSpec
+from cache_format.metadata.spec import CacheSpec
+from cache_format.metadata.spec_parts.corpus import CorpusSpec
+from cache_format.metadata.spec_parts.sketch import SketchSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.metadata.spec_parts.teacher import TeacherSpec
 from cache_format.metadata.vocabulary_ranks import RankTable, read_ranks
 from cache_format.storage.base import Storage
 from cache_format.storage.open import storage_at

@@ -25,7 +25,7 @@ from cache_format.codec.row_codec import Row
 from cache_format.errors import CacheError
 from cache_format.metadata.manifest import fold
 from cache_format.metadata.receipt import ShardEntry
-from cache_format.metadata.spec import TargetSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.reader import Cache
 from cache_format.storage.base import LocalSpace
 from cache_format.writer import CacheWriter

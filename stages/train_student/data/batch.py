@@ -17,7 +17,8 @@ from torch import Tensor
 
 from cache_format.codec.row_codec import Row
 from cache_format.metadata.random_projection import sketch_signs
-from cache_format.metadata.spec import Split, TargetSpec
+from cache_format.metadata.spec import Split
+from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.reader import Cache
 
 _UNLABELLED = -100

@@ -3,7 +3,7 @@
 In: stage two's settings and an open cache.
 """
 
-from cache_format.metadata.spec import TargetSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.temperatures import covers

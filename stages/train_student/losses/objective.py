@@ -14,7 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from cache_format.metadata.spec import CacheSpec, TargetSpec
+from cache_format.metadata.spec import CacheSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.reader import Cache
 from stages.compute.compiling import Mode
 from stages.train_student.config import TrainStudentConfig

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.positions import demo_teacher
-from cache_format.metadata.spec import TargetSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
 from stages.cache_teacher.targets.target_maker import TargetMaker
 from stages.train_student.losses.sparse_targets import SparseTargets
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache_format.metadata.spec import TargetSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
 from stages.cache_teacher.targets.cache_rows import samples
 from stages.cache_teacher.targets.sampling import uniform_numbers
 from stages.cache_teacher.targets.target_maker import TargetMaker, Targets

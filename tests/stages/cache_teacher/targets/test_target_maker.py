@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_format.metadata.spec import TargetSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
 from stages.cache_teacher.targets.logit_blocks import blocks_of, largest
 from stages.cache_teacher.targets.target_maker import TargetMaker, Targets
 from stages.cache_teacher.targets.teacher_head import Head

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache_format.metadata.spec import SketchSpec
+from cache_format.metadata.spec_parts.sketch import SketchSpec
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
