@@ -14,9 +14,12 @@ import numpy as np
 
 import cache_format
 from cache_format.codec.row_codec import Row
+from cache_format.codec.targets.kind import TargetSums, total_sums
+from cache_format.codec.targets.kinds import kind_of
 from cache_format.errors import CacheError
 from cache_format.metadata import layout
 from cache_format.metadata.manifest import ShardEntry
+from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.splits import SPLITS
 from cache_format.metadata.unit_ranges import looks_like_part, ranges_text, unit_ranges
 from cache_format.reader import Cache
@@ -46,7 +49,7 @@ def summarise(path: Path | str) -> dict[str, Any]:
         "num_skipped_documents": sum(shard.num_skipped_documents for shard in shards),
         "num_dropped_tokens": sum(shard.num_dropped_tokens for shard in shards),
         "bytes_per_token": _bytes_per_token(shards),
-        "teacher": _teacher_figures(shards),
+        "teacher": _teacher_figures(shards, cache.spec),
         "recipe": _names_in_recipe(cache),
         "spec": cache.spec.to_json(),
     }
@@ -75,7 +78,7 @@ def summary_text(summary: dict[str, Any]) -> str:
         lines += [
             f"  teacher     perplexity {'inf' if perplexity is None else f'{perplexity:.2f}'} "
             f"(loss {figures['loss']:.4f} nats) on {figures['num_scored']:,} scored positions",
-            f"  kept        {_kept(spec['targets'], figures)}",
+            f"  kept        {_kept(spec, figures)}",
             "  bytes/token",
             *(f"    {name:18} {size:8.2f}" for name, size in summary["bytes_per_token"].items()),
         ]
@@ -83,20 +86,10 @@ def summary_text(summary: dict[str, Any]) -> str:
     return "\n".join(printable(line, keep="") for line in [*lines, "  spec", *_settings(spec)])
 
 
-def _kept(targets: dict[str, Any], figures: dict[str, float]) -> str:
+def _kept(spec: dict[str, Any], figures: dict[str, float]) -> str:
     """What a position holds, in words."""
-    num_kept = f"{figures['mean_num_kept']:.1f} ids a position"
-    if targets["kind"] == "sampled":
-        temperature = 1 / targets["inverse_temperatures"][0]
-        return f"{num_kept}, from {targets['num_levels']} draws at temperature {temperature:g}"
-    text = f"{num_kept}, {figures['mean_kept_mass']:.2%} of the mass"
-    if "mean_num_drawn" not in figures:
-        return text
-    temperature = 1 / targets["draw_inverse_temperature"]
-    return (
-        f"{text}; {figures['mean_num_drawn']:.1f} others, from {targets['num_draws']} draws at "
-        f"temperature {temperature:g}"
-    )
+    parsed = CacheSpec.from_json(spec)
+    return kind_of(parsed).describe(parsed.targets, figures)
 
 
 def decode_row(
@@ -224,7 +217,9 @@ def _bytes_per_token(shards: tuple[ShardEntry, ...]) -> dict[str, float]:
     return {name: size / num_tokens for name, size in num_bytes.items()}
 
 
-def _teacher_figures(shards: tuple[ShardEntry, ...]) -> dict[str, float | None] | None:
+def _teacher_figures(
+    shards: tuple[ShardEntry, ...], spec: CacheSpec
+) -> dict[str, float | None] | None:
     """What the teacher made of the corpus; None while nothing is scored.
 
     A perplexity that no float can hold is None: JSON has no infinity.
@@ -234,15 +229,15 @@ def _teacher_figures(shards: tuple[ShardEntry, ...]) -> dict[str, float | None] 
     if not num_scored:
         return None
     loss = -sum(one.sum_next_logprob for one in statistics) / num_scored
-    num_drawn = [one.sum_num_drawn for one in statistics if one.sum_num_drawn is not None]
-    figures = {
+    kind = kind_of(spec)
+    sums = [
+        TargetSums(one.sum_num_kept, one.sum_kept_mass, one.sum_num_drawn) for one in statistics
+    ]
+    return {
         "num_scored": num_scored,
         "loss": loss,
         "perplexity": math.exp(loss) if loss < _MAX_LOSS else None,
-        "mean_kept_mass": sum(one.sum_kept_mass for one in statistics) / num_scored,
-        "mean_num_kept": sum(one.sum_num_kept for one in statistics) / num_scored,
-    }
-    return figures | ({"mean_num_drawn": sum(num_drawn) / num_scored} if num_drawn else {})
+    } | kind.figures(total_sums(sums, kind.NO_SUMS), num_scored)
 
 
 def _state(summary: dict[str, Any]) -> str:
