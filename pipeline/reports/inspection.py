@@ -10,11 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 import cache_format
 from cache_format.codec.row_codec import Row
-from cache_format.codec.targets.kind import TargetSums, total_sums
+from cache_format.codec.targets.kind import TargetKind, TargetSums, total_sums
 from cache_format.codec.targets.kinds import kind_of
 from cache_format.errors import CacheError
 from cache_format.metadata import layout
@@ -109,7 +107,7 @@ def decode_row(
         "row": index,
         "unit": unit,
         "document_starts": [0, *row.document_starts.tolist()],
-        "positions": _positions(row, _piece_of(cache)),
+        "positions": _positions(row, kind_of(cache.spec), _piece_of(cache)),
     }
 
 
@@ -134,11 +132,10 @@ def row_text(decoded: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _positions(row: Row, piece: Callable[[int], str]) -> list[dict[str, Any]]:
-    ends = np.cumsum(row.num_kept, dtype=np.int64)
-    scored, drawn = row.scored(), _drawn(row, piece)
+def _positions(row: Row, kind: TargetKind, piece: Callable[[int], str]) -> list[dict[str, Any]]:
+    scored, previews = row.scored(), kind.preview(row, _TOP)
     positions = []
-    for t, end in enumerate(ends.tolist()):
+    for t, preview in enumerate(previews):
         token, following = int(row.token_ids[t]), int(row.token_ids[t + 1])
         position: dict[str, Any] = {
             "position": t,
@@ -147,44 +144,17 @@ def _positions(row: Row, piece: Callable[[int], str]) -> list[dict[str, Any]]:
             "is_scored": bool(scored[t]),
         }
         if scored[t]:
-            kept = slice(end - int(row.num_kept[t]), end)
-            probabilities, tail_mass = _distribution(row.gaps[kept], row.tail_log_mass[t, -1])
-            top = zip(row.kept_ids[kept].tolist(), probabilities.tolist(), strict=True)
-            position |= {
-                "p_next": math.exp(row.next_logprob[t]),
-                "num_kept": int(row.num_kept[t]),
-                "tail_mass": tail_mass,
-                "kept": [{"id": i, "text": piece(i), "p": p} for i, p in list(top)[:_TOP]],
-            } | drawn[t]
+            position["p_next"] = math.exp(row.next_logprob[t])
+            position |= {key: _with_texts(value, piece) for key, value in preview.items()}
         positions.append(position)
     return positions
 
 
-def _drawn(row: Row, piece: Callable[[int], str]) -> list[dict[str, Any]]:
-    """What each position tells of ids drawn from its tail: nothing where the cache has none."""
-    draws = row.draws
-    if draws is None:
-        return [{}] * len(row.num_kept)
-    pairs = list(zip(draws.ids.tolist(), draws.counts.tolist(), strict=True))
-    ends = np.cumsum(draws.num_ids, dtype=np.int64).tolist()
-    return [
-        {
-            "num_drawn": count,
-            "drawn": [
-                {"id": i, "text": piece(i), "count": times}
-                for i, times in pairs[end - count : end][:_TOP]
-            ],
-        }
-        for end, count in zip(ends, draws.num_ids.tolist(), strict=True)
-    ]
-
-
-def _distribution(gaps: np.ndarray, tail_log_mass: float) -> tuple[np.ndarray, float]:
-    """Probabilities of the kept ids and of everything else, at the last node: mostly T = 1."""
-    weights = np.exp(-gaps.astype(np.float64))
-    tail = math.exp(tail_log_mass)
-    total = weights.sum() + tail
-    return weights / total, float(tail / total)
+def _with_texts(value: Any, piece: Callable[[int], str]) -> Any:
+    """Each id of a list with its text; a number as it is."""
+    if not isinstance(value, list):
+        return value
+    return [{"id": entry["id"], "text": piece(entry["id"])} | entry for entry in value]
 
 
 def _piece_of(cache: Cache) -> Callable[[int], str]:

@@ -9,7 +9,7 @@ Shapes: T positions, N kept entries of all positions together, n nodes.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -203,6 +203,33 @@ def figures(sums: TargetSums, num_scored: int) -> dict[str, float]:
         "mean_kept_mass": sums.kept_mass / num_scored,
         "mean_num_kept": sums.num_kept / num_scored,
     }
+
+
+def title(spec: TargetSpec) -> str:
+    """See ``TargetKind.title``."""
+    return f"{spec.kind}, {spec.top_k} ids"
+
+
+def preview(row: Row, most: int) -> list[dict[str, Any]]:
+    """See ``TargetKind.preview``. Probabilities are those at the last node, mostly T = 1."""
+    ends = np.cumsum(row.num_kept, dtype=np.int64)
+    positions = []
+    for t, end in enumerate(ends.tolist()):
+        kept = slice(end - int(row.num_kept[t]), end)
+        weights = np.exp(-row.gaps[kept].astype(np.float64))
+        tail = math.exp(row.tail_log_mass[t, -1])
+        total = weights.sum() + tail
+        # At positions that are not scored, whose tail is 0, the total is 1.
+        probabilities = (weights / total).tolist()
+        top = list(zip(row.kept_ids[kept].tolist(), probabilities, strict=True))[:most]
+        positions.append(
+            {
+                "num_kept": int(row.num_kept[t]),
+                "tail_mass": float(tail / total),
+                "kept": [{"id": token_id, "p": p} for token_id, p in top],
+            }
+        )
+    return positions
 
 
 def named(column: str, action: Callable[[], _T]) -> _T:

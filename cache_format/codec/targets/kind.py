@@ -5,7 +5,7 @@ Shapes: T positions.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,5 +70,15 @@ class TargetKind(Protocol):
     def figures(self, sums: TargetSums, num_scored: int) -> dict[str, float]:
         """Means over ``num_scored`` ≥ 1 positions, by the names that ``inspect --json`` has."""
 
+    def title(self, spec: TargetSpec) -> str:
+        """The targets in a few words, from the spec alone."""
+
     def describe(self, spec: TargetSpec, figures: Mapping[str, float]) -> str:
         """What a position holds, in words, from ``figures``."""
+
+    def preview(self, row: Row, most: int) -> list[dict[str, Any]]:
+        """What each of T positions holds, fit for JSON, the ``most`` likeliest ids of each.
+
+        A value is a number, or a list of ids, each a dictionary with the key ``id``. What is
+        returned for positions that are not scored means nothing.
+        """

@@ -28,6 +28,8 @@ NO_SUMS = TargetSums(0, 0.0, None)
 PLAIN_COLUMNS = (*KEPT_COLUMNS, COUNTS)
 sums = kept_ids.sums
 figures = kept_ids.figures
+title = kept_ids.title
+preview = kept_ids.preview
 
 
 def encode(

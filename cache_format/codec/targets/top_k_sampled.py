@@ -8,6 +8,7 @@ Shapes: T positions, N kept entries of all positions together.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ ROW_FIELDS: tuple[str, ...] = ("draws",)
 COLUMNS = (*kept_ids.COLUMNS, "drawn")
 NO_SUMS = TargetSums(0, 0.0, 0)
 PLAIN_COLUMNS = (*KEPT_COLUMNS, *SAMPLE_COLUMNS)
+title = kept_ids.title
 
 
 def encode(
@@ -71,6 +73,26 @@ def describe(spec: TargetSpec, figures: Mapping[str, float]) -> str:
         f"{top_k.describe(spec, figures)}; {figures['mean_num_drawn']:.1f} others, from "
         f"{spec.num_draws} draws at temperature {1 / spec.draw_inverse_temperature:g}"
     )
+
+
+def preview(row: Row, most: int) -> list[dict[str, Any]]:
+    """See ``TargetKind.preview``."""
+    assert row.draws is not None
+    samples = row.draws
+    pairs = list(zip(samples.ids.tolist(), samples.counts.tolist(), strict=True))
+    ends = np.cumsum(samples.num_ids, dtype=np.int64).tolist()
+    numbers = zip(kept_ids.preview(row, most), ends, samples.num_ids.tolist(), strict=True)
+    return [
+        position
+        | {
+            "num_drawn": num_ids,
+            "drawn": [
+                {"id": token_id, "count": count}
+                for token_id, count in pairs[end - num_ids : end][:most]
+            ],
+        }
+        for position, end, num_ids in numbers
+    ]
 
 
 def _encode_samples(
