@@ -17,7 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_format.codec.row_codec import Row
-from cache_format.metadata.spec import CacheSpec, CorpusSpec, SketchSpec, TargetSpec, TeacherSpec
+from cache_format.metadata.spec import CacheSpec
+from cache_format.metadata.spec_parts.corpus import CorpusSpec
+from cache_format.metadata.spec_parts.sketch import SketchSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.metadata.spec_parts.teacher import TeacherSpec
 from cache_format.metadata.vocabulary_ranks import RankTable
 
 if TYPE_CHECKING:

@@ -27,9 +27,9 @@ from torch import Tensor
 from benchmarks.positions import QWEN_VOCABULARY
 from benchmarks.sampled_softmax_scenes import TEMPERATURE, TOP_K, Scene, demo_scene, full_scenes
 from stages.compute.compiling import Mode
+from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss
-from stages.train_student.losses.sparse_targets import SparseTargets
 
 WEIGHTING = (0.3, 0.7 * TEMPERATURE**2, TEMPERATURE)  # of cross-entropy and of KL; T
 NUM_DRAWN = (64, 256, 1024)

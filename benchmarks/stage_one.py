@@ -227,13 +227,16 @@ class _Bench:
         """Of one chunk: the head, all that is taken from its logits, and torch.topk alone."""
         import torch
 
+        from stages.cache_teacher.targets.kinds import kind_of
         from stages.cache_teacher.targets.target_maker import TargetMaker
 
         num, targets = self.config.head_chunk, self.spec.targets
         hidden_CD = torch.randn(num, self.spec.teacher.hidden_size, device=self.device)
         labels_C = torch.zeros(num, dtype=torch.int64, device=self.device)
-        num_draws = targets.num_levels if targets.kind == "sampled" else targets.num_draws or 0
-        uniform_CM = torch.rand(num, num_draws, dtype=torch.float64, device=self.device)
+        kind = kind_of(targets)
+        uniform_CM = torch.rand(
+            num, kind.num_uniform(targets), dtype=torch.float64, device=self.device
+        )
         with torch.inference_mode():
             logits_CV = self.teacher.head.padded_logits(hidden_CD)
             head = self._milliseconds(lambda: self.teacher.head.padded_logits(hidden_CD), repeats)
@@ -243,7 +246,8 @@ class _Bench:
                 "topk_eager_ms": "off",
             }
             for name, mode in modes.items():
-                maker = TargetMaker(self.teacher.head, targets, chunk=num, compile=mode)
+                maker = kind.make_maker(self.teacher.head, targets, chunk=num, compile=mode)
+                assert isinstance(maker, TargetMaker), "others take nothing from logits"
                 figures[name] = self._milliseconds(
                     partial(maker.reduce, logits_CV, labels_C, uniform_CM), repeats
                 )

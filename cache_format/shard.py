@@ -20,6 +20,8 @@ from pyarrow import ipc
 
 from cache_format.codec.arrow_checks import require_message
 from cache_format.codec.row_codec import Encoded, Row, decode_row, encode_row
+from cache_format.codec.targets.kind import TargetKind, TargetSums, total_sums
+from cache_format.codec.targets.kinds import kind_of
 from cache_format.metadata.receipt import Segment, ShardStatistics
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.vocabulary_ranks import RankTable
@@ -27,8 +29,6 @@ from cache_format.threads import map_in_order
 
 SKETCH_COLUMNS = ("sketch", "sketch_scale")
 
-_TARGET_COLUMNS = ("token_ids", "num_kept", "kept", "tail_log_mass", "next_logprob")
-_DRAWS_COLUMN = "drawn"
 _LEADING_BYTES = 8  # the magic of an Arrow file and its padding
 
 
@@ -63,7 +63,7 @@ def encode_shard(
     """
     schema = _schema(spec, unit)
     sink = pa.BufferOutputStream()
-    totals = _Totals(schema.names)
+    totals = _Totals(schema.names, kind_of(spec))
     num_batches = 0
     with ipc.new_file(sink, schema) as writer:
         for encoded in _batched(_encode_all(rows, spec, ranks, totals, pool), spec.rows_per_batch):
@@ -126,18 +126,17 @@ class _RowSums(NamedTuple):
     """What the statistics take of one row."""
 
     num_scored: int
-    num_kept: int
-    num_drawn: int
     next_logprob: float
-    kept_mass: float
+    targets: TargetSums
 
 
 class _Totals:
     """Sums over a shard's rows and batches, of which ``inspect`` tells without decoding."""
 
-    def __init__(self, column_names: list[str]) -> None:
+    def __init__(self, column_names: list[str], kind: TargetKind) -> None:
         self._rows: list[_RowSums] = []
         self._column_bytes = dict.fromkeys(column_names, 0)
+        self._kind = kind
 
     @property
     def num_rows(self) -> int:
@@ -150,36 +149,21 @@ class _Totals:
 
     def statistics(self) -> ShardStatistics:
         # Rounded: exp differs in its last bits between machines, and receipts should not.
-        has_draws = _DRAWS_COLUMN in self._column_bytes
+        targets = total_sums([row.targets for row in self._rows], self._kind.NO_SUMS)
         return ShardStatistics(
             column_bytes=self._column_bytes,
             num_scored=sum(row.num_scored for row in self._rows),
-            sum_num_kept=sum(row.num_kept for row in self._rows),
+            sum_num_kept=targets.num_kept,
             sum_next_logprob=round(math.fsum(row.next_logprob for row in self._rows), 6),
-            sum_kept_mass=round(math.fsum(row.kept_mass for row in self._rows), 6),
-            sum_num_drawn=sum(row.num_drawn for row in self._rows) if has_draws else None,
+            sum_kept_mass=round(targets.kept_mass, 6),
+            sum_num_drawn=targets.num_drawn,
         )
 
 
-def _sums_of(row: Row) -> _RowSums:
+def _sums_of(row: Row, kind: TargetKind) -> _RowSums:
     scored = row.scored()
-    return _RowSums(
-        num_scored=int(scored.sum()),
-        num_kept=int(row.num_kept.sum(dtype=np.int64)),
-        num_drawn=0 if row.draws is None else len(row.draws.ids),
-        next_logprob=math.fsum(row.next_logprob[scored].tolist()),
-        kept_mass=_kept_mass(row, scored),
-    )
-
-
-def _kept_mass(row: Row, scored: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> float:
-    """Σ over scored positions of the kept ids' share of the mass, at T = 1 or that of samples."""
-    if not scored.any():
-        return 0.0
-    starts = np.cumsum(row.num_kept, dtype=np.int64) - row.num_kept
-    kept = np.add.reduceat(np.exp(-row.gaps.astype(np.float64)), starts[scored])
-    tail = np.exp(row.tail_log_mass[scored, -1].astype(np.float64))
-    return math.fsum((kept / (kept + tail)).tolist())
+    next_logprob = math.fsum(row.next_logprob[scored].tolist())
+    return _RowSums(int(scored.sum()), next_logprob, kind.sums(row, scored))
 
 
 def _encode_all(
@@ -189,10 +173,12 @@ def _encode_all(
     totals: _Totals,
     pool: Executor | None,
 ) -> Iterator[Encoded]:
+    kind = kind_of(spec)
+
     def encode(item: tuple[int, Row]) -> tuple[Encoded, _RowSums]:
         index, row = item
         try:
-            return encode_row(row, spec, ranks), _sums_of(row)
+            return encode_row(row, spec, ranks), _sums_of(row, kind)
         except ValueError as error:
             raise ValueError(f"row {index}: {error}") from error
 
@@ -215,9 +201,8 @@ def _record_batch(rows: list[Encoded], schema: pa.Schema) -> pa.RecordBatch:
 
 def _schema(spec: CacheSpec, unit: int) -> pa.Schema:
     # The sketch comes last, so that what lies before it is a record batch without it.
-    draws = (_DRAWS_COLUMN,) if spec.targets.num_draws is not None else ()
     sketch = SKETCH_COLUMNS if spec.sketch.kind != "none" else ()
-    names = (*_TARGET_COLUMNS, *draws, *sketch)
+    names = ("token_ids", *kind_of(spec).COLUMNS, *sketch)
     fields = [pa.field(name, pa.binary(), nullable=False) for name in names]
     fields.insert(1, pa.field("document_starts", pa.list_(pa.int32()), nullable=False))
     metadata = {

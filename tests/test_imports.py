@@ -82,7 +82,8 @@ def test_stages_do_not_know_each_other() -> None:
 
 _CACHE_LAYERS = "errors storage metadata codec threads shard reader writer tools"
 _STAGE_ONE_LAYERS = (
-    "config worker_share corpus targets reporting teacher setup engine preflight plan run estimate"
+    "target_settings config worker_share corpus targets reporting teacher setup engine preflight "
+    "plan run estimate"
 )
 _STAGE_TWO_LAYERS = (
     "config run_files modeling data losses distributed tracking checkpoints new_student evaluation "

@@ -1,10 +1,11 @@
 """One row of a cache, and the rules that its arrays keep.
 
-A row is what goes into a shard and comes out of it, see ``codec.py``. Position t of a row is the
-prediction of ``token_ids[t + 1]``. The checks raise ValueError that names the position.
+A row is what goes into a shard and comes out of it, see ``row_codec.py``. Position t of a row is
+the prediction of ``token_ids[t + 1]``. The checks raise ValueError that names the position.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,18 +50,32 @@ class Row:
 
     def scored(self) -> NDArray[np.bool_]:
         """[T], whether the next token belongs to the position's document."""
-        return scored_positions(self.document_starts, len(self.token_ids) - 1)
+        return PackedTokens(self.token_ids, self.document_starts).scored()
 
 
-def scored_positions(document_starts: NDArray[np.int32], num_positions: int) -> NDArray[np.bool_]:
-    """Where the next token belongs to the same document, [T]."""
-    mask = np.ones(num_positions, bool)
-    mask[document_starts - 1] = False
-    return mask
+class PackedTokens(NamedTuple):
+    """A packed sequence of T positions, without what the teacher said."""
+
+    token_ids: NDArray[np.int32]
+    """[T + 1]"""
+    document_starts: NDArray[np.int32]
+    """See ``Row.document_starts``."""
+
+    def scored(self) -> NDArray[np.bool_]:
+        """[T], whether the next token belongs to the position's document."""
+        mask = np.ones(len(self.token_ids) - 1, bool)
+        mask[self.document_starts - 1] = False
+        return mask
 
 
-def check_shapes(row: Row, spec: CacheSpec) -> None:
-    """Raise ValueError unless ``row`` has the arrays that ``spec`` calls for, in their shapes."""
+_FIELDS_OF_KINDS = ("counts", "draws")
+
+
+def check_shapes(row: Row, spec: CacheSpec, fields_of_kind: tuple[str, ...]) -> None:
+    """Raise ValueError unless ``row`` has the arrays that ``spec`` calls for, in their shapes.
+
+    Of the fields that only some kinds of target have, ``fields_of_kind`` are expected.
+    """
     num_positions = spec.sequence_length
     expected: dict[str, tuple[int, ...]] = {
         "token_ids": (num_positions + 1,),
@@ -70,8 +85,7 @@ def check_shapes(row: Row, spec: CacheSpec) -> None:
     }
     for name, is_there, kind in (
         ("sketch", spec.sketch.kind != "none", spec.sketch.kind),
-        ("counts", spec.targets.kind == "sampled", spec.targets.kind),
-        ("draws", spec.targets.kind == "top_k+sampled", spec.targets.kind),
+        *((name, name in fields_of_kind, spec.targets.kind) for name in _FIELDS_OF_KINDS),
     ):
         if (getattr(row, name) is not None) != is_there:
             found = "one" if getattr(row, name) is not None else "none"

@@ -37,14 +37,14 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
+from cache_format.codec.plain_columns import PlainColumn
 from cache_format.codec.row_codec import Row
+from cache_format.codec.targets.kinds import kind_of
 from cache_format.errors import ForeignDirectoryError
 from cache_format.metadata import layout
 from cache_format.metadata.manifest import ShardEntry
@@ -63,15 +63,6 @@ class Export:
     splits: tuple[Split, ...] = ("train", "validation")
     with_sketch: bool = True
     """Whether sketches are exported, if the cache has any."""
-
-
-@dataclass(frozen=True)
-class _Column:
-    """One list of the table: what a row has in it, [T] or [T + 1] of ``kind``."""
-
-    name: str
-    kind: pa.DataType
-    values: Callable[[Row], pa.Array]
 
 
 @dataclass(frozen=True)
@@ -138,83 +129,16 @@ def export_parquet(
     return [file.path(out) for file in files]
 
 
-def _columns(spec: CacheSpec, what: Export) -> list[_Column]:
-    """All columns but ``unit`` and ``row``; here is where one is added."""
+def _columns(spec: CacheSpec, what: Export) -> list[PlainColumn]:
+    """All columns but ``unit`` and ``row``; those of the targets are their kind's."""
     columns = [
-        _Column("token_ids", pa.int32(), lambda row: pa.array(row.token_ids, pa.int32())),
-        _Column("document_starts", pa.int32(), lambda row: pa.array(row.document_starts)),
-        _Column("num_kept", pa.int32(), lambda row: pa.array(row.num_kept, pa.int32())),
-        _Column("kept_ids", pa.list_(pa.int32()), lambda row: _by_position(row, row.kept_ids)),
-        _Column("logprobs", pa.list_(pa.float32()), lambda row: _by_position(row, _logprobs(row))),
-        _Column("tail_log_mass", pa.list_(pa.float32()), _tail_log_mass),
-        _Column("next_logprob", pa.float32(), _next_logprob),
+        PlainColumn("token_ids", pa.int32(), lambda row: pa.array(row.token_ids, pa.int32())),
+        PlainColumn("document_starts", pa.int32(), lambda row: pa.array(row.document_starts)),
+        *kind_of(spec).PLAIN_COLUMNS,
     ]
-    if spec.targets.kind == "sampled":
-        columns.append(_Column("counts", pa.list_(pa.int32()), _counts))
-    if spec.targets.num_draws is not None:
-        columns += [
-            _Column("drawn_ids", pa.list_(pa.int32()), lambda row: _drawn(row, "ids")),
-            _Column("draw_counts", pa.list_(pa.int32()), lambda row: _drawn(row, "counts")),
-            _Column("drawn_logprobs", pa.list_(pa.float32()), _drawn_logprobs),
-        ]
     if what.with_sketch and spec.sketch.kind != "none":
-        columns.append(_Column("sketch", pa.list_(pa.float32(), spec.sketch.dim), _sketch))
+        columns.append(PlainColumn("sketch", pa.list_(pa.float32(), spec.sketch.dim), _sketch))
     return columns
-
-
-def _by_position(row: Row, entries_N: NDArray[np.generic]) -> pa.Array:
-    """What all positions keep together, cut into one list a position."""
-    return _cut(row.num_kept, entries_N)
-
-
-def _cut(lengths_T: NDArray[np.uint16], entries: NDArray[np.generic]) -> pa.Array:
-    ends = np.cumsum(lengths_T, dtype=np.int32)
-    return pa.ListArray.from_arrays(np.concatenate([[0], ends]).astype(np.int32), entries)
-
-
-def _logprobs(row: Row) -> NDArray[np.float32]:
-    """−gap − log Z."""
-    log_z_N = np.repeat(_log_z(row), row.num_kept)
-    logprobs: NDArray[np.float32] = (-row.gaps - log_z_N).astype(np.float32)
-    return logprobs
-
-
-def _log_z(row: Row) -> NDArray[np.float64]:
-    """log Z − z_max, [T], with Z over the kept ids and the tail at the last node, mostly T = 1."""
-    kept_T = row.num_kept.astype(np.int64)
-    position_N = np.repeat(np.arange(len(kept_T)), kept_T)
-    mass_N = np.exp(-row.gaps.astype(np.float64))
-    tail_T = np.exp(row.tail_log_mass[:, -1].astype(np.float64))
-    log_z: NDArray[np.float64] = np.log(np.bincount(position_N, mass_N, len(kept_T)) + tail_T)
-    return log_z
-
-
-def _drawn(row: Row, name: Literal["ids", "counts"]) -> pa.Array:
-    assert row.draws is not None, "the spec says that there are some"
-    return _cut(row.draws.num_ids, getattr(row.draws, name).astype(np.int32))
-
-
-def _drawn_logprobs(row: Row) -> pa.Array:
-    assert row.draws is not None, "the spec says that there are some"
-    log_z_M = np.repeat(_log_z(row), row.draws.num_ids)
-    return _cut(row.draws.num_ids, (-row.draws.gaps - log_z_M).astype(np.float32))
-
-
-def _counts(row: Row) -> pa.Array:
-    assert row.counts is not None, "the spec says that there are some"
-    return _by_position(row, row.counts.astype(np.int32))
-
-
-def _tail_log_mass(row: Row) -> pa.Array:
-    scored = row.scored()
-    num_nodes = row.tail_log_mass.shape[1]
-    ends = np.cumsum(np.where(scored, num_nodes, 0), dtype=np.int32)
-    offsets = np.concatenate([[0], ends]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, row.tail_log_mass[scored].reshape(-1))
-
-
-def _next_logprob(row: Row) -> pa.Array:
-    return pa.array(row.next_logprob, pa.float32(), mask=~row.scored())
 
 
 def _sketch(row: Row) -> pa.Array:
@@ -223,7 +147,7 @@ def _sketch(row: Row) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(values, row.sketch.shape[1])
 
 
-def _schema(spec: CacheSpec, entry: ShardEntry, columns: Sequence[_Column]) -> pa.Schema:
+def _schema(spec: CacheSpec, entry: ShardEntry, columns: Sequence[PlainColumn]) -> pa.Schema:
     fields = [("unit", pa.int32()), ("row", pa.int32())]
     fields += [(column.name, pa.list_(column.kind)) for column in columns]
     metadata = {
@@ -237,7 +161,7 @@ def _schema(spec: CacheSpec, entry: ShardEntry, columns: Sequence[_Column]) -> p
 
 
 def _tables(
-    cache: Cache, file: _File, columns: Sequence[_Column], schema: pa.Schema
+    cache: Cache, file: _File, columns: Sequence[PlainColumn], schema: pa.Schema
 ) -> Iterator[pa.Table]:
     """The rows of a file, a row group at a time."""
     for first in range(0, len(file.rows), _ROWS_PER_GROUP):

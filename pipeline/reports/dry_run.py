@@ -89,8 +89,10 @@ def _corpus(plan: "CachePlan") -> str:
 
 
 def _targets(plan: "CachePlan") -> str:
+    from cache_format.codec.targets.kinds import kind_of
+
     targets, sketch = plan.spec.targets, plan.spec.sketch
-    kind = f"{targets.kind}, {targets.top_k} ids"
+    kind = kind_of(plan.spec).title(targets)
     temperatures = ", ".join(f"{1 / node:g}" for node in targets.inverse_temperatures)
     hidden = "none" if sketch.kind == "none" else f"{sketch.kind}, {sketch.dim} {sketch.dtype}"
     return f"{kind}; temperatures {temperatures}; hidden states: {hidden}"

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 import cache_format
 from cache_format.codec.row_codec import Row
+from cache_format.codec.targets.kind import TargetKind, TargetSums, total_sums
+from cache_format.codec.targets.kinds import kind_of
 from cache_format.errors import CacheError
 from cache_format.metadata import layout
 from cache_format.metadata.manifest import ShardEntry
+from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.splits import SPLITS
 from cache_format.metadata.unit_ranges import looks_like_part, ranges_text, unit_ranges
 from cache_format.reader import Cache
@@ -46,7 +47,7 @@ def summarise(path: Path | str) -> dict[str, Any]:
         "num_skipped_documents": sum(shard.num_skipped_documents for shard in shards),
         "num_dropped_tokens": sum(shard.num_dropped_tokens for shard in shards),
         "bytes_per_token": _bytes_per_token(shards),
-        "teacher": _teacher_figures(shards),
+        "teacher": _teacher_figures(shards, cache.spec),
         "recipe": _names_in_recipe(cache),
         "spec": cache.spec.to_json(),
     }
@@ -75,7 +76,7 @@ def summary_text(summary: dict[str, Any]) -> str:
         lines += [
             f"  teacher     perplexity {'inf' if perplexity is None else f'{perplexity:.2f}'} "
             f"(loss {figures['loss']:.4f} nats) on {figures['num_scored']:,} scored positions",
-            f"  kept        {_kept(spec['targets'], figures)}",
+            f"  kept        {_kept(spec, figures)}",
             "  bytes/token",
             *(f"    {name:18} {size:8.2f}" for name, size in summary["bytes_per_token"].items()),
         ]
@@ -83,20 +84,10 @@ def summary_text(summary: dict[str, Any]) -> str:
     return "\n".join(printable(line, keep="") for line in [*lines, "  spec", *_settings(spec)])
 
 
-def _kept(targets: dict[str, Any], figures: dict[str, float]) -> str:
+def _kept(spec: dict[str, Any], figures: dict[str, float]) -> str:
     """What a position holds, in words."""
-    num_kept = f"{figures['mean_num_kept']:.1f} ids a position"
-    if targets["kind"] == "sampled":
-        temperature = 1 / targets["inverse_temperatures"][0]
-        return f"{num_kept}, from {targets['num_levels']} draws at temperature {temperature:g}"
-    text = f"{num_kept}, {figures['mean_kept_mass']:.2%} of the mass"
-    if "mean_num_drawn" not in figures:
-        return text
-    temperature = 1 / targets["draw_inverse_temperature"]
-    return (
-        f"{text}; {figures['mean_num_drawn']:.1f} others, from {targets['num_draws']} draws at "
-        f"temperature {temperature:g}"
-    )
+    parsed = CacheSpec.from_json(spec)
+    return kind_of(parsed).describe(parsed.targets, figures)
 
 
 def decode_row(
@@ -116,7 +107,7 @@ def decode_row(
         "row": index,
         "unit": unit,
         "document_starts": [0, *row.document_starts.tolist()],
-        "positions": _positions(row, _piece_of(cache)),
+        "positions": _positions(row, kind_of(cache.spec), _piece_of(cache)),
     }
 
 
@@ -141,11 +132,10 @@ def row_text(decoded: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _positions(row: Row, piece: Callable[[int], str]) -> list[dict[str, Any]]:
-    ends = np.cumsum(row.num_kept, dtype=np.int64)
-    scored, drawn = row.scored(), _drawn(row, piece)
+def _positions(row: Row, kind: TargetKind, piece: Callable[[int], str]) -> list[dict[str, Any]]:
+    scored, previews = row.scored(), kind.preview(row, _TOP)
     positions = []
-    for t, end in enumerate(ends.tolist()):
+    for t, preview in enumerate(previews):
         token, following = int(row.token_ids[t]), int(row.token_ids[t + 1])
         position: dict[str, Any] = {
             "position": t,
@@ -154,44 +144,17 @@ def _positions(row: Row, piece: Callable[[int], str]) -> list[dict[str, Any]]:
             "is_scored": bool(scored[t]),
         }
         if scored[t]:
-            kept = slice(end - int(row.num_kept[t]), end)
-            probabilities, tail_mass = _distribution(row.gaps[kept], row.tail_log_mass[t, -1])
-            top = zip(row.kept_ids[kept].tolist(), probabilities.tolist(), strict=True)
-            position |= {
-                "p_next": math.exp(row.next_logprob[t]),
-                "num_kept": int(row.num_kept[t]),
-                "tail_mass": tail_mass,
-                "kept": [{"id": i, "text": piece(i), "p": p} for i, p in list(top)[:_TOP]],
-            } | drawn[t]
+            position["p_next"] = math.exp(row.next_logprob[t])
+            position |= {key: _with_texts(value, piece) for key, value in preview.items()}
         positions.append(position)
     return positions
 
 
-def _drawn(row: Row, piece: Callable[[int], str]) -> list[dict[str, Any]]:
-    """What each position tells of ids drawn from its tail: nothing where the cache has none."""
-    draws = row.draws
-    if draws is None:
-        return [{}] * len(row.num_kept)
-    pairs = list(zip(draws.ids.tolist(), draws.counts.tolist(), strict=True))
-    ends = np.cumsum(draws.num_ids, dtype=np.int64).tolist()
-    return [
-        {
-            "num_drawn": count,
-            "drawn": [
-                {"id": i, "text": piece(i), "count": times}
-                for i, times in pairs[end - count : end][:_TOP]
-            ],
-        }
-        for end, count in zip(ends, draws.num_ids.tolist(), strict=True)
-    ]
-
-
-def _distribution(gaps: np.ndarray, tail_log_mass: float) -> tuple[np.ndarray, float]:
-    """Probabilities of the kept ids and of everything else, at the last node: mostly T = 1."""
-    weights = np.exp(-gaps.astype(np.float64))
-    tail = math.exp(tail_log_mass)
-    total = weights.sum() + tail
-    return weights / total, float(tail / total)
+def _with_texts(value: Any, piece: Callable[[int], str]) -> Any:
+    """Each id of a list with its text; a number as it is."""
+    if not isinstance(value, list):
+        return value
+    return [{"id": entry["id"], "text": piece(entry["id"])} | entry for entry in value]
 
 
 def _piece_of(cache: Cache) -> Callable[[int], str]:
@@ -224,7 +187,9 @@ def _bytes_per_token(shards: tuple[ShardEntry, ...]) -> dict[str, float]:
     return {name: size / num_tokens for name, size in num_bytes.items()}
 
 
-def _teacher_figures(shards: tuple[ShardEntry, ...]) -> dict[str, float | None] | None:
+def _teacher_figures(
+    shards: tuple[ShardEntry, ...], spec: CacheSpec
+) -> dict[str, float | None] | None:
     """What the teacher made of the corpus; None while nothing is scored.
 
     A perplexity that no float can hold is None: JSON has no infinity.
@@ -234,15 +199,15 @@ def _teacher_figures(shards: tuple[ShardEntry, ...]) -> dict[str, float | None] 
     if not num_scored:
         return None
     loss = -sum(one.sum_next_logprob for one in statistics) / num_scored
-    num_drawn = [one.sum_num_drawn for one in statistics if one.sum_num_drawn is not None]
-    figures = {
+    kind = kind_of(spec)
+    sums = [
+        TargetSums(one.sum_num_kept, one.sum_kept_mass, one.sum_num_drawn) for one in statistics
+    ]
+    return {
         "num_scored": num_scored,
         "loss": loss,
         "perplexity": math.exp(loss) if loss < _MAX_LOSS else None,
-        "mean_kept_mass": sum(one.sum_kept_mass for one in statistics) / num_scored,
-        "mean_num_kept": sum(one.sum_num_kept for one in statistics) / num_scored,
-    }
-    return figures | ({"mean_num_drawn": sum(num_drawn) / num_scored} if num_drawn else {})
+    } | kind.figures(total_sums(sums, kind.NO_SUMS), num_scored)
 
 
 def _state(summary: dict[str, Any]) -> str:

@@ -26,13 +26,6 @@ _COLUMNS = {
     "ece": ("ECE", "{:.4f}"),
 }
 _LOSS_CHUNK = 256  # positions whose full logits exist at once
-_KL = {
-    "top_k": "KL is over the kept ids and, as one outcome, everything else.",
-    "top_k+sampled": "KL is an unbiased estimate of the whole.",
-    "sampled": "This cache holds samples. KL is taken at the temperature of the draws, and is too "
-    "high by what so few leave open; agreement is with the id that was drawn most. How often the "
-    "teacher is right, and how sure it is, cannot be known from samples, and is left out.",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +50,7 @@ def evaluate_student(
     import torch
 
     from stages.compute.device import choose_device
+    from stages.train_student.data.targets.kinds import kind_of
     from stages.train_student.data.temperatures import validation_temperature
     from stages.train_student.evaluation.validation import score, validation_batches
     from stages.train_student.losses.objective import Objective, frozen_head
@@ -80,7 +74,7 @@ def evaluate_student(
     batches = validation_batches(cache, num_rows, num_chosen, extent.batch_size)
     counted = _Counted(batches, num_chosen, report)
     figures = score(model, objective, counted)
-    is_sampled = cache.spec.targets.kind == "sampled"
+    kind = kind_of(cache.spec.targets)
     return {
         "model": str(path),
         "cache": str(cache.path),
@@ -92,8 +86,8 @@ def evaluate_student(
         "kl_temperature": validation_temperature(cache.spec.targets.inverse_temperatures),
         "student": _figures_of("student", figures),
         "teacher": _figures_of("teacher", figures)
-        | ({} if is_sampled else {"kl": 0.0, "agreement": 1.0}),
-        "notes": _notes(model.config, cache),
+        | ({"kl": 0.0, "agreement": 1.0} if kind.KNOWS_PROBABILITIES else {}),
+        "notes": _notes(model.config, cache, kind.KL_NOTE),
     }
 
 
@@ -142,8 +136,8 @@ def _figures_of(who: str, figures: dict[str, float]) -> dict[str, float]:
     return {key: figures[name] for key, name in names.items() if name in figures}
 
 
-def _notes(config: "DistilXLSTMConfig", cache: "Cache") -> list[str]:
-    notes = [_KL[cache.spec.targets.kind]]
+def _notes(config: "DistilXLSTMConfig", cache: "Cache", kl_note: str) -> list[str]:
+    notes = [kl_note]
     if config.cache_id != cache.cache_id:
         notes.append(
             "This is not the cache that the student was trained on, which may have held these "

@@ -3,12 +3,13 @@
 Imports nothing heavy, so that a wrong recipe is refused at once.
 """
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal
+
+from stages.cache_teacher.target_settings import SETTINGS_OF_KINDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,34 +128,12 @@ class CacheTeacherConfig:
             "1 to 8 rising multiples of 1/8 that end at 1.0, such as [0.5, 0.75, 1.0]",
         )
         _require(1 <= self.num_samples <= 255, "num_samples", "from 1 to 255")
-        _require(
-            self.targets != "sampled" or self.num_samples >= 2,
-            "num_samples",
-            "2 or more where targets is 'sampled'",
-        )
-        _require(
-            self.targets == "top_k"
-            or (self.drawn_at > 0 and any(math.isclose(1 / self.drawn_at, node) for node in nodes)),
-            "sampling_temperature",
-            "1 over one of inverse_temperatures, such as 2.0 for 0.5",
-        )
-        _require(
-            self.targets != "sampled" or self.top_p == 1.0,
-            "top_p",
-            "1 where targets is 'sampled'",
-        )
+        SETTINGS_OF_KINDS[self.targets].check(self)
         _require(
             _names_hidden_states(self.hidden_states),
             "hidden_states",
             "mean_over_layers, last, layers:4,12 (rising) or random_layers:2",
         )
-
-    @property
-    def drawn_at(self) -> float:
-        """The temperature that ids are drawn at."""
-        if self.sampling_temperature is not None:
-            return self.sampling_temperature
-        return 1.0 if self.targets == "sampled" else 4 / 3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,8 @@ from cache_format.codec.row_codec import Row, decode_row, encode_row
 from cache_format.codec.samples import TailDraws
 from cache_format.metadata import sealed_json
 from cache_format.metadata.principal_components import projection_bytes, projection_from_bytes
-from cache_format.metadata.spec import CacheSpec, SketchSpec
+from cache_format.metadata.spec import CacheSpec
+from cache_format.metadata.spec_parts.sketch import SketchSpec
 from cache_format.metadata.vocabulary_ranks import RankTable
 from cache_format.shard import encode_shard, open_batch, row_of_batch
 from tests.support.sample_cache import (

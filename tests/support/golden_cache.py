@@ -19,7 +19,11 @@ import cache_format
 from cache_format.codec.row_codec import Row
 from cache_format.codec.samples import TailDraws
 from cache_format.metadata.principal_components import projection_sha256
-from cache_format.metadata.spec import CacheSpec, CorpusSpec, SketchSpec, TargetSpec, TeacherSpec
+from cache_format.metadata.spec import CacheSpec
+from cache_format.metadata.spec_parts.corpus import CorpusSpec
+from cache_format.metadata.spec_parts.sketch import SketchSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.metadata.spec_parts.teacher import TeacherSpec
 from cache_format.metadata.vocabulary_ranks import RankTable
 from cache_format.writer import CacheWriter
 from tests.support import ROOT

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import cache_format
-from cache_format.metadata.spec import SketchSpec, TargetSpec
+from cache_format.metadata.spec_parts.sketch import SketchSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.reader import Cache
 from cache_format.writer import CacheWriter
 from tests.support.sample_cache import (

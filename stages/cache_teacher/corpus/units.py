@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cache_format.metadata.spec import CorpusSpec
+from cache_format.metadata.spec_parts.corpus import CorpusSpec
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.formats.document_file import BadDocument, DataFile, DocumentFile
 from stages.cache_teacher.corpus.formats.plain_text import open_whole_files

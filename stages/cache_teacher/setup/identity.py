@@ -5,7 +5,6 @@ table of ids, and the matrix of principal components if there is one. A cache th
 both already, so that only a new one counts tokens and runs the teacher for them.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,7 +21,10 @@ from cache_format.metadata.principal_components import (
     projection_sha256,
     read_projection,
 )
-from cache_format.metadata.spec import CacheSpec, CorpusSpec, SketchSpec, TargetSpec, TeacherSpec
+from cache_format.metadata.spec import CacheSpec
+from cache_format.metadata.spec_parts.corpus import CorpusSpec
+from cache_format.metadata.spec_parts.sketch import SketchSpec
+from cache_format.metadata.spec_parts.teacher import TeacherSpec
 from cache_format.metadata.vocabulary_ranks import RankTable, read_ranks
 from cache_format.storage.base import Storage
 from cache_format.storage.open import storage_at
@@ -30,6 +32,7 @@ from cache_format.writer import begun_spec, require_same_spec
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.token_frequencies import rank_table
 from stages.cache_teacher.corpus.units import Corpus
+from stages.cache_teacher.target_settings import SETTINGS_OF_KINDS
 
 if TYPE_CHECKING:
     from stages.cache_teacher.teacher.teacher_files import TeacherSource
@@ -88,44 +91,13 @@ def make_spec(
     return CacheSpec(
         teacher=teacher,
         corpus=corpus,
-        targets=_target_spec(config, ranks_sha256),
+        targets=SETTINGS_OF_KINDS[config.targets].make_spec(config, ranks_sha256),
         sketch=_sketch_spec(config),
         sequence_length=config.sequence_length,
         validation_every=config.validation_every,
         validation_split="rows" if config.validation_split == "rows" else None,
         seed=config.seed,
     )
-
-
-def _target_spec(config: CacheTeacherConfig, ranks_sha256: str) -> TargetSpec:
-    draw_node = 1 / config.drawn_at
-    if config.targets == "sampled":  # counts are stored as they are: a level for each draw
-        return TargetSpec(
-            kind="sampled",
-            top_k=config.num_samples,
-            keep_mass=config.top_p,
-            inverse_temperatures=(_node_near(draw_node, config.inverse_temperatures),),
-            num_levels=config.num_samples,
-            ranks_sha256=ranks_sha256,
-        )
-    draws_tail = config.targets == "top_k+sampled"
-    return TargetSpec(
-        kind=config.targets,
-        top_k=config.top_k,
-        keep_mass=config.top_p,
-        inverse_temperatures=config.inverse_temperatures,
-        num_levels=config.num_levels,
-        ranks_sha256=ranks_sha256,
-        num_draws=config.num_samples if draws_tail else None,
-        draw_inverse_temperature=(
-            _node_near(draw_node, config.inverse_temperatures) if draws_tail else None
-        ),
-    )
-
-
-def _node_near(value: float, nodes: tuple[float, ...]) -> float:
-    """The node that ``value`` is but for rounding."""
-    return next((node for node in nodes if math.isclose(node, value)), value)
 
 
 def _sketch_spec(config: CacheTeacherConfig) -> SketchSpec:

@@ -4,13 +4,12 @@ In: a finished shard and a ``TeacherStep``. Out: nothing, or an error that names
 which they differ most. The spec's hashes vouch for the weights' files, not for what a library, a
 kernel or a device makes of them.
 
-Compared are log-probabilities of next tokens, and gaps of ids near the largest logit. They differ
-by what the codec rounds, and by what the teacher's precision does when sums are taken in another
-order. Between attention kernels that was measured (20 rows of 256, a model of 6 layers on a CPU):
-on average 1e-6 nats in float32, 0.0016 in float16 and 0.013 in bfloat16, at worst 1e-5, 0.02 and
-0.2. Weights with noise of 1 % of their spread differ by 0.02 on average, of 3 % by 0.06.
-
-T positions, N kept ids of a row.
+Compared are log-probabilities of next tokens, and what the kind of targets adds, such as gaps of
+ids near the largest logit. They differ by what the codec rounds, and by what the teacher's
+precision does when sums are taken in another order. Between attention kernels that was measured (20
+rows of 256, a model of 6 layers on a CPU): on average 1e-6 nats in float32, 0.0016 in float16 and
+0.013 in bfloat16, at worst 1e-5, 0.02 and 0.2. Weights with noise of 1 % of their spread differ by
+0.02 on average, of 3 % by 0.06.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,24 +18,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import numpy.typing as npt
 
 from cache_format.codec.row_codec import Row
 from cache_format.errors import CacheError
 from cache_format.metadata.manifest import fold
 from cache_format.metadata.receipt import ShardEntry
-from cache_format.metadata.spec import TargetSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.reader import Cache
 from cache_format.storage.base import LocalSpace
 from cache_format.writer import CacheWriter
 from stages.cache_teacher.corpus.packing import PackedUnit
+from stages.cache_teacher.targets.difference import Difference
+from stages.cache_teacher.targets.kinds import kind_of
 from stages.cache_teacher.teacher.forward import TeacherStep
 
 _NUM_ROWS = 2
 _STORED_LOGPROB = 1 / 128
 """More than the codec's error of a log-probability, in nats."""
-_NEAR = 3.0
-"""Ids this close to the largest logit are compared: deeper ones are stored more coarsely."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +52,6 @@ TOLERANCES = {
     "float16": Tolerance(mean=0.02, worst=0.3),
     "bfloat16": Tolerance(mean=0.05, worst=1.5),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """One number of a position, as the cache holds it and as it was made now."""
-
-    row: int
-    position: int
-    what: str
-    stored: float
-    made: float
-    rounding: float
-    """What the codec may have rounded it by."""
-
-    @property
-    def excess(self) -> float:
-        """How far both are apart beyond that."""
-        return max(0.0, abs(self.stored - self.made) - self.rounding)
 
 
 def choose_reference_shard(entries: Iterable[ShardEntry]) -> ShardEntry | None:
@@ -132,8 +112,6 @@ _NEXT = "the next token's log-probability"
 
 def compare(stored: Row, made: Row, spec: TargetSpec, number: int) -> Iterator[Difference]:
     """What the cache holds of a row beside what was made of it now."""
-    ends_T = np.cumsum(stored.num_kept, dtype=np.int64)
-    made_ends_T = np.cumsum(made.num_kept, dtype=np.int64)
     for t in np.flatnonzero(stored.scored()):
         yield Difference(
             row=number,
@@ -143,40 +121,7 @@ def compare(stored: Row, made: Row, spec: TargetSpec, number: int) -> Iterator[D
             made=float(made.next_logprob[t]),
             rounding=_STORED_LOGPROB,
         )
-        if spec.kind == "sampled":  # near ties may be drawn either way
-            continue
-        kept = slice(ends_T[t] - stored.num_kept[t], ends_T[t])
-        made_kept = slice(made_ends_T[t] - made.num_kept[t], made_ends_T[t])
-        gaps_now = dict(
-            zip(made.kept_ids[made_kept].tolist(), made.gaps[made_kept].tolist(), strict=True)
-        )
-        rounding = _rounding_of_gaps(stored.gaps[kept], float(stored.tail_log_mass[t, -1]), spec)
-        for token_id, gap, error in zip(
-            stored.kept_ids[kept].tolist(), stored.gaps[kept].tolist(), rounding, strict=True
-        ):
-            if gap > _NEAR:
-                continue
-            # An id that is not kept now lies behind the last that is.
-            now = gaps_now.get(token_id, max(gap, max(gaps_now.values(), default=np.inf)))
-            yield Difference(
-                row=number,
-                position=int(t),
-                what=f"the distance of id {token_id} from the largest logit",
-                stored=gap,
-                made=now,
-                rounding=float(error),
-            )
-
-
-def _rounding_of_gaps(
-    gaps_N: npt.NDArray[np.float32], tail_log_mass: float, spec: TargetSpec
-) -> npt.NDArray[np.float64]:
-    """What the codec may have rounded gaps by: p^(1/4) is stored in steps of 1/num_levels."""
-    log_z = np.logaddexp(np.logaddexp.reduce(-gaps_N.astype(np.float64)), tail_log_mass)
-    roots_N = np.exp(-(gaps_N + log_z) / 4)
-    half_step = 0.5 / spec.num_levels
-    errors_N: npt.NDArray[np.float64] = 4 * half_step * (1 / roots_N + 1 / roots_N.max())
-    return 1.5 * errors_N  # of first order
+    yield from kind_of(spec).differences(stored, made, spec, number)
 
 
 def _rows_of(writer: CacheWriter, entry: ShardEntry, num_rows: int) -> list[Row]:

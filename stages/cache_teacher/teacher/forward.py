@@ -3,10 +3,12 @@
 In: some rows of a unit. Out: ``PendingRows``, whose ``rows`` waits for what the device has been
 given and brings it into the cache's form. ``launch`` only queues work on a GPU: nothing in it waits
 for a result, so the device has its next batch before anyone has looked at this one. B rows of a
-forward pass, T positions, P of them scored, K kept, M draws, D width, d sketch.
+forward pass, T positions, P of them scored, M uniform numbers of each, D width, d
+sketch.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,10 +20,11 @@ from cache_format.codec.row_codec import Row
 from cache_format.metadata.spec import CacheSpec
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.packing import PackedUnit
-from stages.cache_teacher.targets.cache_rows import rows_of
 from stages.cache_teacher.targets.hidden_projection import Projection, UnitSketch
+from stages.cache_teacher.targets.kind import Targets
+from stages.cache_teacher.targets.kinds import kind_of
 from stages.cache_teacher.targets.sampling import uniform_numbers
-from stages.cache_teacher.targets.target_maker import TargetMaker, Targets
+from stages.cache_teacher.targets.spreading import spread
 from stages.cache_teacher.teacher.device_queue import DeviceClock, to_device, to_host
 from stages.cache_teacher.teacher.teacher import Teacher
 
@@ -40,14 +43,15 @@ class TeacherStep:
         """``check`` is called many times in a forward pass, and may raise to abandon it."""
         self._teacher, self._spec, self._projection = teacher, spec, projection
         self._check = check
-        self.maker = TargetMaker(
+        self._kind = kind_of(spec.targets)
+        self.maker = self._kind.make_maker(
             teacher.head, spec.targets, chunk=config.head_chunk, compile=config.compile
         )
         self._sketch: tuple[int, UnitSketch] | None = None
 
     def compile(self) -> None:
         """Compile what is compiled, which takes a while, before there is anything to launch."""
-        self.maker.compile(self._num_draws)
+        self.maker.compile(self._kind.num_uniform(self._spec.targets))
 
     @torch.inference_mode()
     def launch(self, batch: PackedUnit, unit: int, first_row: int) -> "PendingRows":
@@ -74,7 +78,7 @@ class TeacherStep:
         sketch_Pd = sketch.of(at_layers_PD, len(labels_P))
         pending = PendingRows(
             batch,
-            Targets(*(to_host(tensor) for tensor in targets)),
+            targets.mapped(to_host),
             to_host(sketch_Pd),
             self._spec,
             clock,
@@ -91,23 +95,18 @@ class TeacherStep:
             self._sketch = (unit, sketch)
         return self._sketch[1]
 
-    @property
-    def _num_draws(self) -> int:
-        """M"""
-        targets = self._spec.targets
-        return targets.num_levels if targets.kind == "sampled" else targets.num_draws or 0
-
     def _uniform(
         self, scored_BT: npt.NDArray[np.bool_], unit: int, first_row: int
     ) -> npt.NDArray[np.float64]:
         """The numbers that decide what is drawn at the scored positions, [P, M]; M may be 0."""
-        num_draws, (num_rows, num_positions) = self._num_draws, scored_BT.shape
-        if not num_draws:
+        num_uniform = self._kind.num_uniform(self._spec.targets)
+        num_rows, num_positions = scored_BT.shape
+        if not num_uniform:
             return np.empty((int(scored_BT.sum()), 0))
         rows = range(first_row, first_row + num_rows)
         return np.concatenate(
             [
-                uniform_numbers(self._spec.seed, unit, row, num_positions, num_draws)[scored_T]
+                uniform_numbers(self._spec.seed, unit, row, num_positions, num_uniform)[scored_T]
                 for row, scored_T in zip(rows, scored_BT, strict=True)
             ]
         )
@@ -136,7 +135,11 @@ class PendingRows:
         """
         self._clock.wait()
         self._refuse_non_finite()
-        return rows_of(self._batch, self._targets, self._sketch_Pd, self._spec)
+        rows = kind_of(self._spec.targets).rows(self._batch, self._targets)
+        if not self._spec.sketch.dim:
+            return rows
+        sketch_BTd = spread(self._sketch_Pd.numpy(), self._batch.scored_RT())
+        return [replace(row, sketch=of_row) for row, of_row in zip(rows, sketch_BTd, strict=True)]
 
     @property
     def is_done(self) -> bool:
@@ -148,12 +151,7 @@ class PendingRows:
         return self._clock.seconds()
 
     def _refuse_non_finite(self) -> None:
-        targets = self._targets
-        is_good_P = (
-            torch.isfinite(targets.log_z_P)
-            & torch.isfinite(targets.gaps_PK).all(1)
-            & torch.isfinite(self._sketch_Pd).all(1)
-        )
+        is_good_P = self._targets.is_finite_P & torch.isfinite(self._sketch_Pd).all(1)
         if bool(is_good_P.all()):
             return
         first = int((~is_good_P).nonzero()[0, 0])

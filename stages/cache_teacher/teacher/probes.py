@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache_format.metadata.spec import TeacherSpec
+from cache_format.metadata.spec_parts.teacher import TeacherSpec
 from stages.cache_teacher.corpus.packing import IntArray
 from stages.cache_teacher.targets.teacher_head import Head
 from stages.cache_teacher.teacher.attention import MASKED

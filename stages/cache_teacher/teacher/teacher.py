@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from cache_format.metadata.spec import TeacherSpec
+from cache_format.metadata.spec_parts.teacher import TeacherSpec
 from stages.cache_teacher.corpus.packing import IntArray
 from stages.cache_teacher.targets.teacher_head import Head
 from stages.cache_teacher.teacher.attention import VARLEN, body_inputs, register_varlen

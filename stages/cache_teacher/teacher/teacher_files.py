@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cache_format.metadata.spec import TeacherSpec
+from cache_format.metadata.spec_parts.teacher import TeacherSpec
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.document_tokenizer import DocumentTokenizer
 from stages.cache_teacher.corpus.hub import model_snapshot

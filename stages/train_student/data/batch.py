@@ -2,8 +2,7 @@
 
 In: an open cache and row numbers. Out: a ``Batch``.
 
-Shapes: R rows of a batch, T positions, P of them scored, K kept ids, J drawn ids, M nodes 1/T,
-D width, d sketch.
+Shapes: R rows of a batch, T positions, P of them scored, D width, d sketch.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +16,10 @@ from torch import Tensor
 
 from cache_format.codec.row_codec import Row
 from cache_format.metadata.random_projection import sketch_signs
-from cache_format.metadata.spec import Split, TargetSpec
+from cache_format.metadata.spec import Split
 from cache_format.reader import Cache
+from stages.train_student.data.targets.kind import BatchTargets
+from stages.train_student.data.targets.kinds import kind_of
 
 _UNLABELLED = -100
 
@@ -36,19 +37,8 @@ class Batch:
     Known before the batch goes to a device, so that nothing on it has to be waited for"""
     is_document_start: Tensor
     """bool [R, T]; stays on the host, where the student looks at it before it lays out a batch"""
-    kept_ids: Tensor
-    """int64 [R, T, K]; a position with fewer than K repeats its first id"""
-    gaps: Tensor
-    """float32 [R, T, K], z_max − z_j in nats at T = 1; +inf marks a repetition. Of samples drawn at
-    T: T·log(largest count / count), so that softmax(−gaps/T) = counts / draws"""
-    tail_log_mass: Tensor
-    """float32 [R, T, M]"""
-    drawn_ids: Tensor | None
-    """int64 [R, T, J], ids drawn from those that are not kept, where the cache has such"""
-    draw_counts: Tensor | None
-    """uint8 [R, T, J], how often each was drawn; 0 marks padding"""
-    drawn_gaps: Tensor | None
-    """float32 [R, T, J], z_max − z_j in nats at T = 1"""
+    targets: BatchTargets
+    """What the cache holds of the teacher's distributions, as its kind of target has it"""
     next_logprob: Tensor
     """float32 [R, T]"""
     sketch: Tensor | None
@@ -72,9 +62,13 @@ class Batch:
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Let no memory of the batch be given away before ``stream`` is done with it."""
-        for tensor in vars(self).values():
-            if tensor is not None and tensor.is_cuda:
+
+        def record(tensor: Tensor) -> Tensor:
+            if tensor.is_cuda:
                 tensor.record_stream(stream)
+            return tensor
+
+        self._mapped(record)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on ``device``, but for ``is_document_start``."""
@@ -82,10 +76,11 @@ class Batch:
         return replace(moved, is_document_start=self.is_document_start)
 
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        mapped: dict[str, Any] = {}
+        mapped: dict[str, Any] = {"targets": self.targets.mapped(function)}
         for field in fields(self):
-            value = getattr(self, field.name)
-            mapped[field.name] = None if value is None else function(value)
+            if field.name not in mapped:
+                value = getattr(self, field.name)
+                mapped[field.name] = None if value is None else function(value)
         return Batch(**mapped)
 
 
@@ -93,12 +88,6 @@ def read_batch(cache: Cache, split: Split, indices: Sequence[int], *, with_sketc
     """The rows ``indices`` of ``split`` as one batch."""
     read = [cache.read_row(split, index, with_sketch=with_sketch) for index in indices]
     rows = [row for _, row in read]
-    targets = cache.spec.targets
-    kept_ids, gaps = zip(*(_dense(row, targets) for row in rows), strict=True)
-    drawn: Sequence[Tensor | None] = (None, None, None)
-    if targets.num_draws is not None:
-        parts = zip(*(_dense_draws(row, targets.num_draws) for row in rows), strict=True)
-        drawn = [torch.from_numpy(np.stack(part)) for part in parts]
     sketch = projection = None
     if with_sketch:
         sketch = torch.from_numpy(np.stack([row.sketch for row in rows]))  # type: ignore[misc]
@@ -110,13 +99,8 @@ def read_batch(cache: Cache, split: Split, indices: Sequence[int], *, with_sketc
         labels=torch.from_numpy(labels_RT),
         scored=torch.from_numpy(np.flatnonzero(labels_RT != _UNLABELLED)),
         is_document_start=torch.from_numpy(np.stack(starts)),
-        kept_ids=torch.from_numpy(np.stack(kept_ids)),
-        gaps=torch.from_numpy(np.stack(gaps)),
-        tail_log_mass=torch.from_numpy(np.stack([row.tail_log_mass for row in rows])),
+        targets=kind_of(cache.spec.targets).batch_targets(rows, cache.spec.targets),
         next_logprob=torch.from_numpy(np.stack([row.next_logprob for row in rows])),
-        drawn_ids=drawn[0],
-        draw_counts=drawn[1],
-        drawn_gaps=drawn[2],
         sketch=sketch,
         projection=projection,
     )
@@ -131,34 +115,6 @@ def _projection(cache: Cache, units: Sequence[int]) -> Tensor:
     shape = (spec.teacher.hidden_size, spec.sketch.dim)
     by_unit = {unit: sketch_signs(spec.seed, unit, *shape) for unit in units}
     return torch.from_numpy(np.stack([by_unit[unit] for unit in units]))
-
-
-def _dense(row: Row, targets: TargetSpec) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Ragged kept ids and gaps as [T, K]; what is missing repeats the first id at a gap of +inf."""
-    # Logs of counts tell of z/T at the temperature of the draws; gaps are those of z.
-    drawn_at = 1 / targets.inverse_temperatures[0] if targets.kind == "sampled" else 1.0
-    num_kept = row.num_kept.astype(np.int64)
-    is_kept = np.arange(targets.top_k) < num_kept[:, None]
-    gaps = np.full(is_kept.shape, np.inf, np.float32)
-    gaps[is_kept] = row.gaps * np.float32(drawn_at)
-    kept_ids = np.zeros(is_kept.shape, np.int64)
-    kept_ids[is_kept] = row.kept_ids
-    return np.where(is_kept, kept_ids, kept_ids[:, :1]), gaps
-
-
-def _dense_draws(
-    row: Row, most: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Ragged drawn ids, counts and gaps as [T, most]; what is missing is id 0, drawn 0 times."""
-    assert row.draws is not None
-    is_drawn = np.arange(most) < row.draws.num_ids.astype(np.int64)[:, None]
-    ids = np.zeros(is_drawn.shape, np.int64)
-    counts = np.zeros(is_drawn.shape, np.uint8)
-    gaps = np.zeros(is_drawn.shape, np.float32)
-    ids[is_drawn] = row.draws.ids
-    counts[is_drawn] = row.draws.counts
-    gaps[is_drawn] = row.draws.gaps
-    return ids, counts, gaps
 
 
 def _starts_and_labels(row: Row) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:

@@ -3,10 +3,10 @@
 In: stage two's settings and an open cache.
 """
 
-from cache_format.metadata.spec import TargetSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.data.temperatures import covers
+from stages.train_student.data.temperatures import temperature_problem
 
 
 def require_targets(config: TrainStudentConfig, cache: Cache, *, online: bool = False) -> None:
@@ -34,21 +34,7 @@ def require_targets(config: TrainStudentConfig, cache: Cache, *, online: bool = 
 
 
 def _require_temperatures(config: TrainStudentConfig, targets: TargetSpec) -> None:
-    hottest, coldest = 1 / targets.inverse_temperatures[0], 1 / targets.inverse_temperatures[-1]
     for key in ("temperature_start", "temperature_end"):
-        asked = getattr(config, key)
-        if covers(targets.inverse_temperatures, asked):
-            continue
-        if targets.kind == "sampled":
-            raise ValueError(
-                f"train_student.{key}: the cache holds samples that were drawn at temperature "
-                f"{hottest:g} and are valid at no other, but the recipe asks for {asked:g}. Give "
-                f"--set train_student.temperature_start={hottest!r} "
-                f"--set train_student.temperature_end={hottest!r}, or make a cache with "
-                "cache_teacher.targets 'top_k' or 'top_k+sampled'."
-            )
-        raise ValueError(
-            f"train_student.{key}: the cache holds temperatures from {coldest:g} to {hottest:g}, "
-            f"the recipe asks for {asked:g}. Change it, or make a cache with more "
-            "cache_teacher.inverse_temperatures."
-        )
+        problem = temperature_problem(targets, getattr(config, key))
+        if problem is not None:
+            raise ValueError(f"train_student.{key}: {problem}")

@@ -1,6 +1,8 @@
 """At which temperatures a cache knows its teacher's distribution. Imports nothing heavy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from cache_format.metadata.spec_parts.targets import TargetSpec
 
 SAME = 1e-6
 """Temperatures in a recipe have few digits: 1.333333 is meant to be 4/3."""
@@ -14,3 +16,37 @@ def covers(nodes: Sequence[float], temperature: float) -> bool:
 def validation_temperature(nodes: Sequence[float]) -> float:
     """T that validation takes KL at: 1, or of a cache of samples the one they were drawn at."""
     return 1 / nodes[-1]
+
+
+def temperature_problem(targets: TargetSpec, asked: float) -> str | None:
+    """What is wrong with learning from these targets at temperature ``asked``; None if nothing."""
+    if covers(targets.inverse_temperatures, asked):
+        return None
+    return _PROBLEMS[targets.kind](targets, asked)
+
+
+def _outside_of_nodes(targets: TargetSpec, asked: float) -> str:
+    hottest, coldest = 1 / targets.inverse_temperatures[0], 1 / targets.inverse_temperatures[-1]
+    return (
+        f"the cache holds temperatures from {coldest:g} to {hottest:g}, the recipe asks for "
+        f"{asked:g}. Change it, or make a cache with more cache_teacher.inverse_temperatures."
+    )
+
+
+def _not_that_of_samples(targets: TargetSpec, asked: float) -> str:
+    drawn_at = 1 / targets.inverse_temperatures[0]
+    return (
+        f"the cache holds samples that were drawn at temperature {drawn_at:g} and are valid at no "
+        f"other, but the recipe asks for {asked:g}. Give "
+        f"--set train_student.temperature_start={drawn_at!r} "
+        f"--set train_student.temperature_end={drawn_at!r}, or make a cache with "
+        "cache_teacher.targets 'top_k' or 'top_k+sampled'."
+    )
+
+
+_PROBLEMS: Mapping[str, Callable[[TargetSpec, float], str]] = {
+    "top_k": _outside_of_nodes,
+    "sampled": _not_that_of_samples,
+    "top_k+sampled": _outside_of_nodes,
+}
+"""By kind of target, what to say of a temperature outside of the nodes."""

@@ -20,6 +20,7 @@ import torch
 
 from cache_format.reader import Cache
 from stages.train_student.data.batch import Batch, read_batch
+from stages.train_student.data.targets.kinds import kind_of
 from stages.train_student.data.temperatures import validation_temperature
 from stages.train_student.evaluation.calibration import Calibration, first_choices
 from stages.train_student.losses.objective import Objective, scored, scored_targets
@@ -62,7 +63,7 @@ def score(
     totals = torch.zeros(4, dtype=torch.float64)
     student, teacher = Calibration(), Calibration()
     # Of samples, the id drawn most need not be the likeliest, nor its draws say how likely it is.
-    knows_teacher = objective.spec.targets.kind != "sampled"
+    knows_teacher = kind_of(objective.spec.targets).KNOWS_PROBABILITIES
     num_scored = 0
     for batch in batches:
         on_device = batch.to(device)

@@ -14,17 +14,19 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from cache_format.metadata.spec import CacheSpec, TargetSpec
+from cache_format.metadata.spec import CacheSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.reader import Cache
 from stages.compute.compiling import Mode
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch
+from stages.train_student.data.targets.kinds import kind_of
+from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.losses.dense_kl import DenseDistillationLoss, DenseTargets
 from stages.train_student.losses.hidden import frobenius, sketched_frobenius
 from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.schedules import LossWeights
 from stages.train_student.losses.sparse_kl import LossSums, SparseDistillationLoss
-from stages.train_student.losses.sparse_targets import SparseDraws, SparseTargets
 from stages.train_student.losses.teacher_in_the_loop import OnlineTeacher, TeacherStates
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 
@@ -188,24 +190,7 @@ def frozen_head(
 
 def scored_targets(batch: Batch, spec: TargetSpec) -> SparseTargets:
     """The targets of the scored positions, in the order of ``batch.scored``."""
-    draws = None
-    if batch.drawn_ids is not None:
-        assert batch.draw_counts is not None
-        assert batch.drawn_gaps is not None
-        assert spec.draw_inverse_temperature is not None
-        draws = SparseDraws(
-            scored(batch.drawn_ids, batch),
-            scored(batch.draw_counts, batch),
-            scored(batch.drawn_gaps, batch),
-            spec.draw_inverse_temperature,
-        )
-    return SparseTargets(
-        scored(batch.kept_ids, batch),
-        scored(batch.gaps, batch),
-        scored(batch.tail_log_mass, batch),
-        spec.inverse_temperatures,
-        draws,
-    )
+    return kind_of(spec).loss_targets(batch.targets, batch.scored, spec)
 
 
 def scored(tensor_BTx: Tensor, batch: Batch) -> Tensor:

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.losses.sampled_softmax import Columns
-from stages.train_student.losses.sparse_targets import SparseTargets
 from stages.train_student.losses.vocabulary_pass import TargetLogMasses
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache_format.codec.row_codec import Row, decode_row, encode_row
-from cache_format.metadata.spec import CacheSpec, SketchSpec
+from cache_format.metadata.spec import CacheSpec
+from cache_format.metadata.spec_parts.sketch import SketchSpec
 from cache_format.metadata.vocabulary_ranks import RankTable
 from tests.support.sample_cache import (
     assert_decoded,

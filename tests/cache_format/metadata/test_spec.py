@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from cache_format.metadata.spec import CacheSpec, SketchSpec, differences
+from cache_format.metadata.spec import CacheSpec, differences
+from cache_format.metadata.spec_parts.sketch import SketchSpec
 from tests.support.sample_cache import (
     drawn_targets,
     pca_sketch,

@@ -12,7 +12,7 @@ import pytest
 import cache_format
 from cache_format.codec.row_codec import Row
 from cache_format.errors import CorruptShardError, ForeignDirectoryError
-from cache_format.metadata.spec import TargetSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.tools.parquet_export import Export, export_parquet
 from cache_format.writer import CacheWriter
 from tests.support.sample_cache import (

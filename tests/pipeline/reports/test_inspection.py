@@ -92,10 +92,11 @@ def test_a_part_is_called_one(tmp_path: Path, tiny_cache: Path) -> None:
 
 
 def test_a_perplexity_beyond_floats(tiny_cache: Path) -> None:
-    entry = cache_format.open(tiny_cache).manifest.shards[0]
+    cache = cache_format.open(tiny_cache)
+    entry = cache.manifest.shards[0]
     statistics = replace(entry.statistics, num_scored=1, sum_next_logprob=-1e4)
     summary = summarise(tiny_cache)
-    summary["teacher"] = _teacher_figures((replace(entry, statistics=statistics),))
+    summary["teacher"] = _teacher_figures((replace(entry, statistics=statistics),), cache.spec)
     assert summary["teacher"]["perplexity"] is None
     assert "perplexity inf (loss 10000.0000 nats)" in summary_text(summary)
 

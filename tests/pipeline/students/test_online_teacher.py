@@ -31,6 +31,7 @@ from stages.train_student.losses.objective import (
 from stages.train_student.losses.schedules import LossWeights
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from stages.train_student.new_student import load_student
+from tests.support.batches import ids_of
 from tests.support.tiny import save_tiny_teacher, tiny_config, tiny_texts, write_fineweb_parquet
 
 CPU = torch.device("cpu")
@@ -218,10 +219,10 @@ def test_both_ways_have_the_same_gradient_within_the_codec_s_rounding(
 def test_with_the_exact_gaps_in_the_batch_terms_and_gradients_are_equal(scene: Scene) -> None:
     """What is left of the difference once the codec is taken out: nothing."""
     is_scored = scene.batch.labels >= 0
-    gaps = scene.batch.gaps.clone()
-    kept_NK = scene.batch.kept_ids[is_scored]
+    targets = ids_of(scene.batch)
+    gaps, kept_NK = targets.gaps.clone(), targets.kept_ids[is_scored]
     gaps[is_scored] = -exact_logits(scene).gather(1, kept_NK).float()
-    exact = replace(scene, batch=replace(scene.batch, gaps=gaps))
+    exact = replace(scene, batch=replace(scene.batch, targets=replace(targets, gaps=gaps)))
     for weights in (LossWeights(0.6, 0.2, 1.5), LossWeights(0.0, 0.4, 1.0), LossWeights(0, 0, 1)):
         cached = exact.terms(scene.cached, weights)
         by_cached = exact.gradient()

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks.positions import demo_teacher
-from cache_format.metadata.spec import TargetSpec
-from stages.cache_teacher.targets.target_maker import TargetMaker
-from stages.train_student.losses.sparse_targets import SparseTargets
+from cache_format.metadata.spec_parts.targets import TargetSpec
+from stages.cache_teacher.targets.top_k import make_maker
+from stages.train_student.data.targets.sparse_targets import SparseTargets
 
 NODES = (0.5, 0.625, 0.75, 0.875, 1.0)
 
@@ -25,7 +25,7 @@ def stored() -> tuple[SparseTargets, torch.Tensor]:
     spec = TargetSpec(
         top_k=64, keep_mass=1.0, inverse_temperatures=NODES, ranks_sha256=ranks.sha256
     )
-    maker = TargetMaker(teacher.head, spec, chunk=128, compile="off")
+    maker = make_maker(teacher.head, spec, chunk=128, compile="off")
     made = maker.make(hidden_PD, labels_P, torch.empty(len(hidden_PD), 0))
     targets = SparseTargets(
         made.kept_ids_PK.long().clone(), made.gaps_PK.clone(), made.tail_log_mass_PN.clone(), NODES

@@ -5,7 +5,7 @@ from itertools import accumulate
 
 import pyarrow as pa
 
-from cache_format.metadata.spec import CorpusSpec
+from cache_format.metadata.spec_parts.corpus import CorpusSpec
 from stages.cache_teacher.corpus.formats.document_file import DataFile, DocumentFile
 from stages.cache_teacher.corpus.formats.text_column import check_text_column, iter_raw, parse_raw
 

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from functools import partial
 
-from cache_format.metadata.spec import CorpusSpec
+from cache_format.metadata.spec_parts.corpus import CorpusSpec
 from stages.cache_teacher.corpus.formats.byte_streams import open_stream
 from stages.cache_teacher.corpus.formats.document_file import (
     MAX_DOCUMENT_BYTES,

@@ -4,7 +4,7 @@ import json
 from functools import partial
 from typing import Any
 
-from cache_format.metadata.spec import CorpusSpec
+from cache_format.metadata.spec_parts.corpus import CorpusSpec
 from stages.cache_teacher.corpus.formats.document_file import (
     BadDocument,
     DataFile,

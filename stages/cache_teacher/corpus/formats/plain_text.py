@@ -6,7 +6,7 @@ Paragraphs are separated by one or more blank lines; within a document lines are
 
 from collections.abc import Generator, Iterable, Sequence
 
-from cache_format.metadata.spec import CorpusSpec
+from cache_format.metadata.spec_parts.corpus import CorpusSpec
 from stages.cache_teacher.corpus.formats.byte_streams import iter_lines, open_stream
 from stages.cache_teacher.corpus.formats.document_file import (
     MAX_DOCUMENT_BYTES,

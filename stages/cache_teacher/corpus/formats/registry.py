@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from cache_format.metadata.spec import CorpusSpec
+from cache_format.metadata.spec_parts.corpus import CorpusSpec
 from stages.cache_teacher.corpus.formats.arrow import open_arrow
 from stages.cache_teacher.corpus.formats.byte_streams import COMPRESSIONS
 from stages.cache_teacher.corpus.formats.delimited import open_csv, open_tsv

@@ -9,10 +9,10 @@ from cache_format.errors import CacheError, CorruptShardError
 from stages.cache_teacher.setup import reference_check
 from stages.cache_teacher.setup.reference_check import (
     TOLERANCES,
-    Difference,
     Tolerance,
     disagreement,
 )
+from stages.cache_teacher.targets.difference import Difference
 from stages.cache_teacher.teacher import lazy_teacher
 from stages.cache_teacher.teacher.teacher import Teacher
 from tests.support.sample_cache import contents

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from cache_format.metadata.random_projection import sketch_signs
-from cache_format.metadata.spec import CacheSpec, SketchSpec
+from cache_format.metadata.spec import CacheSpec
+from cache_format.metadata.spec_parts.sketch import SketchSpec
 from stages.cache_teacher.targets.hidden_projection import UnitSketch
 from tests.support.sample_cache import sample_spec
 

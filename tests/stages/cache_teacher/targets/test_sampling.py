@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from cache_format.metadata.spec import TargetSpec
-from stages.cache_teacher.targets.cache_rows import samples
+from cache_format.metadata.spec_parts.targets import TargetSpec
+from stages.cache_teacher.targets.kinds import kind_of
+from stages.cache_teacher.targets.sampled import make_maker, with_counts
 from stages.cache_teacher.targets.sampling import uniform_numbers
-from stages.cache_teacher.targets.target_maker import TargetMaker, Targets
+from stages.cache_teacher.targets.target_maker import IdTargets
 from stages.cache_teacher.targets.teacher_head import Head
 
 V, M = 300, 200
@@ -47,12 +48,14 @@ class Plain(Head):
         return torch.nn.functional.pad(hidden_CD, (0, -V % 64), value=-torch.inf)
 
 
-def targets_of(logits_V: torch.Tensor, spec: TargetSpec, num_positions: int) -> Targets:
+def targets_of(logits_V: torch.Tensor, spec: TargetSpec, num_positions: int) -> IdTargets:
     """Targets of so many positions that all have the same logits."""
     logits_PV = logits_V.expand(num_positions, -1)
-    maker = TargetMaker(Plain(), spec, chunk=64, compile="off")
+    maker = kind_of(spec).make_maker(Plain(), spec, chunk=64, compile="off")
     uniform_PM = torch.from_numpy(uniform_numbers(5, 3, 0, num_positions, M))
-    return maker.make(logits_PV, torch.zeros(num_positions, dtype=torch.long), uniform_PM)
+    targets = maker.make(logits_PV, torch.zeros(num_positions, dtype=torch.long), uniform_PM)
+    assert isinstance(targets, IdTargets)
+    return targets
 
 
 def peaked_logits(seed: int = 0) -> torch.Tensor:
@@ -116,7 +119,7 @@ def test_what_has_no_mass_is_never_drawn() -> None:
 def test_the_ends_of_the_unit_interval(u: float) -> None:
     logits_V = torch.full((V,), -torch.inf)
     logits_V[[70, 71, 130]] = 1.0
-    maker = TargetMaker(Plain(), sampled(1.0), chunk=8, compile="off")
+    maker = make_maker(Plain(), sampled(1.0), chunk=8, compile="off")
     uniform_PM = torch.full((2, M), u, dtype=torch.float64)
     targets = maker.make(logits_V.expand(2, -1), torch.full((2,), 70), uniform_PM)
     assert set(targets.drawn_ids_PM.flatten().tolist()) == ({70} if u == 0 else {130})
@@ -141,7 +144,7 @@ FIRST = [0.06344102965932141, 0.707504754819708, 0.27756060377104574]
 
 
 def test_counted_samples() -> None:
-    found = samples(np.array([[1, 1, 4, 4, 4, 9], [2, 2, 3, 3, 5, 6]], np.int32))
+    found = with_counts(np.array([[1, 1, 4, 4, 4, 9], [2, 2, 3, 3, 5, 6]], np.int32))
     assert found.num_P.tolist() == [3, 4]
     assert found.ids.tolist() == [4, 1, 9, 2, 3, 5, 6]
     assert found.counts.tolist() == [3, 2, 1, 2, 2, 1, 1]

@@ -11,10 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_format.metadata.spec import TargetSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
+from stages.cache_teacher.targets.kinds import kind_of
 from stages.cache_teacher.targets.logit_blocks import blocks_of, largest
-from stages.cache_teacher.targets.target_maker import TargetMaker, Targets
+from stages.cache_teacher.targets.target_maker import IdTargets
 from stages.cache_teacher.targets.teacher_head import Head
+from stages.cache_teacher.targets.top_k import make_maker
 from stages.compute.compiling import has_compiler
 
 NODES = (0.5, 0.625, 0.75, 0.875, 1.0)
@@ -39,16 +41,16 @@ def logits_PV(num_positions: int, seed: int = 0, scale: float = 3.0, v: int = V)
 
 def made(
     hidden_PD: torch.Tensor, head: Head, spec: TargetSpec, chunk: int = 7, compile: Any = "off"
-) -> Targets:
+) -> IdTargets:
     """Label t is t modulo the vocabulary; nothing is drawn."""
-    maker = TargetMaker(head, spec, chunk=chunk, compile=compile)
+    maker = make_maker(head, spec, chunk=chunk, compile=compile)
     labels_P = torch.arange(len(hidden_PD)) % head.vocab_size
     return maker.make(hidden_PD, labels_P, torch.empty(len(hidden_PD), 0))
 
 
 def targets_of(
     logits: torch.Tensor, spec: TargetSpec, chunk: int = 7, compile: Any = "off"
-) -> Targets:
+) -> IdTargets:
     """Targets of given logits: the head is the identity."""
     num_ids = logits.shape[1]
     return made(logits, Head(torch.eye(num_ids), num_ids), spec, chunk, compile)
@@ -67,7 +69,7 @@ def dense_order(logits: torch.Tensor) -> np.ndarray:
     return np.argsort(-logits.numpy(), axis=1, kind="stable")
 
 
-def check_against_dense(logits: torch.Tensor, targets: Targets, nodes: tuple[float, ...]) -> None:
+def check_against_dense(logits: torch.Tensor, targets: IdTargets, nodes: tuple[float, ...]) -> None:
     """Every field against float64, given how many ids are kept."""
     z_PV = logits.double().numpy()
     order_PV = dense_order(logits)
@@ -232,7 +234,7 @@ class Enough(Exception):
 
 
 def test_they_are_abandoned_between_chunks() -> None:
-    maker = TargetMaker(Head(torch.eye(V), V), spec_of(8), chunk=7, compile="off")
+    maker = make_maker(Head(torch.eye(V), V), spec_of(8), chunk=7, compile="off")
     chunks: list[int] = []
 
     class Counting(Head):
@@ -244,7 +246,7 @@ def test_they_are_abandoned_between_chunks() -> None:
         if len(chunks) == 2:
             raise Enough
 
-    maker = TargetMaker(Counting(torch.eye(V), V), spec_of(8), chunk=7, compile="off")
+    maker = make_maker(Counting(torch.eye(V), V), spec_of(8), chunk=7, compile="off")
     with pytest.raises(Enough):
         maker.make(logits_PV(40), torch.zeros(40, dtype=torch.int64), torch.empty(40, 0), check)
     assert chunks == [7, 7]
@@ -268,7 +270,8 @@ def test_nothing_is_compiled_after_all_is(
         return original(function, backend="eager", **settings)
 
     monkeypatch.setattr(torch, "compile", traced)
-    maker = TargetMaker(Head(torch.eye(V), V), spec, chunk=7, compile="on")
+    maker = kind_of(spec).make_maker(Head(torch.eye(V), V), spec, chunk=7, compile="on")
+    assert kind_of(spec).num_uniform(spec) == num_draws
     maker.compile(num_draws)
     with torch.inference_mode(), torch.compiler.set_stance("fail_on_recompile"):
         for num_positions in (2, 7, 40):

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from cache_format.metadata.spec import SketchSpec
+from cache_format.metadata.spec_parts.sketch import SketchSpec
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
+from stages.train_student.data.targets.ids import IdTargets, SampledIds
 from stages.train_student.evaluation.validation import validate
 from stages.train_student.losses.objective import (
     LossNormalizer,
@@ -24,6 +25,7 @@ from stages.train_student.losses.objective import (
 from stages.train_student.losses.schedules import LossWeights
 from stages.train_student.new_student import load_student
 from stages.train_student.run import train_student
+from tests.support.batches import ids_of, tensors_of
 from tests.support.sample_cache import pca_sketch
 from tests.support.student_caches import TARGETS, TEMPERATURES, write_cache
 
@@ -62,20 +64,19 @@ class TestLoader:
     def test_draws_are_the_row_s(self, tmp_path: Path) -> None:
         cache = write_cache(tmp_path / "cache", TARGETS["top_k+sampled"])
         batch = read_batch(cache, "train", [4, 1, 2], with_sketch=False)
-        assert batch.drawn_ids is not None
-        assert batch.draw_counts is not None
-        assert batch.drawn_gaps is not None
-        assert batch.drawn_ids.shape == (3, 12, 9)
+        samples = ids_of(batch).samples
+        assert samples is not None
+        assert samples.ids.shape == (3, 12, 9)
         for place, index in enumerate((4, 1, 2)):
             draws = cache.read_row("train", index)[1].draws
             assert draws is not None
             begin = 0
             for t, count in enumerate(draws.num_ids.tolist()):
                 found = slice(begin, begin + count)
-                assert batch.drawn_ids[place, t, :count].tolist() == draws.ids[found].tolist()
-                assert batch.draw_counts[place, t, :count].tolist() == draws.counts[found].tolist()
-                assert batch.drawn_gaps[place, t, :count].tolist() == draws.gaps[found].tolist()
-                assert not batch.draw_counts[place, t, count:].any()
+                assert samples.ids[place, t, :count].tolist() == draws.ids[found].tolist()
+                assert samples.counts[place, t, :count].tolist() == draws.counts[found].tolist()
+                assert samples.gaps[place, t, :count].tolist() == draws.gaps[found].tolist()
+                assert not samples.counts[place, t, count:].any()
                 begin += count
             assert begin == len(draws.ids) > 0
 
@@ -83,7 +84,7 @@ class TestLoader:
     def test_others_have_none(self, tmp_path: Path, kind: str) -> None:
         cache = write_cache(tmp_path / "cache", TARGETS[kind])
         batch = read_batch(cache, "train", [0], with_sketch=False)
-        assert batch.drawn_ids is batch.draw_counts is batch.drawn_gaps is None
+        assert ids_of(batch).samples is None
 
     @pytest.mark.parametrize("kind", ["sampled", "sampled hot"])
     def test_of_samples_scores_at_their_temperature_are_log_counts(
@@ -228,7 +229,9 @@ def _within_tail(
 def test_a_batch_moves_with_all_it_holds(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["top_k+sampled"], pca_sketch())
     batch = read_batch(cache, "train", [0], with_sketch=True).to(torch.device("meta"))
-    places = {name: tensor.device.type for name, tensor in vars(batch).items()}
+    places = {name: tensor.device.type for name, tensor in tensors_of(batch)}
     assert places.pop("is_document_start") == "cpu"  # the student looks at it there
-    assert len(places) == len(fields(Batch)) - 1
+    num_fields = sum(len(fields(part)) for part in (Batch, IdTargets, SampledIds))
+    # Neither that one nor the two that are no tensors, targets and their samples.
+    assert len(places) == num_fields - 3
     assert set(places.values()) == {"meta"}

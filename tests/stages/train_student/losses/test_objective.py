@@ -20,6 +20,7 @@ from stages.train_student.losses.schedules import LossWeights
 from stages.train_student.losses.teacher_in_the_loop import TeacherStates
 from stages.train_student.new_student import load_student
 from tests.stages.train_student.test_run import tiny_config
+from tests.support.batches import ids_of
 from tests.support.student_caches import TARGETS, TEMPERATURES, write_cache
 
 _ASKS = ("nonzero", "_local_scalar_dense", "masked_select", "unique", "item", "equal.default")
@@ -221,4 +222,5 @@ def test_scored_positions(tiny_cache: Path) -> None:
     batch = read_batch(cache_format.open(tiny_cache), "train", [0, 3], with_sketch=True)
     is_scored = batch.labels >= 0
     assert torch.equal(scored(batch.labels, batch), batch.labels[is_scored])
-    assert torch.equal(scored(batch.gaps, batch), batch.gaps[is_scored])
+    gaps = ids_of(batch).gaps
+    assert torch.equal(scored(gaps, batch), gaps[is_scored])

@@ -1,0 +1,18 @@
+"""The kinds of target by the name that a spec has for them. A new one is registered here."""
+
+from collections.abc import Mapping
+
+from cache_format.codec.targets import sampled, top_k, top_k_sampled
+from cache_format.codec.targets.kind import TargetKind
+from cache_format.metadata.spec import CacheSpec
+
+TARGET_KINDS: Mapping[str, TargetKind] = {
+    "top_k": top_k,
+    "sampled": sampled,
+    "top_k+sampled": top_k_sampled,
+}
+
+
+def kind_of(spec: CacheSpec) -> TargetKind:
+    """The kind of a cache's targets."""
+    return TARGET_KINDS[spec.targets.kind]

@@ -1,0 +1,1 @@
+"""What a cache's spec says of its teacher, corpus, targets and sketch."""

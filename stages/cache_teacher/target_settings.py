@@ -1,0 +1,126 @@
+"""The settings that say what is kept of a distribution: what each kind of target allows, and the
+part of a cache's spec that they become.
+
+Imports nothing heavy, so that a wrong recipe is refused at once. What is computed for a kind lies
+in ``targets/``.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from cache_format.metadata.spec_parts.targets import TargetSpec
+
+
+class TargetSettings(Protocol):
+    """What is read of ``[cache_teacher]``; see ``CacheTeacherConfig`` for units and meanings."""
+
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def num_levels(self) -> int: ...
+    @property
+    def inverse_temperatures(self) -> tuple[float, ...]: ...
+    @property
+    def num_samples(self) -> int: ...
+    @property
+    def sampling_temperature(self) -> float | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingsOfKind:
+    """What one kind of target does with the settings."""
+
+    check: Callable[[TargetSettings], None]
+    """Raises ValueError naming a setting that the kind does not allow; bounds that hold for all
+    kinds are checked before."""
+    make_spec: Callable[[TargetSettings, str], TargetSpec]
+    """The spec, given the hash of the table of ids by frequency."""
+
+
+def _top_k_spec(settings: TargetSettings, ranks_sha256: str) -> TargetSpec:
+    return TargetSpec(
+        kind="top_k",
+        top_k=settings.top_k,
+        keep_mass=settings.top_p,
+        inverse_temperatures=settings.inverse_temperatures,
+        num_levels=settings.num_levels,
+        ranks_sha256=ranks_sha256,
+    )
+
+
+_DEFAULT_TEMPERATURE_OF_ALL = 1.0
+
+
+def _check_sampled(settings: TargetSettings) -> None:
+    _require(settings.num_samples >= 2, "num_samples", "2 or more where targets is 'sampled'")
+    _require_sampling_temperature(settings, _DEFAULT_TEMPERATURE_OF_ALL)
+    _require(settings.top_p == 1.0, "top_p", "1 where targets is 'sampled'")
+
+
+def _sampled_spec(settings: TargetSettings, ranks_sha256: str) -> TargetSpec:
+    return TargetSpec(
+        kind="sampled",
+        top_k=settings.num_samples,
+        keep_mass=settings.top_p,
+        inverse_temperatures=(_sampling_node(settings, _DEFAULT_TEMPERATURE_OF_ALL),),
+        num_levels=settings.num_samples,  # counts are stored as they are: a level for each
+        ranks_sha256=ranks_sha256,
+    )
+
+
+_DEFAULT_TEMPERATURE_OF_TAIL = 4 / 3  # serves all from 1 to 2 nearly as well as the best for each
+
+
+def _check_top_k_sampled(settings: TargetSettings) -> None:
+    _require_sampling_temperature(settings, _DEFAULT_TEMPERATURE_OF_TAIL)
+
+
+def _top_k_sampled_spec(settings: TargetSettings, ranks_sha256: str) -> TargetSpec:
+    return TargetSpec(
+        kind="top_k+sampled",
+        top_k=settings.top_k,
+        keep_mass=settings.top_p,
+        inverse_temperatures=settings.inverse_temperatures,
+        num_levels=settings.num_levels,
+        ranks_sha256=ranks_sha256,
+        num_draws=settings.num_samples,
+        draw_inverse_temperature=_sampling_node(settings, _DEFAULT_TEMPERATURE_OF_TAIL),
+    )
+
+
+SETTINGS_OF_KINDS: Mapping[str, SettingsOfKind] = {
+    "top_k": SettingsOfKind(check=lambda _: None, make_spec=_top_k_spec),
+    "sampled": SettingsOfKind(check=_check_sampled, make_spec=_sampled_spec),
+    "top_k+sampled": SettingsOfKind(check=_check_top_k_sampled, make_spec=_top_k_sampled_spec),
+}
+"""By the value of ``cache_teacher.targets``."""
+
+
+def _require_sampling_temperature(settings: TargetSettings, default: float) -> None:
+    temperature = _sampling_temperature(settings, default)
+    _require(
+        temperature > 0
+        and any(math.isclose(1 / temperature, node) for node in settings.inverse_temperatures),
+        "sampling_temperature",
+        "1 over one of inverse_temperatures, such as 2.0 for 0.5",
+    )
+
+
+def _sampling_node(settings: TargetSettings, default: float) -> float:
+    """The node 1/T that ids are drawn at: the one of inverse_temperatures that it is but for
+    rounding."""
+    wanted = 1 / _sampling_temperature(settings, default)
+    return next(node for node in settings.inverse_temperatures if math.isclose(node, wanted))
+
+
+def _sampling_temperature(settings: TargetSettings, default: float) -> float:
+    return default if settings.sampling_temperature is None else settings.sampling_temperature
+
+
+def _require(holds: bool, key: str, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"{key}: must be {allowed}")

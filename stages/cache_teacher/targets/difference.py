@@ -1,0 +1,21 @@
+"""One number that a teacher made once and makes again."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One number of a position, as the cache holds it and as it was made now."""
+
+    row: int
+    position: int
+    what: str
+    stored: float
+    made: float
+    rounding: float
+    """What the codec may have rounded it by."""
+
+    @property
+    def excess(self) -> float:
+        """How far both are apart beyond that."""
+        return max(0.0, abs(self.stored - self.made) - self.rounding)

@@ -1,0 +1,93 @@
+"""Targets that name ids, as tensors: what is ragged in a row becomes rectangular.
+
+R rows of a batch, T positions, P of them scored, K kept ids, J drawn ids, M inverse temperatures.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache_format.codec.row_codec import Row
+from cache_format.metadata.spec_parts.targets import TargetSpec
+from stages.train_student.data.targets.sparse_targets import SparseDraws, SparseTargets
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledIds:
+    """Ids drawn from those that are not kept."""
+
+    ids: Tensor
+    """int64 [R, T, J]"""
+    counts: Tensor
+    """uint8 [R, T, J], how often each was drawn; 0 marks padding"""
+    gaps: Tensor
+    """float32 [R, T, J], z_max − z_j in nats at T = 1"""
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "SampledIds":
+        """The same with each tensor as ``function`` returns it."""
+        return SampledIds(
+            ids=function(self.ids), counts=function(self.counts), gaps=function(self.gaps)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdTargets:
+    """Ids that are kept of each position, and the mass of the others."""
+
+    kept_ids: Tensor
+    """int64 [R, T, K]; a position with fewer than K repeats its first id"""
+    gaps: Tensor
+    """float32 [R, T, K], z_max − z_j in nats at T = 1; +inf marks a repetition. Of samples drawn at
+    T: T·log(largest count / count), so that softmax(−gaps/T) = counts / samples"""
+    tail_log_mass: Tensor
+    """float32 [R, T, M]"""
+    samples: SampledIds | None = None
+    """Only where the cache has samples of the tail"""
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "IdTargets":
+        """The same with each tensor as ``function`` returns it."""
+        return IdTargets(
+            kept_ids=function(self.kept_ids),
+            gaps=function(self.gaps),
+            tail_log_mass=function(self.tail_log_mass),
+            samples=None if self.samples is None else self.samples.mapped(function),
+        )
+
+
+def kept_targets(rows: Sequence[Row], top_k: int, *, gap_scale: float = 1.0) -> IdTargets:
+    """Ragged kept ids and gaps as [R, T, K]; what is missing repeats the first id at a gap of +inf.
+
+    Gaps are multiplied by ``gap_scale``.
+    """
+    num_kept = np.stack([row.num_kept for row in rows]).astype(np.int64)
+    is_kept = np.arange(top_k) < num_kept[:, :, None]
+    gaps = np.full(is_kept.shape, np.inf, np.float32)
+    gaps[is_kept] = np.concatenate([row.gaps for row in rows]) * np.float32(gap_scale)
+    kept_ids = np.zeros(is_kept.shape, np.int64)
+    kept_ids[is_kept] = np.concatenate([row.kept_ids for row in rows])
+    return IdTargets(
+        kept_ids=torch.from_numpy(np.where(is_kept, kept_ids, kept_ids[:, :, :1])),
+        gaps=torch.from_numpy(gaps),
+        tail_log_mass=torch.from_numpy(np.stack([row.tail_log_mass for row in rows])),
+    )
+
+
+def sparse_targets(targets: IdTargets, scored_P: Tensor, spec: TargetSpec) -> SparseTargets:
+    """The distribution at the P scored positions, in the order of ``scored_P``."""
+    # By index: a mask would make the host wait until the device has counted what is set in it.
+    scored = targets.mapped(lambda tensor: tensor.flatten(0, 1).index_select(0, scored_P))
+    samples = None
+    if scored.samples is not None:
+        assert spec.draw_inverse_temperature is not None
+        samples = SparseDraws(
+            scored.samples.ids,
+            scored.samples.counts,
+            scored.samples.gaps,
+            spec.draw_inverse_temperature,
+        )
+    return SparseTargets(
+        scored.kept_ids, scored.gaps, scored.tail_log_mass, spec.inverse_temperatures, samples
+    )

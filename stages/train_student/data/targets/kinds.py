@@ -1,0 +1,18 @@
+"""The kinds of target by the name that a spec has for them. A new one is registered here."""
+
+from collections.abc import Mapping
+
+from cache_format.metadata.spec_parts.targets import TargetSpec
+from stages.train_student.data.targets import sampled, top_k, top_k_sampled
+from stages.train_student.data.targets.kind import TargetKind
+
+TARGET_KINDS: Mapping[str, TargetKind] = {
+    "top_k": top_k,
+    "sampled": sampled,
+    "top_k+sampled": top_k_sampled,
+}
+
+
+def kind_of(spec: TargetSpec) -> TargetKind:
+    """The kind of these targets."""
+    return TARGET_KINDS[spec.kind]

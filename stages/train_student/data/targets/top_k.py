@@ -1,0 +1,16 @@
+"""The k largest logits of a position, and the log-mass of all others at a few temperatures."""
+
+from collections.abc import Sequence
+
+from cache_format.codec.row_codec import Row
+from cache_format.metadata.spec_parts.targets import TargetSpec
+from stages.train_student.data.targets.ids import IdTargets, kept_targets, sparse_targets
+
+KNOWS_PROBABILITIES = True
+KL_NOTE = "KL is over the kept ids and, as one outcome, everything else."
+loss_targets = sparse_targets
+
+
+def batch_targets(rows: Sequence[Row], spec: TargetSpec) -> IdTargets:
+    """See ``TargetKind.batch_targets``."""
+    return kept_targets(rows, spec.top_k)

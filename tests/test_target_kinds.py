@@ -1,0 +1,29 @@
+"""A kind of target that is registered in one package is registered in all."""
+
+from collections.abc import Collection
+from typing import get_args, get_type_hints
+
+import pytest
+
+from cache_format.codec.targets.kinds import TARGET_KINDS as CODED
+from cache_format.metadata.spec_parts.targets import _RULES, Kind
+from stages.cache_teacher.config import CacheTeacherConfig
+from stages.cache_teacher.target_settings import SETTINGS_OF_KINDS
+from stages.cache_teacher.targets.kinds import TARGET_KINDS as MADE
+from stages.train_student.data.targets.kinds import TARGET_KINDS as LEARNED
+from stages.train_student.data.temperatures import _PROBLEMS
+
+_REGISTERED: dict[str, Collection[str]] = {
+    "spec": _RULES,
+    "codec": CODED,
+    "settings": SETTINGS_OF_KINDS,
+    "choices of the recipe": get_args(get_type_hints(CacheTeacherConfig)["targets"]),
+    "stage one": MADE,
+    "temperatures": _PROBLEMS,
+    "stage two": LEARNED,
+}
+
+
+@pytest.mark.parametrize("where", _REGISTERED)
+def test_every_kind_is_known(where: str) -> None:
+    assert sorted(_REGISTERED[where]) == sorted(get_args(Kind))
