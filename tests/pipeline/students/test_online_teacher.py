@@ -21,12 +21,12 @@ from pipeline.students.online_teacher import LoadedTeacher, load_online_teacher
 from stages.cache_teacher.run import cache_teacher
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
+from stages.train_student.data.scored import scored_targets
 from stages.train_student.losses.dense_kl import DenseTargets
 from stages.train_student.losses.objective import (
     LossNormalizer,
     Objective,
     make_objective,
-    scored_targets,
 )
 from stages.train_student.losses.schedules import LossWeights
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM

@@ -14,13 +14,13 @@ from cache_format.metadata.spec_parts.sketch import SketchSpec
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
+from stages.train_student.data.scored import scored_targets
 from stages.train_student.data.targets.ids import IdTargets, SampledIds
 from stages.train_student.evaluation.validation import validate
 from stages.train_student.losses.objective import (
     LossNormalizer,
     Objective,
     make_objective,
-    scored_targets,
 )
 from stages.train_student.losses.schedules import LossWeights
 from stages.train_student.new_student import load_student

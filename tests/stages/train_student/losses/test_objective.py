@@ -15,7 +15,8 @@ import cache_format
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
-from stages.train_student.losses.objective import LossNormalizer, Objective, make_objective, scored
+from stages.train_student.data.scored import scored
+from stages.train_student.losses.objective import LossNormalizer, Objective, make_objective
 from stages.train_student.losses.schedules import LossWeights
 from stages.train_student.losses.teacher_in_the_loop import TeacherStates
 from stages.train_student.new_student import load_student
