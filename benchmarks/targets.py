@@ -27,7 +27,7 @@ import torch
 import cache_format
 from benchmarks.positions import LEVELS, SEQUENCE_LENGTH, demo_teacher, make_spec
 from cache_format.codec.row_codec import Row, encode_row
-from cache_format.codec.samples import TailDraws
+from cache_format.codec.samples import TailSamples
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.vocabulary_ranks import RankTable
 from cache_format.writer import CacheWriter
@@ -251,7 +251,7 @@ def _rows(
         if kind.kind == "top_k+sampled":
             num_ids, ids, counts = _drawn(rest_PV, kind, generator)
             gaps = -relative_PV.numpy()[np.repeat(np.arange(num_positions), num_ids), ids]
-            draws = TailDraws(
+            draws = TailSamples(
                 num_ids=num_ids.astype(np.uint16),
                 ids=ids.astype(np.int32),
                 counts=counts.astype(np.uint16),

@@ -75,7 +75,7 @@ class TestLoader:
                 found = slice(begin, begin + count)
                 assert samples.ids[place, t, :count].tolist() == draws.ids[found].tolist()
                 assert samples.counts[place, t, :count].tolist() == draws.counts[found].tolist()
-                assert samples.gaps[place, t, :count].tolist() == draws.gaps[found].tolist()
+                assert samples.logit_gaps[place, t, :count].tolist() == draws.gaps[found].tolist()
                 assert not samples.counts[place, t, count:].any()
                 begin += count
             assert begin == len(draws.ids) > 0

@@ -223,5 +223,5 @@ def test_scored_positions(tiny_cache: Path) -> None:
     batch = read_batch(cache_format.open(tiny_cache), "train", [0, 3], with_sketch=True)
     is_scored = batch.labels >= 0
     assert torch.equal(scored(batch.labels, batch), batch.labels[is_scored])
-    gaps = ids_of(batch).gaps
+    gaps = ids_of(batch).logit_gaps
     assert torch.equal(scored(gaps, batch), gaps[is_scored])
