@@ -27,14 +27,14 @@ import torch
 import cache_format
 from benchmarks.positions import LEVELS, SEQUENCE_LENGTH, demo_teacher, make_spec
 from cache_format.codec.row_codec import Row, encode_row
-from cache_format.codec.samples import TailDraws
+from cache_format.codec.samples import TailSamples
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.vocabulary_ranks import RankTable
 from cache_format.writer import CacheWriter
 from stages.train_student.data.batch import Batch, read_batch
+from stages.train_student.data.scored import scored_targets
 from stages.train_student.data.targets.sparse_targets import lagrange_weights
 from stages.train_student.data.temperatures import covers
-from stages.train_student.losses.objective import scored_targets
 from stages.train_student.losses.sparse_kl import sparse_distillation_loss
 
 TOP_K = (32, 64)
@@ -251,7 +251,7 @@ def _rows(
         if kind.kind == "top_k+sampled":
             num_ids, ids, counts = _drawn(rest_PV, kind, generator)
             gaps = -relative_PV.numpy()[np.repeat(np.arange(num_positions), num_ids), ids]
-            draws = TailDraws(
+            draws = TailSamples(
                 num_ids=num_ids.astype(np.uint16),
                 ids=ids.astype(np.int32),
                 counts=counts.astype(np.uint16),

@@ -11,7 +11,7 @@ from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.target_settings import SETTINGS_OF_KINDS
 from stages.cache_teacher.targets.kinds import TARGET_KINDS as MADE
 from stages.train_student.data.targets.kinds import TARGET_KINDS as LEARNED
-from stages.train_student.data.temperatures import _PROBLEMS
+from stages.train_student.data.temperatures import _ERRORS
 
 _REGISTERED: dict[str, Collection[str]] = {
     "spec": _RULES,
@@ -19,7 +19,7 @@ _REGISTERED: dict[str, Collection[str]] = {
     "settings": SETTINGS_OF_KINDS,
     "choices of the recipe": get_args(get_type_hints(CacheTeacherConfig)["targets"]),
     "stage one": MADE,
-    "temperatures": _PROBLEMS,
+    "temperatures": _ERRORS,
     "stage two": LEARNED,
 }
 

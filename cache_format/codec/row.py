@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_format.codec import columns
-from cache_format.codec.samples import TailDraws
+from cache_format.codec.samples import TailSamples
 from cache_format.metadata.spec import CacheSpec
 
 
@@ -39,7 +39,7 @@ class Row:
     """[N], how often each id was drawn where targets are samples; ``gaps`` are then
     log(largest count / count) and the tail is empty, so that softmax(−gaps) = counts / draws, which
     estimates the teacher's distribution at the temperature of the one node without bias."""
-    draws: TailDraws | None = None
+    draws: TailSamples | None = None
     """Ids drawn from the tail, where targets are the largest logits and samples of the rest."""
     tail_log_mass: NDArray[np.float32]
     """[T, n], log Σ exp((z_j − z_max)·s) over the ids not kept; −inf where none is left out."""

@@ -29,7 +29,7 @@ import cache_format
 from cache_format.codec import zstd_cells
 from cache_format.codec.bits import with_length
 from cache_format.codec.row_codec import Row, decode_row, encode_row
-from cache_format.codec.samples import TailDraws
+from cache_format.codec.samples import TailSamples
 from cache_format.metadata import sealed_json
 from cache_format.metadata.principal_components import projection_bytes, projection_from_bytes
 from cache_format.metadata.spec import CacheSpec
@@ -129,7 +129,7 @@ def _accepts(decode: Callable[[], Row], spec: CacheSpec) -> None:
         assert np.isfinite(row.sketch).all()
 
 
-def _accepts_draws(draws: TailDraws, row: Row, spec: CacheSpec) -> None:
+def _accepts_draws(draws: TailSamples, row: Row, spec: CacheSpec) -> None:
     has_tail = row.scored() & ~np.isneginf(row.tail_log_mass[:, -1])
     assert draws.num_ids.shape == (spec.sequence_length,)
     assert ((draws.num_ids > 0) == has_tail).all()

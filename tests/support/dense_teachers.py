@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from stages.train_student.data.targets.sparse_targets import SparseDraws, SparseTargets
+from stages.train_student.data.targets.sparse_targets import SparseSamples, SparseTargets
 
 NODES = (0.5, 0.625, 0.75, 0.875, 1.0)
 
@@ -68,7 +68,7 @@ def with_draws(
         targets.gaps_NK,
         targets.tail_log_mass_NM,
         targets.inverse_temperatures,
-        SparseDraws(
+        SparseSamples(
             ids * is_drawn, counts.to(torch.uint8), (gaps * is_drawn).float(), 1 / drawn_at
         ),
     )

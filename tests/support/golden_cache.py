@@ -17,7 +17,7 @@ import numpy as np
 
 import cache_format
 from cache_format.codec.row_codec import Row
-from cache_format.codec.samples import TailDraws
+from cache_format.codec.samples import TailSamples
 from cache_format.metadata.principal_components import projection_sha256
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.corpus import CorpusSpec
@@ -192,7 +192,9 @@ def golden_row(name: str, number: int) -> Row:
     )
 
 
-def _tail_draws(num_kept: np.ndarray, gaps: np.ndarray, tail: np.ndarray, number: int) -> TailDraws:
+def _tail_draws(
+    num_kept: np.ndarray, gaps: np.ndarray, tail: np.ndarray, number: int
+) -> TailSamples:
     """Six draws of 1 to 4 ids: the next ones after those kept, each second one at the same gap."""
     counts_of = {1: [6], 2: [5, 1], 3: [3, 2, 1], 4: [2, 2, 1, 1]}
     ends = np.cumsum(num_kept, dtype=np.int64)
@@ -204,7 +206,7 @@ def _tail_draws(num_kept: np.ndarray, gaps: np.ndarray, tail: np.ndarray, number
             ids.append((t * 11 + (num + index) * 13 + number) % VOCAB_SIZE)
             counts.append(counts_of[num_drawn][index])
             gaps_of_ids.append(gaps[ends[t] - 1] + 0.3 + 1.9 * (index // 2))
-    return TailDraws(
+    return TailSamples(
         num_ids=np.array(num_ids, np.uint16),
         ids=np.array(ids, np.int32),
         counts=np.array(counts, np.uint16),

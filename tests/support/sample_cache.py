@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cache_format.codec.row_codec import Row
-from cache_format.codec.samples import TailDraws
+from cache_format.codec.samples import TailSamples
 from cache_format.metadata import sealed_json
 from cache_format.metadata.principal_components import projection_sha256
 from cache_format.metadata.spec import CacheSpec
@@ -133,7 +133,7 @@ def _tail_draws(
     gaps: list[np.ndarray],
     num_kept: np.ndarray,
     is_left_out: np.ndarray,
-) -> TailDraws | None:
+) -> TailSamples | None:
     """Draws of ids that are not kept, at positions that leave some out, in any order."""
     num_draws = spec.targets.num_draws
     if num_draws is None:
@@ -151,7 +151,7 @@ def _tail_draws(
         counts = _draws(random, num_draws, len(ids))
         drawn.append((ids, counts, last_gap + random.exponential(3.0, len(ids))))
     ids, counts, gaps_of_ids = (np.concatenate(column) for column in zip(*drawn, strict=True))
-    return TailDraws(
+    return TailSamples(
         num_ids=num_ids,
         ids=ids.astype(np.int32),
         counts=counts.astype(np.uint16),
@@ -262,7 +262,7 @@ def assert_same_arrays(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """So are those of their draws."""
     assert found.keys() == expected.keys()
     for name, array in expected.items():
-        if isinstance(array, TailDraws):
+        if isinstance(array, TailSamples):
             assert_same_arrays(vars(found[name]), vars(array))
         else:
             np.testing.assert_array_equal(found[name], array, err_msg=name)

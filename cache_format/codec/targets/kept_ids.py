@@ -43,6 +43,8 @@ class Kept(NamedTuple):
     """[N], as they are stored."""
     log_z: _Doubles
     """[T], log Z − z_max, exactly."""
+    scored: NDArray[np.bool_]
+    """[T]"""
 
 
 class Found(NamedTuple):
@@ -54,8 +56,12 @@ class Found(NamedTuple):
     """[N]"""
     tail: _Doubles
     """[T, n], log-masses less s·(log Z − z_max)."""
-    scored: NDArray[np.bool_]
-    """[T]"""
+    tokens: PackedTokens
+
+    @property
+    def scored(self) -> NDArray[np.bool_]:
+        """[T]"""
+        return self.tokens.scored()
 
     @property
     def has_tail(self) -> NDArray[np.bool_]:
@@ -75,7 +81,7 @@ def from_logits(row: Row, scored: NDArray[np.bool_], targets: TargetSpec, ranks:
         tail = row.tail_log_mass[scored, -1].astype(np.float64)
         log_z[scored] = np.logaddexp(kept_log_mass, tail)
     levels = to_levels(-gaps - log_z[position], targets.num_levels)
-    return to_kept(row, levels, log_z, ranks)
+    return Kept(to_entries(row, levels, ranks), log_z, scored)
 
 
 def check_kept_ids(
@@ -95,19 +101,14 @@ def check_kept_ids(
     return num_kept, position
 
 
-def to_kept(row: Row, levels: NDArray[np.int64], log_z: _Doubles, ranks: RankTable) -> Kept:
-    """Kept ids in the order in which they are stored; ``levels`` are [N], ``log_z`` [T]."""
+def to_entries(row: Row, levels: NDArray[np.int64], ranks: RankTable) -> Entries:
+    """Kept ids at these levels, [N], in the order in which they are stored."""
     entries = Entries(levels, ranks.ranks_by_id[row.kept_ids].astype(np.int64))
-    return Kept(sort_entries(entries, row.num_kept.astype(np.int64)), log_z)
+    return sort_entries(entries, row.num_kept.astype(np.int64))
 
 
 def encode(
-    row: Row,
-    scored: NDArray[np.bool_],
-    kept: Kept,
-    logprobs_of_levels: _Doubles,
-    spec: CacheSpec,
-    ranks: RankTable,
+    row: Row, kept: Kept, logprobs_of_levels: _Doubles, spec: CacheSpec, ranks: RankTable
 ) -> dict[str, bytes]:
     """The cells of ``COLUMNS``; ``logprobs_of_levels``, [num_levels + 1], is what a reader takes
     levels for."""
@@ -115,9 +116,9 @@ def encode(
     logprobs = logprobs_of_levels[kept.entries.levels]
     kept_ids = ranks.ids_by_rank[kept.entries.ranks]
     expected = _labels_logprob(row.token_ids[1:], kept_ids, logprobs, num_kept)
-    tail = np.where(scored[:, None], row.tail_log_mass, 0.0)
+    tail = np.where(kept.scored[:, None], row.tail_log_mass, 0.0)
     tail -= kept.log_z[:, None] * np.array(spec.targets.inverse_temperatures)
-    next_logprob = np.where(scored, row.next_logprob, np.float32(0))
+    next_logprob = np.where(kept.scored, row.next_logprob, np.float32(0))
     return {
         "num_kept": named(
             "num_kept", lambda: columns.encode_num_kept(row.num_kept, spec.targets.top_k)
@@ -149,7 +150,7 @@ def decode(cells: Cells, tokens: PackedTokens, spec: CacheSpec) -> Found:
             cells["tail_log_mass"], num_positions, num_nodes, targets.log_step
         ),
     )
-    return Found(num_kept, entries, tail, scored)
+    return Found(num_kept, entries, tail, tokens)
 
 
 def look_up(found: Found, logprobs_of_levels: _Doubles) -> _Doubles:
@@ -162,15 +163,11 @@ def look_up(found: Found, logprobs_of_levels: _Doubles) -> _Doubles:
 
 
 def to_row(
-    found: Found,
-    logprobs: _Doubles,
-    cells: Cells,
-    tokens: PackedTokens,
-    spec: CacheSpec,
-    ranks: RankTable,
+    found: Found, logprobs: _Doubles, cells: Cells, spec: CacheSpec, ranks: RankTable
 ) -> Row:
     """The row of kept ids with these log-probabilities, [N]; raises ValueError naming a column."""
     kept, scored, tail = found.num_kept.astype(np.int64), found.scored, found.tail.copy()
+    tokens = found.tokens
     kept_ids = ranks.ids_by_rank[found.entries.ranks]
     first = (np.cumsum(kept) - kept)[scored]
     tail[scored] -= logprobs[first, None] * np.array(spec.targets.inverse_temperatures)

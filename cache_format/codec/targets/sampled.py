@@ -41,8 +41,9 @@ def encode(
     if not np.isneginf(row.tail_log_mass[scored, -1]).all():
         raise ValueError("tail_log_mass: samples leave nothing out, expected −inf")
     levels = named("counts", lambda: _levels_of_counts(row, num_kept, position, num_samples))
-    kept = kept_ids.to_kept(row, levels, np.zeros(len(num_kept)), ranks)
-    return kept_ids.encode(row, scored, kept, _logprobs_of_levels(num_samples), spec, ranks)
+    log_z = np.zeros(len(num_kept))
+    kept = kept_ids.Kept(kept_ids.to_entries(row, levels, ranks), log_z, scored)
+    return kept_ids.encode(row, kept, _logprobs_of_levels(num_samples), spec, ranks)
 
 
 def decode(cells: Cells, tokens: PackedTokens, spec: CacheSpec, ranks: RankTable) -> Row:
@@ -55,7 +56,7 @@ def decode(cells: Cells, tokens: PackedTokens, spec: CacheSpec, ranks: RankTable
     named("kept", lambda: _require_sums(counts, found, num_samples))
     if found.has_tail.any():
         raise ValueError("tail_log_mass: expected none: samples leave nothing out")
-    row = kept_ids.to_row(found, logprobs, cells, tokens, spec, ranks)
+    row = kept_ids.to_row(found, logprobs, cells, spec, ranks)
     return replace(row, counts=counts.astype(np.uint16))
 
 

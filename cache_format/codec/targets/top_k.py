@@ -29,16 +29,14 @@ def encode(
 ) -> dict[str, bytes]:
     """See ``TargetKind.encode``."""
     kept = kept_ids.from_logits(row, scored, spec.targets, ranks)
-    return kept_ids.encode(
-        row, scored, kept, logprobs_of_levels(spec.targets.num_levels), spec, ranks
-    )
+    return kept_ids.encode(row, kept, logprobs_of_levels(spec.targets.num_levels), spec, ranks)
 
 
 def decode(cells: Cells, tokens: PackedTokens, spec: CacheSpec, ranks: RankTable) -> Row:
     """See ``TargetKind.decode``."""
     found = kept_ids.decode(cells, tokens, spec)
     table = logprobs_of_levels(spec.targets.num_levels)
-    return kept_ids.to_row(found, kept_ids.look_up(found, table), cells, tokens, spec, ranks)
+    return kept_ids.to_row(found, kept_ids.look_up(found, table), cells, spec, ranks)
 
 
 def describe(spec: TargetSpec, figures: Mapping[str, float]) -> str:

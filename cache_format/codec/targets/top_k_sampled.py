@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cache_format.codec.plain_columns import KEPT_COLUMNS, SAMPLE_COLUMNS
 from cache_format.codec.quantizer import ceilings_of_levels, logprobs_of_levels
 from cache_format.codec.row import PackedTokens, Row, refuse_repeated
-from cache_format.codec.samples import KeptLogprobs, check_draws, decode_draws, encode_draws
+from cache_format.codec.samples import KeptLogprobs, check_samples, decode_samples, encode_samples
 from cache_format.codec.targets import kept_ids, top_k
 from cache_format.codec.targets.kept_ids import Kept, named
 from cache_format.codec.targets.kind import Cells, TargetSums
@@ -37,8 +37,8 @@ def encode(
     """See ``TargetKind.encode``."""
     kept = kept_ids.from_logits(row, scored, spec.targets, ranks)
     table = logprobs_of_levels(spec.targets.num_levels)
-    cells = kept_ids.encode(row, scored, kept, table, spec, ranks)
-    samples = named("draws", lambda: _encode_samples(row, scored, kept, spec.targets, ranks))
+    cells = kept_ids.encode(row, kept, table, spec, ranks)
+    samples = named("draws", lambda: _encode_samples(row, kept, spec.targets, ranks))
     return cells | {"drawn": samples}
 
 
@@ -48,9 +48,9 @@ def decode(cells: Cells, tokens: PackedTokens, spec: CacheSpec, ranks: RankTable
     assert num_samples is not None, "the spec's rule"
     found = kept_ids.decode(cells, tokens, spec)
     logprobs = kept_ids.look_up(found, logprobs_of_levels(spec.targets.num_levels))
-    row = kept_ids.to_row(found, logprobs, cells, tokens, spec, ranks)
+    row = kept_ids.to_row(found, logprobs, cells, spec, ranks)
     known = _kept_logprobs(found.entries.levels, found.num_kept, found.has_tail, spec.targets)
-    samples = named("drawn", lambda: decode_draws(cells["drawn"], known, num_samples, ranks))
+    samples = named("drawn", lambda: decode_samples(cells["drawn"], known, num_samples, ranks))
     return replace(row, draws=samples)
 
 
@@ -95,17 +95,16 @@ def preview(row: Row, most: int) -> list[dict[str, Any]]:
     ]
 
 
-def _encode_samples(
-    row: Row, scored: NDArray[np.bool_], kept: Kept, targets: TargetSpec, ranks: RankTable
-) -> bytes:
+def _encode_samples(row: Row, kept: Kept, targets: TargetSpec, ranks: RankTable) -> bytes:
     """The samples of a row; raises ValueError where one breaks a rule."""
     assert row.draws is not None
     assert targets.num_draws is not None
     samples, num_kept = row.draws, row.num_kept.astype(np.int64)
+    scored = kept.scored
     has_tail = scored & ~np.isneginf(row.tail_log_mass[:, -1])
     last_gaps = np.zeros(len(num_kept), np.float32)
     last_gaps[scored] = row.gaps[np.cumsum(num_kept)[scored] - 1]
-    check_draws(samples, has_tail, last_gaps, targets.num_draws, len(ranks.ids_by_rank))
+    check_samples(samples, has_tail, last_gaps, targets.num_draws, len(ranks.ids_by_rank))
     position = np.repeat(np.arange(len(num_kept)), num_kept)
     position_of_sample = np.repeat(np.arange(len(num_kept)), samples.num_ids)
     refuse_repeated(
@@ -114,7 +113,7 @@ def _encode_samples(
         "is drawn twice, or drawn and kept",
     )
     known = _kept_logprobs(kept.entries.levels, row.num_kept, has_tail, targets)
-    return encode_draws(samples, kept.log_z, known, targets.num_draws, ranks)
+    return encode_samples(samples, kept.log_z, known, targets.num_draws, ranks)
 
 
 def _kept_logprobs(

@@ -1,14 +1,15 @@
 """Logits in blocks of ids: what a distribution is summed up by, in one reading of its logits.
 
 In: logits [C, V], V a multiple of ``BLOCK``, −inf in the place of ids that do not exist. Out: each
-block's largest logit and its mass at every node; the k largest logits; log-masses. Called by
-``targets`` and ``draws``. Half a megabyte of logits a position is read once, whatever the number of
-nodes; all else is done on what is left of them, and on the few blocks that matter.
+block's largest logit and its mass at every inverse temperature; the k largest logits; log-masses.
+Half a megabyte of logits a position is read once, whatever the number of
+inverse temperatures; all else is done on what is left of them, and on the few blocks that matter.
 
 Ids that are kept leave their blocks, whose masses are then taken anew from what remains: a tail of
 1e-6 keeps its digits, which a difference of sums would lose.
 
-C positions, V ids with padding, G blocks, B of them, I ids of a block, K kept, N nodes.
+C positions, V ids with padding, G blocks, B of them, I ids of a block, K kept, N inverse
+temperatures s.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from torch import Tensor
 BLOCK = 64
 """Ids of a block: near √(V/K), where reading all maxima costs what reading K blocks does."""
 POWERS = 8
-"""Nodes are multiples of 1/8: one exp of z/8 for each logit, the rest are products."""
+"""s is a multiple of 1/8: one exp of z/8 for each logit, the rest are products."""
 
 _LOW_BITS = 0xFFFF_FFFF
 
@@ -31,21 +32,22 @@ class Blocks(NamedTuple):
     max_CG: Tensor
     """The largest logit, or the lowest finite number where the block is empty."""
     sums_CGN: Tensor
-    """Σ exp((z − max)·s) at every node s; 0 where the block is empty."""
+    """Σ exp((z − max)·s) at every s; 0 where the block is empty."""
 
-    def log_mass(self, nodes: tuple[float, ...]) -> Tensor:
-        """log Σ exp(z·s) over all blocks at every node: [C, N]; −inf where nothing is left."""
-        return times_nodes(self.largest_C1(), nodes) + self.masses(nodes).sum(1).log()
+    def log_mass(self, inverse_temperatures: tuple[float, ...]) -> Tensor:
+        """log Σ exp(z·s) over all blocks at every s: [C, N]; −inf where nothing is left."""
+        scaled_CN = times_each(self.largest_C1(), inverse_temperatures)
+        return scaled_CN + self.masses(inverse_temperatures).sum(1).log()
 
-    def masses(self, nodes: tuple[float, ...]) -> Tensor:
-        """Σ exp((z − z_largest)·s) of each block at every node: [C, G, N]."""
+    def masses(self, inverse_temperatures: tuple[float, ...]) -> Tensor:
+        """Σ exp((z − z_largest)·s) of each block at every s: [C, G, N]."""
         weight_CG = self.max_CG.sub(self.largest_C1()).div(POWERS).exp()
-        powers = [power_CG.clone() for power_CG in _powers(weight_CG, nodes)]
+        powers = [power_CG.clone() for power_CG in _powers(weight_CG, inverse_temperatures)]
         return self.sums_CGN * torch.stack(powers, 2)
 
-    def at(self, node: int) -> "Blocks":
-        """With the sums of one node alone, the ``node``-th."""
-        return Blocks(self.max_CG, self.sums_CGN[:, :, node : node + 1])
+    def at(self, index: int) -> "Blocks":
+        """With the sums at one inverse temperature alone."""
+        return Blocks(self.max_CG, self.sums_CGN[:, :, index : index + 1])
 
     def largest_C1(self) -> Tensor:
         """The largest logit of all blocks: however deep a tail, its own masses do not vanish."""
@@ -65,9 +67,9 @@ class Largest(NamedTuple):
     """The keys of all ids of those."""
 
 
-def blocks_of(logits_CV: Tensor, nodes: tuple[float, ...]) -> Blocks:
+def blocks_of(logits_CV: Tensor, inverse_temperatures: tuple[float, ...]) -> Blocks:
     """The blocks of whole positions. What is not finite stays so in a maximum or in the sums."""
-    return _sum_up(_in_blocks(logits_CV), nodes)
+    return _sum_up(_in_blocks(logits_CV), inverse_temperatures)
 
 
 def largest(logits_CV: Tensor, blocks: Blocks, top_k: int) -> Largest:
@@ -91,13 +93,13 @@ def without(
     blocks: Blocks,
     found: Largest,
     last_kept_C: Tensor,
-    nodes: tuple[float, ...],
+    inverse_temperatures: tuple[float, ...],
 ) -> Blocks:
     """``blocks`` without the ids whose keys are ``last_kept_C`` or more, summed up anew."""
     index_CB = found.blocks_CB
     is_kept_CBI = found.keys_CBI >= last_kept_C[:, None, None]
     logits_CBI = gather_blocks(logits_CV, index_CB).masked_fill(is_kept_CBI, -torch.inf)
-    rest = _sum_up(logits_CBI, nodes)
+    rest = _sum_up(logits_CBI, inverse_temperatures)
     index_CBN = index_CB[:, :, None].expand_as(rest.sums_CGN)
     return Blocks(
         blocks.max_CG.scatter(1, index_CB, rest.max_CG),
@@ -105,9 +107,9 @@ def without(
     )
 
 
-def times_nodes(values_C1: Tensor, nodes: tuple[float, ...]) -> Tensor:
-    """Values times every node, [C, N]; a tensor made of the nodes would make a GPU's host wait."""
-    return torch.cat([values_C1 * node for node in nodes], 1)
+def times_each(values_C1: Tensor, inverse_temperatures: tuple[float, ...]) -> Tensor:
+    """Values times every s, [C, N]; a tensor made of them would make a GPU's host wait."""
+    return torch.cat([values_C1 * s for s in inverse_temperatures], 1)
 
 
 def order_keys(logits: Tensor, ids: Tensor) -> Tensor:
@@ -143,21 +145,21 @@ def _first(keys_CX: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return keys, _LOW_BITS - (keys & _LOW_BITS)
 
 
-def _sum_up(logits_CGI: Tensor, nodes: tuple[float, ...]) -> Blocks:
+def _sum_up(logits_CGI: Tensor, inverse_temperatures: tuple[float, ...]) -> Blocks:
     max_CG = logits_CGI.amax(2).clamp_min(torch.finfo(logits_CGI.dtype).min)
     weight_CGI = logits_CGI.sub(max_CG[:, :, None]).div_(POWERS).exp_()
-    sums = [power_CGI.sum(2) for power_CGI in _powers(weight_CGI, nodes)]
+    sums = [power_CGI.sum(2) for power_CGI in _powers(weight_CGI, inverse_temperatures)]
     return Blocks(max_CG, torch.stack(sums, 2))
 
 
-def _powers(base: Tensor, nodes: tuple[float, ...]) -> Iterator[Tensor]:
-    """``base`` to the power of 8s for every rising node s; each overwrites the one before it.
+def _powers(base: Tensor, inverse_temperatures: tuple[float, ...]) -> Iterator[Tensor]:
+    """``base`` to the power of 8s for every s, rising; each overwrites the one before it.
 
     New memory for each would cost a CPU more than the products.
     """
     power, exponent = base.clone(), 1
-    for node in nodes:
-        while exponent < round(node * POWERS):
+    for s in inverse_temperatures:
+        while exponent < round(s * POWERS):
             power.mul_(base)
             exponent += 1
         yield power

@@ -41,12 +41,13 @@ def reduce(
 ) -> tuple[Tensor, ...]:
     """The fields of ``IdTargets`` for the positions of a chunk: nothing is kept."""
     s = spec.inverse_temperatures[0]
-    nodes = tuple(sorted({s, 1.0}))
-    blocks = blocks_of(logits_CV, nodes)
+    inverse_temperatures = tuple(sorted({s, 1.0}))
+    blocks = blocks_of(logits_CV, inverse_temperatures)
     z_max_C1 = blocks.largest_C1()
     label_gap_C1 = z_max_C1 - logits_CV.gather(1, labels_C[:, None])
-    log_z_C1 = blocks.at(len(nodes) - 1).log_mass((1.0,)) - z_max_C1
-    samples_CM = draw(logits_CV, blocks, None, uniform_CM, (nodes.index(s), s)).sort(1).values
+    log_z_C1 = blocks.at(len(inverse_temperatures) - 1).log_mass((1.0,)) - z_max_C1
+    at_s = inverse_temperatures.index(s), s
+    samples_CM = draw(logits_CV, blocks, None, uniform_CM, at_s).sort(1).values
     none_C, none_C0 = torch.zeros_like(labels_C, dtype=torch.int32), z_max_C1[:, :0]
     return (
         log_z_C1[:, 0],
@@ -62,7 +63,7 @@ def reduce(
 
 def rows(batch: PackedUnit, targets: IdTargets) -> list[Row]:
     """See ``TargetKind.rows``."""
-    ids = with_counts(targets.drawn_ids_PM.numpy())
+    ids = with_counts(targets.sample_ids_PM.numpy())
     ids_B = ids.spread(batch.scored_RT())
     tail_P1 = np.full((len(ids.num_P), 1), -np.inf, np.float32)  # samples leave nothing out
     made = rows_of_ids(batch, ids_B, tail_P1, targets.next_logprob_P.numpy())

@@ -44,14 +44,14 @@ def draw(
     blocks: Blocks,
     last_kept_C: Tensor | None,
     uniform_CM: Tensor,
-    node: tuple[int, float],
+    at_s: tuple[int, float],
 ) -> Tensor:
-    """Ids, int64 [C, M], drawn with probability ∝ exp(z·s) for ``node`` = (its index, s).
+    """Ids, int64 [C, M], drawn with probability ∝ exp(z·s) for ``at_s`` = (index, s).
 
     ``last_kept_C`` are the keys (``order_keys``) of the last kept ids: those from them on are not
     drawn, and are not part of ``blocks``. Where nothing is left, what is returned means nothing.
     """
-    index, s = node
+    index, s = at_s
     mass_CG = blocks.sums_CGN[:, :, index] * (blocks.max_CG - blocks.largest_C1()).mul(s).exp()
     block_CM, within_CM = _invert(mass_CG.double(), uniform_CM)
     logits_CMI, ids_CMI = gather_blocks(logits_CV, block_CM), ids_of_blocks(block_CM)

@@ -37,19 +37,19 @@ class IdTargets(NamedTuple):
     """int32, how many of the K are kept."""
     kept_ids_PK: Tensor
     """int32, in order of falling logit, the lowest id first on a tie."""
-    gaps_PK: Tensor
+    logit_gaps_PK: Tensor
     """Largest logit minus this one, in nats at T = 1; 0 for the first."""
     tail_log_mass_PN: Tensor
     """log Σ exp((z_j − z_max)·s) over ids that are not kept; −inf where none is left out."""
-    drawn_ids_PM: Tensor
+    sample_ids_PM: Tensor
     """int32, rising; an id is there as often as it was drawn. They mean nothing without a tail."""
-    drawn_gaps_PM: Tensor
+    sample_logit_gaps_PM: Tensor
     """Largest logit minus that of the drawn id."""
 
     @property
     def is_finite_P(self) -> Tensor:
         """bool, whether all numbers of a position are."""
-        return torch.isfinite(self.log_z_P) & torch.isfinite(self.gaps_PK).all(1)
+        return torch.isfinite(self.log_z_P) & torch.isfinite(self.logit_gaps_PK).all(1)
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "IdTargets":
         """The same with each tensor as ``function`` returns it."""

@@ -22,7 +22,7 @@ from stages.cache_teacher.targets.logit_blocks import (
     Blocks,
     blocks_of,
     largest,
-    times_nodes,
+    times_each,
     without,
 )
 from stages.cache_teacher.targets.target_maker import IdTargets, TargetMaker
@@ -92,19 +92,20 @@ def reduce(
 
 def keep_largest(logits_CV: Tensor, labels_C: Tensor, spec: TargetSpec) -> KeptLogits:
     """Keep the ``top_k`` largest logits, or as many as hold ``keep_mass``."""
-    nodes = spec.inverse_temperatures
-    blocks = blocks_of(logits_CV, nodes)
+    inverse_temperatures = spec.inverse_temperatures
+    blocks = blocks_of(logits_CV, inverse_temperatures)
     z_max_C1 = blocks.largest_C1()
     label_gap_C1 = z_max_C1 - logits_CV.gather(1, labels_C[:, None])
     found = largest(logits_CV, blocks, spec.top_k)
     gaps_CK = z_max_C1 - found.values_CK
     num_kept_C = torch.full_like(labels_C, spec.top_k)
     if spec.keep_mass < 1:
-        log_z_C1 = blocks.at(len(nodes) - 1).log_mass((1.0,)) - z_max_C1
+        log_z_C1 = blocks.at(len(inverse_temperatures) - 1).log_mass((1.0,)) - z_max_C1
         num_kept_C = _num_needed((-gaps_CK - log_z_C1).exp(), spec.keep_mass)
     last_key_C = found.keys_CK.gather(1, num_kept_C[:, None] - 1)[:, 0]
-    rest = without(logits_CV, blocks, found, last_key_C, nodes)
-    tail_CN = rest.log_mass(nodes) - times_nodes(z_max_C1, nodes)
+    rest = without(logits_CV, blocks, found, last_key_C, inverse_temperatures)
+    scaled_CN = times_each(z_max_C1, inverse_temperatures)
+    tail_CN = rest.log_mass(inverse_temperatures) - scaled_CN
     is_kept_CK = torch.arange(spec.top_k, device=gaps_CK.device) < num_kept_C[:, None]
     kept_log_mass_C1 = torch.logsumexp(
         -gaps_CK.masked_fill(~is_kept_CK, torch.inf), 1, keepdim=True
@@ -132,9 +133,9 @@ def _num_needed(probabilities_CK: Tensor, keep_mass: float) -> Tensor:
 def kept_ids(targets: IdTargets) -> Ids:
     """The kept ids of P positions, ragged."""
     num_P = targets.num_kept_P.numpy()
-    is_kept_PK = np.arange(targets.gaps_PK.shape[1]) < num_P[:, None]
+    is_kept_PK = np.arange(targets.logit_gaps_PK.shape[1]) < num_P[:, None]
     ids = targets.kept_ids_PK.numpy()[is_kept_PK]
-    gaps = targets.gaps_PK.numpy()[is_kept_PK]
+    gaps = targets.logit_gaps_PK.numpy()[is_kept_PK]
     return Ids(num_P.astype(np.uint16), ids, gaps, np.ones(len(ids), np.uint16))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from cache_format.codec.row_codec import Row
-from cache_format.codec.samples import TailDraws
+from cache_format.codec.samples import TailSamples
 from cache_format.metadata.spec_parts.targets import TargetSpec
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.targets import top_k
@@ -42,8 +42,8 @@ def reduce(
     """The fields of ``IdTargets`` for the positions of a chunk."""
     kept, s = top_k.keep_largest(logits_CV, labels_C, spec), spec.draw_inverse_temperature
     assert s is not None
-    node = spec.inverse_temperatures.index(s), s
-    samples_CM = draw(logits_CV, kept.rest, kept.last_key_C, uniform_CM, node).sort(1).values
+    at_s = spec.inverse_temperatures.index(s), s
+    samples_CM = draw(logits_CV, kept.rest, kept.last_key_C, uniform_CM, at_s).sort(1).values
     gaps_CM = kept.z_max_C1 - logits_CV.gather(1, samples_CM)
     return *kept.fields(), samples_CM.int(), gaps_CM
 
@@ -58,13 +58,13 @@ def rows(batch: PackedUnit, targets: IdTargets) -> list[Row]:
 def _samples(targets: IdTargets) -> Ids:
     """Samples of the tail, at the positions that have one."""
     has_tail_P = ~np.isneginf(targets.tail_log_mass_PN.numpy()[:, -1])
-    samples_PM = targets.drawn_ids_PM.numpy()[has_tail_P]
+    samples_PM = targets.sample_ids_PM.numpy()[has_tail_P]
     num, ids, counts = counted(samples_PM)
     num_P = np.zeros(len(has_tail_P), np.uint16)
     num_P[has_tail_P] = num
-    gaps = targets.drawn_gaps_PM.numpy()[has_tail_P][is_new(samples_PM)]
+    gaps = targets.sample_logit_gaps_PM.numpy()[has_tail_P][is_new(samples_PM)]
     return Ids(num_P, ids, gaps, counts.astype(np.uint16))
 
 
-def _draws(ids: Ids) -> TailDraws:
-    return TailDraws(num_ids=ids.num_P, ids=ids.ids, counts=ids.counts, gaps=ids.gaps)
+def _draws(ids: Ids) -> TailSamples:
+    return TailSamples(num_ids=ids.num_P, ids=ids.ids, counts=ids.counts, gaps=ids.gaps)

@@ -6,7 +6,7 @@ In: stage two's settings and an open cache.
 from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.data.temperatures import temperature_problem
+from stages.train_student.data.temperatures import require_temperature
 
 
 def require_targets(config: TrainStudentConfig, cache: Cache, *, online: bool = False) -> None:
@@ -35,6 +35,4 @@ def require_targets(config: TrainStudentConfig, cache: Cache, *, online: bool = 
 
 def _require_temperatures(config: TrainStudentConfig, targets: TargetSpec) -> None:
     for key in ("temperature_start", "temperature_end"):
-        problem = temperature_problem(targets, getattr(config, key))
-        if problem is not None:
-            raise ValueError(f"train_student.{key}: {problem}")
+        require_temperature(targets, key, getattr(config, key))

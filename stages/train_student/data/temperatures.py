@@ -18,35 +18,38 @@ def validation_temperature(nodes: Sequence[float]) -> float:
     return 1 / nodes[-1]
 
 
-def temperature_problem(targets: TargetSpec, asked: float) -> str | None:
-    """What is wrong with learning from these targets at temperature ``asked``; None if nothing."""
-    if covers(targets.inverse_temperatures, asked):
-        return None
-    return _PROBLEMS[targets.kind](targets, asked)
+def require_temperature(targets: TargetSpec, key: str, asked: float) -> None:
+    """Raise ValueError unless a student can learn from these targets at temperature ``asked``.
+
+    ``key`` is the setting that asks for it.
+    """
+    if not covers(targets.inverse_temperatures, asked):
+        raise _ERRORS[targets.kind](targets, key, asked)
 
 
-def _outside_of_nodes(targets: TargetSpec, asked: float) -> str:
+def _outside_of_range(targets: TargetSpec, key: str, asked: float) -> ValueError:
     hottest, coldest = 1 / targets.inverse_temperatures[0], 1 / targets.inverse_temperatures[-1]
-    return (
-        f"the cache holds temperatures from {coldest:g} to {hottest:g}, the recipe asks for "
-        f"{asked:g}. Change it, or make a cache with more cache_teacher.inverse_temperatures."
+    return ValueError(
+        f"train_student.{key}: the cache holds temperatures from {coldest:g} to {hottest:g}, "
+        f"the recipe asks for {asked:g}. Change it, or make a cache with more "
+        "cache_teacher.inverse_temperatures."
     )
 
 
-def _not_that_of_samples(targets: TargetSpec, asked: float) -> str:
+def _not_that_of_samples(targets: TargetSpec, key: str, asked: float) -> ValueError:
     drawn_at = 1 / targets.inverse_temperatures[0]
-    return (
-        f"the cache holds samples that were drawn at temperature {drawn_at:g} and are valid at no "
-        f"other, but the recipe asks for {asked:g}. Give "
+    return ValueError(
+        f"train_student.{key}: the cache holds samples that were drawn at temperature "
+        f"{drawn_at:g} and are valid at no other, but the recipe asks for {asked:g}. Give "
         f"--set train_student.temperature_start={drawn_at!r} "
         f"--set train_student.temperature_end={drawn_at!r}, or make a cache with "
         "cache_teacher.targets 'top_k' or 'top_k+sampled'."
     )
 
 
-_PROBLEMS: Mapping[str, Callable[[TargetSpec, float], str]] = {
-    "top_k": _outside_of_nodes,
+_ERRORS: Mapping[str, Callable[[TargetSpec, str, float], ValueError]] = {
+    "top_k": _outside_of_range,
     "sampled": _not_that_of_samples,
-    "top_k+sampled": _outside_of_nodes,
+    "top_k+sampled": _outside_of_range,
 }
-"""By kind of target, what to say of a temperature outside of the nodes."""
+"""By kind of target, what is said of a temperature that its inverse temperatures do not cover."""

@@ -20,10 +20,11 @@ import torch
 
 from cache_format.reader import Cache
 from stages.train_student.data.batch import Batch, read_batch
+from stages.train_student.data.scored import scored, scored_targets
 from stages.train_student.data.targets.kinds import kind_of
 from stages.train_student.data.temperatures import validation_temperature
 from stages.train_student.evaluation.calibration import Calibration, first_choices
-from stages.train_student.losses.objective import Objective, scored, scored_targets
+from stages.train_student.losses.objective import Objective
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 
 

@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from cache_format.metadata.spec import CacheSpec
-from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.reader import Cache
 from stages.compute.compiling import Mode
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch
-from stages.train_student.data.targets.kinds import kind_of
-from stages.train_student.data.targets.sparse_targets import SparseTargets
+from stages.train_student.data.scored import scored, scored_targets
 from stages.train_student.losses.dense_kl import DenseDistillationLoss, DenseTargets
 from stages.train_student.losses.hidden import frobenius, sketched_frobenius
 from stages.train_student.losses.sampled_softmax import SampledColumns
@@ -186,14 +184,3 @@ def frozen_head(
     """The head's rows that stand for ids, in ``dtype``; None where the head is trained."""
     weight: Tensor = model.lm_head.weight
     return None if weight.requires_grad else weight[: spec.teacher.vocab_size].detach().to(dtype)
-
-
-def scored_targets(batch: Batch, spec: TargetSpec) -> SparseTargets:
-    """The targets of the scored positions, in the order of ``batch.scored``."""
-    return kind_of(spec).loss_targets(batch.targets, batch.scored, spec)
-
-
-def scored(tensor_BTx: Tensor, batch: Batch) -> Tensor:
-    """What [B, T, …] holds at the scored positions, in the order of ``batch.scored``."""
-    # By index: a mask would make the host wait until the device has counted what is set in it.
-    return tensor_BTx.flatten(0, 1).index_select(0, batch.scored)

@@ -15,7 +15,7 @@ rounding. The gradient by logit j is (q_j − p_j)/T for j in S. The rest depend
 - ``top_k``: the last term is left out. The gradient elsewhere is (q_j − p_tail·r_j)/T: the tail is
   taught as a whole and keeps the student's own shape. So against the full KL each j there is off by
   (p_j − p_tail·r_j)/T, and the value is too low by the last term.
-- ``top_k+sampled``: the last term is estimated from m draws (``SparseTargets.draw_shares``). With
+- ``top_k+sampled``: the last term is estimated from m draws (``SparseTargets.sample_shares``). With
   w_j the estimates of p_j, 0 if j was not drawn, the value gains Σ w_j (log p_j/p_tail − log r_j),
   and the gradient elsewhere is (q_j − p̂_j)/T with p̂_j = w_j + (p_tail − Σw)·r_j. Both are unbiased
   for the full KL at every T within the nodes, given exact gaps and log-masses. At the temperature

@@ -44,10 +44,10 @@ class TeacherTerms:
     def of(targets: SparseTargets, temperature: float) -> "TeacherTerms":
         """``targets`` at T = ``temperature``."""
         log_p_nK, log_p_tail_n = targets.logprobs(temperature)
-        if targets.draws is None:
+        if targets.samples is None:
             none_n0 = log_p_nK[:, :0]
             return TeacherTerms(log_p_nK, log_p_tail_n[:, None], none_n0, none_n0)
-        share_nJ, log_p_within_nJ = targets.draw_shares(temperature)
+        share_nJ, log_p_within_nJ = targets.sample_shares(temperature)
         drawn_nJ = share_nJ * log_p_tail_n.exp()[:, None]
         return TeacherTerms(log_p_nK, log_p_tail_n[:, None], drawn_nJ, log_p_within_nJ)
 
@@ -82,9 +82,9 @@ class TargetTokens:
         if targets is not None:
             ids.append(targets.kept_ids_NK)
             counts.append(targets.gaps_NK < math.inf)
-            if targets.draws is not None:
-                ids.append(targets.draws.ids_NJ)
-                counts.append(targets.draws.counts_NJ > 0)
+            if targets.samples is not None:
+                ids.append(targets.samples.ids_NJ)
+                counts.append(targets.samples.counts_NJ > 0)
         others_nX, is_real_nX = torch.cat(ids, 1), torch.cat(counts, 1)
         is_new_n1 = ~((others_nX == label_n1) & is_real_nX).any(1, keepdim=True)
         counts_nX = torch.cat((is_real_nX, is_new_n1), 1)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cache_format.codec import zstd_cells
 from cache_format.codec.bits import with_length
 from cache_format.codec.row_codec import Row, decode_row, encode_row
-from cache_format.codec.samples import TailDraws
+from cache_format.codec.samples import TailSamples
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.vocabulary_ranks import RankTable
 from tests.support.sample_cache import (
@@ -38,7 +38,7 @@ def _round_trip(row: Row, spec: CacheSpec, ranks: RankTable = RANKS) -> Row:
     return decode_row(_cells(row, spec, ranks), row.document_starts, spec, ranks)
 
 
-def _draws(found: Row) -> TailDraws:
+def _draws(found: Row) -> TailSamples:
     assert found.draws is not None
     return found.draws
 
@@ -60,7 +60,7 @@ def test_the_order_on_the_way_in_does_not_matter(seed: int) -> None:
     random = np.random.default_rng(seed)
     position = np.repeat(np.arange(12), draws.num_ids)
     order = np.lexsort((random.random(len(position)), position))
-    shuffled = TailDraws(
+    shuffled = TailSamples(
         num_ids=draws.num_ids,
         ids=draws.ids[order],
         counts=draws.counts[order],
@@ -93,7 +93,7 @@ def _row(gaps: list[float], draws: dict[int, int], *, tail: float = -2.0) -> Row
         num_kept=np.array([2, *[0] * 11], np.uint16),
         kept_ids=np.array([0, 1], np.int32),
         gaps=np.array([0.0, 1.0], np.float32),
-        draws=TailDraws(
+        draws=TailSamples(
             num_ids=np.array([len(draws), *[0] * 11], np.uint16),
             ids=np.array(list(draws), np.int32),
             counts=np.array(list(draws.values()), np.uint16),
@@ -168,7 +168,7 @@ def test_the_same_id_at_the_end_of_one_position_and_the_beginning_of_the_next() 
         num_kept=np.array([2, 2, *[0] * 10], np.uint16),
         kept_ids=np.tile(one.kept_ids, 2),
         gaps=np.tile(one.gaps, 2),
-        draws=TailDraws(
+        draws=TailSamples(
             num_ids=np.array([1, 1, *[0] * 10], np.uint16),
             ids=np.array([17, 17], np.int32),
             counts=np.array([9, 9], np.uint16),
@@ -280,7 +280,7 @@ def test_means_over_the_tail_are_unbiased(temperature: float) -> None:
         num_kept=np.full(num_positions, top_k, np.uint16),
         kept_ids=np.tile(np.arange(top_k, dtype=np.int32), num_positions),
         gaps=np.tile(gaps[:top_k], num_positions).astype(np.float32),
-        draws=TailDraws(
+        draws=TailSamples(
             num_ids=(counts > 0).sum(axis=1).astype(np.uint16),
             ids=(top_k + index).astype(np.int32),
             counts=counts[position, index].astype(np.uint16),

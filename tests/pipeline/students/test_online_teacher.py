@@ -21,12 +21,12 @@ from pipeline.students.online_teacher import LoadedTeacher, load_online_teacher
 from stages.cache_teacher.run import cache_teacher
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
+from stages.train_student.data.scored import scored_targets
 from stages.train_student.losses.dense_kl import DenseTargets
 from stages.train_student.losses.objective import (
     LossNormalizer,
     Objective,
     make_objective,
-    scored_targets,
 )
 from stages.train_student.losses.schedules import LossWeights
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
@@ -220,9 +220,9 @@ def test_with_the_exact_gaps_in_the_batch_terms_and_gradients_are_equal(scene: S
     """What is left of the difference once the codec is taken out: nothing."""
     is_scored = scene.batch.labels >= 0
     targets = ids_of(scene.batch)
-    gaps, kept_NK = targets.gaps.clone(), targets.kept_ids[is_scored]
+    gaps, kept_NK = targets.logit_gaps.clone(), targets.kept_ids[is_scored]
     gaps[is_scored] = -exact_logits(scene).gather(1, kept_NK).float()
-    exact = replace(scene, batch=replace(scene.batch, targets=replace(targets, gaps=gaps)))
+    exact = replace(scene, batch=replace(scene.batch, targets=replace(targets, logit_gaps=gaps)))
     for weights in (LossWeights(0.6, 0.2, 1.5), LossWeights(0.0, 0.4, 1.0), LossWeights(0, 0, 1)):
         cached = exact.terms(scene.cached, weights)
         by_cached = exact.gradient()

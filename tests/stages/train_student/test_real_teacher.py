@@ -28,7 +28,10 @@ def stored() -> tuple[SparseTargets, torch.Tensor]:
     maker = make_maker(teacher.head, spec, chunk=128, compile="off")
     made = maker.make(hidden_PD, labels_P, torch.empty(len(hidden_PD), 0))
     targets = SparseTargets(
-        made.kept_ids_PK.long().clone(), made.gaps_PK.clone(), made.tail_log_mass_PN.clone(), NODES
+        made.kept_ids_PK.long().clone(),
+        made.logit_gaps_PK.clone(),
+        made.tail_log_mass_PN.clone(),
+        NODES,
     )
     logits_PV = teacher.head.logits(hidden_PD).double()
     return targets, logits_PV - logits_PV.amax(1, keepdim=True)

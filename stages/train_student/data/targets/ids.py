@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cache_format.codec.row_codec import Row
 from cache_format.metadata.spec_parts.targets import TargetSpec
-from stages.train_student.data.targets.sparse_targets import SparseDraws, SparseTargets
+from stages.train_student.data.targets.sparse_targets import SparseSamples, SparseTargets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,15 @@ class SampledIds:
     """int64 [R, T, J]"""
     counts: Tensor
     """uint8 [R, T, J], how often each was drawn; 0 marks padding"""
-    gaps: Tensor
+    logit_gaps: Tensor
     """float32 [R, T, J], z_max − z_j in nats at T = 1"""
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "SampledIds":
         """The same with each tensor as ``function`` returns it."""
         return SampledIds(
-            ids=function(self.ids), counts=function(self.counts), gaps=function(self.gaps)
+            ids=function(self.ids),
+            counts=function(self.counts),
+            logit_gaps=function(self.logit_gaps),
         )
 
 
@@ -39,9 +41,9 @@ class IdTargets:
 
     kept_ids: Tensor
     """int64 [R, T, K]; a position with fewer than K repeats its first id"""
-    gaps: Tensor
+    logit_gaps: Tensor
     """float32 [R, T, K], z_max − z_j in nats at T = 1; +inf marks a repetition. Of samples drawn at
-    T: T·log(largest count / count), so that softmax(−gaps/T) = counts / samples"""
+    T: T·log(largest count / count), so that softmax(−logit_gaps/T) = counts / samples"""
     tail_log_mass: Tensor
     """float32 [R, T, M]"""
     samples: SampledIds | None = None
@@ -51,7 +53,7 @@ class IdTargets:
         """The same with each tensor as ``function`` returns it."""
         return IdTargets(
             kept_ids=function(self.kept_ids),
-            gaps=function(self.gaps),
+            logit_gaps=function(self.logit_gaps),
             tail_log_mass=function(self.tail_log_mass),
             samples=None if self.samples is None else self.samples.mapped(function),
         )
@@ -70,7 +72,7 @@ def kept_targets(rows: Sequence[Row], top_k: int, *, gap_scale: float = 1.0) -> 
     kept_ids[is_kept] = np.concatenate([row.kept_ids for row in rows])
     return IdTargets(
         kept_ids=torch.from_numpy(np.where(is_kept, kept_ids, kept_ids[:, :, :1])),
-        gaps=torch.from_numpy(gaps),
+        logit_gaps=torch.from_numpy(gaps),
         tail_log_mass=torch.from_numpy(np.stack([row.tail_log_mass for row in rows])),
     )
 
@@ -82,12 +84,12 @@ def sparse_targets(targets: IdTargets, scored_P: Tensor, spec: TargetSpec) -> Sp
     samples = None
     if scored.samples is not None:
         assert spec.draw_inverse_temperature is not None
-        samples = SparseDraws(
+        samples = SparseSamples(
             scored.samples.ids,
             scored.samples.counts,
-            scored.samples.gaps,
+            scored.samples.logit_gaps,
             spec.draw_inverse_temperature,
         )
     return SparseTargets(
-        scored.kept_ids, scored.gaps, scored.tail_log_mass, spec.inverse_temperatures, samples
+        scored.kept_ids, scored.logit_gaps, scored.tail_log_mass, spec.inverse_temperatures, samples
     )

@@ -1,10 +1,10 @@
-"""The teacher's distribution as a cache holds it, at every temperature within its nodes.
+"""The teacher's distribution as a cache holds it, at every temperature that it covers.
 
-In: kept ids, the log-mass of all others at a few nodes 1/T, and, where the cache has them, ids
-drawn from those others. Out, in float64: log-probabilities at a temperature, and the weights of the
-drawn ids. Made by ``objective`` from a batch, called by the loss.
+In: kept ids, the log-mass of all others at a few inverse temperatures, and, where the cache has
+them, ids drawn from those others. Out, in float64: log-probabilities at a temperature, and the
+weights of the drawn ids. Made from a batch by its kind of target.
 
-Shapes: N positions, K kept ids, J drawn ids, M nodes 1/T.
+Shapes: N positions, K kept ids, J drawn ids, M inverse temperatures.
 """
 
 import math
@@ -18,7 +18,7 @@ from stages.train_student.data.temperatures import covers
 
 
 @dataclass(frozen=True)
-class SparseDraws:
+class SparseSamples:
     """Ids drawn with replacement from r_j ∝ exp(z_j·s) over the ids that are not kept.
 
     ``ids_NJ`` int64, none of them kept. ``counts_NJ``, how often each was drawn; 0 marks padding.
@@ -31,9 +31,9 @@ class SparseDraws:
     gaps_NJ: Tensor
     inverse_temperature: float
 
-    def chunk(self, start: int, stop: int) -> "SparseDraws":
-        """The draws of positions ``start`` to ``stop``."""
-        return SparseDraws(
+    def chunk(self, start: int, stop: int) -> "SparseSamples":
+        """The samples of positions ``start`` to ``stop``."""
+        return SparseSamples(
             self.ids_NJ[start:stop],
             self.counts_NJ[start:stop],
             self.gaps_NJ[start:stop],
@@ -55,7 +55,7 @@ class SparseTargets:
     gaps_NK: Tensor
     tail_log_mass_NM: Tensor
     inverse_temperatures: tuple[float, ...]
-    draws: SparseDraws | None = None
+    samples: SparseSamples | None = None
 
     def chunk(self, start: int, stop: int) -> "SparseTargets":
         """The targets of positions ``start`` to ``stop``."""
@@ -64,7 +64,7 @@ class SparseTargets:
             self.gaps_NK[start:stop],
             self.tail_log_mass_NM[start:stop],
             self.inverse_temperatures,
-            None if self.draws is None else self.draws.chunk(start, stop),
+            None if self.samples is None else self.samples.chunk(start, stop),
         )
 
     def tail_log_mass(self, inverse_temperature: float) -> Tensor:
@@ -87,7 +87,7 @@ class SparseTargets:
         log_z_N = torch.logaddexp(scores_NK.logsumexp(1), tail_N)
         return scores_NK - log_z_N[:, None], tail_N - log_z_N
 
-    def draw_shares(self, temperature: float) -> tuple[Tensor, Tensor]:
+    def sample_shares(self, temperature: float) -> tuple[Tensor, Tensor]:
         """Each drawn id's share of the tail's mass, and its log-probability within it: [N, J].
 
         Within the tail, p_T(j) is estimated by (c_j/m)·p_T(j)/r(j): importance sampling, unbiased
@@ -97,9 +97,9 @@ class SparseTargets:
         those of the two log-masses, within 1/128 nat at a node. Padding has a share of 0 and a
         log-probability that means nothing.
         """
-        assert self.draws is not None
-        inverse, drawn_at = 1 / temperature, self.draws.inverse_temperature
-        counts_NJ, gaps_NJ = self.draws.counts_NJ.double(), self.draws.gaps_NJ.double()
+        assert self.samples is not None
+        inverse, drawn_at = 1 / temperature, self.samples.inverse_temperature
+        counts_NJ, gaps_NJ = self.samples.counts_NJ.double(), self.samples.gaps_NJ.double()
         drawn_NJ = counts_NJ / counts_NJ.sum(1, keepdim=True)
         logprobs_NJ = -gaps_NJ * inverse - self.tail_log_mass(inverse)[:, None]
         log_r_NJ = -gaps_NJ * drawn_at - self.tail_log_mass(drawn_at)[:, None]
@@ -108,20 +108,20 @@ class SparseTargets:
         return shares_NJ.masked_fill(counts_NJ == 0, 0.0), logprobs_NJ
 
 
-def lagrange_weights(nodes: Sequence[float], s: float) -> list[float]:
+def lagrange_weights(inverse_temperatures: Sequence[float], s: float) -> list[float]:
     """Weights of the nodes' values in the interpolating polynomial at ``s``.
 
     The log-mass of the tail is a smooth function of 1/T, so a few nodes give it within 0.002 nats
     anywhere between them (Berrut and Trefethen, SIAM Review 46, 2004). Raises ValueError outside
     of the nodes, where that no longer holds.
     """
-    if not covers(nodes, 1 / s):
+    if not covers(inverse_temperatures, 1 / s):
         raise ValueError(
             f"temperature {1 / s:g} lies outside of what the cache holds, "
-            f"{1 / nodes[-1]:g} to {1 / nodes[0]:g}. Choose temperatures within, or make a cache "
-            "with more cache_teacher.inverse_temperatures."
+            f"{1 / inverse_temperatures[-1]:g} to {1 / inverse_temperatures[0]:g}. Choose "
+            "temperatures within, or make a cache with more cache_teacher.inverse_temperatures."
         )
     return [
-        math.prod((s - other) / (node - other) for other in nodes if other != node)
-        for node in nodes
+        math.prod((s - other) / (one - other) for other in inverse_temperatures if other != one)
+        for one in inverse_temperatures
     ]

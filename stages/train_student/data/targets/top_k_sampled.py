@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cache_format.codec.row_codec import Row
-from cache_format.codec.samples import TailDraws
+from cache_format.codec.samples import TailSamples
 from cache_format.metadata.spec_parts.targets import TargetSpec
 from stages.train_student.data.targets.ids import (
     IdTargets,
@@ -32,7 +32,7 @@ def batch_targets(rows: Sequence[Row], spec: TargetSpec) -> IdTargets:
     return replace(kept_targets(rows, spec.top_k), samples=_dense(samples, spec.num_draws))
 
 
-def _dense(samples: Sequence[TailDraws], most: int) -> SampledIds:
+def _dense(samples: Sequence[TailSamples], most: int) -> SampledIds:
     """Ragged ids, counts and gaps as [R, T, most]; what is missing is id 0, drawn 0 times."""
     num_ids = np.stack([one.num_ids for one in samples]).astype(np.int64)
     is_sample = np.arange(most) < num_ids[:, :, None]
@@ -43,5 +43,7 @@ def _dense(samples: Sequence[TailDraws], most: int) -> SampledIds:
     counts[is_sample] = np.concatenate([one.counts for one in samples])
     gaps[is_sample] = np.concatenate([one.gaps for one in samples])
     return SampledIds(
-        ids=torch.from_numpy(ids), counts=torch.from_numpy(counts), gaps=torch.from_numpy(gaps)
+        ids=torch.from_numpy(ids),
+        counts=torch.from_numpy(counts),
+        logit_gaps=torch.from_numpy(gaps),
     )

@@ -78,7 +78,7 @@ def check_frequencies(drawn: torch.Tensor, probabilities_V: torch.Tensor) -> Non
 def test_samples_follow_the_tempered_distribution(s: float) -> None:
     logits_V = peaked_logits()
     targets = targets_of(logits_V, sampled(s), 500)
-    check_frequencies(targets.drawn_ids_PM, torch.softmax(logits_V.double() * s, 0))
+    check_frequencies(targets.sample_ids_PM, torch.softmax(logits_V.double() * s, 0))
 
 
 @pytest.mark.parametrize("s", NODES)
@@ -86,9 +86,9 @@ def test_draws_from_the_tail_follow_what_is_not_kept(s: float) -> None:
     logits_V = peaked_logits()
     targets = targets_of(logits_V, both(s), 500)
     tail_V = logits_V.double().index_fill(0, logits_V.topk(6).indices, -torch.inf)
-    check_frequencies(targets.drawn_ids_PM, torch.softmax(tail_V * s, 0))
-    gaps_PM = logits_V.max() - logits_V[targets.drawn_ids_PM.long()]
-    assert torch.equal(targets.drawn_gaps_PM, gaps_PM)
+    check_frequencies(targets.sample_ids_PM, torch.softmax(tail_V * s, 0))
+    gaps_PM = logits_V.max() - logits_V[targets.sample_ids_PM.long()]
+    assert torch.equal(targets.sample_logit_gaps_PM, gaps_PM)
 
 
 def test_what_keep_mass_gives_up_is_drawn_too() -> None:
@@ -97,22 +97,22 @@ def test_what_keep_mass_gives_up_is_drawn_too() -> None:
     num_kept = int(targets.num_kept_P[0])
     assert num_kept < 6
     tail_V = logits_V.double().index_fill(0, logits_V.topk(num_kept).indices, -torch.inf)
-    check_frequencies(targets.drawn_ids_PM, torch.softmax(tail_V, 0))
+    check_frequencies(targets.sample_ids_PM, torch.softmax(tail_V, 0))
 
 
 def test_among_ties_those_that_are_kept_are_not_drawn() -> None:
     logits_V = torch.zeros(V)
     targets = targets_of(logits_V, both(1.0), 50)
     assert targets.kept_ids_PK[0].tolist() == [0, 1, 2, 3, 4, 5]
-    assert int(targets.drawn_ids_PM.min()) == 6
-    assert int(targets.drawn_ids_PM.max()) == V - 1
+    assert int(targets.sample_ids_PM.min()) == 6
+    assert int(targets.sample_ids_PM.max()) == V - 1
 
 
 def test_what_has_no_mass_is_never_drawn() -> None:
     logits_V = torch.full((V,), -torch.inf)
     logits_V[[7, 70, 250]] = torch.tensor([0.0, 1.0, -80.0])
     targets = targets_of(logits_V, sampled(1.0), 100)
-    assert set(targets.drawn_ids_PM.flatten().tolist()) == {7, 70}
+    assert set(targets.sample_ids_PM.flatten().tolist()) == {7, 70}
 
 
 @pytest.mark.parametrize("u", [0.0, 1 - 2.0**-53])
@@ -122,7 +122,7 @@ def test_the_ends_of_the_unit_interval(u: float) -> None:
     maker = make_maker(Plain(), sampled(1.0), chunk=8, compile="off")
     uniform_PM = torch.full((2, M), u, dtype=torch.float64)
     targets = maker.make(logits_V.expand(2, -1), torch.full((2,), 70), uniform_PM)
-    assert set(targets.drawn_ids_PM.flatten().tolist()) == ({70} if u == 0 else {130})
+    assert set(targets.sample_ids_PM.flatten().tolist()) == ({70} if u == 0 else {130})
 
 
 def test_numbers_depend_on_seed_unit_and_row_alone() -> None:

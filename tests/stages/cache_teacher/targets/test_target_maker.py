@@ -77,7 +77,8 @@ def check_against_dense(logits: torch.Tensor, targets: IdTargets, nodes: tuple[f
         n = int(targets.num_kept_P[p])
         kept, left = order_V[:n], order_V[n:]
         assert targets.kept_ids_PK[p, :n].tolist() == kept.tolist()
-        np.testing.assert_allclose(targets.gaps_PK[p, :n], z_V[kept[0]] - z_V[kept], atol=2e-6)
+        gaps = z_V[kept[0]] - z_V[kept]
+        np.testing.assert_allclose(targets.logit_gaps_PK[p, :n], gaps, atol=2e-6)
         for at, node in enumerate(nodes):
             expected = np.logaddexp.reduce((z_V[left] - z_V[kept[0]]) * node, initial=-np.inf)
             close(float(targets.tail_log_mass_PN[p, at]), expected)
@@ -213,7 +214,7 @@ class Plain(Head):
 
 def test_no_positions_give_empty_targets() -> None:
     targets = targets_of(logits_PV(0), spec_of(8))
-    assert targets.kept_ids_PK.shape == targets.gaps_PK.shape == (0, 8)
+    assert targets.kept_ids_PK.shape == targets.logit_gaps_PK.shape == (0, 8)
     assert targets.tail_log_mass_PN.shape == (0, 5)
 
 
@@ -289,7 +290,7 @@ def test_compiled_they_are_the_same() -> None:
     logits[5, 200:400] = logits[5].max()  # ties
     plain, compiled = (targets_of(logits, spec_of(8), compile=mode) for mode in ("off", "on"))
     assert torch.equal(plain.kept_ids_PK, compiled.kept_ids_PK)
-    assert torch.equal(plain.gaps_PK, compiled.gaps_PK)
+    assert torch.equal(plain.logit_gaps_PK, compiled.logit_gaps_PK)
     torch.testing.assert_close(plain.tail_log_mass_PN, compiled.tail_log_mass_PN)
     torch.testing.assert_close(plain.next_logprob_P, compiled.next_logprob_P)
 

@@ -37,9 +37,10 @@ def test_batches_hold_the_rows_of_the_cache(tiny_cache: Path) -> None:
         assert targets.kept_ids[place, position, :kept].tolist() == (
             row.kept_ids[begin : begin + kept].tolist()
         )
-        assert torch.isinf(targets.gaps[place, position, kept:]).all()
+        assert torch.isinf(targets.logit_gaps[place, position, kept:]).all()
         assert (
-            targets.gaps[place, position, :kept].tolist() == row.gaps[begin : begin + kept].tolist()
+            targets.logit_gaps[place, position, :kept].tolist()
+            == row.gaps[begin : begin + kept].tolist()
         )
 
 

@@ -14,13 +14,13 @@ from cache_format.metadata.spec_parts.sketch import SketchSpec
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
+from stages.train_student.data.scored import scored_targets
 from stages.train_student.data.targets.ids import IdTargets, SampledIds
 from stages.train_student.evaluation.validation import validate
 from stages.train_student.losses.objective import (
     LossNormalizer,
     Objective,
     make_objective,
-    scored_targets,
 )
 from stages.train_student.losses.schedules import LossWeights
 from stages.train_student.new_student import load_student
@@ -75,7 +75,7 @@ class TestLoader:
                 found = slice(begin, begin + count)
                 assert samples.ids[place, t, :count].tolist() == draws.ids[found].tolist()
                 assert samples.counts[place, t, :count].tolist() == draws.counts[found].tolist()
-                assert samples.gaps[place, t, :count].tolist() == draws.gaps[found].tolist()
+                assert samples.logit_gaps[place, t, :count].tolist() == draws.gaps[found].tolist()
                 assert not samples.counts[place, t, count:].any()
                 begin += count
             assert begin == len(draws.ids) > 0

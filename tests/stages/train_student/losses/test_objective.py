@@ -15,7 +15,8 @@ import cache_format
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
-from stages.train_student.losses.objective import LossNormalizer, Objective, make_objective, scored
+from stages.train_student.data.scored import scored
+from stages.train_student.losses.objective import LossNormalizer, Objective, make_objective
 from stages.train_student.losses.schedules import LossWeights
 from stages.train_student.losses.teacher_in_the_loop import TeacherStates
 from stages.train_student.new_student import load_student
@@ -222,5 +223,5 @@ def test_scored_positions(tiny_cache: Path) -> None:
     batch = read_batch(cache_format.open(tiny_cache), "train", [0, 3], with_sketch=True)
     is_scored = batch.labels >= 0
     assert torch.equal(scored(batch.labels, batch), batch.labels[is_scored])
-    gaps = ids_of(batch).gaps
+    gaps = ids_of(batch).logit_gaps
     assert torch.equal(scored(gaps, batch), gaps[is_scored])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.compute.compiling import has_compiler
-from stages.train_student.data.targets.sparse_targets import SparseDraws, SparseTargets
+from stages.train_student.data.targets.sparse_targets import SparseSamples, SparseTargets
 from stages.train_student.losses.sparse_kl import (
     LossSums,
     SparseDistillationLoss,
@@ -86,8 +86,8 @@ def dense_within_tail(
     temperature: float,
 ) -> torch.Tensor:
     """The draws' estimate of Σ p_tail·KL within the tail, in float64, differentiable."""
-    assert targets.draws is not None
-    drawn_at = 1 / targets.draws.inverse_temperature
+    assert targets.samples is not None
+    drawn_at = 1 / targets.samples.inverse_temperature
     logits = hidden.double() @ head.double().T
     total = logits.new_zeros(())
     for n, student in enumerate(logits):
@@ -98,7 +98,7 @@ def dense_within_tail(
         log_q_within = student / temperature - (student[is_tail] / temperature).logsumexp(0)
         drawn_from = (teacher[n] / drawn_at).exp() / (teacher[n][is_tail] / drawn_at).exp().sum()
         for token_id, count in zip(
-            targets.draws.ids_NJ[n].tolist(), targets.draws.counts_NJ[n].tolist(), strict=True
+            targets.samples.ids_NJ[n].tolist(), targets.samples.counts_NJ[n].tolist(), strict=True
         ):
             if count:
                 weight = count / num_draws * p[token_id] / drawn_from[token_id]
@@ -180,7 +180,7 @@ def test_draws_add_the_dense_formula_s_last_term(
         loss_of(mode), hidden, head, labels, targets, (*weighting, temperature), chunk
     )
     # An importance weight may be large, and what it multiplies has float32's rounding.
-    scale = 1 + float(targets.draw_shares(temperature)[0].max())
+    scale = 1 + float(targets.sample_shares(temperature)[0].max())
     assert sums.kl.item() == pytest.approx((kl + within).item(), rel=1e-5, abs=2e-5 * scale)
     for gradient, exactly in zip(found, expected, strict=True):
         torch.testing.assert_close(gradient, exactly.float(), atol=2e-5 * scale, rtol=2e-5)
@@ -276,7 +276,7 @@ def test_an_estimate_of_several_hundred_percent_does_not_overflow_in_half_precis
         torch.zeros(1, 1),
         tail.float(),
         (0.5, 1.0),
-        SparseDraws(torch.tensor([[1]]), torch.tensor([[1]]), torch.tensor([[0.5]]), 0.5),
+        SparseSamples(torch.tensor([[1]]), torch.tensor([[1]]), torch.tensor([[0.5]]), 0.5),
     )
     head = torch.randn(vocab, width, generator=generator).half()
     gradients: list[torch.Tensor] = []

@@ -4,14 +4,14 @@ import math
 
 import torch
 
-from stages.train_student.data.targets.sparse_targets import SparseDraws, SparseTargets
+from stages.train_student.data.targets.sparse_targets import SparseSamples, SparseTargets
 from stages.train_student.losses.sparse_kl import sparse_distillation_loss
 from stages.train_student.losses.target_tokens import TargetTokens
 
 # Four positions, whose label is kept, drawn, neither, or both kept and the id of padding.
 KEPT = torch.tensor([[3, 5], [3, 5], [3, 5], [3, 3]])
 GAPS = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, math.inf]])
-DRAWN = SparseDraws(
+DRAWN = SparseSamples(
     torch.tensor([[7, 8], [7, 8], [7, 0], [7, 0]]),
     torch.tensor([[1, 2], [1, 2], [1, 0], [1, 0]]),
     torch.tensor([[2.0, 2.5], [2.0, 2.5], [2.0, 0.0], [2.0, 0.0]]),

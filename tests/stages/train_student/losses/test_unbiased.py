@@ -113,19 +113,19 @@ def test_top_k_and_draws_are_unbiased_for_the_full_kl(temperature: float, drawn_
 def test_draws_at_the_wrong_temperature_would_be_seen() -> None:
     problem, generator = make_problem(), torch.Generator().manual_seed(1)
     drawn = with_draws(problem.top_k(), problem.repeated(), _DRAWS, 2.0, generator)
-    assert drawn.draws is not None
+    assert drawn.samples is not None
     at_one = with_draws(problem.top_k(), problem.repeated(), _DRAWS, 1.0, generator)
-    assert at_one.draws is not None
+    assert at_one.samples is not None
     mistaken = SparseTargets(
         drawn.kept_ids_NK,
         drawn.gaps_NK,
         drawn.tail_log_mass_NM,
         drawn.inverse_temperatures,
-        type(drawn.draws)(
-            drawn.draws.ids_NJ,
-            drawn.draws.counts_NJ,
-            drawn.draws.gaps_NJ,
-            at_one.draws.inverse_temperature,
+        type(drawn.samples)(
+            drawn.samples.ids_NJ,
+            drawn.samples.counts_NJ,
+            drawn.samples.gaps_NJ,
+            at_one.samples.inverse_temperature,
         ),
     )
     gradients, _ = gradients_and_values(problem, mistaken, 1.0)
@@ -169,8 +169,8 @@ def test_top_k_is_biased_as_stated(temperature: float) -> None:
 def test_of_as_many_stored_ids_keeping_the_largest_has_the_least_noise(temperature: float) -> None:
     problem, generator = make_problem(vocab=60, exponent=2.0), torch.Generator().manual_seed(3)
     both = with_draws(problem.top_k(), problem.repeated(), _DRAWS, temperature, generator)
-    assert both.draws is not None
-    stored = _TOP_K + (both.draws.counts_NJ > 0).sum(1).double().mean()
+    assert both.samples is not None
+    stored = _TOP_K + (both.samples.counts_NJ > 0).sum(1).double().mean()
     p, _ = problem.distributions(temperature)
     # Samples get no fewer ids: the first number of draws that gives them as many.
     num_draws = next(m for m in range(1, 500) if (1 - (1 - p) ** m).sum() >= stored)

@@ -50,10 +50,10 @@ def test_at_their_own_temperature_shares_are_counts_whatever_the_gaps() -> None:
     targets = with_draws(
         sparse(teacher, [5] * 6, 5), teacher, 9, 1.6, torch.Generator().manual_seed(0)
     )
-    assert targets.draws is not None
-    targets.draws.gaps_NJ.mul_(1.3)
-    shares, _ = targets.draw_shares(1.6)
-    torch.testing.assert_close(shares, targets.draws.counts_NJ.double() / 9)
+    assert targets.samples is not None
+    targets.samples.gaps_NJ.mul_(1.3)
+    shares, _ = targets.sample_shares(1.6)
+    torch.testing.assert_close(shares, targets.samples.counts_NJ.double() / 9)
 
 
 @pytest.mark.parametrize(("drawn_at", "temperature"), [(1.0, 2.0), (2.0, 1.0), (4 / 3, 1.6)])
@@ -62,11 +62,11 @@ def test_shares_are_importance_weights(drawn_at: float, temperature: float) -> N
     targets = with_draws(
         sparse(teacher, [5] * 6, 5), teacher, 9, drawn_at, torch.Generator().manual_seed(0)
     )
-    assert targets.draws is not None
+    assert targets.samples is not None
     rest = teacher.scatter(1, targets.kept_ids_NK, -math.inf)
     drawn_from, wanted = (rest / drawn_at).softmax(1), (rest / temperature).softmax(1)
-    ids, counts = targets.draws.ids_NJ, targets.draws.counts_NJ
-    shares, logprobs = targets.draw_shares(temperature)
+    ids, counts = targets.samples.ids_NJ, targets.samples.counts_NJ
+    shares, logprobs = targets.sample_shares(temperature)
     expected = counts / 9 * wanted.gather(1, ids) / drawn_from.gather(1, ids)
     torch.testing.assert_close(shares, expected.nan_to_num(0.0), rtol=1e-4, atol=1e-6)
     assert (counts == 0).any()  # padding is there, and weighs nothing
@@ -79,6 +79,6 @@ def test_where_nothing_is_left_out_nothing_has_a_share() -> None:
     targets = with_draws(
         sparse(teacher, [12, 4], 12), teacher, 5, 1.0, torch.Generator().manual_seed(0)
     )
-    shares, _ = targets.draw_shares(2.0)
+    shares, _ = targets.sample_shares(2.0)
     assert shares[0].tolist() == [0.0] * shares.shape[1]
     assert shares[1].sum() > 0
