@@ -85,8 +85,8 @@ _STAGE_ONE_LAYERS = (
     "config worker_share corpus targets reporting teacher setup engine preflight plan run estimate"
 )
 _STAGE_TWO_LAYERS = (
-    "config run_files modeling data losses distributed tracking checkpoints new_student evaluation "
-    "export trainer preflight run"
+    "config run_files modeling students data losses distributed tracking checkpoints new_student "
+    "evaluation export trainer preflight run"
 )
 _COMMAND_LINE_LAYERS = "recipes reporting runtime options reports students demo commands cli"
 
@@ -158,6 +158,20 @@ def test_cache_format_needs_little() -> None:
         found
         for found in imports()
         if _is_within(found.importer, "cache_format")
+        and found.imported.partition(".")[0] not in allowed
+    ]
+    assert foreign == []
+
+
+def test_models_need_torch_transformers_and_xlstm_alone() -> None:
+    """They are published with their code, to where this project is not installed."""
+    package = "stages.train_student.modeling"
+    allowed = sys.stdlib_module_names | {"torch", "transformers", "xlstm", "triton"}
+    foreign = [
+        found
+        for found in imports()
+        if _is_within(found.importer, package)
+        and not _is_within(found.imported, package)
         and found.imported.partition(".")[0] not in allowed
     ]
     assert foreign == []

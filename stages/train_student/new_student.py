@@ -1,15 +1,16 @@
 """A new student, around what its teacher has left in a cache."""
 
+from dataclasses import fields
+
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cache_format.reader import Cache
 from stages.train_student.checkpoints.teacher_identity import teacher_identity
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.modeling.distil_xlstm.modeling import (
-    DistilXLSTMForCausalLM,
-    build_student,
-)
+from stages.train_student.modeling.distil_xlstm.build import build_student
+from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
 
 
 def load_student(config: TrainStudentConfig, cache: Cache) -> DistilXLSTMForCausalLM:
@@ -27,8 +28,9 @@ def load_student(config: TrainStudentConfig, cache: Cache) -> DistilXLSTMForCaus
             "the cache again."
         ) from error
     teacher = cache.spec.teacher
+    names = (field.name for field in fields(DistilXLSTMSettings) if field.name != "kind")
     student = build_student(
-        config,
+        DistilXLSTMSettings(**{name: getattr(config, name) for name in names}),
         hidden_size=teacher.hidden_size,
         vocab_size=teacher.vocab_size,
         head_rows=teacher.head_rows,

@@ -15,10 +15,8 @@ from collections.abc import Mapping
 from cache_format.metadata.spec import CacheSpec
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.modeling.distil_xlstm.modeling import (
-    DistilXLSTMForCausalLM,
-    count_parameters,
-)
+from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+from stages.train_student.students.parameter_count import count_parameters
 
 _FIGURES = {
     "validation/loss": "loss, nats a token",

@@ -21,7 +21,7 @@ from stages.train_student.modeling.distil_xlstm.stack import IsolatedBlock
 
 @dataclass(frozen=True, kw_only=True)
 class StackSettings:
-    """Block settings, as in ``TrainStudentConfig``, with the width. Checked when made."""
+    """Block settings, as in ``DistilXLSTMSettings``, with the width. Checked when made."""
 
     hidden_size: int
     num_blocks: int

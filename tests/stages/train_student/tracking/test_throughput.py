@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stages.train_student.config import TrainStudentConfig
-from stages.train_student.modeling.distil_xlstm.modeling import build_student
+from stages.train_student.modeling.distil_xlstm.build import build_student
+from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
 from stages.train_student.tracking.throughput import (
     Throughput,
     operations_per_token,
@@ -19,7 +19,7 @@ def test_the_paper_s_student_takes_a_gigaflop_and_a_half() -> None:
     12 · 3,072 · 192 for each of three mLSTM blocks."""
     with torch.device("meta"):
         student = build_student(
-            TrainStudentConfig(),
+            DistilXLSTMSettings(),
             hidden_size=1536,
             vocab_size=151_936,
             head_rows=151_936,
