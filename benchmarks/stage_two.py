@@ -28,6 +28,7 @@ from benchmarks.trainings import WAYS, Training, Way
 from cache_format.reader import Cache
 from stages.compute.device import choose_device
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
 from stages.train_student.new_student import load_student
 from stages.train_student.tracking.throughput import peak_bytes
 
@@ -56,9 +57,11 @@ class Setup:
     def config(self) -> TrainStudentConfig:
         """The paper's student but for the number of blocks."""
         return TrainStudentConfig(
-            num_blocks=self.blocks,
-            slstm_at=tuple(range(0, self.blocks, 2)),
-            num_heads=self.heads,
+            student=DistilXLSTMSettings(
+                num_blocks=self.blocks,
+                slstm_at=tuple(range(0, self.blocks, 2)),
+                num_heads=self.heads,
+            ),
             compile=self.compile,
             precision=self.precision,
             device=self.device,

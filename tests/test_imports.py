@@ -85,7 +85,7 @@ _STAGE_ONE_LAYERS = (
     "config worker_share corpus targets reporting teacher setup engine preflight plan run estimate"
 )
 _STAGE_TWO_LAYERS = (
-    "config run_files modeling students data losses distributed tracking checkpoints new_student "
+    "modeling students config run_files data losses distributed tracking checkpoints new_student "
     "evaluation export trainer preflight run"
 )
 _COMMAND_LINE_LAYERS = "recipes reporting runtime options reports students demo commands cli"

@@ -1,7 +1,5 @@
 """A new student, around what its teacher has left in a cache."""
 
-from dataclasses import fields
-
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -28,9 +26,9 @@ def load_student(config: TrainStudentConfig, cache: Cache) -> DistilXLSTMForCaus
             "the cache again."
         ) from error
     teacher = cache.spec.teacher
-    names = (field.name for field in fields(DistilXLSTMSettings) if field.name != "kind")
+    assert isinstance(config.student, DistilXLSTMSettings)
     student = build_student(
-        DistilXLSTMSettings(**{name: getattr(config, name) for name in names}),
+        config.student,
         hidden_size=teacher.hidden_size,
         vocab_size=teacher.vocab_size,
         head_rows=teacher.head_rows,

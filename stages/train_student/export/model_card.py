@@ -7,13 +7,14 @@ The licence is left to the teacher's page: most weights are the teacher's own, a
 knows its terms.
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from cache_format.metadata.spec import CacheSpec
 from cache_format.reader import Cache
+from stages.recipe_table import recipe_table
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from stages.train_student.students.parameter_count import count_parameters
@@ -46,8 +47,9 @@ The tokenizer is data alone: it never needs `trust_remote_code`. Text is generat
 state of constant size. Pad batches on the left."""
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 _UNUSUAL = re.compile(r"[^\w./ -]", re.ASCII)
+_STUDENT = "train_student.student"
 # Whatever else a recipe names is a matter of one machine or of speed.
-_NOT_SHOWN = ("device", "reader_threads", "report_to", "compile", "slstm_backend", "parallel")
+_NOT_SHOWN = ("device", "reader_threads", "report_to", "compile", "parallel")
 
 
 def model_card(
@@ -128,9 +130,14 @@ def _plain(name: str) -> str:
 
 
 def _recipe(config: TrainStudentConfig) -> str:
-    """``[train_student]`` in TOML, which writes these values as JSON does."""
-    lines = ["[train_student]"]
-    for key, value in dataclasses.asdict(config).items():
-        if value is not None and key not in _NOT_SHOWN:
-            lines.append(f"{key} = {json.dumps(value)}")
-    return "\n".join(lines)
+    """``[train_student]`` and the student's table, what is a matter of speed left out."""
+    settings = {key: value for key, value in recipe_table(config).items() if key not in _NOT_SHOWN}
+    student = settings.pop("student")
+    shown = {key: value for key, value in student.items() if key not in config.student.speed_keys}
+    return f"{_toml_table('train_student', settings)}\n\n{_toml_table(_STUDENT, shown)}"
+
+
+def _toml_table(name: str, settings: Mapping[str, Any]) -> str:
+    """A table in TOML, which writes these values as JSON does."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+    return "\n".join([f"[{name}]", *lines])

@@ -26,6 +26,7 @@ from stages.train_student.checkpoints.teacher_identity import require_same_teach
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.export.model_directory import no_student
 from stages.train_student.export.publish_model import publish_model
+from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
 from stages.train_student.new_student import load_student
 
 _BLOCK = re.compile(r"\bblocks\.(\d+)\.")
@@ -72,9 +73,10 @@ def _require_fit(
 ) -> None:
     """Raise ValueError unless the student of ``config`` has these weights, before it is made."""
     blocks = {match[1] for name in weights if (match := _BLOCK.search(name))}
-    if len(blocks) != config.num_blocks:
+    assert isinstance(config.student, DistilXLSTMSettings)
+    if len(blocks) != config.student.num_blocks:
         raise ValueError(
-            f"{checkpoint.path}: num_blocks is {config.num_blocks}, but the weights are of "
+            f"{checkpoint.path}: num_blocks is {config.student.num_blocks}, but the weights are of "
             f"{len(blocks)} blocks."
         )
     with torch.device("meta"):

@@ -28,6 +28,7 @@ from stages.train_student.export.publish_student import publish_student
 from stages.train_student.losses.objective import LossNormalizer, make_objective
 from stages.train_student.losses.schedules import learning_rate, loss_weights
 from stages.train_student.losses.teacher_in_the_loop import OnlineTeacher
+from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
 from stages.train_student.modeling.layers.slstm_backend import choose_scan
 from stages.train_student.new_student import load_student
 from stages.train_student.tracking.metrics import NOTHING_WRITTEN, MetricsLog, finite_only
@@ -136,10 +137,12 @@ class TrainingRun:
 
     def _choose_scan(self) -> None:
         """Who computes the sLSTM's recurrence; the student asks for it by the device."""
-        if self.config.slstm_at:
-            heads = self.config.num_heads
+        student = self.config.student
+        assert isinstance(student, DistilXLSTMSettings)
+        if student.slstm_at:
+            heads = student.num_heads
             width = self.model.config.hidden_size // heads
-            choice = choose_scan(self.config.slstm_backend, self.device, heads, width)
+            choice = choose_scan(student.slstm_backend, self.device, heads, width)
             self._say(choice.sentence)
 
     def _open_log(self) -> MetricsLog:

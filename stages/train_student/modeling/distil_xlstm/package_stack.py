@@ -134,4 +134,4 @@ def _without_cuda_toolkit() -> Iterator[None]:
 
 def _require(holds: bool, message: str) -> None:
     if not holds:
-        raise ValueError(f"student: {message}. Change it in [train_student] of the recipe.")
+        raise ValueError(f"student: {message}. Change it in [train_student.student] of the recipe.")
