@@ -155,7 +155,7 @@ def make_cache(work: Path, setup: Setup) -> None:
 def measure(work: Path, setup: Setup, steps: int, repeats: int) -> dict[str, Any]:
     """All figures. The first turn of each is not counted: it compiles, and fills caches."""
     cache, config, device = _opened(work, setup)
-    model = load_student(config, cache).to(device)  # type: ignore[arg-type]
+    model = load_student(config, cache).to(device)
     runs = {way: Training(way, cache, config, device, model) for way in WAYS}
     seconds: dict[str, list[float]] = {name: [] for name in (*WAYS, "loader")}
     for _ in range(repeats + 1):

@@ -177,6 +177,17 @@ def test_models_need_torch_transformers_and_xlstm_alone() -> None:
     assert foreign == []
 
 
+def test_only_its_kind_knows_a_student_s_code() -> None:
+    """All else asks the kind, so that a second one needs no place but its own and the registry."""
+    models, kinds = "stages.train_student.modeling", "stages.train_student.students"
+    users = {
+        found.importer
+        for found in imports()
+        if _is_within(found.imported, models) and not _is_within(found.importer, models)
+    }
+    assert users == {f"{kinds}.registry", f"{kinds}.distil_xlstm"}
+
+
 def test_only_the_command_line_knows_click() -> None:
     users = [found for found in imports() if _is_within(found.imported, "click")]
     assert users

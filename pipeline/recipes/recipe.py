@@ -16,7 +16,7 @@ from pipeline.recipes.values import convert, from_command_line
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.recipe_table import recipe_table
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.students.registry import DEFAULT_KIND, SETTINGS
+from stages.train_student.students.registry import DEFAULT_KIND, SETTINGS, settings_class
 
 _STUDENT = "train_student.student"
 _TABLES: dict[str, tuple[type, ...]] = {
@@ -227,10 +227,10 @@ def _class_of(table: str, tables: Mapping[str, Mapping[str, _Setting]]) -> type:
     if table != _STUDENT:
         return _TABLES[table][0]
     kind = tables[_STUDENT].get("kind", _Setting(DEFAULT_KIND, ""))
-    if not (isinstance(kind.value, str) and kind.value in SETTINGS):
-        known = ", ".join(f'"{name}"' for name in SETTINGS)
-        raise RecipeError(f"{kind.where}: unknown kind {kind.value!r}; the known ones are {known}")
-    return SETTINGS[kind.value]
+    try:
+        return settings_class(kind.value)
+    except ValueError as error:
+        raise RecipeError(f"{kind.where}: {error}") from error
 
 
 def _hints(kind: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from cache_format.storage.atomic import (
 from stages.train_student.checkpoints.extension import Extension
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.run_files import parse_run_file, read_run_file, run_file_bytes
-from stages.train_student.students.registry import SETTINGS
+from stages.train_student.students.registry import settings_class
 from stages.train_student.tracking.metrics import MetricsMark
 
 STATE_FILE = "state.json"
@@ -181,13 +181,14 @@ def config_of(checkpoint: Checkpoint) -> TrainStudentConfig:
     """
     where, settings = f"{checkpoint.path / STATE_FILE}: config", dict(checkpoint.state.config)
     student = settings.pop("student", None)
-    kind = student.get("kind") if isinstance(student, dict) else None
-    if not (isinstance(kind, str) and kind in SETTINGS):
-        raise ValueError(
-            f"{where}.student.kind: expected one of {', '.join(SETTINGS)}, found {kind!r}"
-        )
+    if not isinstance(student, dict):
+        raise ValueError(f"{where}.student: expected an object, found {student!r}")
+    try:
+        kind = settings_class(student.get("kind"))
+    except ValueError as error:
+        raise ValueError(f"{where}.student: {error}") from error
     return TrainStudentConfig(
-        student=SETTINGS[kind](**_known(SETTINGS[kind], student, f"{where}.student")),
+        student=kind(**_known(kind, student, f"{where}.student")),
         **_known(TrainStudentConfig, settings, where),
     )
 

@@ -16,8 +16,8 @@ from cache_format.metadata.spec import CacheSpec
 from cache_format.reader import Cache
 from stages.recipe_table import recipe_table
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
-from stages.train_student.students.parameter_count import count_parameters
+from stages.train_student.students.registry import student_kind
+from stages.train_student.students.student import Student
 
 _FIGURES = {
     "validation/loss": "loss, nats a token",
@@ -53,7 +53,7 @@ _NOT_SHOWN = ("device", "reader_threads", "report_to", "compile", "parallel")
 
 
 def model_card(
-    model: DistilXLSTMForCausalLM,
+    model: Student,
     cache: Cache,
     config: TrainStudentConfig | None,
     metrics: Mapping[str, float],
@@ -87,20 +87,11 @@ def _front_matter(spec: CacheSpec) -> str:
     return "\n".join(["---", *lines, "---", "", ""])
 
 
-def _description(model: DistilXLSTMForCausalLM, spec: CacheSpec) -> str:
-    trainable, total = count_parameters(model)
-    slstm = ", ".join(map(str, model.config.slstm_at)) or "none"
-    head = "an embedding that is a frozen copy of the teacher's and a head that began as one"
-    if not model.config.train_head:
-        head = "frozen copies of the teacher's embedding and head"
+def _description(model: Student, spec: CacheSpec) -> str:
     num_steps = model.config.num_steps  # an extended run has more than its recipe says
     steps = "" if num_steps is None else f", for {num_steps:,} optimizer steps"
-    return (
-        f"{model.config.num_blocks} xLSTM blocks (sLSTM: {slstm}; the others mLSTM) of width "
-        f"{model.config.hidden_size} between {head}: {trainable:,} of {total:,} parameters were "
-        f"trained, as in Distil-xLSTM (arXiv 2503.18565), on rows of {spec.sequence_length} tokens"
-        f"{steps}."
-    )
+    what = student_kind(model.config.model_type).description(model)
+    return f"{what}, on rows of {spec.sequence_length} tokens{steps}."
 
 
 def _sources(cache: Cache) -> str:

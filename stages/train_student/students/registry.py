@@ -4,9 +4,13 @@ A new kind is registered here: its settings in ``SETTINGS``, the rest in the mod
 beside this file. Imports nothing heavy, so that a wrong recipe is refused at once.
 """
 
-from typing import Any, ClassVar, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
+
+if TYPE_CHECKING:
+    from stages.train_student.students.student import StudentKind
 
 
 class StudentSettings(Protocol):
@@ -29,3 +33,27 @@ class StudentSettings(Protocol):
 
 SETTINGS: dict[str, type[StudentSettings]] = {"distil_xlstm": DistilXLSTMSettings}
 DEFAULT_KIND = "distil_xlstm"
+
+
+def student_settings(kind: str = DEFAULT_KIND, **settings: Any) -> StudentSettings:
+    """The settings of a student; those that are left out have their defaults.
+
+    Raises ValueError for a kind that there is not, or a value that cannot be, and TypeError for a
+    setting that the kind does not have.
+    """
+    return settings_class(kind)(**settings)
+
+
+def settings_class(kind: object) -> type[StudentSettings]:
+    """The class of the settings of ``kind``. Raises ValueError where there is no such kind."""
+    if not (isinstance(kind, str) and kind in SETTINGS):
+        known = ", ".join(f'"{name}"' for name in SETTINGS)
+        raise ValueError(f"unknown kind {kind!r}; the known ones are {known}")
+    return SETTINGS[kind]
+
+
+def student_kind(kind: str) -> "StudentKind[Any, Any]":
+    """What is to be asked about students of ``kind``. Raises ValueError where there is none."""
+    settings_class(kind)
+    found: StudentKind[Any, Any] = import_module(f"{__package__}.{kind}").KIND
+    return found

@@ -88,10 +88,10 @@ def test_what_is_saved_is_loaded(checkpoints: Path) -> None:
     with pytest.raises(ValueError, match=r"config\.student\.num_blocks: expected int"):
         checkpoint.config_of(found)
     student["kind"] = "later"
-    with pytest.raises(ValueError, match=r"\.kind: expected one of distil_xlstm, found 'lat"):
+    with pytest.raises(ValueError, match=r"config\.student: unknown kind 'later'; the kno"):
         checkpoint.config_of(found)
     del found.state.config["student"]  # of a version whose settings were flat
-    with pytest.raises(ValueError, match=r"config\.student\.kind: expected .*, found None"):
+    with pytest.raises(ValueError, match=r"config\.student: expected an object, found None"):
         checkpoint.config_of(found)
 
 
