@@ -29,7 +29,7 @@ _FIGURES = {
     "validation/teacher_loss": "teacher's loss, nats a token",
 }
 _LOAD = """\
-With the package xlstm-distill installed:
+With `pip install torch transformers "xlstm>=2.0.5,<2.1"`:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -41,8 +41,9 @@ inputs = tokenizer(["The cell"], return_tensors="pt")
 print(tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=32)))
 ```
 
-The code in this directory does nothing but import the package's classes; after
-`import stages.train_student.modeling.distil_xlstm.modeling` it is not needed.
+The model's code is in this directory. Where the package xlstm-distill is installed, its own is used
+after `import stages.train_student.students.{kind}`, without `trust_remote_code`. It brings kernels
+for GPUs that are not in this directory: the code here computes the same by PyTorch alone.
 The tokenizer is data alone: it never needs `trust_remote_code`. Text is generated from a recurrent
 state of constant size. Pad batches on the left."""
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
@@ -63,7 +64,7 @@ def model_card(
     sections = [
         _front_matter(spec) + f"# An xLSTM student of {_teacher(spec)}",
         _description(model, spec),
-        f"## Load it\n\n{_LOAD}",
+        "## Load it\n\n" + _LOAD.replace("{kind}", model.config.model_type),
     ]
     if figures := {label: metrics[name] for name, label in _FIGURES.items() if name in metrics}:
         lines = [f"| {label} | {figure:.4f} |" for label, figure in figures.items()]

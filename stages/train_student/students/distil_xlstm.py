@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from stages.train_student.modeling.distil_xlstm import auto_classes  # noqa: F401 (registers them)
 from stages.train_student.modeling.distil_xlstm.build import build_student
 from stages.train_student.modeling.distil_xlstm.configuration import DistilXLSTMConfig
-from stages.train_student.modeling.distil_xlstm.directory_code import AUTO_MAP, CODE_FILE, SOURCE
+from stages.train_student.modeling.distil_xlstm.directory_code import AUTO_MAP, directory_code
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
 from stages.train_student.modeling.layers.slstm_backend import choose_scan
@@ -33,7 +34,10 @@ class _DistilXLSTM:
         **dict.fromkeys(("feedforward_factor", "mlstm_factor", "dropout"), is_factor),
         "slstm_at": is_list_of_ids,
     }
-    directory_code = DirectoryCode(auto_map=AUTO_MAP, files={CODE_FILE: SOURCE})
+
+    @property
+    def directory_code(self) -> DirectoryCode:
+        return DirectoryCode(auto_map=AUTO_MAP, files=directory_code())
 
     def build(
         self, settings: DistilXLSTMSettings, teacher: TeacherParts, seed: int

@@ -1,9 +1,9 @@
 """The student: xLSTM blocks between frozen copies of the teacher's embedding and head.
 
 In: token ids and where documents begin. Out: hidden states for the loss, or logits for everyone
-else. A Hugging Face model: importing this module registers it with ``AutoModelForCausalLM``. A new
-one is made by ``build_student``, a stored one loaded by ``from_pretrained``. The stack, the
-embedding and the head may lie on different devices (``device_map``); the stack is never split.
+else. A Hugging Face model: a new one is made by ``build_student``, a stored one loaded by
+``from_pretrained``. The stack, the embedding and the head may lie on different devices
+(``device_map``); the stack is never split.
 
 Documents packed into one row do not see each other. Generation carries a state of constant size.
 Parameters are named as in ``xlstm.xLSTMLMModel``, and move to and from it by ``load_state_dict``.
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from stages.train_student.modeling.distil_xlstm.configuration import DistilXLSTMConfig
@@ -98,7 +98,7 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
         return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As in Hugging Face, with the code that finds this class beside the weights."""
+        """As in Hugging Face, with the code of this class beside the weights."""
         if kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained: upload with `model.push_to_hub(…)` instead")
         self.config.auto_map = dict(AUTO_MAP)
@@ -243,7 +243,3 @@ def _next_token_loss(logits: Tensor, labels: Tensor, is_document_start: Tensor |
     if is_document_start is not None:
         labels = labels.masked_fill(is_document_start[:, 1:].bool().to(logits.device), -100)
     return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten())
-
-
-AutoConfig.register(DistilXLSTMConfig.model_type, DistilXLSTMConfig)
-AutoModelForCausalLM.register(DistilXLSTMConfig, DistilXLSTMForCausalLM)

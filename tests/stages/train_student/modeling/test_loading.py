@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from stages.train_student.modeling.distil_xlstm import auto_classes  # noqa: F401 (registers them)
 from stages.train_student.modeling.distil_xlstm.build import build_student
 from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
 from tests.stages.train_student.modeling.test_modeling import (

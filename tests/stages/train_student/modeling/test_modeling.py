@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from stages.train_student.modeling.distil_xlstm import auto_classes  # noqa: F401 (registers them)
 from stages.train_student.modeling.distil_xlstm.build import build_student
 from stages.train_student.modeling.distil_xlstm.configuration import DistilXLSTMConfig
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
