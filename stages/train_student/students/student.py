@@ -39,8 +39,8 @@ class Student(Protocol):
     training: bool
 
     @property
-    def config(self) -> Any:
-        """Its ``StudentModelConfig``."""
+    def config(self) -> StudentModelConfig:
+        """What ``config.json`` holds."""
 
     @property
     def lm_head(self) -> nn.Linear:

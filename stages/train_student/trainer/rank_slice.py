@@ -63,7 +63,7 @@ class ParallelLoss:
         sharding: Sharding | None,
         context: DistributedContext,
     ) -> None:
-        """Spreads ``student``'s weights in place by ``sharding``; without it, by ``ddp``, none."""
+        """``sharding`` spreads the weights in place; without it, every process has all of them."""
         self._module: Any = _Loss(student, objective)
         self._num_ranks = context.num_ranks
         self._sharded: Any = None
