@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.alternating import median_seconds
-from stages.train_student.config import TrainStudentConfig
-from stages.train_student.modeling.distil_xlstm.modeling import (
-    DistilXLSTMForCausalLM,
-    build_student,
-)
+from stages.train_student.modeling.distil_xlstm.build import build_student
+from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
 from stages.train_student.modeling.distil_xlstm.stack import StackState
 
 _VOCAB_SIZE = 8192
@@ -38,7 +36,7 @@ class _Generation:
 def generation(width: int, contexts: Sequence[int], repeats: int) -> dict[str, object]:
     """Milliseconds per token and per prompt, and what the state holds."""
     model = build_student(
-        TrainStudentConfig(),
+        DistilXLSTMSettings(),
         hidden_size=width,
         vocab_size=_VOCAB_SIZE,
         head_rows=_VOCAB_SIZE,

@@ -28,6 +28,7 @@ from benchmarks.trainings import WAYS, Training, Way
 from cache_format.reader import Cache
 from stages.compute.device import choose_device
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
 from stages.train_student.new_student import load_student
 from stages.train_student.tracking.throughput import peak_bytes
 
@@ -56,9 +57,11 @@ class Setup:
     def config(self) -> TrainStudentConfig:
         """The paper's student but for the number of blocks."""
         return TrainStudentConfig(
-            num_blocks=self.blocks,
-            slstm_at=tuple(range(0, self.blocks, 2)),
-            num_heads=self.heads,
+            student=DistilXLSTMSettings(
+                num_blocks=self.blocks,
+                slstm_at=tuple(range(0, self.blocks, 2)),
+                num_heads=self.heads,
+            ),
             compile=self.compile,
             precision=self.precision,
             device=self.device,
@@ -152,7 +155,7 @@ def make_cache(work: Path, setup: Setup) -> None:
 def measure(work: Path, setup: Setup, steps: int, repeats: int) -> dict[str, Any]:
     """All figures. The first turn of each is not counted: it compiles, and fills caches."""
     cache, config, device = _opened(work, setup)
-    model = load_student(config, cache).to(device)  # type: ignore[arg-type]
+    model = load_student(config, cache).to(device)
     runs = {way: Training(way, cache, config, device, model) for way in WAYS}
     seconds: dict[str, list[float]] = {name: [] for name in (*WAYS, "loader")}
     for _ in range(repeats + 1):

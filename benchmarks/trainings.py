@@ -20,8 +20,8 @@ from stages.train_student.data.sampler import micro_batch_seed
 from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.losses.objective import LossNormalizer, make_objective
 from stages.train_student.losses.schedules import learning_rate, loss_weights
-from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from stages.train_student.new_student import load_student
+from stages.train_student.students.student import Student
 from stages.train_student.trainer.optimizer_step import Updater
 from stages.train_student.trainer.rank_slice import ParallelLoss
 
@@ -39,20 +39,20 @@ class Training:
         cache: Cache,
         config: TrainStudentConfig,
         device: torch.device,
-        model: DistilXLSTMForCausalLM | None = None,
+        model: Student | None = None,
     ) -> None:
         """Without ``model``, a new student is made."""
         if way == "labels":
             config = replace(config, alpha_start=0.0, alpha_end=0.0, beta_start=0.0, beta_end=0.0)
         self.way, self.cache, self.config, self.device = way, cache, config, device
-        self.model = model or load_student(config, cache).to(device)  # type: ignore[arg-type]
+        self.model = model or load_student(config, cache).to(device)
         teacher = None
         if way == "online":
             with_mean = max(config.beta_start, config.beta_end) > 0
             teacher = load_online_teacher(cache, device, with_mean=with_mean)
         self.objective = make_objective(self.model, cache, config, device, teacher)
         context = DistributedContext()
-        loss = ParallelLoss(self.model, self.objective, config.parallel, context)
+        loss = ParallelLoss(self.model, self.objective, None, context)
         self._updater = Updater(self.model, loss, config, context)
         self.order = row_order(cache, config, cache.num_rows("train"))
         self.num_steps = config.max_steps or self.order.steps_per_epoch * config.num_train_epochs

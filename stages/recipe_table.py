@@ -11,8 +11,11 @@ class Dataclass(Protocol):
 
 
 def recipe_table(config: Dataclass) -> dict[str, Any]:
-    """Every setting; one that is ``None`` is absent, which is what TOML has for it."""
-    return {key: value for key, value in asdict(config).items() if value is not None}
+    """Every setting; one that is ``None`` is absent, which is what TOML has for it.
+
+    Settings that are a dataclass themselves are a table within the table.
+    """
+    return _without_none(asdict(config))
 
 
 def table_toml(name: str, config: Dataclass) -> str:
@@ -20,3 +23,11 @@ def table_toml(name: str, config: Dataclass) -> str:
     import tomli_w
 
     return tomli_w.dumps({name: recipe_table(config)})
+
+
+def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if value is not None
+    }

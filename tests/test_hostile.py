@@ -19,6 +19,7 @@ from pipeline.recipes.recipe import Recipe
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
 from stages.model_files.tokenizer_files import load_tokenizer
 from stages.train_student.export.published_files import published_files
+from stages.train_student.modeling.distil_xlstm.directory_code import directory_code
 from tests.stages.train_student.test_run import run as train
 from tests.stages.train_student.test_run import tiny_config
 from tests.support import hostile
@@ -28,7 +29,8 @@ from tests.support.tiny import tiny_config as stage_one_config
 
 STUDENT_FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "README.md"),
-    *("modeling_distil_xlstm.py", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+    *directory_code(),
 }
 
 
@@ -223,6 +225,11 @@ class TestModel:
             published_files(model)
         shutil.copyfile(honest / "modeling_distil_xlstm.py", model / "modeling_distil_xlstm.py")
         assert set(published_files(model)) == STUDENT_FILES
+        with (model / "stack_distil_xlstm.py").open("a") as file:
+            file.write("\nimport os\n")
+        with pytest.raises(ValueError, match=r"/stack_distil_xlstm\.py: not what this version"):
+            published_files(model)
+        shutil.copyfile(honest / "stack_distil_xlstm.py", model / "stack_distil_xlstm.py")
         (model / "README.md").unlink()
         (model / "README.md").symlink_to("/etc/passwd")
         with pytest.raises(ValueError, match=r"README\.md: no ordinary file"):

@@ -86,8 +86,8 @@ _STAGE_ONE_LAYERS = (
     "plan run estimate"
 )
 _STAGE_TWO_LAYERS = (
-    "config run_files modeling data losses distributed tracking checkpoints new_student evaluation "
-    "export trainer preflight run"
+    "modeling students config run_files data losses distributed tracking checkpoints new_student "
+    "evaluation export trainer preflight run"
 )
 _COMMAND_LINE_LAYERS = "recipes reporting runtime options reports students demo commands cli"
 
@@ -162,6 +162,31 @@ def test_cache_format_needs_little() -> None:
         and found.imported.partition(".")[0] not in allowed
     ]
     assert foreign == []
+
+
+def test_models_need_torch_transformers_and_xlstm_alone() -> None:
+    """They are published with their code, to where this project is not installed."""
+    package = "stages.train_student.modeling"
+    allowed = sys.stdlib_module_names | {"torch", "transformers", "xlstm", "triton"}
+    foreign = [
+        found
+        for found in imports()
+        if _is_within(found.importer, package)
+        and not _is_within(found.imported, package)
+        and found.imported.partition(".")[0] not in allowed
+    ]
+    assert foreign == []
+
+
+def test_only_its_kind_knows_a_student_s_code() -> None:
+    """All else asks the kind, so that a second one needs no place but its own and the registry."""
+    models, kinds = "stages.train_student.modeling", "stages.train_student.students"
+    users = {
+        found.importer
+        for found in imports()
+        if _is_within(found.imported, models) and not _is_within(found.importer, models)
+    }
+    assert users == {f"{kinds}.registry", f"{kinds}.distil_xlstm"}
 
 
 def test_only_the_command_line_knows_click() -> None:

@@ -15,11 +15,12 @@ from tests.support import tiny
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
 _STUDENT = """
-[train_student]
+[train_student.student]
 num_blocks = 2
 slstm_at = [0]
 num_heads = 2
 qkv_block_size = 4
+[train_student]
 batch_size = 2
 gradient_accumulation_steps = 1
 max_steps = 12

@@ -125,8 +125,8 @@ def push(run: Path, repo_id: str, private: bool, revision: str | None) -> None:
       pipeline push run me/my-student --private
 
     RUN is what train-student wrote with --out, or a model directory. Weights, tokenizer, model card
-    and the lines of code by which `trust_remote_code=True` finds this package are uploaded, no
-    cache and no checkpoint. The same command again uploads what has changed.
+    and the model's code, for `trust_remote_code=True`, are uploaded, no cache and no checkpoint.
+    The same command again uploads what has changed.
     """
     from pipeline.students.student_files import model_directory
 
@@ -137,6 +137,6 @@ def push(run: Path, repo_id: str, private: bool, revision: str | None) -> None:
     url = push_model(run, repo_id, is_private=private, revision=revision)
     at_revision = "" if revision is None else f", revision={revision!r}"
     click.echo(
-        f"{url}\nWhere xlstm-distill is installed, it is loaded by\n"
+        f"{url}\nWhere torch, transformers and xlstm are installed, it is loaded by\n"
         f"  AutoModelForCausalLM.from_pretrained({repo_id!r}{at_revision}, trust_remote_code=True)"
     )

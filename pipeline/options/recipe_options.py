@@ -54,7 +54,7 @@ def load_session_recipe(
 
     overrides = [parse_override(setting) for setting in settings]
     for override in overrides:
-        if override.table == ignored:
+        if override.table.partition(".")[0] == ignored:
             raise RecipeError(f"{override.option}: this command does not read [{ignored}]")
     if tokens is not None:
         overrides.append(token_budget(tokens))

@@ -1,4 +1,4 @@
-"""Read a recipe: a TOML file with one table of settings per stage.
+"""Read a recipe: a TOML file with one table of settings per stage, and one for the student.
 
 In: the name of a shipped recipe or a file, and overrides from the command line. Out: both stages'
 checked configs. Imports nothing heavy, so that a wrong recipe is refused at once.
@@ -6,24 +6,25 @@ checked configs. Imports nothing heavy, so that a wrong recipe is refused at onc
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from pipeline.recipes.values import convert, from_command_line
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.recipe_table import recipe_table
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.students.registry import DEFAULT_KIND, SETTINGS, settings_class
 
-Config = TypeVar("Config", CacheTeacherConfig, TrainStudentConfig)
-
-_CONFIGS: dict[str, type] = {
-    "cache_teacher": CacheTeacherConfig,
-    "train_student": TrainStudentConfig,
+_STUDENT = "train_student.student"
+_TABLES: dict[str, tuple[type, ...]] = {
+    "cache_teacher": (CacheTeacherConfig,),
+    "train_student": (TrainStudentConfig,),
+    _STUDENT: tuple(SETTINGS.values()),  # one a kind
 }
-
+"""The tables of a recipe, and the classes that their settings may be of."""
 
 _RENAMED = {
     "accumulation": "gradient_accumulation_steps",
@@ -68,7 +69,7 @@ class Recipe:
         document: dict[str, Any] = {"description": self.description}
         if self.used_by:
             document["used_by"] = self.used_by
-        for table in _CONFIGS:
+        for table in ("cache_teacher", "train_student"):
             document[table] = recipe_table(getattr(self, table))
         return tomli_w.dumps(document)
 
@@ -100,21 +101,23 @@ def load_recipe(name_or_file: str, overrides: Sequence[Override] = ()) -> Recipe
 def parse_recipe(source: str, text: str, overrides: Sequence[Override] = ()) -> Recipe:
     """The recipe ``text``, which errors call ``source``; see ``load_recipe``."""
     (description, used_by), tables = _parse(source, text)
-    for override in overrides:
-        value = _value_of(override)
+    # The kind first, as it says which keys a student has.
+    for override in sorted(overrides, key=lambda override: override.key != "kind"):
+        value = _value_of(override, tables)
         tables[override.table][override.key] = _Setting(value, override.option)
+    student = _config(_STUDENT, source, tables)
     return Recipe(
         description=description,
         used_by=used_by,
-        cache_teacher=_config(CacheTeacherConfig, "cache_teacher", source, tables),
-        train_student=_config(TrainStudentConfig, "train_student", source, tables),
+        cache_teacher=_config("cache_teacher", source, tables),
+        train_student=_config("train_student", source, tables, student=student),
     )
 
 
 def parse_override(text: str) -> Override:
     """``table.key=value``, as ``--set`` takes it. Raises RecipeError."""
     path, equals, value = (part.strip() for part in text.partition("="))
-    table, dot, key = path.partition(".")
+    table, dot, key = path.rpartition(".")
     if not (equals and dot and key):
         raise RecipeError(f"--set {text}: expected TABLE.KEY=VALUE")
     return Override(f"--set {path}={value}", table, key, value)
@@ -199,28 +202,60 @@ def _parse(source: str, text: str) -> tuple[list[str], dict[str, dict[str, _Sett
     for key, value in zip(("description", "used_by"), head, strict=True):
         if not isinstance(value, str):
             raise RecipeError(f"{source}: {key}: expected a string, found {value!r}")
-    tables: dict[str, dict[str, _Setting]] = {name: {} for name in _CONFIGS}
+    tables: dict[str, dict[str, _Setting]] = {name: {} for name in _TABLES}
     for name, table in document.items():
-        _refuse_unknown(source, "table", name, _CONFIGS)
-        if not isinstance(table, dict):
-            raise RecipeError(f"{source}: {name}: expected a table, found {table!r}")
-        for key, value in table.items():
-            tables[name][key] = _Setting(value, f"{source}: [{name}] {key}")
+        _refuse_unknown(source, "table", name, _TABLES)
+        _take_table(source, name, table, tables)
     return head, tables
 
 
-def _value_of(override: Override) -> object:
-    _refuse_unknown(override.option, "table", override.table, _CONFIGS)
-    hints = get_type_hints(_CONFIGS[override.table])
+def _take_table(
+    source: str, name: str, table: object, tables: Mapping[str, dict[str, _Setting]]
+) -> None:
+    """Put the settings of the table ``name``, and of those within it, into ``tables``."""
+    if not isinstance(table, dict):
+        raise RecipeError(f"{source}: {name}: expected a table, found {table!r}")
+    for key, value in table.items():
+        if f"{name}.{key}" in _TABLES:
+            _take_table(source, f"{name}.{key}", value, tables)
+        else:
+            tables[name][key] = _Setting(value, f"{source}: [{name}] {key}")
+
+
+def _class_of(table: str, tables: Mapping[str, Mapping[str, _Setting]]) -> type:
+    """The class of ``table``'s settings; the student's is that of its kind."""
+    if table != _STUDENT:
+        return _TABLES[table][0]
+    kind = tables[_STUDENT].get("kind", _Setting(DEFAULT_KIND, ""))
+    try:
+        return settings_class(kind.value)
+    except ValueError as error:
+        raise RecipeError(f"{kind.where}: {error}") from error
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    """The types of a table's keys; what is a table itself is none of them."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind) if field.name != "student"}
+
+
+def _value_of(override: Override, tables: Mapping[str, Mapping[str, _Setting]]) -> object:
+    _refuse_unknown(override.option, "table", override.table, _TABLES)
+    if (inner := f"{override.table}.{override.key}") in _TABLES:
+        raise RecipeError(f"{override.option}: [{inner}] is a table: expected {inner}.KEY=VALUE")
+    if (override.table, override.key) == (_STUDENT, "kind"):
+        return from_command_line(override.text, str)
+    hints = _hints(_class_of(override.table, tables))
     _refuse_unknown(override.option, "key", override.key, hints)
     return from_command_line(override.text, hints[override.key])
 
 
 def _config(
-    kind: type[Config], table: str, source: str, tables: Mapping[str, Mapping[str, _Setting]]
-) -> Config:
-    """The checked config of ``table``."""
-    hints = get_type_hints(kind)
+    table: str, source: str, tables: Mapping[str, Mapping[str, _Setting]], **inner: object
+) -> Any:
+    """The checked config of ``table``; ``inner`` are those of tables within it."""
+    kind: Any = _class_of(table, tables)
+    hints = _hints(kind)
     settings = tables[table]
     values: dict[str, Any] = {}
     for key, setting in settings.items():
@@ -230,7 +265,7 @@ def _config(
         except ValueError as error:
             raise RecipeError(f"{setting.where}: {error}") from error
     try:
-        return kind(**values)
+        return kind(**values, **inner)
     except ValueError as error:
         key, _, reason = str(error).partition(": ")
         where = _blame(key, table, source, settings)
@@ -251,10 +286,16 @@ def _refuse_unknown(where: str, what: str, name: str, valid: Iterable[str]) -> N
     names = list(valid)
     if name in names:
         return
-    if what == "key" and _RENAMED.get(name) in names:
-        raise RecipeError(f'{where}: unknown key "{name}"; it is now called "{_RENAMED[name]}"')
+    renamed = _RENAMED.get(name)
+    if what == "key" and renamed in names:
+        raise RecipeError(f'{where}: unknown key "{name}"; it is now called "{renamed}"')
     (nearest,) = get_close_matches(name, names, n=1, cutoff=0.0)
-    elsewhere = [table for table, kind in _CONFIGS.items() if name in get_type_hints(kind)]
+    elsewhere = [
+        table
+        for table, kinds in _TABLES.items()
+        if any((renamed or name) in _hints(kind) for kind in kinds)
+    ]
     if what == "key" and elsewhere:
-        raise RecipeError(f'{where}: unknown key "{name}"; it belongs to [{elsewhere[0]}]')
+        called = f', where it is called "{renamed}"' if renamed else ""
+        raise RecipeError(f'{where}: unknown key "{name}"; it belongs to [{elsewhere[0]}]{called}')
     raise RecipeError(f'{where}: unknown {what} "{name}"; the nearest is "{nearest}"')

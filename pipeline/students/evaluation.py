@@ -15,7 +15,7 @@ from pipeline.students.student_files import load_student_model, model_directory
 if TYPE_CHECKING:
     from cache_format.reader import Cache
     from stages.train_student.data.batch import Batch
-    from stages.train_student.modeling.distil_xlstm.configuration import DistilXLSTMConfig
+    from stages.train_student.students.student import StudentModelConfig
 
 _COLUMNS = {
     "loss": ("loss", "{:.4f}"),
@@ -62,7 +62,7 @@ def evaluate_student(
     num_rows = cache.num_rows("validation")
     if num_rows == 0:
         raise ValueError(f"{cache.path}: its validation split is empty")
-    model.to(device)  # type: ignore[arg-type]
+    model.to(device)
     objective = Objective(
         head_VD=frozen_head(model, cache.spec, torch.float32),
         device=device,
@@ -136,7 +136,7 @@ def _figures_of(who: str, figures: dict[str, float]) -> dict[str, float]:
     return {key: figures[name] for key, name in names.items() if name in figures}
 
 
-def _notes(config: "DistilXLSTMConfig", cache: "Cache", kl_note: str) -> list[str]:
+def _notes(config: "StudentModelConfig", cache: "Cache", kl_note: str) -> list[str]:
     notes = [kl_note]
     if config.cache_id != cache.cache_id:
         notes.append(
@@ -146,7 +146,7 @@ def _notes(config: "DistilXLSTMConfig", cache: "Cache", kl_note: str) -> list[st
     return notes
 
 
-def _require_same_teacher(path: Path, config: "DistilXLSTMConfig", cache: "Cache") -> None:
+def _require_same_teacher(path: Path, config: "StudentModelConfig", cache: "Cache") -> None:
     """The cache's ids and probabilities must be of the teacher whose head the student has."""
     from stages.train_student.checkpoints.teacher_identity import require_same_teacher
 

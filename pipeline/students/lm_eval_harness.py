@@ -53,7 +53,7 @@ def run_tasks(run: Path, tasks: Sequence[str], options: HarnessOptions) -> dict[
 
     device = choose_device(options.device)
     # Loaded here: by its path the harness would let the directory choose what code reads it.
-    student: Any = load_student_model(run).to(device)  # type: ignore[arg-type]
+    student: Any = load_student_model(run).to(device)
     tokenizer = load_student_tokenizer(run, student.config.head_rows)
     include_path = None if options.include_path is None else str(options.include_path)
     manager = TaskManager(include_path=include_path)

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+    from stages.train_student.students.student import Student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ def model_directory(run: Path) -> Path:
     raise ValueError(f"{run}: neither a run of `pipeline train-student` nor a model directory")
 
 
-def load_student_model(run: Path) -> "DistilXLSTMForCausalLM":
+def load_student_model(run: Path) -> "Student":
     """The student of ``run``, for inference. Raises ValueError if there is no whole one.
 
     Nothing in the directory is run, whoever wrote it.

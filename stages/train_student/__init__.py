@@ -7,11 +7,12 @@ with it, is imported when it is first asked for.
 from typing import TYPE_CHECKING, Any
 
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.students.registry import student_settings
 
 if TYPE_CHECKING:
     from stages.train_student.run import train_student
 
-__all__ = ["TrainStudentConfig", "train_student"]
+__all__ = ["TrainStudentConfig", "student_settings", "train_student"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,32 +4,18 @@ Imports nothing heavy, so that a wrong recipe is refused at once. What the cache
 (teacher, vocabulary, sequence length, sketch) is never asked for again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from stages.train_student.students.registry import DEFAULT_KIND, SETTINGS, StudentSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainStudentConfig:
     """Settings of stage two. The defaults are the paper's (arXiv 2503.18565)."""
 
-    num_blocks: int = 6
-    """xLSTM blocks in the stack."""
-    slstm_at: tuple[int, ...] = (0, 2, 4)
-    """Indices of the sLSTM blocks; the others are mLSTM."""
-    num_heads: int = 16
-    """Heads of either cell."""
-    conv_kernel: int = 4
-    """Width of the causal convolution before either cell, in positions."""
-    qkv_block_size: int = 32
-    """Width of a block of the mLSTM's block-diagonal query, key and value projections."""
-    feedforward_factor: float = 1.7
-    """Width of the gated GELU feed-forward after an sLSTM, as a multiple of the model's width."""
-    mlstm_factor: float = 2.0
-    """Inner width of an mLSTM block, as a multiple of the model's width."""
-    dropout: float = 0.0
-    """Dropout inside the blocks."""
-    train_head: bool = False
-    """Train the head as well, from the teacher's; it is then no longer tied to the embedding."""
+    student: StudentSettings = field(default_factory=SETTINGS[DEFAULT_KIND])
+    """What is trained: the table ``[train_student.student]``, whose ``kind`` decides its keys."""
 
     alpha_start: float = 0.8
     """Weight α of the KL term at step 0. With both α and β at 0, labels alone are used."""
@@ -84,8 +70,6 @@ class TrainStudentConfig:
     are read once."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the loss: ``auto`` where a compiler is found. Speed only."""
-    slstm_backend: Literal["auto", "torch", "triton"] = "auto"
-    """The sLSTM's recurrence: PyTorch's loop, or one kernel of Triton's on GPUs. Speed only."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """What more than one process (torchrun) shares: gradients, or weights and moments as well."""
     device: str = "auto"
@@ -113,8 +97,8 @@ class TrainStudentConfig:
 
     def __post_init__(self) -> None:
         for key in (
-            *("num_blocks", "num_heads", "conv_kernel", "qkv_block_size", "batch_size"),
             *(
+                "batch_size",
                 "gradient_accumulation_steps",
                 "num_train_epochs",
                 "loss_chunk",
@@ -128,15 +112,9 @@ class TrainStudentConfig:
             value = getattr(self, key)
             _require(value is None or value >= 1, key, "1 or more")
         _require(
-            self.sampled_softmax_size is None or not self.train_head,
+            self.sampled_softmax_size is None or not self.student.train_head,
             "sampled_softmax_size",
-            "absent where train_head is true, for what is trained is read as a whole",
-        )
-        _require(
-            list(self.slstm_at) == sorted(set(self.slstm_at))
-            and all(0 <= index < self.num_blocks for index in self.slstm_at),
-            "slstm_at",
-            f"rising block indices below num_blocks = {self.num_blocks}",
+            "absent where student.train_head is true, for what is trained is read as a whole",
         )
         _require(len(set(self.report_to)) == len(self.report_to), "report_to", "each named once")
         for key in ("alpha_start", "alpha_end", "beta_start", "beta_end", "epoch_delta"):
@@ -156,11 +134,7 @@ class TrainStudentConfig:
             )
         for key in ("learning_rate", "max_grad_norm"):
             _require(getattr(self, key) > 0.0, key, "above 0")
-        for key in ("feedforward_factor", "mlstm_factor"):
-            _require(0.0 < getattr(self, key) <= 1024.0, key, "above 0 and at most 1024")
-        for key in ("num_blocks", "conv_kernel"):
-            _require(getattr(self, key) <= 4096, key, "at most 4096")
-        for key in ("dropout", "warmup_ratio", "adam_beta1", "adam_beta2"):
+        for key in ("warmup_ratio", "adam_beta1", "adam_beta2"):
             _require(0.0 <= getattr(self, key) < 1.0, key, "at least 0 and below 1")
         _require(self.weight_decay >= 0.0, "weight_decay", "0 or more")
         _require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 − 1")

@@ -49,12 +49,11 @@ def train_student(
 
     >>> from pathlib import Path
     >>> import cache_format
-    >>> from stages.train_student import TrainStudentConfig, train_student
+    >>> from stages.train_student import TrainStudentConfig, student_settings, train_student
     >>> config = TrainStudentConfig(
-    ...     num_blocks=2,
-    ...     slstm_at=(0,),
-    ...     num_heads=4,
-    ...     qkv_block_size=4,
+    ...     student=student_settings(
+    ...         "distil_xlstm", num_blocks=2, slstm_at=(0,), num_heads=4, qkv_block_size=4
+    ...     ),
     ...     batch_size=4,
     ...     gradient_accumulation_steps=1,
     ...     max_steps=2,

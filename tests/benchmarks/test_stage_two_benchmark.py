@@ -94,8 +94,8 @@ def test_three_students_of_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         "cache_teacher.sequence_length": 64,
         "cache_teacher.compile": "off",
         "train_student.compile": "off",
-        "train_student.num_blocks": 1,
-        "train_student.slstm_at": [],
+        "train_student.student.num_blocks": 1,
+        "train_student.student.slstm_at": [],
         "train_student.batch_size": 4,
         "train_student.validation_rows": 4,
     }

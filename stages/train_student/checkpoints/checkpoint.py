@@ -8,10 +8,10 @@ loader nor the dropout has a state: what they draw is a function of the step.
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -27,6 +27,7 @@ from cache_format.storage.atomic import (
 from stages.train_student.checkpoints.extension import Extension
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.run_files import parse_run_file, read_run_file, run_file_bytes
+from stages.train_student.students.registry import settings_class
 from stages.train_student.tracking.metrics import MetricsMark
 
 STATE_FILE = "state.json"
@@ -178,13 +179,28 @@ def config_of(checkpoint: Checkpoint) -> TrainStudentConfig:
 
     Raises ValueError where this version does not allow them.
     """
-    settings = sealed_json.to_plain(TrainStudentConfig()) | checkpoint.state.config
-    where = f"{checkpoint.path / STATE_FILE}: config"
-    set_ones = {name: value for name, value in settings.items() if value is not None}
-    config: TrainStudentConfig = sealed_json.from_plain(
-        TrainStudentConfig, set_ones, where, ignore_unknown=True
+    where, settings = f"{checkpoint.path / STATE_FILE}: config", dict(checkpoint.state.config)
+    student = settings.pop("student", None)
+    if not isinstance(student, dict):
+        raise ValueError(f"{where}.student: expected an object, found {student!r}")
+    try:
+        kind = settings_class(student.get("kind"))
+    except ValueError as error:
+        raise ValueError(f"{where}.student: {error}") from error
+    return TrainStudentConfig(
+        student=kind(**_known(kind, student, f"{where}.student")),
+        **_known(TrainStudentConfig, settings, where),
     )
-    return config
+
+
+def _known(kind: Any, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Those of ``settings`` that are set and that ``kind`` knows, their types checked."""
+    hints = get_type_hints(kind)
+    return {
+        field.name: sealed_json.from_plain(hints[field.name], value, f"{where}.{field.name}")
+        for field in fields(kind)
+        if (value := settings.get(field.name)) is not None
+    }
 
 
 def parse_state(data: bytes, path: Path) -> CheckpointState:

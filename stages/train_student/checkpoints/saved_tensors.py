@@ -4,7 +4,8 @@ Tensors are whole, however they are spread over processes; all call together. On
 time, and only who keeps them holds more than that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,13 @@ from torch import Tensor, nn
 from stages.train_student.distributed.sharding import copy_whole, whole
 
 
-def tensors_of(
-    model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool
-) -> dict[str, Tensor]:
+class _Model(Protocol):
+    """A student, or any other module."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+
+def tensors_of(model: _Model, optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, Tensor]:
     """``model.NAME``: trained weights; ``optimizer.NAME.FIELD``: AdamW's moments and steps.
 
     On the host, and empty where they are not to be kept.
@@ -22,7 +27,7 @@ def tensors_of(
     return whole_tensors(_named_tensors(model, optimizer), keep=keep)
 
 
-def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def trained_parameters(model: _Model) -> dict[str, nn.Parameter]:
     """Those that are not frozen, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -44,7 +49,7 @@ def trained_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def require_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]
+    model: _Model, optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]
 ) -> None:
     """Raise ValueError unless ``found`` are what ``tensors_of`` gives: names, shapes and dtypes."""
     require_alike(_named_tensors(model, optimizer), found)
@@ -67,15 +72,13 @@ def require_alike(
             raise ValueError(f"tensors: {name}: expected {own}, found {other}.")
 
 
-def restore(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
+def restore(model: _Model, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of ``tensors_of``; ``tensors`` are as ``require_tensors`` wants them."""
     for name, target in _named_tensors(model, optimizer).items():
         copy_whole(target, tensors[name])
 
 
-def restore_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def restore_weights(model: _Model, weights: Mapping[str, Tensor]) -> None:
     """Fill all that is trained. Raises ValueError unless there is one of each name and shape."""
     parameters = trained_parameters(model)
     require_alike(parameters, weights, dtypes=False)
@@ -83,7 +86,7 @@ def restore_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         copy_whole(parameter, weights[name])
 
 
-def _named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _named_tensors(model: _Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The tensors themselves, as this process has them."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in trained_parameters(model).items():

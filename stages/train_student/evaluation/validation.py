@@ -25,7 +25,7 @@ from stages.train_student.data.targets.kinds import kind_of
 from stages.train_student.data.temperatures import validation_temperature
 from stages.train_student.evaluation.calibration import Calibration, first_choices
 from stages.train_student.losses.objective import Objective
-from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+from stages.train_student.students.student import Student
 
 
 def validation_batches(
@@ -39,7 +39,7 @@ def validation_batches(
 
 
 def validate(
-    model: DistilXLSTMForCausalLM,
+    model: Student,
     objective: Objective,
     cache: Cache,
     *,
@@ -53,9 +53,7 @@ def validate(
 
 
 @torch.no_grad()
-def score(
-    model: DistilXLSTMForCausalLM, objective: Objective, batches: Iterable[Batch]
-) -> dict[str, float]:
+def score(model: Student, objective: Objective, batches: Iterable[Batch]) -> dict[str, float]:
     """``validate`` on ``batches``. Raises ValueError where none of their positions is scored."""
     was_training = model.training
     model.train(False)

@@ -7,18 +7,17 @@ The licence is left to the teacher's page: most weights are the teacher's own, a
 knows its terms.
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from cache_format.metadata.spec import CacheSpec
 from cache_format.reader import Cache
+from stages.recipe_table import recipe_table
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.modeling.distil_xlstm.modeling import (
-    DistilXLSTMForCausalLM,
-    count_parameters,
-)
+from stages.train_student.students.registry import student_kind
+from stages.train_student.students.student import Student
 
 _FIGURES = {
     "validation/loss": "loss, nats a token",
@@ -30,7 +29,7 @@ _FIGURES = {
     "validation/teacher_loss": "teacher's loss, nats a token",
 }
 _LOAD = """\
-With the package xlstm-distill installed:
+With `pip install torch transformers "xlstm>=2.0.5,<2.1"`:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -42,18 +41,20 @@ inputs = tokenizer(["The cell"], return_tensors="pt")
 print(tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=32)))
 ```
 
-The code in this directory does nothing but import the package's classes; after
-`import stages.train_student.modeling.distil_xlstm.modeling` it is not needed.
+The model's code is in this directory. Where the package xlstm-distill is installed, its own is used
+after `import stages.train_student.students.{kind}`, without `trust_remote_code`. It brings kernels
+for GPUs that are not in this directory: the code here computes the same by PyTorch alone.
 The tokenizer is data alone: it never needs `trust_remote_code`. Text is generated from a recurrent
 state of constant size. Pad batches on the left."""
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 _UNUSUAL = re.compile(r"[^\w./ -]", re.ASCII)
+_STUDENT = "train_student.student"
 # Whatever else a recipe names is a matter of one machine or of speed.
-_NOT_SHOWN = ("device", "reader_threads", "report_to", "compile", "slstm_backend", "parallel")
+_NOT_SHOWN = ("device", "reader_threads", "report_to", "compile", "parallel")
 
 
 def model_card(
-    model: DistilXLSTMForCausalLM,
+    model: Student,
     cache: Cache,
     config: TrainStudentConfig | None,
     metrics: Mapping[str, float],
@@ -63,7 +64,7 @@ def model_card(
     sections = [
         _front_matter(spec) + f"# An xLSTM student of {_teacher(spec)}",
         _description(model, spec),
-        f"## Load it\n\n{_LOAD}",
+        "## Load it\n\n" + _LOAD.replace("{kind}", model.config.model_type),
     ]
     if figures := {label: metrics[name] for name, label in _FIGURES.items() if name in metrics}:
         lines = [f"| {label} | {figure:.4f} |" for label, figure in figures.items()]
@@ -87,20 +88,11 @@ def _front_matter(spec: CacheSpec) -> str:
     return "\n".join(["---", *lines, "---", "", ""])
 
 
-def _description(model: DistilXLSTMForCausalLM, spec: CacheSpec) -> str:
-    trainable, total = count_parameters(model)
-    slstm = ", ".join(map(str, model.config.slstm_at)) or "none"
-    head = "an embedding that is a frozen copy of the teacher's and a head that began as one"
-    if not model.config.train_head:
-        head = "frozen copies of the teacher's embedding and head"
+def _description(model: Student, spec: CacheSpec) -> str:
     num_steps = model.config.num_steps  # an extended run has more than its recipe says
     steps = "" if num_steps is None else f", for {num_steps:,} optimizer steps"
-    return (
-        f"{model.config.num_blocks} xLSTM blocks (sLSTM: {slstm}; the others mLSTM) of width "
-        f"{model.config.hidden_size} between {head}: {trainable:,} of {total:,} parameters were "
-        f"trained, as in Distil-xLSTM (arXiv 2503.18565), on rows of {spec.sequence_length} tokens"
-        f"{steps}."
-    )
+    what = student_kind(model.config.model_type).description(model)
+    return f"{what}, on rows of {spec.sequence_length} tokens{steps}."
 
 
 def _sources(cache: Cache) -> str:
@@ -130,9 +122,14 @@ def _plain(name: str) -> str:
 
 
 def _recipe(config: TrainStudentConfig) -> str:
-    """``[train_student]`` in TOML, which writes these values as JSON does."""
-    lines = ["[train_student]"]
-    for key, value in dataclasses.asdict(config).items():
-        if value is not None and key not in _NOT_SHOWN:
-            lines.append(f"{key} = {json.dumps(value)}")
-    return "\n".join(lines)
+    """``[train_student]`` and the student's table, what is a matter of speed left out."""
+    settings = {key: value for key, value in recipe_table(config).items() if key not in _NOT_SHOWN}
+    student = settings.pop("student")
+    shown = {key: value for key, value in student.items() if key not in config.student.speed_keys}
+    return f"{_toml_table('train_student', settings)}\n\n{_toml_table(_STUDENT, shown)}"
+
+
+def _toml_table(name: str, settings: Mapping[str, Any]) -> str:
+    """A table in TOML, which writes these values as JSON does."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+    return "\n".join([f"[{name}]", *lines])

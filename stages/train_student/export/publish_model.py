@@ -15,11 +15,11 @@ from cache_format.storage.atomic import replace_directory
 from stages.model_files.tokenizer_files import pass_on_tokenizer
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.export.model_card import model_card
-from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+from stages.train_student.students.student import Student
 
 
 def publish_model(
-    model: DistilXLSTMForCausalLM,
+    model: Student,
     cache: Cache,
     target: Path,
     *,

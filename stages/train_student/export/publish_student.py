@@ -16,12 +16,12 @@ from stages.train_student.checkpoints.saved_tensors import (
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.export.publish_model import publish_model, published_step
-from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from stages.train_student.new_student import load_student
+from stages.train_student.students.student import Student
 
 
 def publish_student(
-    model: DistilXLSTMForCausalLM,
+    model: Student,
     cache: Cache,
     target: Path,
     context: DistributedContext,
@@ -51,7 +51,7 @@ def publish_student(
     return context.run_on_rank0(publish)
 
 
-def _holds(directory: Path, student: DistilXLSTMForCausalLM) -> bool:
+def _holds(directory: Path, student: Student) -> bool:
     """Whether the weights in ``directory`` are those of ``student``: they may have been swapped."""
     expected = student.state_dict()
     found = set()

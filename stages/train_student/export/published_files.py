@@ -10,10 +10,11 @@ from pathlib import Path
 from cache_format.metadata.strict_json import read_object
 from stages.model_files.tokenizer_files import CONFIG, TOKENIZER_FILES
 from stages.model_files.weight_files import INDEX, weight_files
-from stages.train_student.modeling.distil_xlstm.directory_code import AUTO_MAP, CODE_FILE, SOURCE
+from stages.train_student.students.registry import SETTINGS, student_kind
+from stages.train_student.students.student import DirectoryCode
 
 _STEP = "Upload what `pipeline train-student` wrote, or export the student anew."
-_OTHERS = ("config.json", "generation_config.json", INDEX, "README.md", CODE_FILE)
+_OTHERS = ("config.json", "generation_config.json", INDEX, "README.md")
 
 
 def published_files(directory: Path) -> list[str]:
@@ -21,7 +22,8 @@ def published_files(directory: Path) -> list[str]:
 
     Raises ValueError where one is a link, or names code other than this package's.
     """
-    names = [*weight_files(directory), *_OTHERS, *TOKENIZER_FILES]
+    code = _code_of(directory)
+    names = [*weight_files(directory), *_OTHERS, *code.files, *TOKENIZER_FILES]
     found = [name for name in names if os.path.lexists(directory / name)]
     for name in found:
         if not (directory / name).is_file() or (directory / name).is_symlink():
@@ -29,12 +31,21 @@ def published_files(directory: Path) -> list[str]:
                 f"{directory / name}: no ordinary file: what it leads to may lie anywhere. Copy "
                 "the directory with `cp -rL`, look at what is in it, and upload the copy."
             )
-    _refuse_foreign_code(directory, found)
+    _refuse_foreign_code(directory, found, code)
     return found
 
 
-def _refuse_foreign_code(directory: Path, names: list[str]) -> None:
-    allowed = {"config.json": AUTO_MAP, CONFIG: None}
+def _code_of(directory: Path) -> DirectoryCode:
+    """The code that a student of this kind has; none where there is no such kind."""
+    path = directory / "config.json"
+    kind = read_object(path, _STEP).get("model_type") if path.is_file() else None
+    if kind not in list(SETTINGS):
+        return DirectoryCode(auto_map={}, files={})
+    return student_kind(str(kind)).directory_code
+
+
+def _refuse_foreign_code(directory: Path, names: list[str], code: DirectoryCode) -> None:
+    allowed = {"config.json": code.auto_map, CONFIG: None}
     for name, auto_map in allowed.items():
         if name in names:
             found = read_object(directory / name, _STEP).get("auto_map")
@@ -42,7 +53,8 @@ def _refuse_foreign_code(directory: Path, names: list[str]) -> None:
                 raise ValueError(
                     f"{directory / name}: auto_map names foreign code: {found}. {_STEP}"
                 )
-    if CODE_FILE in names and (directory / CODE_FILE).read_bytes() != SOURCE.encode():
-        raise ValueError(
-            f"{directory / CODE_FILE}: not what this version of the package writes. {_STEP}"
-        )
+    for name, text in code.files.items():
+        if name in names and (directory / name).read_bytes() != text.encode():
+            raise ValueError(
+                f"{directory / name}: not what this version of the package writes. {_STEP}"
+            )

@@ -1,6 +1,5 @@
 """A student that a run has left: its published model or, before there is one, a checkpoint."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,8 +26,7 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.export.model_directory import no_student
 from stages.train_student.export.publish_model import publish_model
 from stages.train_student.new_student import load_student
-
-_BLOCK = re.compile(r"\bblocks\.(\d+)\.")
+from stages.train_student.students.registry import student_kind
 
 
 def find_checkpoint(place: Path) -> tuple[Checkpoint, list[str]]:
@@ -71,12 +69,8 @@ def _require_fit(
     checkpoint: Checkpoint, config: TrainStudentConfig, weights: Mapping[str, Tensor], cache: Cache
 ) -> None:
     """Raise ValueError unless the student of ``config`` has these weights, before it is made."""
-    blocks = {match[1] for name in weights if (match := _BLOCK.search(name))}
-    if len(blocks) != config.num_blocks:
-        raise ValueError(
-            f"{checkpoint.path}: num_blocks is {config.num_blocks}, but the weights are of "
-            f"{len(blocks)} blocks."
-        )
+    if problem := student_kind(config.student.kind).blocks_differ(config.student, weights):
+        raise ValueError(f"{checkpoint.path}: {problem}")
     with torch.device("meta"):
         expected = trained_parameters(load_student(config, cache))
     try:

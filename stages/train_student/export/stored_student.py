@@ -8,6 +8,7 @@ one has to fit the other before memory is taken for either.
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,40 +16,24 @@ from torch import Tensor
 
 from cache_format.metadata.strict_json import read_object
 from stages.model_files.weight_files import pickled_note, weight_files
-from stages.train_student.modeling.distil_xlstm.configuration import DistilXLSTMConfig
-from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+from stages.train_student.students.registry import SETTINGS, settings_class, student_kind
+from stages.train_student.students.stored_values import (
+    are_ids,
+    is_count,
+    is_flag,
+    is_size,
+    is_text,
+)
+from stages.train_student.students.student import Student, StudentKind
 
 Shape = tuple[int, ...]
+_Kind = StudentKind[Any, Any]
 
 _STEP = "Copy the whole directory again, or export the student anew from a checkpoint."
 _DTYPES = ("float32", "bfloat16", "float16")
 _STORED = ("F64", "F32", "BF16", "F16")
-_MOST = 2**31  # of a size in config.json
-_LARGEST_FACTOR = 1024
-_BLOCKS = "xlstm_block_stack.blocks."
 _HEAD = "lm_head.weight"
 _WRONG_SIZES = (ValueError, TypeError, ArithmeticError, RuntimeError, AssertionError)
-
-
-def _is_size(value: object, least: int = 1) -> bool:
-    return type(value) is int and least <= value <= _MOST
-
-
-def _are_ids(value: object) -> bool:
-    ids = value if isinstance(value, list) else [value]
-    return value is None or all(_is_size(one, 0) for one in ids)
-
-
-def _is_factor(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value <= _LARGEST_FACTOR  # type: ignore[operator]
-
-
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_text(value: object) -> bool:
-    return value is None or isinstance(value, str)
 
 
 def _is_teacher(value: object) -> bool:
@@ -60,54 +45,49 @@ def _is_teacher(value: object) -> bool:
 
 
 _SETTINGS: dict[str, Callable[[object], bool]] = {
-    **dict.fromkeys(("vocab_size", "head_rows", "hidden_size", "num_blocks"), _is_size),
-    **dict.fromkeys(("num_heads", "conv_kernel", "qkv_block_size"), _is_size),
-    **dict.fromkeys(("feedforward_factor", "mlstm_factor", "dropout"), _is_factor),
-    **dict.fromkeys(("train_head", "use_cache", "tie_word_embeddings"), _is_flag),
-    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), _are_ids),
+    **dict.fromkeys(("vocab_size", "head_rows", "hidden_size"), is_size),
+    **dict.fromkeys(("train_head", "use_cache", "tie_word_embeddings"), is_flag),
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), are_ids),
     **dict.fromkeys(("embedding_dtype", "dtype"), _DTYPES.__contains__),
-    "slstm_at": lambda value: isinstance(value, list) and _are_ids(value),
     "teacher": _is_teacher,
-    "cache_id": _is_text,
-    "num_steps": lambda value: value is None or _is_size(value, 0),
+    "cache_id": is_text,
+    "num_steps": is_count,
 }
-"""The settings that are taken from a config.json, and whether a value is one that they may have."""
+"""The settings that are taken from a config.json, and whether a value is one that they may have.
+
+A kind has more of its own.
+"""
 
 
-def load_stored_student(directory: Path) -> DistilXLSTMForCausalLM:
+def load_stored_student(directory: Path) -> Student:
     """The student in ``directory``.
 
     Raises ValueError, with the file and what is wrong with it, where there is none that is whole.
     """
-    config = _read_config(directory / "config.json")
+    kind, config = _read_config(directory / "config.json")
     names = weight_files(directory)
     if not names:
         raise ValueError(
             f"{directory}: holds no safetensors weights{pickled_note(directory)}. {_STEP}"
         )
     try:
-        _require_fit(directory, config, _shapes(directory, names))
+        _require_fit(directory, kind, config, _shapes(directory, names))
         tensors = dict(_tensors(directory, names))
     except SafetensorError as error:
         raise ValueError(f"{directory}: the weights are damaged ({error}). {_STEP}") from error
-    model: DistilXLSTMForCausalLM = DistilXLSTMForCausalLM.from_pretrained(
-        None, config=config, state_dict=tensors
-    )
+    model: Student = kind.model_class.from_pretrained(None, config=config, state_dict=tensors)
     model.train(False)
     return model
 
 
-def _read_config(path: Path) -> DistilXLSTMConfig:
-    """The settings that a student has; all others that the file holds are passed over."""
+def _read_config(path: Path) -> tuple[_Kind, Any]:
+    """Kind and settings of a student; whatever else the file holds is passed over."""
     fields = read_object(path, _STEP)
-    if fields.get("model_type") != DistilXLSTMConfig.model_type:
-        raise ValueError(
-            f"{path}: no student of this package: expected model_type "
-            f"{DistilXLSTMConfig.model_type!r}, found {fields.get('model_type')!r}"
-        )
-    settings = {name: fields[name] for name in _SETTINGS if name in fields}
+    kind = _kind(path, fields.get("model_type"))
+    allowed = {**_SETTINGS, **kind.stored_settings}
+    settings = {name: fields[name] for name in allowed if name in fields}
     for name, value in settings.items():
-        if not _SETTINGS[name](value):
+        if not allowed[name](value):
             raise ValueError(f"{path}: {name}: impossible value {value!r:.200}. {_STEP}")
     if settings.get("vocab_size", 0) > settings.get("head_rows", 0):
         raise ValueError(
@@ -115,25 +95,32 @@ def _read_config(path: Path) -> DistilXLSTMConfig:
             f"{settings.get('head_rows')}. {_STEP}"
         )
     try:
-        return DistilXLSTMConfig(**settings)
+        return kind, kind.config_class(**settings)
     except Exception as error:  # of a type that only transformers knows
         raise ValueError(f"{path}: {error}. {_STEP}") from error
 
 
-def _require_fit(directory: Path, config: DistilXLSTMConfig, found: Mapping[str, Shape]) -> None:
+def _kind(path: Path, model_type: object) -> _Kind:
+    try:
+        settings_class(model_type)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: no student of this package: expected model_type "
+            f"{' or '.join(map(repr, SETTINGS))}, found {model_type!r:.200}"
+        ) from error
+    return student_kind(str(model_type))
+
+
+def _require_fit(directory: Path, kind: _Kind, config: Any, found: Mapping[str, Shape]) -> None:
     """Raise ValueError unless the weights are those of a student of ``config``."""
     path = directory / "config.json"
-    blocks = {name.removeprefix(_BLOCKS).split(".")[0] for name in found if _BLOCKS in name}
-    if len(blocks) != config.num_blocks:  # before as many are made
-        raise ValueError(
-            f"{path}: num_blocks is {config.num_blocks}, but the weights are of {len(blocks)} "
-            f"blocks. {_STEP}"
-        )
+    if problem := kind.blocks_differ(config, found):
+        raise ValueError(f"{path}: {problem} {_STEP}")
     try:
         with torch.device("meta"):
             expected = {
                 name: tuple(tensor.shape)
-                for name, tensor in DistilXLSTMForCausalLM(config).state_dict().items()
+                for name, tensor in kind.model_class(config).state_dict().items()
             }
     except _WRONG_SIZES as error:
         raise ValueError(f"{path}: its settings make no student: {error}. {_STEP}") from error

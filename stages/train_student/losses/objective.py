@@ -26,7 +26,7 @@ from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.schedules import LossWeights
 from stages.train_student.losses.sparse_kl import LossSums, SparseDistillationLoss
 from stages.train_student.losses.teacher_in_the_loop import OnlineTeacher, TeacherStates
-from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+from stages.train_student.students.student import Student
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -84,7 +84,7 @@ class Objective:
         """Whether the blocks run in lower precision than float32."""
         return self.dtype != torch.float32
 
-    def head_of(self, model: DistilXLSTMForCausalLM) -> Tensor:
+    def head_of(self, model: Student) -> Tensor:
         """The head as the loss takes it: ``head_VD``, or the model's own if that is trained."""
         if self.head_VD is not None:
             return self.head_VD
@@ -92,7 +92,7 @@ class Objective:
 
     def terms(
         self,
-        model: DistilXLSTMForCausalLM,
+        model: Student,
         batch: Batch,
         weights: LossWeights,
         share: LossNormalizer,
@@ -152,7 +152,7 @@ class Objective:
 
 
 def make_objective(
-    model: DistilXLSTMForCausalLM,
+    model: Student,
     cache: Cache,
     config: TrainStudentConfig,
     device: torch.device,
@@ -178,9 +178,7 @@ def make_objective(
     )
 
 
-def frozen_head(
-    model: DistilXLSTMForCausalLM, spec: CacheSpec, dtype: torch.dtype
-) -> Tensor | None:
+def frozen_head(model: Student, spec: CacheSpec, dtype: torch.dtype) -> Tensor | None:
     """The head's rows that stand for ids, in ``dtype``; None where the head is trained."""
     weight: Tensor = model.lm_head.weight
     return None if weight.requires_grad else weight[: spec.teacher.vocab_size].detach().to(dtype)

@@ -1,1 +1,1 @@
-"""Student models. Imports torch, transformers and xlstm alone."""
+"""Student models. A leaf: imports torch, transformers and xlstm alone."""

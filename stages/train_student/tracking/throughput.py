@@ -1,12 +1,7 @@
 """How fast a run is, and how much of the device it uses.
 
-In: when steps began and ended, and the student. Out: tokens a second, the share of time spent
-waiting for the loader, MFU where the device's peak is known, and peak memory.
-
-MFU (Chowdhery et al. 2022, appendix B) counts what the model's definition needs, whatever is done.
-A token meets each trained weight three times, forward and twice backward, at 2 operations; a frozen
-head twice, since no gradient is taken for it. An mLSTM's state of H × H a head is written and read:
-4 operations for each of its numbers, and twice that backward.
+In: when steps began and ended, and the operations of a token. Out: tokens a second, the share of
+time spent waiting for the loader, MFU where the device's peak is known, and peak memory.
 """
 
 import resource
@@ -18,21 +13,8 @@ import torch
 
 from stages.compute.peak_flops import peak_operations
 from stages.train_student.losses.objective import PRECISIONS
-from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 
 _STATUS = Path("/proc/self/status")
-
-
-def operations_per_token(model: DistilXLSTMForCausalLM) -> float:
-    """Operations of one token, forward and backward."""
-    config = model.config
-    stack = model.xlstm_block_stack
-    num_weights = sum(parameter.numel() for parameter in stack.parameters())
-    inner = config.stack_settings().inner_size
-    num_mlstm = config.num_blocks - len(config.slstm_at)
-    cells = 12 * inner * (inner // config.num_heads) * num_mlstm
-    head = (6 if model.lm_head.weight.requires_grad else 4) * config.vocab_size * config.hidden_size
-    return float(6 * num_weights + cells + head)
 
 
 class Throughput:

@@ -21,11 +21,7 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.export.model_directory import find_model_directory
 from stages.train_student.export.saved_student import find_checkpoint
 from stages.train_student.export.stored_student import load_stored_student
-
-_ARCHITECTURE = (
-    *("num_blocks", "slstm_at", "num_heads", "conv_kernel", "qkv_block_size"),
-    *("feedforward_factor", "mlstm_factor", "train_head"),
-)
+from stages.train_student.students.registry import StudentSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,25 +40,32 @@ def load_initial_weights(place: Path, config: TrainStudentConfig, cache: Cache) 
     Raises ValueError where there is none, or it is not built as ``config`` says or learnt from
     another teacher than that of ``cache``.
     """
-    source: Any  # has the settings of the architecture as attributes
+    source: Any  # has the settings that shape weights as attributes
     path = find_model_directory(place)
     if path is not None:
         model = load_stored_student(path)
-        source, teacher = model.config, model.config.teacher
+        kind, source, teacher = model.config.model_type, model.config, model.config.teacher
         weights = {name: p.detach() for name, p in trained_parameters(model).items()}
     else:
         checkpoint, _ = find_checkpoint(place)
-        path, source = checkpoint.path, config_of(checkpoint)
+        path, source = checkpoint.path, config_of(checkpoint).student
+        kind = source.kind
         teacher = checkpoint.state.identity.get("teacher")
         weights = trained_weights(checkpoint.tensors)
-    _require_same_architecture(path, source, config)
+    _require_same_architecture(path, kind, source, config.student)
     require_same_teacher(str(path), teacher or {}, cache)
     return InitialWeights(location=str(path.absolute()), sha256=_sha256(weights), weights=weights)
 
 
-def _require_same_architecture(path: Path, source: Any, config: TrainStudentConfig) -> None:
-    pairs = {key: (getattr(source, key), getattr(config, key)) for key in _ARCHITECTURE}
-    pairs["slstm_at"] = (tuple(source.slstm_at), tuple(config.slstm_at))
+def _require_same_architecture(
+    path: Path, kind: str, source: Any, settings: StudentSettings
+) -> None:
+    pairs: dict[str, tuple[Any, Any]] = {"kind": (kind, settings.kind)}
+    if kind == settings.kind:
+        for key in settings.weight_keys:
+            theirs, ours = getattr(source, key), getattr(settings, key)
+            # A config.json has lists where settings have tuples.
+            pairs[key] = (tuple(theirs) if isinstance(theirs, list) else theirs, ours)
     differing = [
         f"{key} was {theirs!r} and is {ours!r}"
         for key, (theirs, ours) in pairs.items()
@@ -71,7 +74,7 @@ def _require_same_architecture(path: Path, source: Any, config: TrainStudentConf
     if differing:
         raise ValueError(
             f"--init {path}: its weights do not fit this recipe: {'; '.join(differing)}. Give "
-            "[train_student] the same, or leave --init out."
+            "[train_student.student] the same, or leave --init out."
         )
 
 

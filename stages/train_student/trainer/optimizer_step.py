@@ -19,7 +19,7 @@ from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.distributed.sharding import whole
 from stages.train_student.losses.objective import LossNormalizer
 from stages.train_student.losses.schedules import LossWeights
-from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+from stages.train_student.students.student import Student
 from stages.train_student.trainer.rank_slice import ParallelLoss
 
 
@@ -47,7 +47,7 @@ class Updater:
 
     def __init__(
         self,
-        student: DistilXLSTMForCausalLM,
+        student: Student,
         loss: ParallelLoss,
         config: TrainStudentConfig,
         context: DistributedContext,

@@ -14,7 +14,7 @@ multiplied by their number first.
 """
 
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -25,7 +25,7 @@ from stages.train_student.data.batch import Batch
 from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.losses.objective import LossNormalizer, Objective
 from stages.train_student.losses.schedules import LossWeights
-from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+from stages.train_student.students.student import Sharding, Student
 
 
 def require_processes(config: TrainStudentConfig, num_ranks: int) -> None:
@@ -58,20 +58,20 @@ class ParallelLoss:
 
     def __init__(
         self,
-        student: DistilXLSTMForCausalLM,
+        student: Student,
         objective: Objective,
-        parallel: Literal["ddp", "fsdp"],
+        sharding: Sharding | None,
         context: DistributedContext,
     ) -> None:
-        """Spreads ``student``'s weights in place where ``parallel`` is ``fsdp``."""
+        """``sharding`` spreads the weights in place; without it, every process has all of them."""
         self._module: Any = _Loss(student, objective)
         self._num_ranks = context.num_ranks
         self._sharded: Any = None
         self._replicated: Any = None
         if context.num_ranks == 1:
             return
-        if parallel == "fsdp":
-            self._sharded = _shard(student)
+        if sharding is not None:
+            self._sharded = _shard(sharding)
         else:
             # Weights are a function of the seed, or of the checkpoint: they are equal already.
             self._module = self._replicated = DistributedDataParallel(
@@ -101,7 +101,7 @@ class ParallelLoss:
 class _Loss(nn.Module):
     """The student and its objective as one module, whose forward is what processes share."""
 
-    def __init__(self, student: DistilXLSTMForCausalLM, objective: Objective) -> None:
+    def __init__(self, student: Student, objective: Objective) -> None:
         super().__init__()
         self.student, self._objective = student, objective
 
@@ -111,12 +111,11 @@ class _Loss(nn.Module):
         return self._objective.terms(self.student, batch, weights, share)
 
 
-def _shard(student: DistilXLSTMForCausalLM) -> Any:
-    frozen = {p for p in student.parameters() if not p.requires_grad}
-    for block in student.blocks:
-        fully_shard(block)
+def _shard(sharding: Sharding) -> Any:
+    frozen = {p for p in sharding.root.parameters() if not p.requires_grad}
+    for unit in sharding.units:
+        fully_shard(unit)
     # What is no block's stays whole until its gradient is taken: the head is used after `forward`.
-    sharded: Any = fully_shard(student, ignored_params=frozen, reshard_after_forward=False)
-    # Not `hidden_states`: FSDP moves what it is given to the device, marks on the host included.
-    register_fsdp_forward_method(student, "run_stack")
+    sharded: Any = fully_shard(sharding.root, ignored_params=frozen, reshard_after_forward=False)
+    register_fsdp_forward_method(sharding.root, sharding.forward_method)
     return sharded

@@ -22,7 +22,7 @@ from stages.train_student.checkpoints.saved_tensors import (
     tensors_of,
 )
 from stages.train_student.distributed.context import DistributedContext
-from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+from stages.train_student.students.student import Student
 from stages.train_student.trainer.initial_weights import InitialWeights
 from stages.train_student.trainer.optimizer_step import Updater, require_scaler_state
 from stages.train_student.trainer.run_directory import differences
@@ -34,7 +34,7 @@ class RunCheckpoints:
 
     out: Path
     context: DistributedContext
-    model: DistilXLSTMForCausalLM
+    model: Student
     updater: Updater
     say: Callable[[str], None]
     warn: Callable[[str], None]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _MAY_CHANGE_ON_RESUME = {
     *("device", "reader_threads", "logging_steps", "eval_steps", "validation_rows"),
     *("save_steps", "save_total_limit", "loss_chunk"),
-    *("compile", "slstm_backend", "parallel", "report_to"),
+    *("compile", "parallel", "report_to"),
 }
 
 
@@ -165,11 +165,14 @@ def _check_same(
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two identities of a run, in words."""
-    return [
-        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        one, other = before.get(key), now.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += [f"{key}.{difference}" for difference in differences(one, other)]
+        elif one != other:
+            found.append(f"{key} was {one!r} and is {other!r}")
+    return found
 
 
 def _identity(
@@ -192,5 +195,7 @@ def _identity(
     for key, value in dataclasses.asdict(config).items():
         if key not in _MAY_CHANGE_ON_RESUME:
             identity[key] = value
+    for key in config.student.speed_keys:
+        del identity["student"][key]
     as_on_disk: dict[str, Any] = json.loads(json.dumps(identity))  # tuples become lists
     return as_on_disk

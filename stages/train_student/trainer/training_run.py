@@ -28,11 +28,12 @@ from stages.train_student.export.publish_student import publish_student
 from stages.train_student.losses.objective import LossNormalizer, make_objective
 from stages.train_student.losses.schedules import learning_rate, loss_weights
 from stages.train_student.losses.teacher_in_the_loop import OnlineTeacher
-from stages.train_student.modeling.layers.slstm_backend import choose_scan
 from stages.train_student.new_student import load_student
+from stages.train_student.students.registry import student_kind
+from stages.train_student.students.student import Student
 from stages.train_student.tracking.metrics import NOTHING_WRITTEN, MetricsLog, finite_only
 from stages.train_student.tracking.run_progress import Event, Report, TrainProgress
-from stages.train_student.tracking.throughput import Throughput, operations_per_token
+from stages.train_student.tracking.throughput import Throughput
 from stages.train_student.trainer import run_directory
 from stages.train_student.trainer.initial_weights import InitialWeights
 from stages.train_student.trainer.optimizer_step import NonFiniteError, Updater
@@ -67,12 +68,14 @@ class TrainingRun:
         self.num_planned = config.max_steps or self.steps_per_epoch * config.num_train_epochs
         self.uses_sketch = max(config.beta_start, config.beta_end) > 0 and teacher is None
         require_tokenizer(cache)
-        self.model = load_student(config, cache).to(device)  # type: ignore[arg-type]
+        self.kind = student_kind(config.student.kind)
+        self.model: Student = load_student(config, cache).to(device)
         self.throughput = Throughput(
-            operations_per_token(self.model), device, config.precision, context.num_ranks
+            self.kind.operations_per_token(self.model), device, config.precision, context.num_ranks
         )
         self.objective = make_objective(self.model, cache, config, device, teacher)
-        self.loss = ParallelLoss(self.model, self.objective, config.parallel, context)
+        sharding = self.kind.sharding(self.model) if config.parallel == "fsdp" else None
+        self.loss = ParallelLoss(self.model, self.objective, sharding, context)
         self.updater = Updater(self.model, self.loss, config, context)
         self.checkpoints = RunCheckpoints(
             out=out,
@@ -101,7 +104,7 @@ class TrainingRun:
         if sentence:
             self._say(sentence)
         with stopping.interruptible():
-            self._choose_scan()
+            self._prepare_student()
         self.model.train()
         with ExitStack() as stack:
             if self.context.is_rank0:
@@ -134,13 +137,10 @@ class TrainingRun:
         with self._stopping.interruptible():  # a cache at a URL may be slow
             return next(steps, None)
 
-    def _choose_scan(self) -> None:
-        """Who computes the sLSTM's recurrence; the student asks for it by the device."""
-        if self.config.slstm_at:
-            heads = self.config.num_heads
-            width = self.model.config.hidden_size // heads
-            choice = choose_scan(self.config.slstm_backend, self.device, heads, width)
-            self._say(choice.sentence)
+    def _prepare_student(self) -> None:
+        """Let the student choose what computes it on this device."""
+        if sentence := self.kind.prepare(self.config.student, self.model, self.device):
+            self._say(sentence)
 
     def _open_log(self) -> MetricsLog:
         settings = dataclasses.asdict(self.config) | {"cache_id": self.cache.cache_id}

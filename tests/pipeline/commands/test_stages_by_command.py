@@ -14,15 +14,17 @@ from pipeline.cli import main
 from pipeline.recipes.recipe import load_recipe
 from stages.train_student.checkpoints.run_record import read_record, write_record
 from stages.train_student.export.saved_student import find_checkpoint, publish_checkpoint
+from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
 from tests.support import tiny
 from tests.support.student_caches import TARGETS, write_cache
 
 _STUDENT = """
-[train_student]
+[train_student.student]
 num_blocks = 2
 slstm_at = [0]
 num_heads = 2
 qkv_block_size = 4
+[train_student]
 batch_size = 4
 gradient_accumulation_steps = 2
 max_steps = 2
@@ -149,7 +151,9 @@ def test_train_student(student: tuple[Path, Result]) -> None:
     assert f"pipeline generate {out}" in result.stdout
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert max(steps) == 2
-    assert load_recipe(str(out / "recipe.toml")).train_student.num_blocks == 2
+    assert load_recipe(str(out / "recipe.toml")).train_student.student == DistilXLSTMSettings(
+        num_blocks=2, slstm_at=(0,), num_heads=2, qkv_block_size=4
+    )
 
 
 def test_train_student_where_no_directory_can_be(
@@ -236,7 +240,9 @@ def test_a_checkpoint_of_other_settings_makes_no_student(
 ) -> None:
     """Sealed, hence written so by someone; refused before memory is taken for it."""
     checkpoint, _ = find_checkpoint(unfinished)
-    state = dataclasses.replace(checkpoint.state, config=checkpoint.state.config | settings)
+    config = checkpoint.state.config
+    config = config | {"student": config["student"] | settings}
+    state = dataclasses.replace(checkpoint.state, config=config)
     with pytest.raises(ValueError, match=problem) as raised:
         publish_checkpoint(
             dataclasses.replace(checkpoint, state=state),

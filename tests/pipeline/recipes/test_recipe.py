@@ -5,6 +5,7 @@ import itertools
 import subprocess
 import sys
 import tomllib
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.recipes.recipe import (
-    _CONFIGS,
     _RENAMED,
+    _TABLES,
     Override,
     Recipe,
     RecipeError,
@@ -28,7 +29,9 @@ from pipeline.recipes.recipe import (
 )
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
 from tests.support import ROOT
+from tests.support.train_configs import train_config
 
 
 def written(tmp_path: Path, text: str) -> str:
@@ -74,7 +77,9 @@ class TestShipped:
     def test_the_paper_states_every_value(self) -> None:
         document = tomllib.loads(recipe_text("distil-xlstm"))
         assert list(document["cache_teacher"]) == _keys(CacheTeacherConfig)
-        assert list(document["train_student"]) == _keys(TrainStudentConfig)
+        student = document["train_student"].pop("student")
+        assert list(student) == _keys(DistilXLSTMSettings)
+        assert ["student", *document["train_student"]] == _keys(TrainStudentConfig)
 
     def test_the_paper_says_where_every_value_is_from(self) -> None:
         lines = recipe_text("distil-xlstm").splitlines()
@@ -125,15 +130,16 @@ class TestFiles:
             [cache_teacher]
             num_tokens = "1.5M"
             top_p = 1
-            [train_student]
+            [train_student.student]
             slstm_at = []
+            [train_student]
             max_steps = 7
             precision = "bf16"
         """
         recipe = load_recipe(written(tmp_path, text))
         assert recipe.cache_teacher.num_tokens == 1_500_000
         assert type(recipe.cache_teacher.top_p) is float
-        assert recipe.train_student.slstm_at == ()
+        assert recipe.train_student.student == DistilXLSTMSettings(slstm_at=())
         assert recipe.train_student.max_steps == 7
         assert recipe.train_student.precision == "bf16"
 
@@ -167,8 +173,32 @@ class TestRefusals:
                 "[train_student]\nlearning_rat = 1.0",
                 '"learning_rat"; the nearest is "learning_rate"',
             ),
-            ("[cache_teacher]\nnum_blocks = 1", '"num_blocks"; it belongs to [train_student]'),
+            (
+                "[cache_teacher]\nnum_blocks = 1",
+                '"num_blocks"; it belongs to [train_student.student]',
+            ),
             ("[cache_teachers]\ntop_k = 1", '"cache_teachers"; the nearest is "cache_teacher"'),
+            (
+                "[train_student]\nnum_blocks = 1",
+                '[train_student] num_blocks: unknown key "num_blocks"; it belongs to '
+                "[train_student.student]",
+            ),
+            (
+                '[train_student]\nslstm = "auto"',
+                'it belongs to [train_student.student], where it is called "slstm_backend"',
+            ),
+            (
+                "[train_student.student]\nnum_block = 1",
+                '[train_student.student] num_block: unknown key "num_block"; the nearest is "num_b',
+            ),
+            (
+                '[train_student.student]\nkind = "hybrid"',
+                "[train_student.student] kind: unknown kind 'hybrid'; the known ones are "
+                '"distil_xlstm"',
+            ),
+            ("[train_student.student]\nkind = [1]", "unknown kind [1]"),
+            ("[train_student.student]\nweight_keys = 1", 'unknown key "weight_keys"'),
+            ("train_student.student = 1", "train_student.student: expected a table, found 1"),
             ("top_k = 1", 'unknown table "top_k"'),
             ("cache_teacher = 1", "cache_teacher: expected a table, found 1"),
             ("description = 1", "description: expected a string, found 1"),
@@ -191,17 +221,21 @@ class TestRefusals:
             load_recipe("distil-xlstm", [parse_override(old)])
 
     def test_what_a_key_was_renamed_to_exists(self) -> None:
-        keys = {f.name for kind in _CONFIGS.values() for f in dataclasses.fields(kind)}
+        keys = {key for kinds in _TABLES.values() for kind in kinds for key in _keys(kind)}
         assert set(_RENAMED.values()) <= keys
         assert not set(_RENAMED) & keys
 
     @pytest.mark.parametrize(
         ("table", "line", "expected"),
         [
-            ("train_student", "num_blocks = 2.0", 'whole number, such as 512 or "512M", found the'),
-            ("train_student", "num_blocks = true", "found true"),
-            ("train_student", 'num_blocks = "four"', 'found the string "four"'),
-            ("train_student", 'num_blocks = "none"', 'found the string "none"'),
+            (
+                "train_student.student",
+                "num_blocks = 2.0",
+                'whole number, such as 512 or "512M", found the',
+            ),
+            ("train_student.student", "num_blocks = true", "found true"),
+            ("train_student.student", 'num_blocks = "four"', 'found the string "four"'),
+            ("train_student.student", 'num_blocks = "none"', 'found the string "none"'),
             ("train_student", 'max_steps = "some"', 'found the string "some"'),
             ("train_student", 'learning_rate = "2e-4"', "expected a number, found the string"),
             ("train_student", "learning_rate = false", "expected a number, found false"),
@@ -212,9 +246,9 @@ class TestRefusals:
                 f"learning_rate = 1{'0' * 400}",
                 "expected a number, found the integer",
             ),
-            ("train_student", "slstm_at = 0", "expected a list, each item a whole number"),
-            ("train_student", "slstm_at = [0, 1.5]", "found the float 1.5"),
-            ("train_student", "slstm_at = [[0]]", "found the array [0]"),
+            ("train_student.student", "slstm_at = 0", "expected a list, each item a whole number"),
+            ("train_student.student", "slstm_at = [0, 1.5]", "found the float 1.5"),
+            ("train_student.student", "slstm_at = [[0]]", "found the array [0]"),
             (
                 "train_student",
                 'precision = "fp8"',
@@ -238,15 +272,22 @@ class TestRefusals:
         assert "[cache_teacher] top_p: must be above 0 and at most 1, found 1.5" in message
 
     def test_impossible_default_beside_a_value(self, tmp_path: Path) -> None:
-        message = refusal(tmp_path, "[train_student]\nnum_blocks = 2\n")
-        assert "[train_student] slstm_at: must be rising block indices below" in message
+        message = refusal(tmp_path, "[train_student.student]\nnum_blocks = 2\n")
+        assert "[train_student.student] slstm_at: must be rising block indices below" in message
         assert "found the default (0, 2, 4)" in message
 
 
 class TestOverrides:
+    @pytest.mark.parametrize("kind", ["distil_xlstm", "'distil_xlstm'"])
+    def test_the_kind_may_be_set_after_its_keys(self, kind: str) -> None:
+        recipe = with_set("train_student.student.dropout=0.5", f"train_student.student.kind={kind}")
+        assert recipe.train_student.student == DistilXLSTMSettings(dropout=0.5)
+        assert "the known ones are" in set_refusal("train_student.student.kind=hybrid")
+
     def test_the_last_one_wins(self) -> None:
-        recipe = with_set("train_student.num_heads=2", "train_student.num_heads=8")
-        assert recipe.train_student.num_heads == 8
+        key = "train_student.student.num_heads"
+        recipe = with_set(f"{key}=2", f"{key}=8")
+        assert recipe.train_student.student == DistilXLSTMSettings(num_heads=8)
 
     @pytest.mark.parametrize(
         ("setting", "value"),
@@ -268,11 +309,12 @@ class TestOverrides:
             ("train_student.max_steps=3", 3),
             ("train_student.max_steps=none", None),
             ("train_student.precision=fp32", "fp32"),
+            ("train_student.student.slstm_at=[1]", (1,)),
         ],
     )
     def test_values(self, setting: str, value: object) -> None:
-        table, _, key = setting.partition("=")[0].strip().partition(".")
-        assert getattr(getattr(with_set(setting), table), key) == value
+        path = setting.partition("=")[0].strip()
+        assert attrgetter(path)(with_set(setting)) == value
 
     @pytest.mark.parametrize("text", ["", "train_student", "num_blocks=1", "train_student.=1"])
     def test_not_a_setting(self, text: str) -> None:
@@ -280,18 +322,24 @@ class TestOverrides:
             parse_override(text)
 
     def test_refusals_quote_the_setting(self) -> None:
-        assert set_refusal("train_student.num_block=1").startswith(
-            '--set train_student.num_block=1: unknown key "num_block"; the nearest is "num_blocks"'
+        assert set_refusal("train_student.student.num_block=1").startswith(
+            '--set train_student.student.num_block=1: unknown key "num_block"; the nearest is '
+            '"num_blocks"'
         )
         assert "unknown table" in set_refusal("student.num_blocks=1")
-        assert 'found the string "x"' in set_refusal("train_student.num_blocks=x")
-        assert set_refusal("train_student.dropout=1").startswith(
-            "--set train_student.dropout=1: must be at least 0 and below 1, found 1.0"
+        assert 'found the string "x"' in set_refusal("train_student.student.num_blocks=x")
+        assert set_refusal("train_student.student.dropout=1").startswith(
+            "--set train_student.student.dropout=1: must be at least 0 and below 1, found 1.0"
         )
 
     def test_a_setting_that_spoils_another_value_is_named(self) -> None:
-        message = set_refusal("train_student.num_blocks=2")
-        assert "[train_student] slstm_at (with --set train_student.num_blocks=2): must" in message
+        setting = "train_student.student.num_blocks=2"
+        message = set_refusal(setting)
+        assert f"[train_student.student] slstm_at (with --set {setting}): must" in message
+
+    def test_a_table_is_no_value(self) -> None:
+        message = set_refusal("train_student.student=x")
+        assert message.endswith("is a table: expected train_student.student.KEY=VALUE")
 
     def test_tokens(self) -> None:
         recipe = load_recipe("distil-xlstm", [token_budget("64K")])
@@ -317,7 +365,8 @@ class TestToml:
         configs = {"cache_teacher": CacheTeacherConfig, "train_student": TrainStudentConfig}
         for table, config in configs.items():  # the values that are None are left out
             expected = [key for key in _keys(config) if key not in nothing[table]]
-            assert list(document[table]) == expected
+            assert sorted(document[table]) == sorted(expected)
+        assert list(document["train_student"]["student"]) == _keys(DistilXLSTMSettings)
 
     @given(
         description=st.text(st.characters(exclude_categories=["Cs"])),
@@ -340,7 +389,7 @@ class TestToml:
         recipe = Recipe(
             description=description,
             cache_teacher=CacheTeacherConfig(teacher=teacher, seed=seed),
-            train_student=TrainStudentConfig(
+            train_student=train_config(
                 learning_rate=learning_rate,
                 max_steps=max_steps,
                 slstm_at=tuple(sorted(slstm_at)),

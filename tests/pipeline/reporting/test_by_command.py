@@ -11,11 +11,12 @@ from pipeline.cli import main
 from tests.support import tiny
 
 _RECIPE = """
-[train_student]
+[train_student.student]
 num_blocks = 1
 slstm_at = []
 num_heads = 2
 qkv_block_size = 4
+[train_student]
 batch_size = 4
 gradient_accumulation_steps = 1
 max_steps = 2

@@ -19,11 +19,12 @@ from pipeline.runtime.signals import asked_to_stop
 from stages.train_student.trainer.stopping import StopNow
 
 _RECIPE = """
-[train_student]
+[train_student.student]
 num_blocks = 2
 slstm_at = [0]
 num_heads = 2
 qkv_block_size = 4
+[train_student]
 batch_size = 2
 gradient_accumulation_steps = 2
 max_steps = 4

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from pipeline.commands.student_commands import push
 from pipeline.students.hub_upload import push_model
+from stages.train_student.modeling.distil_xlstm.directory_code import directory_code
 from tests.support.students import publish_student
 
 needs_loopback = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -105,7 +106,7 @@ def test_the_model_and_nothing_else_is_uploaded(run: Path, hub: Hub) -> None:
     (run / "model" / "notes.bin").unlink()
     assert result.exit_code == 0, result.output
     expected = {path.name: path.read_bytes() for path in (run / "model").iterdir()}
-    assert {"model.safetensors", "README.md", "modeling_distil_xlstm.py"} <= expected.keys()
+    assert {"model.safetensors", "README.md", *directory_code()} <= expected.keys()
     assert hub.files == expected
     assert hub.created == [{"name": "student", "organization": "me"}]  # as the Hub prefers
     assert "Bearer hf_secret" in hub.tokens

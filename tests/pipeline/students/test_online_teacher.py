@@ -19,7 +19,6 @@ from cache_format.metadata.recipe_file import seal_recipe
 from cache_format.reader import Cache
 from pipeline.students.online_teacher import LoadedTeacher, load_online_teacher
 from stages.cache_teacher.run import cache_teacher
-from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.data.scored import scored_targets
 from stages.train_student.losses.dense_kl import DenseTargets
@@ -29,10 +28,10 @@ from stages.train_student.losses.objective import (
     make_objective,
 )
 from stages.train_student.losses.schedules import LossWeights
-from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from stages.train_student.new_student import load_student
 from tests.support.batches import ids_of
 from tests.support.tiny import save_tiny_teacher, tiny_config, tiny_texts, write_fineweb_parquet
+from tests.support.train_configs import train_config
 
 CPU = torch.device("cpu")
 NUM_LEVELS = 255
@@ -74,7 +73,7 @@ class Scene:
     """One batch, a student, and the objective from the cache and from the teacher."""
 
     batch: Batch
-    model: DistilXLSTMForCausalLM
+    model: Any
     cached: Objective
     online: Objective
     teacher: LoadedTeacher
@@ -99,7 +98,7 @@ class Scene:
 
 
 def make_scene(cache: Cache) -> Scene:
-    config = TrainStudentConfig(
+    config = train_config(
         num_blocks=2,
         slstm_at=(0,),
         num_heads=2,

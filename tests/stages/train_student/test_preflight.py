@@ -9,6 +9,7 @@ import cache_format
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.preflight import check_early
 from stages.train_student.trainer import run_directory
+from tests.support.train_configs import train_config
 
 _CONFIG = TrainStudentConfig(report_to=())
 
@@ -57,6 +58,15 @@ def test_a_run_that_is_resumed(tiny_cache: Path, run: Path) -> None:
         check(tiny_cache, run, TrainStudentConfig(report_to=(), seed=7), resume=True)
     with pytest.raises(ValueError, match="teacher_in_the_loop"):
         check(tiny_cache, run, resume=True, online=True)
+
+
+def test_a_setting_of_the_student_may_change_on_resume_where_it_is_one_of_speed(
+    tiny_cache: Path, run: Path
+) -> None:
+    (run / "checkpoints/step-0000001").mkdir(parents=True)
+    check(tiny_cache, run, train_config(report_to=(), slstm_backend="torch"), resume=True)
+    with pytest.raises(ValueError, match=r"student\.dropout was 0\.0 and is 0\.5\. Restore"):
+        check(tiny_cache, run, train_config(report_to=(), dropout=0.5), resume=True)
 
 
 def test_a_student_without_its_checkpoints(tiny_cache: Path, run: Path) -> None:

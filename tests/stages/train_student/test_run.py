@@ -29,6 +29,7 @@ from stages.train_student.tracking.run_progress import TrainProgress
 from stages.train_student.trainer.stopping import StopNow, StoppedError, StopRequest
 from stages.train_student.trainer.training_run import NonFiniteLossError
 from tests.support.sample_cache import reseal
+from tests.support.train_configs import train_config
 
 
 def tiny_config(**changes: Any) -> TrainStudentConfig:
@@ -51,7 +52,7 @@ def tiny_config(**changes: Any) -> TrainStudentConfig:
         "validation_rows": 6,
         "save_steps": 3,
     }
-    return TrainStudentConfig(**(settings | changes))
+    return train_config(**(settings | changes))
 
 
 def run(

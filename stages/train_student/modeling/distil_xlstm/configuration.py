@@ -8,7 +8,7 @@ from stages.train_student.modeling.distil_xlstm.package_stack import StackSettin
 
 
 class DistilXLSTMConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
-    """Block settings (see ``TrainStudentConfig``) and the teacher's sizes.
+    """Block settings (see ``DistilXLSTMSettings``) and the teacher's sizes.
 
     ``vocab_size`` ids take part in the softmax; embedding and head have ``head_rows`` rows, the
     rest being padding. ``embedding_dtype`` is the precision of the frozen copies, which is kept

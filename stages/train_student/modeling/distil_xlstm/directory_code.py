@@ -1,36 +1,34 @@
-"""The few lines of code that a model directory carries, and what names them in its config.json.
+"""The code that the directory of a Distil-xLSTM carries, and what names it in its config.json.
 
-In: a model directory. Out: a module in it from which Hugging Face takes the student's classes when
-it is told ``trust_remote_code=True``.
-
-The module imports the classes from this package, which must be installed, and defines nothing: so
-there is one class of each, however it was found.
+In: a model directory. Out: modules in it from which Hugging Face takes the student's classes when
+it is told ``trust_remote_code=True``. The sLSTM's Triton kernels are not among them: transformers
+would then not load the model where Triton is missing. Without them PyTorch's loop is used.
 """
 
 from pathlib import Path
 
-_MODULE = "modeling_distil_xlstm"
-CODE_FILE = f"{_MODULE}.py"
+from stages.train_student.modeling.carried_code import carried_files
 
+_MODULES = (
+    *("distil_xlstm.configuration", "distil_xlstm.directory_code", "distil_xlstm.modeling"),
+    *("distil_xlstm.package_stack", "distil_xlstm.stack"),
+    *("layers.document_masks", "layers.mlstm", "layers.mlstm_chunkwise"),
+    *("layers.slstm", "layers.slstm_autograd", "layers.slstm_backend", "layers.slstm_loop"),
+)
+
+# Both in one module: transformers would import two that import each other twice.
 AUTO_MAP = {
-    "AutoConfig": f"{_MODULE}.DistilXLSTMConfig",
-    "AutoModelForCausalLM": f"{_MODULE}.DistilXLSTMForCausalLM",
+    "AutoConfig": "modeling_distil_xlstm.DistilXLSTMConfig",
+    "AutoModelForCausalLM": "modeling_distil_xlstm.DistilXLSTMForCausalLM",
 }
 
-# Hugging Face looks for imports outside of `try` itself, and would tell people to install "stages".
-SOURCE = '''\
-"""Finds the model's classes in the package xlstm-distill, which must be installed."""
 
-try:
-    from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
-    from stages.train_student.modeling.distil_xlstm.configuration import DistilXLSTMConfig
-except ImportError as error:
-    raise ImportError(f"this model needs the package xlstm-distill: {error}") from error
-
-__all__ = ["DistilXLSTMConfig", "DistilXLSTMForCausalLM"]
-'''
+def directory_code() -> dict[str, str]:
+    """Source text by the name of the file."""
+    return carried_files(_MODULES)
 
 
 def write_directory_code(directory: Path) -> None:
-    """Write the module that ``AUTO_MAP`` names into ``directory``."""
-    (directory / CODE_FILE).write_text(SOURCE, encoding="utf-8")
+    """Write the modules that ``AUTO_MAP`` needs into ``directory``."""
+    for name, source in directory_code().items():
+        (directory / name).write_text(source, encoding="utf-8")

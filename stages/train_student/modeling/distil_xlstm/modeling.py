@@ -1,9 +1,9 @@
 """The student: xLSTM blocks between frozen copies of the teacher's embedding and head.
 
 In: token ids and where documents begin. Out: hidden states for the loss, or logits for everyone
-else. A Hugging Face model: importing this module registers it with ``AutoModelForCausalLM``. Made
-by the training run with ``build_student``, loaded by ``from_pretrained``. The stack, the embedding
-and the head may lie on different devices (``device_map``); the stack is never split.
+else. A Hugging Face model: a new one is made by ``build_student``, a stored one loaded by
+``from_pretrained``. The stack, the embedding and the head may lie on different devices
+(``device_map``); the stack is never split.
 
 Documents packed into one row do not see each other. Generation carries a state of constant size.
 Parameters are named as in ``xlstm.xLSTMLMModel``, and move to and from it by ``load_state_dict``.
@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from stages.train_student.config import TrainStudentConfig
 from stages.train_student.modeling.distil_xlstm.configuration import DistilXLSTMConfig
 from stages.train_student.modeling.distil_xlstm.directory_code import AUTO_MAP, write_directory_code
 from stages.train_student.modeling.distil_xlstm.package_stack import make_stack
@@ -99,7 +98,7 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
         return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As in Hugging Face, with the code that finds this class beside the weights."""
+        """As in Hugging Face, with the code of this class beside the weights."""
         if kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained: upload with `model.push_to_hub(…)` instead")
         self.config.auto_map = dict(AUTO_MAP)
@@ -233,72 +232,6 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[
         return False  # the state is made in `forward`
 
 
-def build_student(
-    config: TrainStudentConfig,
-    *,
-    hidden_size: int,
-    vocab_size: int,
-    head_rows: int,
-    eos_token_id: int | None,
-    embedding: Tensor | None,
-    head: Tensor | None,
-    seed: int,
-) -> DistilXLSTMForCausalLM:
-    """A student with the package's initialisation, a function of ``seed`` alone.
-
-    ``embedding`` and ``head`` [R, D] are the teacher's, kept as they are; no head means that it is
-    tied to the embedding; no embedding leaves a random one. A head that is to be trained
-    (``config.train_head``) is a float32 copy, and not tied. The global random state is untouched.
-    Blocks are float32 and, unless under another ``torch.device``, on the CPU. Raises ValueError
-    where settings or shapes do not fit.
-    """
-    shape = (head_rows, hidden_size)
-    for name, tensor in (("embedding", embedding), ("head", head)):
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(
-                f"teacher's {name}: expected head_rows × hidden_size = {shape}, "
-                f"found {tuple(tensor.shape)}. Make the cache again from an intact teacher."
-            )
-    if vocab_size > head_rows:
-        raise ValueError(f"vocab_size = {vocab_size} is more than the {head_rows} rows of the head")
-    frozen_dtype = torch.float32 if embedding is None else embedding.dtype
-    if head is not None and head.dtype != frozen_dtype:
-        raise ValueError(f"teacher's head is {head.dtype}, its embedding {frozen_dtype}")
-    student_config = DistilXLSTMConfig(
-        vocab_size=vocab_size,
-        head_rows=head_rows,
-        hidden_size=hidden_size,
-        embedding_dtype=str(frozen_dtype).removeprefix("torch."),
-        num_blocks=config.num_blocks,
-        slstm_at=list(config.slstm_at),
-        num_heads=config.num_heads,
-        conv_kernel=config.conv_kernel,
-        qkv_block_size=config.qkv_block_size,
-        feedforward_factor=config.feedforward_factor,
-        mlstm_factor=config.mlstm_factor,
-        dropout=config.dropout,
-        train_head=config.train_head,
-        tie_word_embeddings=head is None and not config.train_head,
-        eos_token_id=eos_token_id,
-        pad_token_id=eos_token_id,
-        dtype="float32",
-    )
-    if config.train_head and head is None and embedding is not None:
-        head = embedding.to(torch.float32, copy=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return DistilXLSTMForCausalLM(student_config, embedding, head)
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters. As in the paper, a tied embedding and head count as two."""
-    sizes = [
-        (parameter.numel(), parameter.requires_grad)
-        for _, parameter in model.named_parameters(remove_duplicate=False)
-    ]
-    return sum(n for n, is_trainable in sizes if is_trainable), sum(n for n, _ in sizes)
-
-
 def _starts_after_padding(attention_mask: Tensor) -> Tensor:
     is_token = attention_mask.bool()
     before = torch.cat([torch.ones_like(is_token[:, :1]), is_token[:, :-1]], dim=1)
@@ -310,7 +243,3 @@ def _next_token_loss(logits: Tensor, labels: Tensor, is_document_start: Tensor |
     if is_document_start is not None:
         labels = labels.masked_fill(is_document_start[:, 1:].bool().to(logits.device), -100)
     return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten())
-
-
-AutoConfig.register(DistilXLSTMConfig.model_type, DistilXLSTMConfig)
-AutoModelForCausalLM.register(DistilXLSTMConfig, DistilXLSTMForCausalLM)

@@ -7,6 +7,7 @@ Only the package's "vanilla" cells are used, so neither a CUDA toolkit nor a com
 """
 
 import contextlib
+import importlib
 import math
 import os
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from stages.train_student.modeling.distil_xlstm.stack import IsolatedBlock
 
 @dataclass(frozen=True, kw_only=True)
 class StackSettings:
-    """Block settings, as in ``TrainStudentConfig``, with the width. Checked when made."""
+    """Block settings, as in ``DistilXLSTMSettings``, with the width. Checked when made."""
 
     hidden_size: int
     num_blocks: int
@@ -73,8 +74,10 @@ def make_stack(settings: StackSettings) -> nn.Module:
 
 def make_package_stack(settings: StackSettings) -> nn.Module:
     """The package's stack as it comes, with these settings."""
+    # By name: transformers imports what it finds after ``import`` in a model directory's code by
+    # itself, where no one has made it do without a CUDA toolkit.
     with _without_cuda_toolkit():
-        import xlstm
+        xlstm: Any = importlib.import_module("xlstm")
 
     config = xlstm.xLSTMBlockStackConfig(
         mlstm_block=xlstm.mLSTMBlockConfig(
@@ -112,7 +115,7 @@ def make_package_stack(settings: StackSettings) -> nn.Module:
 
 @contextlib.contextmanager
 def _without_cuda_toolkit() -> Iterator[None]:
-    """Lets ``import xlstm`` pass where a GPU is visible but no CUDA toolkit is installed.
+    """Lets the import of ``xlstm`` pass where a GPU is visible but no CUDA toolkit is installed.
 
     The package asks PyTorch for the toolkit's include path while it is imported, for a kernel that
     is compiled at run time and never used here; PyTorch raises OSError if it knows of no toolkit.
@@ -134,4 +137,4 @@ def _without_cuda_toolkit() -> Iterator[None]:
 
 def _require(holds: bool, message: str) -> None:
     if not holds:
-        raise ValueError(f"student: {message}. Change it in [train_student] of the recipe.")
+        raise ValueError(f"student: {message}. Change it in [train_student.student] of the recipe.")

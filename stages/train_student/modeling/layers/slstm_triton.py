@@ -10,7 +10,6 @@ import torch
 import triton
 from torch import Tensor
 
-from stages.compute.device import current_device
 from stages.train_student.modeling.layers.slstm_autograd import Kept, Loops, Resets, ScanState
 from stages.train_student.modeling.layers.slstm_triton_kernels import (
     slstm_backward_kernel,
@@ -59,7 +58,8 @@ def _forward(
         buffer.copy_(part)
     matrix = recurrent.reshape(num_heads, width, num_gates, width).transpose(2, 3).contiguous()
     launch = launch_settings(num_heads, batch, width)
-    with current_device(gates.device):
+    # Kernels are launched on the GPU that is current in this thread.
+    with torch.cuda.device_of(gates):  # type: ignore[no-untyped-call]
         slstm_forward_kernel[launch.grid](
             gates.contiguous(),
             matrix,
@@ -82,7 +82,7 @@ def _backward(grad_y: Tensor, recurrent: Tensor, kept: Kept, resets: Resets | No
     grad = torch.empty_like(kept.acts_TNBGH)
     is_start_TB = _is_start(resets, grad)
     launch = launch_settings(num_heads, batch, width)
-    with current_device(grad.device):
+    with torch.cuda.device_of(grad):  # type: ignore[no-untyped-call]
         slstm_backward_kernel[launch.grid](
             grad_y.contiguous()[-1],
             recurrent.reshape(num_heads, width, width, 4).transpose(1, 2).contiguous(),

@@ -23,6 +23,7 @@ from stages.train_student.run_files import parse_run_file, run_file_bytes
 from stages.train_student.tracking.metrics import NOTHING_WRITTEN
 from stages.train_student.trainer.optimizer_step import _adamw, require_scaler_state
 from tests.support.sample_cache import reseal
+from tests.support.train_configs import train_config
 
 
 def state_of(step: int, **changes: Any) -> CheckpointState:
@@ -31,7 +32,7 @@ def state_of(step: int, **changes: Any) -> CheckpointState:
         "tensors_sha256": "",
         "identity": {"cache_id": "ab", "slstm_at": [0, 2], "max_steps": None, "learning_rate": 0.1},
         "extensions": (),
-        "config": dataclasses.asdict(TrainStudentConfig(slstm_at=(1,), seed=3)),
+        "config": dataclasses.asdict(train_config(slstm_at=(1,), seed=3)),
         "scaler": {"scale": 65536.0, "growth_interval": 2000},
         "validation": {"validation/loss": 4.25},
         "validation_is_due": False,
@@ -73,13 +74,24 @@ def test_what_is_saved_is_loaded(checkpoints: Path) -> None:
     expected = sealed_json.to_plain(state_of(6, tensors_sha256=digest))
     assert sealed_json.to_plain(found.state) == expected
     assert problems == []
-    assert checkpoint.config_of(found) == TrainStudentConfig(slstm_at=(1,), seed=3)
+    assert checkpoint.config_of(found) == train_config(slstm_at=(1,), seed=3)
     # As of a version with other settings.
     del found.state.config["reader_threads"]
     found.state.config["later"] = 1
-    assert checkpoint.config_of(found) == TrainStudentConfig(slstm_at=(1,), seed=3)
+    assert checkpoint.config_of(found) == train_config(slstm_at=(1,), seed=3)
     found.state.config["batch_size"] = "x"
     with pytest.raises(ValueError, match=r"state\.json: config\.batch_size: expected int"):
+        checkpoint.config_of(found)
+    del found.state.config["batch_size"]
+    student = found.state.config["student"]
+    student["num_blocks"] = "x"
+    with pytest.raises(ValueError, match=r"config\.student\.num_blocks: expected int"):
+        checkpoint.config_of(found)
+    student["kind"] = "later"
+    with pytest.raises(ValueError, match=r"config\.student: unknown kind 'later'; the kno"):
+        checkpoint.config_of(found)
+    del found.state.config["student"]  # of a version whose settings were flat
+    with pytest.raises(ValueError, match=r"config\.student: expected an object, found None"):
         checkpoint.config_of(found)
 
 

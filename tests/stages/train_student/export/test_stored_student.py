@@ -38,7 +38,8 @@ def same_logits(one: Any, other: Any) -> bool:
 @pytest.mark.parametrize("train_head", [False, True])
 def test_it_is_what_transformers_loads(tiny_cache: Path, tmp_path: Path, train_head: bool) -> None:
     path = publish_student(tiny_cache, tmp_path / "run", train_head=train_head) / "model"
-    ours, theirs = load_stored_student(path), DistilXLSTMForCausalLM.from_pretrained(path)
+    ours: Any = load_stored_student(path)
+    theirs = DistilXLSTMForCausalLM.from_pretrained(path)
     settings = ours.config.to_dict(), theirs.config.to_dict()
     for found in settings:  # where it lies, and what only remote code needs
         for key in ("_name_or_path", "architectures", "auto_map"):

@@ -28,6 +28,7 @@ from stages.train_student.run import train_student
 from tests.support.batches import ids_of, tensors_of
 from tests.support.sample_cache import pca_sketch
 from tests.support.student_caches import TARGETS, TEMPERATURES, write_cache
+from tests.support.train_configs import train_config
 
 _RADEMACHER = SketchSpec(kind="rademacher", dim=8)
 
@@ -52,7 +53,7 @@ def tiny_config(kind: str, **changes: Any) -> TrainStudentConfig:
         "eval_steps": 30,
         "save_steps": 30,
     }
-    return TrainStudentConfig(**(settings | changes))
+    return train_config(**(settings | changes))
 
 
 def objective_of(config: TrainStudentConfig, cache: Cache) -> tuple[Any, Objective]:

@@ -15,6 +15,7 @@ from stages.train_student.losses.sparse_kl import SparseDistillationLoss
 from tests.stages.train_student.losses.test_objective import NothingIsAsked
 from tests.stages.train_student.losses.test_sparse_kl import CPU, MODES
 from tests.support.dense_teachers import make_problem, samples, sparse, with_draws
+from tests.support.train_configs import train_config
 
 _VOCAB = 200
 _KINDS = ["labels", "top_k", "top_k+sampled", "sampled"]
@@ -222,10 +223,10 @@ def test_it_waits_for_no_gpu_and_never_has_all_logits(kind: str, dtype: torch.dt
 def test_bounds_of_the_setting() -> None:
     assert TrainStudentConfig().sampled_softmax_size is None
     assert TrainStudentConfig(sampled_softmax_size=1).sampled_softmax_size == 1
-    assert TrainStudentConfig(train_head=True).train_head
+    assert train_config(train_head=True).student.train_head
     with pytest.raises(ValueError, match="sampled_softmax_size: must be 1 or more"):
         TrainStudentConfig(sampled_softmax_size=0)
     with pytest.raises(
-        ValueError, match="sampled_softmax_size: must be absent where train_head is true"
+        ValueError, match=r"sampled_softmax_size: must be absent where student\.train_head is true"
     ):
-        TrainStudentConfig(sampled_softmax_size=64, train_head=True)
+        train_config(sampled_softmax_size=64, train_head=True)

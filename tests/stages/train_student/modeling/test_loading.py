@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from stages.train_student.config import TrainStudentConfig
-from stages.train_student.modeling.distil_xlstm.modeling import build_student
+from stages.train_student.modeling.distil_xlstm import auto_classes  # noqa: F401 (registers them)
+from stages.train_student.modeling.distil_xlstm.build import build_student
+from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
 from tests.stages.train_student.modeling.test_modeling import (
     EOS,
     ROWS,
@@ -103,7 +104,7 @@ def test_the_stack_is_not_split_and_not_offloaded(saved: Path, tmp_path: Path) -
 def make_student_with_own_head(head: Tensor | None, *, tied: bool = False) -> Any:
     embedding = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(3)).bfloat16()
     return build_student(
-        TrainStudentConfig(
+        DistilXLSTMSettings(
             num_blocks=2, slstm_at=(0,), num_heads=4, qkv_block_size=8, train_head=True
         ),
         hidden_size=WIDTH,

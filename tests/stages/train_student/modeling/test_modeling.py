@@ -11,16 +11,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from stages.train_student.config import TrainStudentConfig
+from stages.train_student.modeling.distil_xlstm import auto_classes  # noqa: F401 (registers them)
+from stages.train_student.modeling.distil_xlstm.build import build_student
 from stages.train_student.modeling.distil_xlstm.configuration import DistilXLSTMConfig
-from stages.train_student.modeling.distil_xlstm.modeling import (
-    DistilXLSTMForCausalLM,
-    build_student,
-    count_parameters,
-)
+from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
+from stages.train_student.students.parameter_count import count_parameters
 
 WIDTH, VOCAB, ROWS, EOS = 32, 90, 100, 3
-CONFIG = TrainStudentConfig(num_blocks=4, slstm_at=(0, 2), num_heads=4, qkv_block_size=8)
+CONFIG = DistilXLSTMSettings(num_blocks=4, slstm_at=(0, 2), num_heads=4, qkv_block_size=8)
 
 
 def make_student(
@@ -64,7 +63,7 @@ def starts(batch: int, num_positions: int, *row_and_position: tuple[int, int]) -
 def test_the_paper_s_student_counts_as_in_the_paper() -> None:
     with torch.device("meta"):
         student = build_student(
-            TrainStudentConfig(),
+            DistilXLSTMSettings(),
             hidden_size=1536,
             vocab_size=151_665,
             head_rows=151_936,
@@ -373,4 +372,4 @@ def test_defaults_of_the_two_configs_agree() -> None:
         *("num_blocks", "slstm_at", "num_heads", "conv_kernel", "qkv_block_size"),
         *("feedforward_factor", "mlstm_factor", "dropout"),
     ):
-        assert getattr(written, name) == getattr(TrainStudentConfig(), name)
+        assert getattr(written, name) == getattr(DistilXLSTMSettings(), name)

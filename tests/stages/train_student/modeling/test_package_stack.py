@@ -43,7 +43,7 @@ def settings(**changes: Any) -> StackSettings:
 def test_settings_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         settings(**changes)
-    assert "[train_student]" in str(caught.value)
+    assert "[train_student.student]" in str(caught.value)
 
 
 @pytest.mark.parametrize(

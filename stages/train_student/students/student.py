@@ -1,0 +1,160 @@
+"""What stage two asks of a student, and of a kind of students.
+
+A student is a Hugging Face causal language model around its teacher's embedding and head. Whatever
+differs between architectures is asked of its kind, which ``student_kind`` finds by name.
+
+Shapes: B batch, T positions, D width, R rows of the head (padding included).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+
+class StudentModelConfig(Protocol):
+    """What the rest reads from a student's ``config.json``, and writes into it."""
+
+    model_type: str
+    """The name of its kind."""
+    hidden_size: int
+    head_rows: int
+    teacher: dict[str, str] | None
+    """Source, revision and hashes of the teacher that it learnt from."""
+    cache_id: str | None
+    """The cache that it learnt from."""
+    num_steps: int | None
+    """Optimizer steps that it was trained for."""
+
+
+class Student(Protocol):
+    """A student, for the loss, the optimizer and checkpoints.
+
+    States of single layers, which a loss that aligns them needs, will be a method beside
+    ``hidden_states``.
+    """
+
+    training: bool
+
+    @property
+    def config(self) -> StudentModelConfig:
+        """What ``config.json`` holds."""
+
+    @property
+    def lm_head(self) -> nn.Linear:
+        """The head, [R, D], trained or not."""
+
+    def hidden_states(self, input_ids: Tensor, is_document_start: Tensor | None = None) -> Tensor:
+        """States after the final norm, [B, T, D], that the head is applied to.
+
+        ``is_document_start`` is bool [B, T], True where a document begins; index 0 always does.
+        """
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All of them, frozen ones included."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All of them, by name."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All weights, tied ones under each of their names."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Whether dropout is on."""
+
+    @property
+    def to(self) -> Callable[..., Any]:
+        """Moves it to a device, as a module's method does."""
+
+    def save_pretrained(self, save_directory: Any) -> None:
+        """Write ``config.json``, weights and what else finds the classes again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherParts:
+    """What a student takes over from its teacher: weights [R, D], and sizes."""
+
+    hidden_size: int
+    vocab_size: int
+    """Ids that take part in the softmax; the head's other rows are padding."""
+    head_rows: int
+    eos_token_id: int | None
+    embedding: Tensor | None
+    """None leaves a random one, to measure with."""
+    head: Tensor | None
+    """None where it is tied to the embedding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharding:
+    """How FSDP spreads a student over processes."""
+
+    root: nn.Module
+    """The student itself."""
+    units: Sequence[nn.Module]
+    """Modules that are whole only while they run."""
+    forward_method: str
+    """The method of ``root`` that reads all weights of a training step, the head's aside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectoryCode:
+    """The code that a model directory carries, for ``trust_remote_code=True``."""
+
+    auto_map: Mapping[str, str]
+    """What names its classes in config.json."""
+    files: Mapping[str, str]
+    """Source text by the name of the file."""
+
+
+Settings = TypeVar("Settings", contravariant=True)
+Model = TypeVar("Model")
+
+
+class StudentKind(Protocol[Settings, Model]):
+    """One architecture: how a student is made, spread, counted, described and read back."""
+
+    @property
+    def config_class(self) -> Any:
+        """The class of its config; a ``StudentModelConfig`` with the settings' ``weight_keys``."""
+
+    @property
+    def model_class(self) -> Any:
+        """The class of its models, made from a config; a ``Student``."""
+
+    @property
+    def stored_settings(self) -> Mapping[str, Callable[[object], bool]]:
+        """Settings that a config.json may have beside those of all kinds, and which values."""
+
+    @property
+    def directory_code(self) -> DirectoryCode:
+        """The code that ``save_pretrained`` writes beside the weights."""
+
+    def build(self, settings: Settings, teacher: TeacherParts, seed: int) -> Model:
+        """A new student, its random weights a function of ``seed`` alone.
+
+        Raises ValueError where settings or shapes do not fit.
+        """
+
+    def prepare(self, settings: Settings, model: Model, device: torch.device) -> str:
+        """Choose what computes the model on ``device``; says what that is, if it is a choice.
+
+        Raises ValueError where the settings ask for what the device cannot do.
+        """
+
+    def sharding(self, model: Model) -> Sharding:
+        """What FSDP spreads."""
+
+    def operations_per_token(self, model: Model) -> float:
+        """Floating-point operations of one token, forward and backward, by the definition."""
+
+    def description(self, model: Model) -> str:
+        """The model in half a sentence: layers, width, parameters, source."""
+
+    def blocks_differ(self, settings: Any, weights: Iterable[str]) -> str:
+        """What is wrong where ``weights``, by name, are of another number of blocks; else "".
+
+        ``settings`` are a recipe's or a config.json's. To be asked before as many are made.
+        """
