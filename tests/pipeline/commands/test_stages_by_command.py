@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import cache_format
-from pipeline.cli import main
 from pipeline.recipes.recipe import load_recipe
 from stages.train_student.checkpoints.run_record import read_record, write_record
 from stages.train_student.export.saved_student import find_checkpoint, publish_checkpoint
 from tests.support import tiny
+from tests.support.command_line import run
 from tests.support.student_caches import TARGETS, write_cache
 
 _STUDENT = """
@@ -31,10 +31,6 @@ compile = "off"
 logging_steps = 1
 save_steps = 1
 """
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
