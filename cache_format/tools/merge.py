@@ -196,12 +196,13 @@ def _transfer_units(
 
     def transfer(found: _Found) -> None:
         entry = found.entry
-        step = layout.shard_step(entry.unit, entry.file)
+        step = layout.unit_step(entry.unit, entry.file)
         name = layout.receipt_file(entry.unit)
         receipt = read_file(found.cache.storage, name, step)
         if hashlib.sha256(receipt).hexdigest() != entry.receipt_sha256:
             raise CorruptFileError(
-                f"{found.cache.storage.locate(name)}: not the file that the manifest names. {step}"
+                f"{found.cache.storage.locate(name)}: not the file that the manifest names.",
+                step,
             )
         _transfer_shard(found, writer, advance)
         writer.adopt_unit(entry, receipt)
@@ -212,7 +213,7 @@ def _transfer_units(
 def _transfer_shard(found: _Found, writer: CacheWriter, advance: Callable[[int], None]) -> None:
     """Link the shard if that can be done, else copy it; its bytes are checked either way."""
     entry, storage = found.entry, writer.storage
-    step = layout.shard_step(entry.unit, entry.file)
+    step = layout.unit_step(entry.unit, entry.file)
     expected = (entry.num_bytes, entry.sha256)
     chunks = checked_chunks(found.cache.storage, entry.file, expected, step)
     storage.remove(entry.file)  # no receipt tells of it: a killed merge left it

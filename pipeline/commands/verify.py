@@ -34,6 +34,7 @@ def verify(cache: Path | str, fresh: bool, state: Path | None, threads: int) -> 
     from cache_format.tools.verify import verify as verify_cache
     from pipeline.reporting.printable import printable
     from pipeline.reporting.progress_bar import Bar, size
+    from pipeline.runtime.next_steps import how_to
     from pipeline.runtime.verification_record import prepared_record
 
     opened = cache_format.open(cache, allow_incomplete=True)
@@ -49,6 +50,8 @@ def verify(cache: Path | str, fresh: bool, state: Path | None, threads: int) -> 
         )
     for problem in problems:
         click.echo(printable(problem.message))
+    for line in how_to([problem.next_step for problem in problems], "verify"):
+        click.echo(line)
     num_bad = sum(problem.is_damage for problem in problems)
     if num_bad:
         click.echo(f"{cache}: {num_bad} bad. Do as it says above, then verify again.")

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+from cache_format.errors import Action, NextStep
+
 _T = TypeVar("_T")
 
 NUM_TRIES = 5
@@ -37,6 +39,8 @@ _PASSING_NAMES = {
 class NetworkFailedError(OSError):
     """The network has failed so often that it was given up."""
 
+    next_step = NextStep("Run again.", Action.RUN_AGAIN)
+
 
 def retrying(action: Callable[[], _T], what: str, *, first_pause: float | None = None) -> _T:
     """What ``action`` returns; it is called up to ``NUM_TRIES`` times.
@@ -54,8 +58,8 @@ def retrying(action: Callable[[], _T], what: str, *, first_pause: float | None =
             if tries_left == 0:
                 raise NetworkFailedError(
                     f"{what}: the network has failed {NUM_TRIES} times in a row, the last time "
-                    f"with {_text(error)}. See that the machine reaches it, then run the same "
-                    "command again: what is finished is kept"
+                    f"with {_text(error)}. See that the machine reaches it, then run again: "
+                    "what is finished is kept"
                 ) from error
         time.sleep(pause * random.uniform(0.8, 1.2))  # not all workers at the same moment
         pause *= 2

@@ -3,6 +3,7 @@
 In: stage two's settings and an open cache.
 """
 
+from cache_format.errors import AdvisedError, NextStep
 from cache_format.metadata.spec import TargetSpec
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
@@ -40,12 +41,17 @@ def _require_temperatures(config: TrainStudentConfig, targets: TargetSpec) -> No
         if covers(targets.inverse_temperatures, asked):
             continue
         if targets.kind == "sampled":
-            raise ValueError(
+            raise AdvisedError(
                 f"train_student.{key}: the cache holds samples that were drawn at temperature "
-                f"{hottest:g} and are valid at no other, but the recipe asks for {asked:g}. Give "
-                f"--set train_student.temperature_start={hottest!r} "
-                f"--set train_student.temperature_end={hottest!r}, or make a cache with "
-                "cache_teacher.targets 'top_k' or 'top_k+sampled'."
+                f"{hottest:g} and are valid at no other, but the recipe asks for {asked:g}.",
+                NextStep(
+                    f"Set temperature_start and temperature_end to {hottest!r}, or make a cache "
+                    "with cache_teacher.targets 'top_k' or 'top_k+sampled'.",
+                    settings={
+                        "train_student.temperature_start": hottest,
+                        "train_student.temperature_end": hottest,
+                    },
+                ),
             )
         raise ValueError(
             f"train_student.{key}: the cache holds temperatures from {coldest:g} to {hottest:g}, "

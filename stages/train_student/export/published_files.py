@@ -12,7 +12,7 @@ from stages.model_files.tokenizer_files import CONFIG, TOKENIZER_FILES
 from stages.model_files.weight_files import INDEX, weight_files
 from stages.train_student.modeling.distil_xlstm.directory_code import AUTO_MAP, CODE_FILE, SOURCE
 
-_STEP = "Upload what `pipeline train-student` wrote, or export the student anew."
+_STEP = "Upload what stage two wrote, or export the student anew."
 _OTHERS = ("config.json", "generation_config.json", INDEX, "README.md", CODE_FILE)
 
 

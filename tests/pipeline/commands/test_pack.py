@@ -91,7 +91,7 @@ main(sys.argv[1:], prog_name="pipeline")
         assert result.exit_code == 1
         assert f"Error: {archive}: at byte" in result.stderr
         assert "cut short" in result.stderr
-        assert "run the same command" in result.stderr
+        assert "unpack it: it goes on from there" in result.stderr
 
     def test_into_no_directory(self, tiny_cache: Path, tmp_path: Path) -> None:
         result = run("pack", tiny_cache, tmp_path / "nothing/a.tar.zst")
@@ -112,7 +112,8 @@ class TestUnpack:
         result = run("unpack", tmp_path / "a", tmp_path / "new")
         assert result.exit_code == 1
         assert f"{tmp_path / 'a'}: at byte " in result.stderr
-        assert "no archive of `pipeline pack`" in result.stderr
+        assert "It is no packed cache" in result.stderr
+        assert "To pack a cache: `pipeline pack CACHE FILE`" in result.stderr
         assert "arrived whole" not in result.stderr
         assert not (tmp_path / "new").exists()
 

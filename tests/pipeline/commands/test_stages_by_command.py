@@ -163,7 +163,8 @@ def test_train_student_twice(student: tuple[Path, Result], tiny_cache: Path, rec
     command = ("train-student", "--recipe", recipe, "--cache", tiny_cache, "--out", student[0])
     refused = run(*command)
     assert refused.exit_code == 1
-    assert "Add --resume" in refused.stderr
+    assert "Run the same command with --resume." in refused.stderr
+    assert "The directory is named by --out." in refused.stderr
     resumed = run(*command, "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert "resuming from" in resumed.stderr
@@ -279,8 +280,9 @@ def test_generate_where_there_is_nothing_yet(unfinished: Path, tmp_path: Path) -
     result = run("generate", unfinished, "--prompt", "a")
     assert result.exit_code == 1
     assert "there is no checkpoint yet" in result.stderr
+    assert "its `pipeline train-student` command with --resume" in result.stderr
     result = run("generate", tmp_path, "--prompt", "a")
-    assert "neither a run of `pipeline train-student` nor a model directory" in result.stderr
+    assert "neither a run of stage two nor a model directory" in result.stderr
 
 
 def test_train_on_by_command(

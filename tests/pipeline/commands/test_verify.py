@@ -30,7 +30,8 @@ def test_every_bad_file_is_named(tiny_cache: Path, tmp_path: Path) -> None:
     assert str(flipped) in result.stdout
     assert str(missing) in result.stdout
     assert f"{cache}: 2 bad." in result.stdout
-    assert len(result.stdout.splitlines()) == 3
+    assert result.stdout.count("`pipeline cache-teacher`") == 1
+    assert len(result.stdout.splitlines()) == 4
 
 
 def test_not_finished(tiny_cache: Path, tmp_path: Path) -> None:
