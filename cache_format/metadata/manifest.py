@@ -53,6 +53,16 @@ class Manifest:
         """Identity of the cache."""
         return self.spec.cache_id
 
+    @property
+    def num_tokens(self) -> int:
+        """Positions in all shards."""
+        return sum(entry.num_tokens for entry in self.shards)
+
+    @property
+    def is_whole_corpus(self) -> bool:
+        """Whether the corpus ended before the budget was reached."""
+        return self.complete and self.num_tokens < self.num_tokens_requested
+
     def rows_of(self, split: Split, entry: ShardEntry) -> range:
         """Those rows of a shard that belong to ``split``."""
         return rows_of_split(self.spec, split, entry.unit, entry.num_rows)

@@ -95,7 +95,7 @@ def unpack(file: Path, cache: Path | str) -> None:
         manifest = read(
             source, cache, name=name, report=lambda done, total: bar.show(done, total, "")
         )
-    num_tokens = sum(shard.num_tokens for shard in manifest.shards)
+    num_tokens = manifest.num_tokens
     state = "complete" if manifest.complete else "NOT complete, and was not when it was packed"
     click.echo(
         f"{cache}: {state}; {short(num_tokens)} tokens in {len(manifest.shards)} shards, every "

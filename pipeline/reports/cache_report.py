@@ -44,7 +44,7 @@ def _run_lines(outcome: Outcome) -> list[str]:
 
 def _held_text(outcome: Outcome, out: Path | str, recipe_name: str) -> str:
     manifest, missing = outcome.manifest, outcome.progress.missing_units
-    num_tokens = sum(shard.num_tokens for shard in manifest.shards)
+    num_tokens = manifest.num_tokens
     held = f"{out} holds {short(num_tokens)} tokens in {len(manifest.shards)} shards."
     if missing:
         return (

@@ -9,6 +9,7 @@ import errno
 from cache_format.errors import Action, CacheError, NextStep
 from pipeline.recipes.recipe import Recipe
 from pipeline.runtime.next_steps import how_to
+from stages.compute.out_of_memory import is_out_of_memory
 
 _INTERRUPTED = {
     "cache-teacher": "Finished shards are kept: run the same command again to continue.",
@@ -27,7 +28,6 @@ _FREE_SPACE = NextStep(
     "Free some disk space and run again; finished work is kept.", Action.RUN_AGAIN
 )
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_OUT_OF_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
 
 
 def interrupted(command: str, what: str = "Interrupted") -> str:
@@ -65,14 +65,6 @@ def says_all(error: Exception) -> bool:
     return isinstance(error, CacheError) or (
         isinstance(error, OSError) and error.errno in _FULL + _FORBIDDEN
     )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, on a GPU or beside it; needs no torch to tell."""
-    if isinstance(error, MemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(mark in text for mark in _OUT_OF_MEMORY)
 
 
 def _first_line(error: Exception) -> str:

@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from itertools import count
 from pathlib import Path
 
 import torch
 
+from cache_format.metadata.completeness import is_complete
 from cache_format.metadata.manifest import Manifest
 from cache_format.metadata.receipt import ShardEntry
 from cache_format.writer import CacheWriter
@@ -175,7 +175,7 @@ class _Filling:
     def close(self) -> Manifest:
         """Publish the manifest; complete if all is there that the budget needs."""
         finished = self._writer.finished_units()
-        complete = _is_complete(finished, self._num_tokens, self._corpus)
+        complete = is_complete(finished, self._num_tokens, self._corpus.has_unit)
         is_worker = isinstance(self._units, WorkerShare)
         has_rows = any(
             entry.num_rows for unit, entry in finished.items() if _is_part(unit, self._units)
@@ -241,16 +241,8 @@ def _device(config: CacheTeacherConfig, units: Units) -> torch.device:
 def _nothing_to_do(held: Manifest, num_tokens: int, progress: Progress) -> Manifest:
     for entry in held.shards:
         progress.found_unit(entry)
-    is_budget = sum(entry.num_tokens for entry in held.shards) >= num_tokens
-    progress.show("done" if is_budget else "corpus ended")
+    progress.show("done" if held.num_tokens >= num_tokens else "corpus ended")
     return held
-
-
-def _is_complete(finished: Mapping[int, ShardEntry], num_tokens: int, corpus: Corpus) -> bool:
-    """Whether the units before the first missing one are the budget, or the whole corpus."""
-    num_units = next(unit for unit in count() if unit not in finished)
-    held = sum(finished[unit].num_tokens for unit in range(num_units))
-    return held >= num_tokens or not corpus.has_unit(num_units)
 
 
 def _is_part(unit: int, units: Units) -> bool:
