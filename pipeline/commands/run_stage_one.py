@@ -7,23 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.options.engine_options import EngineOptions
-from pipeline.reports.cache_report import Outcome, cached_text
 from pipeline.runtime.silence_libraries import silence_libraries
 
 if TYPE_CHECKING:
     from pipeline.recipes.recipe import Recipe
     from pipeline.reporting.reporter import Reporter
+    from pipeline.reports.cache_report import Outcome
 
 
 def run_stage_one(
     recipe: "Recipe", out: Path | str, engine: EngineOptions, reporter: "Reporter"
-) -> Outcome:
+) -> "Outcome":
     """Fill the cache at ``out`` as ``recipe`` says."""
     from stages.cache_teacher.preflight import check_early
 
     check_early(recipe.cache_teacher, out)
     silence_libraries(show_downloads=not reporter.is_quiet)
     from pipeline.reporting.stages import CacheReport
+    from pipeline.reports.cache_report import Outcome
     from stages.cache_teacher.run import cache_teacher
 
     with reporter:
@@ -56,10 +57,11 @@ def send_plan(recipe: "Recipe", out: Path | str, reporter: "Reporter") -> None:
 
 
 def send_outcome(
-    outcome: Outcome, out: Path | str, recipe_name: str, reporter: "Reporter"
+    outcome: "Outcome", out: Path | str, recipe_name: str, reporter: "Reporter"
 ) -> dict[str, Any]:
     """Report what the cache holds and the next command; returns the figures of it."""
     from pipeline.reporting.events import Event
+    from pipeline.reports.cache_report import cached_text
     from stages.cache_teacher.reporting.summary import summarise_run
 
     figures = summarise_run(outcome.manifest, outcome.progress)
