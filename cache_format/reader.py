@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 
 from cache_format.codec.row_codec import Row
 from cache_format.errors import (
+    Action,
     CorruptFileError,
     CorruptShardError,
     ForeignDirectoryError,
     IncompleteCacheError,
     MissingFileError,
     MissingShardError,
+    NextStep,
 )
 from cache_format.metadata import layout
 from cache_format.metadata.manifest import (
@@ -71,22 +73,25 @@ def open_cache(
         manifest = _manifest_of_unfinished(storage)
     else:
         raise ForeignDirectoryError(
-            f"{root}: no cache: expected {layout.MANIFEST} in it. Give the directory that "
-            "`pipeline cache-teacher --out` wrote."
+            f"{root}: no cache: expected {layout.MANIFEST} in it.",
+            NextStep("Give a directory that stage one wrote.", Action.NAME_CACHE),
         )
     if not manifest.complete and not allow_incomplete:
         units = unit_ranges(manifest)
         if looks_like_part(units):
             raise IncompleteCacheError(
                 f"{root}: looks like a part of a cache: it holds units {ranges_text(units)}; "
-                "others are missing. Parts made by --units are put together by `pipeline merge`. "
-                "What workers that share it have left is made by the same `pipeline "
-                "cache-teacher` command, without --worker."
+                "others are missing.",
+                NextStep(
+                    "Merge the parts that were made apart; what workers that share it have left, "
+                    "stage one makes when it runs alone.",
+                    Action.FINISH_PARTS,
+                ),
             )
         raise IncompleteCacheError(
             f"{root}: the cache is still being written, or was cut short: "
-            f"{len(manifest.shards)} shards are finished. Wait for it, or run the same "
-            "`pipeline cache-teacher` command again: it goes on from there."
+            f"{len(manifest.shards)} shards are finished.",
+            layout.make_again("Wait for it, or", "it goes on from there."),
         )
     return Cache(storage, manifest, space or LocalSpace())
 
@@ -198,7 +203,8 @@ class Cache:
         if name not in files:
             raise MissingFileError(
                 f"{self.storage.locate(file)}: the cache has no such file of the teacher; it has "
-                f"{', '.join(files) or 'none'}. {layout.TEACHER_STEP}"
+                f"{', '.join(files) or 'none'}.",
+                layout.TEACHER_STEP,
             )
         # Each time: a file may change after it was read once, and it is read seldom.
         return self._files.path(file, files[name], layout.TEACHER_STEP)
@@ -251,13 +257,13 @@ class Cache:
 
     def _open(self, entry: ShardEntry) -> int:
         expected = (entry.num_bytes, entry.sha256)
-        step = layout.shard_step(entry.unit, entry.file)
+        step = layout.unit_step(entry.unit, entry.file)
         try:
             return self._files.open(entry.file, expected, step)
         except MissingFileError as error:
-            raise MissingShardError(str(error)) from error
+            raise MissingShardError(error.problem, error.next_step) from error
         except CorruptFileError as error:
-            raise CorruptShardError(str(error)) from error
+            raise CorruptShardError(error.problem, error.next_step) from error
 
     def _read_open(
         self, entry: ShardEntry, descriptor: int, segments: list[Segment]
@@ -310,7 +316,7 @@ def _read_at(descriptor: int, offset: int, length: int) -> bytes:
 def _corrupt_shard(storage: Storage, entry: ShardEntry, message: str) -> CorruptShardError:
     return CorruptShardError(
         f"{storage.locate(entry.file)}: damaged: {message}. "
-        f"{layout.shard_step(entry.unit, entry.file)}"
+        f"{layout.unit_step(entry.unit, entry.file)}"
     )
 
 

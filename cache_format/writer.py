@@ -15,9 +15,12 @@ from typing import Self
 
 from cache_format.codec.row_codec import Row
 from cache_format.errors import (
+    CHOOSE_DIRECTORY,
+    Action,
     CorruptFileError,
     ForeignDirectoryError,
     MissingFileError,
+    NextStep,
     SpecMismatchError,
 )
 from cache_format.metadata import layout
@@ -301,7 +304,8 @@ def begun_spec(storage: Storage) -> CacheSpec | None:
     if names:
         raise ForeignDirectoryError(
             f"{storage.root}: not a cache: expected {layout.SPEC} or an empty directory, but it "
-            f"holds {', '.join(names[:5])}. Choose another directory; nothing was changed."
+            f"holds {', '.join(names[:5])}.",
+            CHOOSE_DIRECTORY,
         )
     return None
 
@@ -320,7 +324,11 @@ def require_same_spec(storage: Storage, expected: CacheSpec, found: CacheSpec) -
         raise SpecMismatchError(
             f"{storage.root}: this cache was made from another recipe, teacher or corpus:\n  "
             + "\n  ".join(fields)
-            + "\nChoose another directory, or let the recipe match it; nothing was changed."
+            + "\n",
+            NextStep(
+                "Choose another directory, or let the recipe match it; nothing was changed.",
+                Action.CHOOSE_DIRECTORY,
+            ),
         )
 
 

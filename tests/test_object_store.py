@@ -5,12 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 import cache_format
 from cache_format.storage.remote import RemoteStorage
-from pipeline.cli import main
 from tests.support import tiny
+from tests.support.command_line import run
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
@@ -31,10 +30,6 @@ logging_steps = 1
 validation_rows = 4
 save_steps = 6
 """
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def losses(out: Path) -> list[tuple[int, float]]:

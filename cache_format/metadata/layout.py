@@ -6,6 +6,7 @@ damaged or foreign file can lead a reader out of the directory.
 
 import re
 
+from cache_format.errors import Action, NextStep
 from cache_format.storage.base import Storage
 
 MANIFEST = "manifest.json"
@@ -18,18 +19,23 @@ SHARDS = "shards"
 TEACHER = "teacher"
 TEACHER_RECEIPT = f"{RECEIPTS}/teacher.json"
 
-RUN_AGAIN = "run the same `pipeline cache-teacher` command again"
-RANKS_STEP = f"Delete {RANKS} and {RUN_AGAIN}: it is written again, no unit is."
-PROJECTION_STEP = (
-    f"Put {PROJECTION} back from a copy of the cache; or delete it and {RUN_AGAIN}: on the same "
-    "hardware the same one is made again, and no unit is."
+
+def make_again(before: str, after: str) -> NextStep:
+    """The next step where stage one makes a file again."""
+    return NextStep(f"{before} run stage one again: {after}", Action.RUN_STAGE_ONE)
+
+
+RANKS_STEP = make_again(f"Delete {RANKS} and", "it is written again, no unit is.")
+PROJECTION_STEP = make_again(
+    f"Put {PROJECTION} back from a copy of the cache; or delete it and",
+    "on the same hardware the same one is made again, and no unit is.",
 )
 RECIPE_STEP = (
-    f"Put {RECIPE} back from a copy of the cache, or delete it: a student needs none, nor does "
-    "`pipeline cache-teacher --recipe`."
+    f"Put {RECIPE} back from a copy of the cache, or delete it: neither a student nor stage one "
+    "with a recipe of its own needs it."
 )
-TEACHER_STEP = (
-    f"Delete {TEACHER_RECEIPT} and {RUN_AGAIN}: the teacher's files are written again, no unit is."
+TEACHER_STEP = make_again(
+    f"Delete {TEACHER_RECEIPT} and", "the teacher's files are written again, no unit is."
 )
 
 _RECEIPT_FILE = re.compile(r"([0-9]{5}|[1-9][0-9]{5,18})\.json")
@@ -46,9 +52,9 @@ def receipt_file(unit: int) -> str:
     return f"{RECEIPTS}/{unit:05d}.json"
 
 
-def shard_step(unit: int, file: str) -> str:
-    """What to do about the shard ``file`` of ``unit`` that is damaged or missing."""
-    return f"Delete {file} and {RUN_AGAIN}: only unit {unit} is made again."
+def unit_step(unit: int, file: str) -> NextStep:
+    """What to do about a shard or receipt of ``unit``, ``file``, that is damaged or missing."""
+    return make_again(f"Delete {file} and", f"only unit {unit} is made again.")
 
 
 def is_receipt(name: str) -> bool:

@@ -53,6 +53,16 @@ class Manifest:
         """Identity of the cache."""
         return self.spec.cache_id
 
+    @property
+    def num_tokens(self) -> int:
+        """Positions in all shards."""
+        return sum(entry.num_tokens for entry in self.shards)
+
+    @property
+    def is_whole_corpus(self) -> bool:
+        """Whether the corpus ended before the budget was reached."""
+        return self.complete and self.num_tokens < self.num_tokens_requested
+
     def rows_of(self, split: Split, entry: ShardEntry) -> range:
         """Those rows of a shard that belong to ``split``."""
         return rows_of_split(self.spec, split, entry.unit, entry.num_rows)
@@ -68,16 +78,16 @@ class Manifest:
     @classmethod
     def from_bytes(cls, data: bytes, path: Path | str) -> "Manifest":
         """The manifest in the file ``path``, its seal and spec checked."""
-        step = f"Delete it and {layout.RUN_AGAIN}: it is made again from the receipts."
+        step = layout.make_again("Delete it and", "it is made again from the receipts.")
         fields = sealed_json.unseal(data, path, step)
         spec = _spec_of(fields, path)
         manifest: Manifest = parse(cls, fields, path, step)
         units = [entry.unit for entry in manifest.shards]
         if any(low >= high for low, high in pairwise(units)):
-            raise CorruptFileError(f"{path}: shards: units do not rise. {step}")
+            raise CorruptFileError(f"{path}: shards: units do not rise.", step)
         for entry in manifest.shards:
             if entry.split != spec.split_of(entry.unit):
-                raise CorruptFileError(f"{path}: unit {entry.unit}: wrong split. {step}")
+                raise CorruptFileError(f"{path}: unit {entry.unit}: wrong split.", step)
         return manifest
 
 
@@ -101,7 +111,9 @@ def fold(
 
 def read_manifest(storage: Storage) -> Manifest:
     """The manifest of the cache in ``storage``, its seal and spec checked."""
-    data = read_file(storage, layout.MANIFEST, f"To make it, {layout.RUN_AGAIN}.")
+    data = read_file(
+        storage, layout.MANIFEST, layout.make_again("To make it,", "finished units are kept.")
+    )
     return Manifest.from_bytes(data, storage.locate(layout.MANIFEST))
 
 
@@ -115,16 +127,18 @@ def require_agreement(storage: Storage, entry: ShardEntry, receipt: Receipt) -> 
     if entry != receipt.entry:
         raise CorruptFileError(
             f"{storage.locate(layout.MANIFEST)}: says other things of unit {entry.unit} than "
-            f"{layout.receipt_file(entry.unit)}. Delete the manifest and {layout.RUN_AGAIN}: it is "
-            "made again from the receipts, no unit is."
+            f"{layout.receipt_file(entry.unit)}.",
+            layout.make_again(
+                "Delete the manifest and", "it is made again from the receipts, no unit is."
+            ),
         )
 
 
 def read_spec(storage: Storage) -> CacheSpec:
     """The spec in ``spec.json``."""
-    step = (
-        f"If there is a {layout.MANIFEST} beside it, delete this file, should it be there, and "
-        f"{layout.RUN_AGAIN}: it is written again. Otherwise start again in another directory."
+    step = layout.make_again(
+        f"If there is a {layout.MANIFEST} beside it, delete this file, should it be there, and",
+        "it is written again. Otherwise start again in another directory.",
     )
     path = storage.locate(layout.SPEC)
     return _spec_of(sealed_json.unseal(read_file(storage, layout.SPEC, step), path, step), path)

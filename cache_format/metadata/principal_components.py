@@ -86,9 +86,9 @@ def read_projection(storage: Storage, spec: CacheSpec) -> Projection | None:
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
         raise CorruptFileError(
-            f"{path}: damaged: expected SHA-256 {expected}, found {found}. {step}"
+            f"{path}: damaged: expected SHA-256 {expected}, found {found}.", step
         )
     try:
         return projection_from_bytes(data, spec)
     except ValueError as error:
-        raise CorruptFileError(f"{path}: {error}. {step}") from error
+        raise CorruptFileError(f"{path}: {error}.", step) from error

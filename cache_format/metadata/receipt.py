@@ -130,7 +130,7 @@ def read_receipt(
     """The receipt of ``unit``, which must have the hash ``expected_sha256`` if one is given."""
     name = layout.receipt_file(unit)
     path = storage.locate(name)
-    step = f"Delete it and {layout.RUN_AGAIN}: only unit {unit} is made again."
+    step = layout.unit_step(unit, "it")
     fields, sha256 = _read_sealed(storage, name, step, spec, expected_sha256)
     entry: ShardEntry = parse(ShardEntry, fields | {"receipt_sha256": sha256}, path, step)
     segments = parse(tuple[tuple[int, int, str], ...], fields.get("segments"), path, step)
@@ -138,11 +138,12 @@ def read_receipt(
     if (entry.unit, entry.split) != (unit, split):
         raise CorruptFileError(
             f"{path}: is of unit {entry.unit} and split {entry.split}, expected unit {unit} and "
-            f"split {split}. {step}"
+            f"split {split}.",
+            step,
         )
     receipt = Receipt(entry=entry, segments=tuple(Segment(*segment) for segment in segments))
     if problem := _misfit(receipt, spec):
-        raise CorruptFileError(f"{path}: {problem}. {step}")
+        raise CorruptFileError(f"{path}: {problem}.", step)
     return receipt
 
 
@@ -172,25 +173,27 @@ def parse(hint: Any, value: object, path: Path | str, step: str) -> Any:
     try:
         return sealed_json.from_plain(hint, value, ignore_unknown=True)
     except ValueError as error:
-        raise CorruptFileError(f"{path}: {error}. {step}") from error
+        raise CorruptFileError(f"{path}: {error}.", step) from error
 
 
 def _read_sealed(
     storage: Storage, name: str, step: str, spec: CacheSpec, expected_sha256: str | None
 ) -> tuple[dict[str, Any], str]:
     path = storage.locate(name)
-    data = read_file(storage, name, f"To make it again, {layout.RUN_AGAIN}: nothing else is.")
+    data = read_file(storage, name, layout.make_again("To make it again,", "nothing else is."))
     sha256 = hashlib.sha256(data).hexdigest()
     fields = sealed_json.unseal(data, path, step)
     if expected_sha256 not in (None, sha256):
         raise CorruptFileError(
             f"{path}: not the file that the manifest names: expected SHA-256 {expected_sha256}, "
-            f"found {sha256}. {step}"
+            f"found {sha256}.",
+            step,
         )
     if fields.get("cache_id") != spec.cache_id:
         raise CorruptFileError(
             f"{path}: belongs to another cache: expected cache_id {spec.cache_id}, "
-            f"found {fields.get('cache_id')}. {step}"
+            f"found {fields.get('cache_id')}.",
+            step,
         )
     return fields, sha256
 

@@ -34,7 +34,7 @@ def read_recipe(storage: Storage, cache_id: str, next_step: str) -> bytes:
     path = storage.locate(layout.RECIPE)
     num_bytes = storage.size(layout.RECIPE)
     if num_bytes is not None and num_bytes > MAX_BYTES:
-        raise CorruptFileError(f"{path}: {num_bytes} bytes, more than {MAX_BYTES}. {next_step}")
+        raise CorruptFileError(f"{path}: {num_bytes} bytes, more than {MAX_BYTES}.", next_step)
     data = read_file(storage, layout.RECIPE, next_step)
     _require_seal(data, path, cache_id, next_step)
     return data
@@ -46,12 +46,14 @@ def _require_seal(data: bytes, path: Path | str, cache_id: str, next_step: str) 
     if match is None:
         raise CorruptFileError(
             f"{path}: its last line is no seal: it is damaged, was written by hand, or by a "
-            f"version that did not seal it. {next_step}"
+            f"version that did not seal it.",
+            next_step,
         )
     if match[1].decode() != _digest(body, cache_id):
         raise CorruptFileError(
             f"{path}: its seal does not fit: it was changed, is damaged, or is that of another "
-            f"cache. {next_step}"
+            "cache.",
+            next_step,
         )
 
 

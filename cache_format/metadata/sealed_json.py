@@ -55,14 +55,14 @@ def unseal(
         problem = f"its seal does not fit its {len(data)} bytes"
         if fields and "seal" not in fields:
             problem = "it has no seal, or an older version of xlstm-distill wrote it without one"
-        raise CorruptFileError(f"{path}: damaged: {problem}. {next_step}")
+        raise CorruptFileError(f"{path}: damaged: {problem}.", next_step)
     try:
         fields = parse_object(prefix + b"}")
     except ValueError as error:
-        raise CorruptFileError(f"{path}: {error}. {next_step}") from error
+        raise CorruptFileError(f"{path}: {error}.", next_step) from error
     _refuse_foreign_version(fields, path, known_version)
     if "format_version" not in fields:
-        raise CorruptFileError(f"{path}: holds no format_version. {next_step}")
+        raise CorruptFileError(f"{path}: holds no format_version.", next_step)
     return fields
 
 

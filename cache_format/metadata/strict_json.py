@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cache_format.errors import AdvisedError
+
 _MAX_BYTES = 1 << 26
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -51,7 +53,7 @@ def read_object(path: Path, next_step: str) -> dict[str, Any]:
             raise ValueError(f"more than {_MAX_BYTES:,} bytes")
         return parse_object(data)
     except ValueError as error:
-        raise ValueError(f"{path}: damaged: {error}. {next_step}") from error
+        raise AdvisedError(f"{path}: damaged: {error}.", next_step) from error
 
 
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

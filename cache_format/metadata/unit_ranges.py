@@ -25,6 +25,6 @@ def looks_like_part(units: Sequence[range]) -> bool:
 
 
 def ranges_text(units: Sequence[range]) -> str:
-    """``20:40, 60:80``, as ``--units`` takes them; the first few."""
+    """``20:40, 60:80``, ends excluded; the first few."""
     text = ", ".join(f"{one.start}:{one.stop}" for one in units[:5])
     return f"{text}, …" if len(units) > 5 else text

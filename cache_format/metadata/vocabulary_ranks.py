@@ -62,9 +62,9 @@ def read_ranks(storage: Storage, spec: CacheSpec) -> RankTable:
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
         raise CorruptFileError(
-            f"{path}: damaged: expected SHA-256 {expected}, found {found}. {layout.RANKS_STEP}"
+            f"{path}: damaged: expected SHA-256 {expected}, found {found}.", layout.RANKS_STEP
         )
     try:
         return RankTable.from_bytes(data, spec.teacher.vocab_size)
     except ValueError as error:
-        raise CorruptFileError(f"{path}: {error}. {layout.RANKS_STEP}") from error
+        raise CorruptFileError(f"{path}: {error}.", layout.RANKS_STEP) from error

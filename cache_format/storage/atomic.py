@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from cache_format.errors import StorageError
+from cache_format.errors import Action, NextStep, StorageError
 from cache_format.storage.os_errors import reading, writing
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -154,8 +154,10 @@ def make_directory(path: Path) -> None:
                 path.mkdir(exist_ok=True)
             except FileExistsError as error:
                 raise StorageError(
-                    f"{path}: no directory: it is a file, or a link to a disk that is not mounted. "
-                    "Mount the disk or move the file away, then run the same command again."
+                    f"{path}: no directory: it is a file, or a link to a disk that is not mounted.",
+                    NextStep(
+                        "Mount the disk or move the file away, then run again.", Action.RUN_AGAIN
+                    ),
                 ) from error
         # Also where it was there: whoever made it may have been killed before this.
         if is_new or os.access(path.parent, os.R_OK):

@@ -149,7 +149,7 @@ def on_each(storage: Storage, work: Callable[[_T], _U], items: Iterable[_T]) -> 
 
 def missing(storage: Storage, name: str, next_step: str) -> MissingFileError:
     """The error that ``name`` is not there."""
-    return MissingFileError(f"{storage.locate(name)}: missing. {next_step}")
+    return MissingFileError(f"{storage.locate(name)}: missing.", next_step)
 
 
 def read_file(storage: Storage, name: str, next_step: str) -> bytes:
@@ -182,8 +182,8 @@ def checked_chunks(
         raise missing(storage, name, next_step)
     if found != num_bytes:
         raise CorruptFileError(
-            f"{storage.locate(name)}: damaged: expected {num_bytes} bytes, found {found}. "
-            f"{next_step}"
+            f"{storage.locate(name)}: damaged: expected {num_bytes} bytes, found {found}.",
+            next_step,
         )
     digest = hashlib.sha256()
     try:
@@ -195,5 +195,6 @@ def checked_chunks(
     if digest.hexdigest() != sha256:
         raise CorruptFileError(
             f"{storage.locate(name)}: damaged: expected SHA-256 {sha256}, found "
-            f"{digest.hexdigest()}. {next_step}"
+            f"{digest.hexdigest()}.",
+            next_step,
         )

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
-from cache_format.errors import ForeignDirectoryError
+from cache_format.errors import CHOOSE_DIRECTORY, ForeignDirectoryError
 from cache_format.storage import atomic
 from cache_format.storage.base import ABSENT, LocalFiles, LocalSpace, check_file, missing
 from cache_format.storage.os_errors import reading
@@ -90,8 +90,8 @@ class LocalStorage:
             is_file = path.is_file()
         if is_file:
             raise ForeignDirectoryError(
-                f"{path}: not a cache: expected a directory, but it is a file. Choose another "
-                "--out; nothing was changed."
+                f"{path}: not a cache: expected a directory, but it is a file.",
+                CHOOSE_DIRECTORY,
             )
         atomic.make_directory(path)
         atomic.remove_leftovers(path)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cache_format.errors import NoSpaceError, StorageError
+from cache_format.errors import Action, NextStep, NoSpaceError, StorageError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -21,6 +21,11 @@ _FAILING = {
     *(errno.ENOTCONN, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
 }
 _OF_OTHER_LANGUAGES = re.compile(r"\(os error ([0-9]+)\)")
+
+
+def _again(first: str) -> NextStep:
+    text = f"{first}, then run again: it goes on from what is finished."
+    return NextStep(text, Action.RUN_AGAIN)
 
 
 @contextmanager
@@ -38,16 +43,16 @@ def writing(path: Path) -> Iterator[None]:
         if number in _FULL:
             raise NoSpaceError(
                 f"{path}: no space left on the disk or in the quota while writing it. Nothing was "
-                "half-published. Free some space, then run the same command again: it goes on "
-                "from what is finished."
+                "half-published.",
+                _again("Free some space"),
             ) from error
         if number in _FORBIDDEN | _FAILING:
             step = "Look after the disk or the mount"
             if number in _FORBIDDEN:
                 step = "Make its directory writable, or work on a copy of it"
             raise StorageError(
-                f"{path}: could not be written: {os.strerror(number)}. Nothing was half-published. "
-                f"{step}, then run the same command again: it goes on from what is finished."
+                f"{path}: could not be written: {os.strerror(number)}. Nothing was half-published.",
+                _again(step),
             ) from error
         raise
 

@@ -14,20 +14,26 @@ as no receipt, so that the unit is made again by the next run.
 import io
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from cache_format.errors import StorageError
+from cache_format.errors import Action, NextStep, StorageError
 from cache_format.storage.atomic import files_below
 from cache_format.storage.base import LocalSpace
+from cache_format.storage.retry import retrying
 from cache_format.storage.shard_cache import LocalCopies, default_directory
 
 _WAITS_SECONDS = (0.5, 2.0, 8.0)
 _CHUNK_BYTES = 1 << 24  # a request each: few enough to be fast, short enough to be made again
 _VERDICTS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+
+_LOOK_AFTER_NETWORK = NextStep(
+    "Look after the network, the endpoint and the credentials, then run again: it goes on from "
+    "what is finished.",
+    Action.RUN_AGAIN,
+)
 
 _T = TypeVar("_T")
 
@@ -168,27 +174,32 @@ class RemoteStorage:
             return self._retrying(name, "written", action)
         except FileNotFoundError as error:
             raise StorageError(
-                f"{self.locate(name)}: could not be written: {error}. Make the bucket or "
-                "repository first, then run the same command again."
+                f"{self.locate(name)}: could not be written: {error}.",
+                NextStep("Make the bucket or repository first, then run again.", Action.RUN_AGAIN),
             ) from error
 
     def _retrying(self, name: str, what: str, action: Callable[[], _T]) -> _T:
         """``action``'s result, tried again after a failure of the network."""
-        for wait in (*_WAITS_SECONDS, None):
+
+        def failed(error: Exception) -> StorageError:
+            return StorageError(
+                f"{self.locate(name)}: could not be {what}: {str(error) or type(error).__name__}. "
+                "That says nothing of what it holds.",
+                _LOOK_AFTER_NETWORK,
+            )
+
+        def attempt() -> _T:
             try:
                 return action()
-            except (*_VERDICTS, StorageError):
-                raise
-            except Exception as error:  # each driver has its own, and they have no common base
-                if wait is None or isinstance(error, PermissionError):
-                    text = str(error) or type(error).__name__
-                    raise StorageError(
-                        f"{self.locate(name)}: could not be {what}: {text}. That says nothing of "
-                        "what it holds. Look after the network, the endpoint and the credentials, "
-                        "then run the same command again: it goes on from what is finished."
-                    ) from error
-            time.sleep(wait)
-        raise AssertionError
+            except PermissionError as error:
+                raise failed(error) from error
+
+        return retrying(attempt, _WAITS_SECONDS, may_pass=_may_pass, given_up=failed)
+
+
+def _may_pass(error: Exception) -> bool:
+    """All but verdicts: each driver has errors of its own, and they have no common base."""
+    return not isinstance(error, (*_VERDICTS, StorageError))
 
 
 def _connect(url: str) -> tuple[Any, str]:
@@ -199,8 +210,11 @@ def _connect(url: str) -> tuple[Any, str]:
         fs, path = url_to_fs(url)
     except ImportError as error:
         raise StorageError(
-            f"{url}: no driver for it is installed: {error}. For s3:// `pip install s3fs`, for "
-            "gs:// `pip install gcsfs`, then run the same command again."
+            f"{url}: no driver for it is installed: {error}.",
+            NextStep(
+                "For s3:// `pip install s3fs`, for gs:// `pip install gcsfs`, then run again.",
+                Action.RUN_AGAIN,
+            ),
         ) from error
     except ValueError as error:
         raise StorageError(

@@ -1,7 +1,7 @@
 """A whole cache as one stream, a ``.tar.zst``, and back.
 
-In: an opened cache, or the stream. Out: the stream, or the cache, byte by byte the same. Called by
-``pipeline pack`` and ``unpack``. ``tar --zstd -xf`` opens such an archive too, but checks less.
+In: an opened cache, or the stream. Out: the stream, or the cache, byte by byte the same.
+``tar --zstd -xf`` opens such an archive too, but checks less.
 
 **Order.** The manifest comes first: it tells the size and SHA-256 of all that follows, so that
 ``unpack`` knows before every file which one must come now, and refuses anything else. Then
@@ -22,7 +22,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from cache_format.errors import CorruptArchiveError, CorruptFileError, ForeignDirectoryError
+from cache_format.errors import (
+    Action,
+    CorruptArchiveError,
+    CorruptFileError,
+    ForeignDirectoryError,
+    NextStep,
+)
 from cache_format.metadata import layout, sealed_json
 from cache_format.metadata.manifest import Manifest, spec_bytes
 from cache_format.metadata.principal_components import (
@@ -66,8 +72,9 @@ def unpack(source: BinaryIO, target: Path | str, *, name: str, report: Report) -
         archive = _Unpacking(source, target, name, report)
     except CorruptArchiveError as error:  # nothing is written before the manifest and the ranks
         raise CorruptArchiveError(
-            f"{error}. It is no archive of `pipeline pack`, or not even its first files have "
-            f"arrived; {target} was not touched. Give the file that `pipeline pack` wrote, whole."
+            f"{error}. It is no packed cache, or not even its first files have arrived; {target} "
+            "was not touched.",
+            NextStep("Give the whole file that packing a cache wrote.", Action.PACK),
         ) from error
     try:
         archive.take_recipe()
@@ -76,8 +83,11 @@ def unpack(source: BinaryIO, target: Path | str, *, name: str, report: Report) -
         return archive.finish()
     except CorruptArchiveError as error:
         raise CorruptArchiveError(
-            f"{error}. What arrived whole before stays in {target}. Get the archive again, whole, "
-            "and run the same command: it goes on from there."
+            f"{error}. What arrived whole before stays in {target}.",
+            NextStep(
+                "Get the archive again, whole, and unpack it: it goes on from there.",
+                Action.RUN_AGAIN,
+            ),
         ) from error
 
 
@@ -101,7 +111,7 @@ def _files_of(cache: Cache, report: Report) -> Iterator[ArchivedFile]:
             chunks = checked_chunks(cache.storage, name, expected, step)
             yield ArchivedFile(name, expected[0], progress.counted(chunks))
     for entry in manifest.shards:
-        step = layout.shard_step(entry.unit, entry.file)
+        step = layout.unit_step(entry.unit, entry.file)
         yield _receipt(cache, layout.receipt_file(entry.unit), entry.receipt_sha256, step)
         expected = (entry.num_bytes, entry.sha256)
         chunks = checked_chunks(cache.storage, entry.file, expected, step)
@@ -113,7 +123,8 @@ def _receipt(cache: Cache, name: str, sha256: str, step: str) -> ArchivedFile:
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CorruptFileError(
             f"{cache.storage.locate(name)}: not the file that the manifest names "
-            f"(SHA-256 {sha256}). {step}"
+            f"(SHA-256 {sha256}).",
+            step,
         )
     return _small(name, data, _MAX_SEALED_BYTES)
 
@@ -259,8 +270,8 @@ class _Unpacking:
 
     def _foreign(self, what: str) -> ForeignDirectoryError:
         return ForeignDirectoryError(
-            f"{self._target}: has {what}, which {self._name} does not hold. Unpack into another "
-            "directory, then put the two together with `pipeline merge`."
+            f"{self._target}: has {what}, which {self._name} does not hold.",
+            NextStep("Unpack into another directory, then merge the two.", Action.MERGE),
         )
 
     def _corrupt(self, file: str, what: str) -> CorruptArchiveError:

@@ -43,11 +43,11 @@ def _named(storage: Storage, name: str) -> tuple[Path | str, str]:
     if is_temporary(Path(name)):
         return path, (
             f"{path}: a half-written file, which is harmless: a process is writing it, or was "
-            "killed and the next `pipeline cache-teacher` removes it."
+            "killed and the next run of stage one removes it."
         )
     if name.startswith(f"{layout.SHARDS}/"):
         return path, (
-            f"{path}: nothing refers to it. If no `pipeline cache-teacher` is at work on this "
-            "cache, a killed one left it: delete it."
+            f"{path}: nothing refers to it. If stage one is not at work on this cache, a run that "
+            "was killed left it: delete it."
         )
     return path, f"{path}: no part of the cache: nothing reads it. Move it elsewhere."

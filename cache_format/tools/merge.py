@@ -15,6 +15,7 @@ from threading import Lock
 
 from cache_format.errors import CacheError, CorruptFileError, SpecMismatchError
 from cache_format.metadata import layout
+from cache_format.metadata.completeness import is_complete
 from cache_format.metadata.manifest import ShardEntry
 from cache_format.metadata.receipt import read_receipt
 from cache_format.metadata.recipe_file import read_recipe
@@ -81,13 +82,14 @@ def merge(
 
     entries = writer.finished_units()
     requested = max(cache.manifest.num_tokens_requested for cache in caches)
-    is_complete = _is_complete(entries, requested, caches)
-    writer.publish_manifest(requested, is_complete)
+    ends = _ends_of_corpus(caches)
+    complete = is_complete(entries, requested, lambda unit: all(unit < end for end in ends))
+    writer.publish_manifest(requested, complete)
     return Merged(
         num_units=len(entries),
         num_tokens=sum(entry.num_tokens for entry in entries.values()),
         num_tokens_requested=requested,
-        is_complete=is_complete,
+        is_complete=complete,
         differing_units=differing,
         missing_units=_gaps(sorted(entries)),
     )
@@ -196,12 +198,13 @@ def _transfer_units(
 
     def transfer(found: _Found) -> None:
         entry = found.entry
-        step = layout.shard_step(entry.unit, entry.file)
+        step = layout.unit_step(entry.unit, entry.file)
         name = layout.receipt_file(entry.unit)
         receipt = read_file(found.cache.storage, name, step)
         if hashlib.sha256(receipt).hexdigest() != entry.receipt_sha256:
             raise CorruptFileError(
-                f"{found.cache.storage.locate(name)}: not the file that the manifest names. {step}"
+                f"{found.cache.storage.locate(name)}: not the file that the manifest names.",
+                step,
             )
         _transfer_shard(found, writer, advance)
         writer.adopt_unit(entry, receipt)
@@ -212,7 +215,7 @@ def _transfer_units(
 def _transfer_shard(found: _Found, writer: CacheWriter, advance: Callable[[int], None]) -> None:
     """Link the shard if that can be done, else copy it; its bytes are checked either way."""
     entry, storage = found.entry, writer.storage
-    step = layout.shard_step(entry.unit, entry.file)
+    step = layout.unit_step(entry.unit, entry.file)
     expected = (entry.num_bytes, entry.sha256)
     chunks = checked_chunks(found.cache.storage, entry.file, expected, step)
     storage.remove(entry.file)  # no receipt tells of it: a killed merge left it
@@ -240,26 +243,14 @@ def _link(source: Path, target: Path) -> bool:
     return True
 
 
-def _is_complete(
-    entries: dict[int, ShardEntry], num_tokens_requested: int, caches: Sequence[Cache]
-) -> bool:
-    """Whether the units before the first missing one are the budget, or the whole corpus."""
-    num_units = next((unit for unit in range(len(entries)) if unit not in entries), len(entries))
-    num_tokens = sum(entries[unit].num_tokens for unit in range(num_units))
-    if num_units == 0:
-        return False
-    return num_tokens >= num_tokens_requested or any(
-        num_units >= end for cache in caches if (end := _end_of_corpus(cache)) is not None
-    )
-
-
-def _end_of_corpus(cache: Cache) -> int | None:
-    """How many units the corpus has, if this cache tells: complete, but short of its budget."""
-    manifest = cache.manifest
-    is_short = sum(entry.num_tokens for entry in manifest.shards) < manifest.num_tokens_requested
-    if not (manifest.complete and is_short and manifest.shards):
-        return None
-    return manifest.shards[-1].unit + 1
+def _ends_of_corpus(caches: Sequence[Cache]) -> list[int]:
+    """How many units the corpus has, as far as ``caches`` tell."""
+    manifests = (cache.manifest for cache in caches)
+    return [
+        manifest.shards[-1].unit + 1
+        for manifest in manifests
+        if manifest.is_whole_corpus and manifest.shards
+    ]
 
 
 def _gaps(units: Sequence[int]) -> tuple[range, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
-from cache_format.errors import CacheError, CorruptFileError
+from cache_format.errors import CacheError, CorruptFileError, NextStep
 from cache_format.metadata import layout, principal_components
 from cache_format.metadata.manifest import read_manifest, read_spec, require_agreement
 from cache_format.metadata.receipt import read_receipt
@@ -27,6 +27,8 @@ class Problem(NamedTuple):
     path: Path | str
     """The file, as ``Storage.locate`` calls it."""
     message: str
+    next_step: NextStep = NextStep("")
+    """The part of ``message`` that says what to do."""
     is_damage: bool = True
     """False of a file that does not belong to the cache, and that nothing in it uses."""
 
@@ -103,7 +105,9 @@ class _File(NamedTuple):
 def _collecting(problems: list[Problem], path: Path | str) -> Iterator[None]:
     try:
         yield
-    except (CacheError, OSError) as error:
+    except CacheError as error:
+        problems.append(Problem(path, str(error), error.next_step))
+    except OSError as error:
         problems.append(Problem(path, str(error)))
 
 
@@ -118,8 +122,8 @@ def _check_roots(cache: Cache, problems: list[Problem]) -> None:
         found = read_spec(storage).cache_id
         if found != cache.cache_id:
             raise CorruptFileError(
-                f"{path}: of another cache: expected cache_id {cache.cache_id}, found {found}. "
-                "Delete it: the next run of `pipeline cache-teacher` writes it again."
+                f"{path}: of another cache: expected cache_id {cache.cache_id}, found {found}.",
+                layout.make_again("Delete it and", "it is written again."),
             )
     with _collecting(problems, storage.locate(layout.RANKS)):
         expected = (4 * cache.spec.teacher.vocab_size, cache.spec.targets.ranks_sha256)
@@ -153,7 +157,7 @@ def _shard_files(cache: Cache, problems: list[Problem]) -> list[_File]:
             entry.file,
             entry.num_bytes,
             entry.sha256,
-            layout.shard_step(entry.unit, entry.file),
+            layout.unit_step(entry.unit, entry.file),
         )
         for entry in entries.values()
     ]

@@ -1,4 +1,4 @@
-"""A number between bounds, as the command line takes it; called by ``cli.py``."""
+"""A number between bounds, as the command line takes it."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""``--recipe`` and ``--set``, and the recipe that they make.
+"""``--recipe``, ``--set`` and ``--tokens``, and the recipe that they make.
 
 Nothing heavy is imported before a recipe has been checked.
 """
@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from pipeline.recipes.recipe import Recipe
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+tokens_option = click.option(
+    "--tokens",
+    metavar="N",
+    help="Budget, such as 512M, rounded up to whole units; sets cache_teacher.num_tokens.",
+)
 
 
 def recipe_options(command: _Command) -> _Command:

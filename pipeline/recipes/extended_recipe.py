@@ -51,13 +51,13 @@ def _pins(cache: Cache) -> list[Override]:
 
 def _require_more(cache: Cache, place: Path | str, num_tokens: int) -> None:
     manifest = cache.manifest
-    held = sum(entry.num_tokens for entry in manifest.shards)
+    held = manifest.num_tokens
     if num_tokens <= held:
         raise ValueError(
             f"{place}: holds {held:,} tokens already: expected a budget above that, found "
             f"{num_tokens:,}."
         )
-    if manifest.complete and held < manifest.num_tokens_requested:
+    if manifest.is_whole_corpus:
         raise ValueError(
             f"{place}: already holds the whole corpus, {held:,} tokens. "
             "For more, make another cache from a larger corpus."

@@ -6,7 +6,10 @@ ends with the next step.
 
 import errno
 
+from cache_format.errors import Action, CacheError, NextStep
 from pipeline.recipes.recipe import Recipe
+from pipeline.runtime.next_steps import how_to
+from stages.compute.out_of_memory import is_out_of_memory
 
 _INTERRUPTED = {
     "cache-teacher": "Finished shards are kept: run the same command again to continue.",
@@ -21,8 +24,10 @@ _INTERRUPTED = {
     "demo": "What is finished is kept: run the same command again to continue.",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_FREE_SPACE = NextStep(
+    "Free some disk space and run again; finished work is kept.", Action.RUN_AGAIN
+)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_OUT_OF_MEMORY = ("out of memory", "alloc_failed", "can't allocate memory")
 
 
 def interrupted(command: str, what: str = "Interrupted") -> str:
@@ -32,20 +37,15 @@ def interrupted(command: str, what: str = "Interrupted") -> str:
 
 def explain(error: Exception, command: str, recipe: Recipe | None) -> str:
     """The message for ``error``."""
-    message = _message(error, command, recipe)
-    if command == "train-student":  # the one command that has to be told to go on
-        again = "run the same command again"
-        message = message.replace(again, f"{again}, with --resume")
-    return message
+    step = _FREE_SPACE if _is_full(error) else getattr(error, "next_step", NextStep(""))
+    return "\n".join([_message(error, command, recipe), *how_to([step], command)])
 
 
 def _message(error: Exception, command: str, recipe: Recipe | None) -> str:
     if is_out_of_memory(error):
         return f"out of memory: {_first_line(error)}\n{_smaller(command, recipe or Recipe())}"
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return (
-            f"{error}\nFree some disk space and run the same command again; finished work is kept."
-        )
+    if _is_full(error):
+        return f"{error}\n{_FREE_SPACE}"
     if isinstance(error, OSError) and error.errno in _FORBIDDEN and error.filename:
         return (
             f"{error.filename}: {error.strerror}. Make it and its directory readable "
@@ -56,21 +56,15 @@ def _message(error: Exception, command: str, recipe: Recipe | None) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
 def says_all(error: Exception) -> bool:
     """Whether ``error`` is explained without the place in the program where it happened."""
-    from cache_format.errors import CacheError
-
     return isinstance(error, CacheError) or (
         isinstance(error, OSError) and error.errno in _FULL + _FORBIDDEN
     )
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, on a GPU or beside it; needs no torch to tell."""
-    if isinstance(error, MemoryError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(mark in text for mark in _OUT_OF_MEMORY)
 
 
 def _first_line(error: Exception) -> str:

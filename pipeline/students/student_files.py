@@ -29,17 +29,12 @@ class StudentFiles:
 
 def model_directory(run: Path) -> Path:
     """The model directory that ``run`` is or holds. Raises ValueError if there is none."""
-    from stages.train_student.export.model_directory import find_model_directory
+    from stages.train_student.export.model_directory import find_model_directory, no_student
 
     path = find_model_directory(run)
-    if path is not None:
-        return path
-    if (run / "run.json").is_file():
-        raise ValueError(
-            f"{run}: its training has not finished, so there is no model yet. Finish it with "
-            "`pipeline train-student … --resume`."
-        )
-    raise ValueError(f"{run}: neither a run of `pipeline train-student` nor a model directory")
+    if path is None:
+        raise no_student(run)
+    return path
 
 
 def load_student_model(run: Path) -> "Student":
@@ -83,7 +78,7 @@ def require_student(place: Path) -> None:
     )
 
     if find_model_directory(place) is None and not has_checkpoint(place):
-        raise ValueError(no_student(place))
+        raise no_student(place)
 
 
 @contextmanager

@@ -22,13 +22,13 @@ from cache_format.metadata.spec import CacheSpec
 from cache_format.reader import Cache
 from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig
 from stages.cache_teacher.corpus.unit_reader import PreparedUnit, Stopped, UnitReader
-from stages.cache_teacher.corpus.units import Corpus, resolve_corpus
+from stages.cache_teacher.corpus.units import Corpus, open_corpus
+from stages.cache_teacher.engine.filling import nothing_made
 from stages.cache_teacher.engine.local_engine import make_units
 from stages.cache_teacher.engine.unit_maker import Job, UnitMaker
 from stages.cache_teacher.reporting.device_use import DeviceUse
 from stages.cache_teacher.reporting.progress import CacheProgress, Progress
 from stages.cache_teacher.reporting.split_shares import SplitShares, expected_shares
-from stages.cache_teacher.run import nothing_made
 from stages.cache_teacher.setup.open_or_create import CacheOpener
 from stages.cache_teacher.setup.teacher_dtype import with_teacher_dtype
 from stages.cache_teacher.teacher.lazy_teacher import LazyTeacher
@@ -200,9 +200,7 @@ def estimate(
             small = max(1, _CPU_POSITIONS // config.sequence_length)
             probe = replace(probe, rows_per_forward=min(small, config.rows_per_forward or small))
         teacher = LazyTeacher(resolve_teacher(probe), device, passes)
-        with closing(resolve_corpus(probe)) as corpus:
-            if not corpus.has_unit(0):
-                raise ValueError(f"corpus {config.corpus!r}: holds no documents")
+        with open_corpus(probe) as corpus:
             units, is_whole = _make(probe, out, corpus, teacher, seconds, passes)
         cache = cache_format.open(out, allow_incomplete=True)
         if not any(shard.num_tokens for shard in cache.manifest.shards):

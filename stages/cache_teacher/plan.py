@@ -6,7 +6,6 @@ files from the Hub are fetched into its own cache, as the run itself would.
 
 import json
 import struct
-from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,7 +17,7 @@ from cache_format.metadata.spec import CacheSpec
 from cache_format.storage.base import on_each
 from cache_format.storage.open import storage_at
 from stages.cache_teacher.config import CacheTeacherConfig
-from stages.cache_teacher.corpus.units import Corpus, resolve_corpus
+from stages.cache_teacher.corpus.units import Corpus, open_corpus
 from stages.cache_teacher.setup.identity import identify
 from stages.cache_teacher.setup.teacher_dtype import with_teacher_dtype
 from stages.cache_teacher.teacher.teacher_files import TeacherSource, resolve_teacher
@@ -69,9 +68,7 @@ def plan_cache(config: CacheTeacherConfig, out: Path | str) -> CachePlan:
     notes: list[str] = []
     config = with_teacher_dtype(config, out, device, notes.append)
     source = resolve_teacher(config)
-    with closing(resolve_corpus(config)) as corpus:
-        if not corpus.has_unit(0):
-            raise ValueError(f"corpus {config.corpus!r}: holds no documents")
+    with open_corpus(config) as corpus:
         spec, is_known = _identity(config, source, corpus, out)
         return CachePlan(
             spec=spec,

@@ -78,7 +78,7 @@ class TrainStudentConfig:
     """Seed of the weights, the dropout and the order of the rows."""
     shuffle_shards: int | None = None
     """Shards whose rows are mixed at a time, drawn anew every epoch; absent: all. A cache at a URL
-    that is larger than its local copies may be (``--local-gib``) needs a number."""
+    that is larger than its local copies may be needs a number."""
     reader_threads: int = 2
     """Threads that read the cache ahead of the training, in each process."""
 

@@ -81,28 +81,26 @@ def train_student(
     Raises ValueError where recipe, cache and ``out`` do not fit together, CacheError for a cache
     that is corrupt or still being written, and NonFiniteLossError when the loss diverges.
     """
-    if recipe_toml is None:
-        recipe_toml = table_toml("train_student", config)
-    require_targets(config, cache, online=load_teacher is not None)
+    recipe_toml = table_toml("train_student", config) if recipe_toml is None else recipe_toml
+    is_online = load_teacher is not None
+    require_targets(config, cache, online=is_online)
     require_trackers(config.report_to)
-    with distributed_context(config.device) as (context, device):
+    with distributed_context(config.device) as (context, device), ExitStack() as stack:
         require_processes(config, context.num_ranks)
         choice = context.run_on_rank0(lambda: choose_precision(config.precision, out, device))
         config = dataclasses.replace(config, precision=choice.precision)
         stopping = Stopping(stop or StopRequest(), context)
-        with ExitStack() as stack:
-            context.run_on_rank0(lambda: stack.enter_context(run_directory.held(out)))
-            with stopping.interruptible():
-                initial = load_initial_weights(init, config, cache) if init else None
-            prepare = partial(run_directory.prepare, out, cache, config)
-            prepare = partial(prepare, resume=resume, recipe_toml=recipe_toml)
-            prepare = partial(prepare, online=load_teacher is not None, initial=initial)
-            record = context.run_on_rank0(prepare)
-            with stopping.interruptible():
-                teacher = load_teacher(device) if load_teacher else None
-                run = TrainingRun(config, cache, record, context, device, out, report, teacher)
-                run.restore(initial)
-            del initial, prepare  # their weights are in the model now
-            if extend_to is not None:
-                run.extend(extend_to)
-            return run.train(stopping, choice.sentence)
+        context.run_on_rank0(lambda: stack.enter_context(run_directory.held(out)))
+        with stopping.interruptible():
+            initial = load_initial_weights(init, config, cache) if init else None
+        prepare = partial(run_directory.prepare, resume=resume, recipe_toml=recipe_toml)
+        prepare = partial(prepare, online=is_online, initial=initial)
+        record = context.run_on_rank0(partial(prepare, out, cache, config))
+        with stopping.interruptible():
+            teacher = load_teacher(device) if load_teacher else None
+            run = TrainingRun(config, cache, record, context, device, out, report, teacher)
+            run.restore(initial)
+        del initial, prepare  # their weights are in the model now
+        if extend_to is not None:
+            run.extend(extend_to)
+        return run.train(stopping, choice.sentence)

@@ -46,5 +46,5 @@ def parse_run_file(kind: type[_File], data: bytes, path: Path, next_step: str) -
     try:
         content: _File = sealed_json.from_plain(kind, fields)
     except ValueError as error:
-        raise CorruptFileError(f"{path}: damaged: {error}. {next_step}") from error
+        raise CorruptFileError(f"{path}: damaged: {error}.", next_step) from error
     return content

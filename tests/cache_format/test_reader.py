@@ -10,6 +10,7 @@ import pytest
 import cache_format
 from cache_format import reader
 from cache_format.errors import (
+    Action,
     CorruptShardError,
     ForeignDirectoryError,
     IncompleteCacheError,
@@ -163,8 +164,9 @@ def test_no_cache(tmp_path: Path) -> None:
 def test_a_part_is_called_one(tmp_path: Path) -> None:
     writer = CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks())
     fill(writer, [1, 3])
-    with pytest.raises(IncompleteCacheError, match=r"part.*units 1:2, 3:4;.*`pipeline merge`"):
+    with pytest.raises(IncompleteCacheError, match=r"part.*units 1:2, 3:4;.*Merge the parts") as e:
         cache_format.open(tmp_path)
+    assert e.value.next_step.actions == (Action.FINISH_PARTS,)
 
 
 def test_a_cache_that_is_still_being_written(tmp_path: Path) -> None:
@@ -173,8 +175,10 @@ def test_a_cache_that_is_still_being_written(tmp_path: Path) -> None:
     for manifest in (False, True):
         if manifest:
             writer.publish_manifest(100, complete=False)
-        with pytest.raises(IncompleteCacheError, match=r"2 shards are finished.*command again"):
+        with pytest.raises(IncompleteCacheError, match="2 shards are finished") as e:
             cache_format.open(tmp_path)
+        assert "run stage one again: it goes on" in str(e.value)
+        assert e.value.next_step.actions == (Action.RUN_STAGE_ONE,)
         cache = cache_format.open(tmp_path, allow_incomplete=True)
         assert not cache.manifest.complete
         assert cache.num_rows("train") == 5

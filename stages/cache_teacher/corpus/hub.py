@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub.errors import HfHubHTTPError
 
 from stages.cache_teacher.config import CacheTeacherConfig
-from stages.cache_teacher.corpus.retry import retrying
+from stages.cache_teacher.corpus.network import retrying
 
 # Not there, no access, not allowed offline; and connections that fail, whose base class comes from
 # the HTTP library that this version of huggingface_hub happens to use.

@@ -12,7 +12,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from cache_format.storage.base import is_url
-from stages.cache_teacher.corpus.retry import retrying
+from stages.cache_teacher.corpus.network import retrying
 
 _BLOCK_BYTES = 4 << 20
 
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 def open_binary(url: str) -> IO[bytes]:
     """Open a local path or a URL for reading; nothing is downloaded before it is read.
 
-    What a network lets fail is tried again, see ``retry``; NetworkFailedError once it has failed
+    What a network lets fail is tried again, see ``network``; NetworkFailedError once it has failed
     for good.
     """
     if is_url(url):

@@ -6,7 +6,8 @@ units are numbered across the files in their order, so what a unit holds depends
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -138,6 +139,15 @@ class Corpus:
                 f"{place}: {document.reason}. "
                 'Repair it, or set on_bad_document = "skip" to leave such documents out.'
             )
+
+
+@contextmanager
+def open_corpus(config: CacheTeacherConfig) -> Iterator[Corpus]:
+    """``resolve_corpus``, closed at the end. Raises ValueError where it holds no documents, too."""
+    with closing(resolve_corpus(config)) as corpus:
+        if not corpus.has_unit(0):
+            raise ValueError(f"corpus {config.corpus!r}: holds no documents")
+        yield corpus
 
 
 def resolve_corpus(config: CacheTeacherConfig) -> Corpus:

@@ -20,12 +20,14 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any
 
+from cache_format.errors import AdvisedError, NextStep
 from cache_format.metadata.receipt import ShardEntry
 from stages.cache_teacher.engine.ray_worker import MadeUnit, RayJob, RayWorker
 from stages.cache_teacher.engine.unit_maker import UNITS_IN_FLIGHT
 from stages.cache_teacher.engine.unit_queue import UnitQueue
 from stages.cache_teacher.reporting.device_use import DeviceUse
 from stages.cache_teacher.reporting.progress import Progress
+from stages.next_steps import StageAction
 
 _TRIES_PER_UNIT = 5
 _DEATHS_IN_A_ROW = 5
@@ -80,7 +82,7 @@ def _cluster(settings: RaySettings) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise ValueError(
-            "--engine ray: Ray is not installed here. Install it: pip install 'xlstm-distill[ray]'"
+            "Ray is not installed here. Install it: pip install 'xlstm-distill[ray]'"
         ) from error
     if ray.is_initialized():
         yield ray
@@ -93,9 +95,13 @@ def _cluster(settings: RaySettings) -> Iterator[Any]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (OSError, RuntimeError, ValueError) as error:
         what = f"the cluster at {address} cannot be reached" if address else "Ray does not start"
-        raise ValueError(
-            f"--engine ray: {what}: {error}. See that `ray status` answers there, or leave out "
-            "--ray-address (and $RAY_ADDRESS) for a cluster of this machine alone."
+        raise AdvisedError(
+            f"Ray: {what}: {error}.",
+            NextStep(
+                "See that `ray status` answers there, or name no address (nor $RAY_ADDRESS) for a "
+                "cluster of this machine alone.",
+                StageAction.RAY_ADDRESS,
+            ),
         ) from error
     try:
         yield ray
@@ -137,11 +143,14 @@ def _num_workers_with_room(
         has = " and ".join(
             f"{sum(node.get(name, 0) for node in alive):g} {name}s" for name in needs
         )
-        use = f"use --ray-workers {room}, or " if room else ""
-        raise ValueError(
-            f"--engine ray: {num_workers} workers need 1 {' and 1 '.join(needs)} each, on one "
-            f"machine; the cluster has {has}, which is room for {room}. To continue, {use}add "
-            "machines to the cluster first (`ray status` shows them)."
+        use = f"use {room} workers, or " if room else ""
+        raise AdvisedError(
+            f"Ray: {num_workers} workers need 1 {' and 1 '.join(needs)} each, on one "
+            f"machine; the cluster has {has}, which is room for {room}.",
+            NextStep(
+                f"To continue, {use}add machines to the cluster first (`ray status` shows them).",
+                StageAction.RAY_WORKERS,
+            ),
         )
     return num_workers
 

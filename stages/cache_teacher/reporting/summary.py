@@ -16,7 +16,7 @@ def summarise_run(manifest: Manifest, progress: CacheProgress) -> dict[str, Any]
     first unit on, without what it takes to load the teacher.
     """
     shards = manifest.shards
-    num_tokens = sum(shard.num_tokens for shard in shards)
+    num_tokens = manifest.num_tokens
     num_bytes = sum(shard.num_bytes for shard in shards)
     columns = dict.fromkeys(shards[0].statistics.column_bytes if shards else (), 0)
     for shard in shards:

@@ -14,13 +14,12 @@ import torch
 from cache_format.metadata.spec import CacheSpec
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.teacher.forward import TeacherStep
+from stages.compute.out_of_memory import is_out_of_memory
 
 MOST_POSITIONS = 32_768
 """On a GPU: products are large by then, and a unit is to be many batches."""
 CPU_POSITIONS = 2_048
 """On a processor, where 1 to 16 rows of 512 positions run at about one speed."""
-_NO_MEMORY = ("out of memory", "alloc_failed")
-"""What the driver and cuBLAS say of it, in errors of no class of their own."""
 _HELD_BACK = 0.1  # of all memory: for longer documents, other sizes, fragments
 
 
@@ -84,10 +83,8 @@ def _fits(try_rows: Callable[[int], None], num_rows: int) -> bool:
     """The error is gone when this returns, and with it the frames that hold tensors."""
     try:
         try_rows(num_rows)
-    except torch.OutOfMemoryError:
-        return False
     except RuntimeError as error:
-        if not any(words in str(error).lower() for words in _NO_MEMORY):
+        if not is_out_of_memory(error):
             raise
         return False
     return True

@@ -8,6 +8,7 @@ from pathlib import Path
 import cache_format
 from cache_format.errors import CacheError
 from cache_format.metadata import layout, principal_components
+from cache_format.metadata.completeness import is_complete
 from cache_format.metadata.manifest import Manifest
 from cache_format.metadata.spec import CacheSpec
 from cache_format.reader import Cache
@@ -25,12 +26,11 @@ def find_complete_cache(
             return None
     except CacheError:
         return None  # whoever writes to it will say what is wrong
-    shards = cache.manifest.shards
-    num_held = sum(entry.num_tokens for entry in shards)
-    has_all = [entry.unit for entry in shards] == list(range(len(shards)))
-    if has_all and (num_held >= num_tokens or not corpus.has_unit(len(shards))):
-        return cache.manifest
-    return None
+    entries = {entry.unit: entry for entry in cache.manifest.shards}
+    has_gap = list(entries) != list(range(len(entries)))
+    if has_gap or not is_complete(entries, num_tokens, corpus.has_unit):
+        return None
+    return cache.manifest
 
 
 def _is_whole(cache: Cache) -> bool:

@@ -1,4 +1,4 @@
-"""Training on after the last step: what ``--extend-to`` adds to a run.
+"""Training on after the last step: what is added to a run.
 
 An extension leaves alone what was done before it. From its first step on, the learning rate is that
 of a run which was planned with the new number of steps. All else depends on the step alone, and
@@ -7,6 +7,8 @@ goes on.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from cache_format.errors import AdvisedError, NextStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +47,20 @@ def extended(
     if to_step == end and step < end:
         return tuple(extensions)
     if step == 0:
-        raise ValueError(
-            f"--extend-to {to_step}: the run has no checkpoint to go on from. Give --set "
-            f"train_student.max_steps={to_step} instead."
+        raise AdvisedError(
+            f"extension to step {to_step}: the run has no checkpoint to go on from.",
+            NextStep(
+                f"Set train_student.max_steps={to_step} instead.",
+                settings={"train_student.max_steps": to_step},
+            ),
         )
     if to_step <= step:
         raise ValueError(
-            f"--extend-to {to_step}: the run has reached step {step}. Name a later step."
+            f"extension to step {to_step}: the run has reached step {step}. Name a later step."
         )
     if to_step < end:
         raise ValueError(
-            f"--extend-to {to_step}: the run goes on to step {end} already, and is not shortened. "
-            f"Name a later step, or leave --extend-to out."
+            f"extension to step {to_step}: the run goes on to step {end} already, and is not "
+            "shortened. Name a later step, or resume it without an extension."
         )
     return (*extensions_before(step, extensions), Extension(from_step=step, to_step=to_step))

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cache_format.errors import NextStep
 from cache_format.reader import Cache
 from cache_format.storage.os_errors import reading
+from stages.next_steps import StageAction
 from stages.train_student.checkpoints.extension import Extension
 from stages.train_student.run_files import parse_run_file, read_run_file, write_run_file
 
@@ -46,9 +48,10 @@ class RunRecord:
 def read_record(run: Path) -> RunRecord:
     """The record of the run in the directory ``run``. Raises ValueError if it is damaged."""
     path = run / RUN_FILE
-    step = (
-        "So its checkpoints cannot be resumed, but a new run can begin from their weights: "
-        f"--init {run} --out NEW."
+    step = NextStep(
+        "So its checkpoints cannot be resumed, but a new run can begin from their weights: name "
+        f"{run} as its initial weights.",
+        StageAction.INITIAL_WEIGHTS,
     )
     with reading(path):
         data = read_run_file(path)

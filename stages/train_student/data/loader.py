@@ -16,7 +16,9 @@ from itertools import accumulate
 
 import torch
 
+from cache_format.errors import AdvisedError, NextStep
 from cache_format.reader import Cache
+from stages.next_steps import StageAction
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.data.sampler import WHOLE, RankSlice, Sampler
@@ -41,11 +43,15 @@ def row_order(cache: Cache, config: TrainStudentConfig, num_rows: int) -> Sample
     needed = sum(heapq.nlargest(num_mixed, (entry.num_bytes for entry in entries)))
     room = cache.max_local_bytes
     if room is not None and needed > room:
-        raise ValueError(
+        raise AdvisedError(
             f"train_student.shuffle_shards: the rows of {num_mixed} of {len(entries)} shards are "
             f"mixed at a time. They take up to {needed:,} bytes, local copies of {cache.path} may "
-            f"take {room:,}. Set shuffle_shards to about {max(1, num_mixed * room // needed):,}, "
-            f"or give --local-gib {math.ceil(needed / 2**30 * 100) / 100:g} or more."
+            f"take {room:,}.",
+            NextStep(
+                f"Set shuffle_shards to about {max(1, num_mixed * room // needed):,}, or let "
+                f"them take {math.ceil(needed / 2**30 * 100) / 100:g} GiB or more.",
+                StageAction.LOCAL_SPACE,
+            ),
         )
     return Sampler(
         seed=config.seed,

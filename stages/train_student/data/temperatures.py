@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from cache_format.errors import AdvisedError, NextStep
 from cache_format.metadata.spec_parts.targets import TargetSpec
 
 SAME = 1e-6
@@ -38,12 +39,17 @@ def _outside_of_range(targets: TargetSpec, key: str, asked: float) -> ValueError
 
 def _not_that_of_samples(targets: TargetSpec, key: str, asked: float) -> ValueError:
     drawn_at = 1 / targets.inverse_temperatures[0]
-    return ValueError(
+    return AdvisedError(
         f"train_student.{key}: the cache holds samples that were drawn at temperature "
-        f"{drawn_at:g} and are valid at no other, but the recipe asks for {asked:g}. Give "
-        f"--set train_student.temperature_start={drawn_at!r} "
-        f"--set train_student.temperature_end={drawn_at!r}, or make a cache with "
-        "cache_teacher.targets 'top_k' or 'top_k+sampled'."
+        f"{drawn_at:g} and are valid at no other, but the recipe asks for {asked:g}.",
+        NextStep(
+            f"Set temperature_start and temperature_end to {drawn_at!r}, or make a cache "
+            "with cache_teacher.targets 'top_k' or 'top_k+sampled'.",
+            settings={
+                "train_student.temperature_start": drawn_at,
+                "train_student.temperature_end": drawn_at,
+            },
+        ),
     )
 
 

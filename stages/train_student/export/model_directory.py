@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from cache_format.errors import AdvisedError, NextStep
+from stages.next_steps import StageAction
+
 
 def find_model_directory(place: Path) -> Path | None:
     """The Hugging Face model directory that ``place`` is or, as a run, holds; None without one."""
@@ -16,11 +19,12 @@ def has_checkpoint(place: Path) -> bool:
     return (place / "state.json").is_file() or any((place / "checkpoints").glob("step-*"))
 
 
-def no_student(place: Path) -> str:
-    """The message where ``place`` holds neither a model nor a checkpoint."""
+def no_student(place: Path) -> AdvisedError:
+    """The error where ``place`` holds no model, and no checkpoint if one would do."""
     if (place / "run.json").is_file():
-        return (
-            f"{place}: its training has not finished, and there is no checkpoint yet. Resume "
-            "it with `pipeline train-student … --resume`."
+        missing = "model" if has_checkpoint(place) else "checkpoint"
+        return AdvisedError(
+            f"{place}: its training has not finished, and there is no {missing} yet.",
+            NextStep("Resume it.", StageAction.RESUME),
         )
-    return f"{place}: neither a run of `pipeline train-student` nor a model directory"
+    return AdvisedError(f"{place}: neither a run of stage two nor a model directory")

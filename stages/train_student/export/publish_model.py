@@ -56,6 +56,6 @@ def published_step(target: Path) -> int | None:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{target}: in the way of the student that this run has trained, and no student "
-            f"itself ({error}). Move it away and run the same command again."
+            f"itself ({error}). Move it away and run again."
         ) from error
     return step

@@ -13,7 +13,7 @@ from stages.model_files.weight_files import INDEX, weight_files
 from stages.train_student.students.registry import SETTINGS, student_kind
 from stages.train_student.students.student import DirectoryCode
 
-_STEP = "Upload what `pipeline train-student` wrote, or export the student anew."
+_STEP = "Upload what stage two wrote, or export the student anew."
 _OTHERS = ("config.json", "generation_config.json", INDEX, "README.md")
 
 

@@ -38,7 +38,7 @@ def find_checkpoint(place: Path) -> tuple[Checkpoint, list[str]]:
         return load(place.resolve()), []
     directory = place / "checkpoints"
     if newest(directory) is None:
-        raise ValueError(no_student(place))
+        raise no_student(place)
     found, problems = load_newest(directory)
     if found is None and newest(directory) not in [problem.path for problem in problems]:
         found, problems = load_newest(directory)  # a run that goes on has replaced them all

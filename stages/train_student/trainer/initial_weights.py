@@ -1,4 +1,4 @@
-"""The trained weights of one student, for another run to begin from (``--init``).
+"""The trained weights of one student, for another run to begin from.
 
 In: a run's directory, a Hugging Face model directory or a checkpoint. Out: its trained weights,
 once it is clear that they fit, and their hash, which is part of what the new run is.
@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cache_format.errors import AdvisedError, NextStep
 from cache_format.reader import Cache
+from stages.next_steps import StageAction
 from stages.train_student.checkpoints.checkpoint import config_of
 from stages.train_student.checkpoints.saved_tensors import trained_parameters, trained_weights
 from stages.train_student.checkpoints.teacher_identity import require_same_teacher
@@ -72,9 +74,12 @@ def _require_same_architecture(
         if theirs != ours
     ]
     if differing:
-        raise ValueError(
-            f"--init {path}: its weights do not fit this recipe: {'; '.join(differing)}. Give "
-            "[train_student.student] the same, or leave --init out."
+        raise AdvisedError(
+            f"{path}: its weights do not fit this recipe: {'; '.join(differing)}.",
+            NextStep(
+                "Give [train_student.student] the same, or begin without initial weights.",
+                StageAction.INITIAL_WEIGHTS,
+            ),
         )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
+from cache_format.errors import AdvisedError, NextStep
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch
 from stages.train_student.distributed.context import DistributedContext
@@ -44,12 +45,18 @@ def require_processes(config: TrainStudentConfig, num_ranks: int) -> None:
         )
     batch_size = max(1, rows // num_ranks)
     num_steps = num_ranks * max(1, rows // (num_ranks * batch_size))
-    raise ValueError(
-        f"train_student.gradient_accumulation_steps: {problem}. A new run of "
-        f"{batch_size * num_steps} rows a step (now {rows}) would be "
-        f"--set train_student.batch_size={batch_size} "
-        f"--set train_student.gradient_accumulation_steps={num_steps}; a run that is resumed keeps "
-        f"its own, and takes at most {num_micro_batches} processes."
+    raise AdvisedError(
+        f"train_student.gradient_accumulation_steps: {problem}.",
+        NextStep(
+            f"A new run of {batch_size * num_steps} rows a step (now {rows}) would be "
+            f"train_student.batch_size={batch_size} with "
+            f"train_student.gradient_accumulation_steps={num_steps}; a run that is resumed keeps "
+            f"its own, and takes at most {num_micro_batches} processes.",
+            settings={
+                "train_student.batch_size": batch_size,
+                "train_student.gradient_accumulation_steps": num_steps,
+            },
+        ),
     )
 
 

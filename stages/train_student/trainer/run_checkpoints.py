@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cache_format.errors import AdvisedError, NextStep
+from stages.next_steps import StageAction
 from stages.train_student.checkpoints import checkpoint
 from stages.train_student.checkpoints.checkpoint import (
     Checkpoint,
@@ -66,8 +68,8 @@ class RunCheckpoints:
         own = found or checkpoint.load(path)
         if own.state.tensors_sha256 != digest:
             raise ValueError(
-                f"{path}: this process sees another checkpoint than the first one does. --out must "
-                "be one directory for all processes."
+                f"{path}: this process sees another checkpoint than the first one does. The run's "
+                "directory must be the same for all processes."
             )
         restore(self.model, self.updater.optimizer, own.tensors)
         self.updater.scaler.load_state_dict(own.state.scaler)
@@ -93,9 +95,10 @@ class RunCheckpoints:
         if sha256 is None:
             return
         if initial is None or initial.sha256 != sha256:
-            raise ValueError(
+            raise AdvisedError(
                 f"{self.out}: no checkpoint is whole, so the run begins anew, from the weights of "
-                f"{record.init_location} as before. Name them by --init."
+                f"{record.init_location} as before.",
+                NextStep("Name them as its initial weights.", StageAction.INITIAL_WEIGHTS),
             )
         restore_weights(self.model, initial.weights)
         self.say(f"beginning from the weights of {initial.location}")

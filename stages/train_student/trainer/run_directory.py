@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cache_format.errors import Action, AdvisedError, NextStep
 from cache_format.reader import Cache
 from cache_format.storage.atomic import make_directory, publish_bytes
+from stages.next_steps import StageAction
 from stages.train_student.checkpoints.extension import extended
 from stages.train_student.checkpoints.run_record import (
     RUN_FILE,
@@ -50,9 +52,13 @@ def held(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(
-                f"{out}: another process is training into it. Wait for it, or choose another "
-                "--out. Several processes share a run if torchrun starts them."
+            raise AdvisedError(
+                f"{out}: another process is training into it.",
+                NextStep(
+                    "Wait for it, or choose another directory. Several processes share a run if "
+                    "torchrun starts them.",
+                    Action.CHOOSE_DIRECTORY,
+                ),
             ) from error
         except OSError:
             pass
@@ -79,9 +85,11 @@ def prepare(
     identity_file = out / RUN_FILE
     has_checkpoints = any((out / "checkpoints").glob("step-*"))
     if (out / "model").exists() and not has_checkpoints:
-        raise ValueError(
-            f"{out} holds a finished student whose checkpoints are gone. Choose another --out, or "
-            f"move {out / 'model'} away."
+        raise AdvisedError(
+            f"{out} holds a finished student whose checkpoints are gone.",
+            NextStep(
+                f"Choose another directory, or move {out / 'model'} away.", Action.CHOOSE_DIRECTORY
+            ),
         )
     if identity_file.exists() and has_checkpoints:
         return _check_same(out, cache, config, resume, online, initial)
@@ -89,7 +97,10 @@ def prepare(
     # other settings where the first ones ran out of memory.
     if not identity_file.exists() and out.exists() and any(out.iterdir()):
         lost = f" ({identity_file.name} is missing)" if has_checkpoints else ""
-        raise ValueError(f"{out} holds something that is no run{lost}. Choose another --out.")
+        raise AdvisedError(
+            f"{out} holds something that is no run{lost}.",
+            NextStep("Choose another directory.", Action.CHOOSE_DIRECTORY),
+        )
     num_shards = (len(cache.shards("train")), len(cache.shards("validation")))
     identity = _identity(config, cache, *num_shards, online)
     if initial is not None:
@@ -134,8 +145,12 @@ def _check_same(
     initial: "InitialWeights | None",
 ) -> RunRecord:
     if not resume:
-        raise ValueError(
-            f"{out} holds a run already. Add --resume to go on with it, or choose another --out."
+        raise AdvisedError(
+            f"{out} holds a run already.",
+            NextStep(
+                "Resume it, or choose another directory.",
+                *(StageAction.RESUME, Action.CHOOSE_DIRECTORY),
+            ),
         )
     record = read_record(out)
     before = record.identity
@@ -148,14 +163,16 @@ def _check_same(
         now[key] = before[key]
     differing = differences(before, now)
     if differing:
-        hint = ""
+        text, actions = "Restore these settings to resume it, or choose another directory.", []
         if before.get(key) != now.get(key):
-            hint = " It has its initial weights: --init may be left out."
+            text += " It has its initial weights: none need be named."
+            actions = [StageAction.INITIAL_WEIGHTS]
         elif any(before.get(name) != now.get(name) for name in ("max_steps", "num_train_epochs")):
-            hint = " To train for longer, restore them and give --extend-to STEPS."
-        raise ValueError(
-            f"{out} holds another run: {'; '.join(differing)}. Restore these settings to resume "
-            f"it, or choose another --out.{hint}"
+            text += " To train for longer, restore them and extend the run."
+            actions = [StageAction.EXTEND]
+        raise AdvisedError(
+            f"{out} holds another run: {'; '.join(differing)}.",
+            NextStep(text, Action.CHOOSE_DIRECTORY, *actions),
         )
     moved = dataclasses.replace(record, cache_location=location_of(cache))
     if moved != record:

@@ -275,7 +275,7 @@ class TrainingRun:
         last = f"The last checkpoint is {path}." if path else "There is no checkpoint yet."
         return NonFiniteLossError(
             f"the {what} is {value}. {last} Lower train_student.learning_rate, or use precision "
-            "bf16 or fp32, and run again with another --out."
+            "bf16 or fp32, and run again with another directory."
         )
 
     def _write(self, metrics: dict[str, float]) -> None:

@@ -216,7 +216,7 @@ class TestGoingOn:
         writer = CacheWriter.create_or_open(tmp_path / "other", sample_spec(), sample_ranks())
         writer.write_unit(1, [], num_documents=0)
         before = contents(tmp_path / "other")
-        with pytest.raises(ForeignDirectoryError, match=r"another unit 1.*pipeline merge"):
+        with pytest.raises(ForeignDirectoryError, match=r"another unit 1.*merge the two"):
             unpacked(packed(root), tmp_path / "other")
         assert contents(tmp_path / "other") == before
 
@@ -302,7 +302,7 @@ class TestDamage:
         message = str(caught.value)
         assert f"shards/{shard_path(root, 3).name}: expected SHA-256" in message
         assert f"stays in {tmp_path / 'new'}" in message
-        assert "run the same command" in message
+        assert "unpack it: it goes on from there" in message
         assert len(list((tmp_path / "new/shards").iterdir())) == 3
         unpacked(packed(root), tmp_path / "new")
         assert contents(tmp_path / "new") == contents(root)

@@ -1,39 +1,25 @@
 """The command line: its help, its exit codes, and what it says on the way out."""
 
 import errno
-import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from cache_format.errors import CorruptShardError
 from pipeline.cli import main
 from tests.support import ROOT
+from tests.support.command_line import fail_with, run
 
 _COMMANDS = sorted(main.commands)
-
-
-def run(*arguments: str | Path, env: dict[str, str] | None = None) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], env=env)
-
-
-def fail_with(error: BaseException) -> Callable[..., Any]:
-    def failing(*_: object, **__: object) -> None:
-        raise error
-
-    return failing
 
 
 class TestHelp:
@@ -110,105 +96,12 @@ print(sorted(heavy & set(sys.modules)))
         assert "distil-xlstm" in finished.stdout
 
 
-class TestRecipes:
-    def test_list(self) -> None:
-        lines = run("recipes").output.splitlines()
-        assert [line.split()[0] for line in lines] == ["distil-xlstm", "small"]
-        assert "Qwen2.5-1.5B" in lines[0]
-
-    def test_print(self) -> None:
-        shipped = ROOT / "pipeline" / "recipes" / "distil-xlstm.toml"
-        assert run("recipes", "distil-xlstm").output == shipped.read_text()
-
-    def test_unknown(self) -> None:
-        result = run("recipes", "distil")
-        assert result.exit_code == 2
-        assert "distil: neither a file nor one of the shipped recipes" in result.stderr
-
-
-class TestRefusals:
-    @pytest.mark.parametrize(
-        ("arguments", "expected"),
-        [
-            (["--recipe", "demo", "--set", "cache_teacher.topk=1"], 'the nearest is "top_k"'),
-            (
-                ["--recipe", "demo", "--set", "train_student.seed=1"],
-                "does not read [train_student]",
-            ),
-            (["--recipe", "demo", "--tokens", "many"], "--tokens many: expected a whole number"),
-            (["--recipe", "x.toml"], "x.toml: neither a file"),
-            ([], "Missing option '--recipe'"),
-        ],
-    )
-    def test_cache_teacher(self, tmp_path: Path, arguments: list[str], expected: str) -> None:
-        result = run("cache-teacher", "--out", tmp_path / "cache", *arguments)
-        assert result.exit_code == 2
-        assert expected in result.stderr
-        assert not (tmp_path / "cache").exists()
-
-    @pytest.mark.parametrize(
-        ("arguments", "expected"),
-        [
-            (["--units", "7"], "Invalid value for --units: '7': expected FIRST:END"),
-            (["--worker", "7"], "Invalid value for --worker: '7': expected r/R"),
-            (["--worker", "8/8"], "workers count from 0 to 7"),
-            (["--worker", "auto"], "neither RANK and WORLD_SIZE (torchrun)"),
-            (["--worker", "0/2", "--units", "0:5"], "give only one"),
-            (["--engine", "ray", "--units", "0:5"], "leave out --units and --worker"),
-            (["--engine", "ray", "--worker", "0/2"], "leave out --units and --worker"),
-            (["--ray-workers", "2"], "go with --engine ray"),
-            (["--ray-address", "auto"], "go with --engine ray"),
-            (["--engine", "dask"], "Invalid value for '--engine'"),
-            (["--summary", "cache/summary.json"], "is inside cache; name another place"),
-            (["--log-file", "cache/log"], "is inside cache; name another place"),
-            (["--log-file", "nowhere/log"], "nowhere: no such directory"),
-            (["--summary", "nowhere/summary.json"], "nowhere: no such directory"),
-        ],
-    )
-    def test_who_makes_the_units(
-        self,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        arguments: list[str],
-        expected: str,
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
-        for name in ("RANK", "SLURM_PROCID", "SLURM_ARRAY_TASK_ID"):
-            monkeypatch.delenv(name, raising=False)
-        result = run("cache-teacher", "--recipe", "demo", "--out", "cache", *arguments)
-        assert result.exit_code == 2
-        assert expected in result.stderr
-        assert list(tmp_path.iterdir()) == []
-
-    def test_train_student_reads_its_own_table(self, tmp_path: Path) -> None:
-        result = run(
-            *("train-student", "--recipe", "demo", "--cache", tmp_path, "--out", tmp_path / "run"),
-            *("--set", "cache_teacher.top_k=8"),
-        )
-        assert result.exit_code == 2
-        assert "--set cache_teacher.top_k=8: this command does not read" in result.stderr
-
-    @pytest.mark.parametrize("number", ["inf", "nan", "1e300", "0"])
-    def test_local_gib(self, tmp_path: Path, number: str) -> None:
-        result = run(
-            *("train-student", "--recipe", "demo", "--cache", tmp_path, "--out", tmp_path / "run"),
-            *("--local-gib", number),
-        )
-        assert result.exit_code == 2
-        assert "Invalid value for '--local-gib'" in result.stderr
-
-    @pytest.mark.parametrize("number", ["inf", "nan", "-1"])
-    def test_temperature(self, tmp_path: Path, number: str) -> None:
-        result = run("generate", tmp_path, "--prompt", "a", "--temperature", number)
-        assert result.exit_code == 2
-        assert "Invalid value for '--temperature'" in result.stderr
-
-    @pytest.mark.parametrize("name", ["inspect", "verify", "generate"])
-    def test_a_path_that_is_not_there(self, name: str, tmp_path: Path) -> None:
-        more = ["--prompt", "x"] if name == "generate" else []
-        result = run(name, tmp_path / "nothing", *more)
-        assert result.exit_code == 2
-        assert "nothing' does not exist" in result.stderr
+@pytest.mark.parametrize("name", ["inspect", "verify", "generate"])
+def test_a_path_that_is_not_there(name: str, tmp_path: Path) -> None:
+    more = ["--prompt", "x"] if name == "generate" else []
+    result = run(name, tmp_path / "nothing", *more)
+    assert result.exit_code == 2
+    assert "nothing' does not exist" in result.stderr
 
 
 class TestFailures:
@@ -279,106 +172,6 @@ class TestFailures:
         """``pipeline inspect … | head``: click itself ends quietly."""
         error = BrokenPipeError(32, "Broken pipe")
         assert "Error" not in self.failed(monkeypatch, tmp_path, error).stderr
-
-
-class TestInspect:
-    def test_text(self, tiny_cache: Path) -> None:
-        result = run("inspect", tiny_cache)
-        assert result.exit_code == 0, result.output
-        assert ": complete" in result.output
-
-    def test_json(self, tiny_cache: Path) -> None:
-        summary = json.loads(run("inspect", tiny_cache, "--json").output)
-        assert summary["spec"]["targets"]["top_k"] == 12
-        decoded = json.loads(
-            run("inspect", tiny_cache, "--json", "--row", "1", "--split", "validation").output
-        )
-        assert (decoded["split"], decoded["row"]) == ("validation", 1)
-
-    def test_row(self, tiny_cache: Path) -> None:
-        result = run("inspect", tiny_cache, "--row", "0")
-        assert result.output.startswith("train row 0, unit 1: ")
-
-    def test_no_cache(self, tmp_path: Path) -> None:
-        result = run("inspect", tmp_path)
-        assert result.exit_code == 1
-        assert "no cache: expected manifest.json" in result.stderr
-
-
-class TestVerify:
-    def test_good(self, tiny_cache: Path) -> None:
-        result = run("verify", tiny_cache)
-        assert result.exit_code == 0, result.output
-        assert "every byte is as it was written" in result.stdout
-        assert "100.0%" in result.stderr
-
-    def test_every_bad_file_is_named(self, tiny_cache: Path, tmp_path: Path) -> None:
-        cache = shutil.copytree(tiny_cache, tmp_path / "cache")
-        flipped, missing, *_ = sorted((cache / "shards").iterdir())
-        data = bytearray(flipped.read_bytes())
-        data[len(data) // 2] ^= 1
-        flipped.write_bytes(data)
-        missing.unlink()
-        result = run("verify", cache)
-        assert result.exit_code == 1
-        assert str(flipped) in result.stdout
-        assert str(missing) in result.stdout
-        assert f"{cache}: 2 bad." in result.stdout
-        assert len(result.stdout.splitlines()) == 3
-
-    def test_not_finished(self, tiny_cache: Path, tmp_path: Path) -> None:
-        cache = shutil.copytree(tiny_cache, tmp_path / "cache")
-        (cache / "manifest.json").unlink()
-        result = run("verify", cache)
-        assert result.exit_code == 0
-        assert "It is not complete" in result.stdout
-
-
-class TestDemo:
-    """The demo's own results are tested with the demo; here is how it is called."""
-
-    def test_its_commands_run(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        def demo(out: Path, command: Callable[[list[str]], None], *, seed: int) -> None:
-            assert (out, seed) == (tmp_path / "out", 3)
-            command(["recipes"])
-
-        monkeypatch.setattr("pipeline.demo.run.run_demo", demo)
-        result = run("demo", "--out", tmp_path / "out", "--seed", "3")
-        assert result.exit_code == 0, result.output
-        assert "distil-xlstm" in result.output
-
-    @pytest.mark.parametrize(
-        ("error", "code", "expected"),
-        [
-            (ValueError("no teacher"), 1, "Error: no teacher"),
-            (KeyboardInterrupt(), 130, "Interrupted. What is finished is kept"),
-        ],
-    )
-    def test_a_failure_within_is_said_once(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        tmp_path: Path,
-        error: BaseException,
-        code: int,
-        expected: str,
-    ) -> None:
-        def demo(out: Path, command: Callable[[list[str]], None], *, seed: int) -> None:
-            command(["cache-teacher", "--recipe", "distil-xlstm", "--out", str(out)])
-            pytest.fail("went on after a failure")
-
-        monkeypatch.setattr("pipeline.demo.run.run_demo", demo)
-        monkeypatch.setattr("stages.cache_teacher.run.cache_teacher", fail_with(error))
-        result = run("demo", "--out", tmp_path / "out")
-        assert result.exit_code == code
-        assert result.stderr.count(expected) == 1
-        assert "went on" not in result.output
-
-    def test_wrong_usage_within(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        def demo(out: Path, command: Callable[[list[str]], None], *, seed: int) -> None:
-            command(["cache-teacher"])
-
-        monkeypatch.setattr("pipeline.demo.run.run_demo", demo)
-        assert run("demo", "--out", tmp_path).exit_code == 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent as on POSIX")

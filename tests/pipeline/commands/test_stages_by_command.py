@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import cache_format
-from pipeline.cli import main
 from pipeline.recipes.recipe import load_recipe
 from stages.train_student.checkpoints.run_record import read_record, write_record
 from stages.train_student.export.saved_student import find_checkpoint, publish_checkpoint
 from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
 from tests.support import tiny
+from tests.support.command_line import run
 from tests.support.student_caches import TARGETS, write_cache
 
 _STUDENT = """
@@ -33,10 +33,6 @@ compile = "off"
 logging_steps = 1
 save_steps = 1
 """
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +167,8 @@ def test_train_student_twice(student: tuple[Path, Result], tiny_cache: Path, rec
     command = ("train-student", "--recipe", recipe, "--cache", tiny_cache, "--out", student[0])
     refused = run(*command)
     assert refused.exit_code == 1
-    assert "Add --resume" in refused.stderr
+    assert "Run the same command with --resume." in refused.stderr
+    assert "The directory is named by --out." in refused.stderr
     resumed = run(*command, "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert "resuming from" in resumed.stderr
@@ -289,8 +286,9 @@ def test_generate_where_there_is_nothing_yet(unfinished: Path, tmp_path: Path) -
     result = run("generate", unfinished, "--prompt", "a")
     assert result.exit_code == 1
     assert "there is no checkpoint yet" in result.stderr
+    assert "its `pipeline train-student` command with --resume" in result.stderr
     result = run("generate", tmp_path, "--prompt", "a")
-    assert "neither a run of `pipeline train-student` nor a model directory" in result.stderr
+    assert "neither a run of stage two nor a model directory" in result.stderr
 
 
 def test_train_on_by_command(

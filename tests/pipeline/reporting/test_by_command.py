@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from pipeline.cli import main
 from tests.support import tiny
+from tests.support.command_line import run
 
 _RECIPE = """
 [train_student.student]
@@ -25,10 +25,6 @@ compile = "off"
 """
 
 Words = tuple[str | Path, ...]
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def events(result: Result) -> list[dict[str, Any]]:

@@ -60,6 +60,7 @@ def test_a_full_disk() -> None:
     message = explain(error, "train-student", RECIPE)
     assert "run/metrics.jsonl" in message
     assert "Free some disk space" in message
+    assert message.endswith("\nRun the same command with --resume.")
 
 
 def test_messages_of_our_own_are_left_alone() -> None:

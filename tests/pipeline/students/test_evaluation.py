@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import cache_format
-from pipeline.commands.student_commands import evaluate
+from pipeline.commands.evaluate import evaluate
 from pipeline.students.evaluation import EvalOptions, evaluate_student, evaluation_text
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from tests.stages.train_student.test_run import run as train_run

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.commands.student_commands import push
+from pipeline.commands.push import push
 from pipeline.students.hub_upload import push_model
 from stages.train_student.modeling.distil_xlstm.directory_code import directory_code
 from tests.support.students import publish_student

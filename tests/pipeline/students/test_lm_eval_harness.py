@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from pipeline.commands.student_commands import evaluate
+from pipeline.commands.evaluate import evaluate
 from pipeline.students.lm_eval_harness import HarnessOptions, require_harness, run_tasks, tasks_text
 from tests.support import ROOT
 from tests.support.students import publish_student

@@ -10,7 +10,7 @@ from cache_format.metadata.manifest import Manifest
 from cache_format.metadata.splits import SPLITS
 from cache_format.tools.verify import verify
 from cache_format.writer import CacheWriter
-from stages.cache_teacher import run
+from stages.cache_teacher.engine import filling
 from stages.cache_teacher.engine.unit_maker import UNITS_IN_FLIGHT
 from stages.cache_teacher.teacher.teacher import Teacher
 from tests.support.stage_one_runs import Bench, Watch, shard_bytes
@@ -129,7 +129,7 @@ def test_the_manifest_is_published_while_the_run_goes_on(
         return manifest
 
     monkeypatch.setattr(CacheWriter, "publish_manifest", recording)
-    monkeypatch.setattr(run, "_MANIFEST_SECONDS", 0.0)
+    monkeypatch.setattr(filling, "_MANIFEST_SECONDS", 0.0)
     bench.run()
     assert published == sorted(published)
     assert published[0] < len(published) - 1 == published[-1] == 8
@@ -149,7 +149,7 @@ def test_an_extension_that_is_cut_short_leaves_the_complete_cache_as_it_was(
         return write_unit(self, unit, rows, **facts)
 
     monkeypatch.setattr(CacheWriter, "write_unit", breaking)
-    monkeypatch.setattr(run, "_MANIFEST_SECONDS", 0.0)
+    monkeypatch.setattr(filling, "_MANIFEST_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         bench.run()
     assert bench.open().manifest == before

@@ -52,7 +52,7 @@ def test_a_run_that_is_resumed(tiny_cache: Path, run: Path) -> None:
     before = files(run)
     check(tiny_cache, run, resume=True)
     assert files(run) == before
-    with pytest.raises(ValueError, match="Add --resume"):
+    with pytest.raises(ValueError, match="Resume it, or choose"):
         check(tiny_cache, run)
     with pytest.raises(ValueError, match="seed was 0 and is 7"):
         check(tiny_cache, run, TrainStudentConfig(report_to=(), seed=7), resume=True)

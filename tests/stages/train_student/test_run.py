@@ -532,7 +532,7 @@ def test_a_corrupt_checkpoint_is_named_and_the_one_before_is_used(
 def test_a_directory_with_a_run_needs_resume_and_the_same_settings(
     whole: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="Add --resume"):
+    with pytest.raises(ValueError, match="Resume it, or choose"):
         run(tiny_config(), tiny_cache, whole)
     with pytest.raises(ValueError, match=r"learning_rate was 0\.003 and is 0\.1"):
         run(tiny_config(learning_rate=0.1), tiny_cache, whole, resume=True)

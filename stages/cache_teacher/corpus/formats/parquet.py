@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 from cache_format.metadata.spec_parts.corpus import CorpusSpec
 from stages.cache_teacher.corpus.formats.document_file import DataFile, DocumentFile
 from stages.cache_teacher.corpus.formats.text_column import check_text_column, iter_raw, parse_raw
+from stages.cache_teacher.corpus.network import NetworkFailedError
 from stages.cache_teacher.corpus.open_file import open_binary
-from stages.cache_teacher.corpus.retry import NetworkFailedError
 
 _BUFFER_BYTES = 4 << 20
 

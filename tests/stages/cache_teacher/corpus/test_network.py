@@ -17,8 +17,8 @@ import pytest
 from stages.cache_teacher.corpus import units as corpus_module
 from stages.cache_teacher.corpus.formats.document_file import DataFile, DocumentFile
 from stages.cache_teacher.corpus.formats.parquet import open_parquet
+from stages.cache_teacher.corpus.network import NUM_TRIES, NetworkFailedError, is_passing, retrying
 from stages.cache_teacher.corpus.open_file import open_binary
-from stages.cache_teacher.corpus.retry import NUM_TRIES, NetworkFailedError, is_passing, retrying
 from tests.support.sample_cache import contents, sample_spec
 from tests.support.stage_one_runs import TEXTS, Bench
 from tests.support.tiny import tiny_texts, write_fineweb_parquet
@@ -115,7 +115,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """How long would have been waited."""
     found: list[float] = []
-    monkeypatch.setattr("stages.cache_teacher.corpus.retry.time.sleep", found.append)
+    monkeypatch.setattr("cache_format.storage.retry.time.sleep", found.append)
     return found
 
 

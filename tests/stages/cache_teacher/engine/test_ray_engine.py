@@ -179,8 +179,8 @@ GPUS: dict[str, float] = {"CPU": 16.0, "GPU": 4.0}
 @pytest.mark.parametrize(
     ("machines", "num_workers", "expected"),
     [
-        ([{"CPU": 3.0}], 4, r"4 workers need 1 CPU each.* has 3 CPUs, .*use --ray-workers 3,"),
-        ([GPUS, GPUS], 9, r"1 CPU and 1 GPU each.* has 32 CPUs and 8 GPUs.*--ray-workers 8,"),
+        ([{"CPU": 3.0}], 4, r"4 workers need 1 CPU each.* has 3 CPUs, .*use 3 workers,"),
+        ([GPUS, GPUS], 9, r"1 CPU and 1 GPU each.* has 32 CPUs and 8 GPUs.*use 8 workers,"),
         ([GPUS, {"CPU": 64.0}], 5, r"has 80 CPUs and 4 GPUs, which is room for 4"),
         ([{"CPU": 2.0, "GPU": 4.0}], 3, "room for 2"),
         ([{"CPU": 0.0, "GPU": 4.0}], None, "room for 0. To continue, add machines"),

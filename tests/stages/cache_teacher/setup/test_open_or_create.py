@@ -67,7 +67,7 @@ def test_no_teacher_is_kept_where_a_cluster_makes_the_units(
         raise InterruptedError("the cluster has begun")
 
     monkeypatch.setattr("stages.cache_teacher.teacher.lazy_teacher.Teacher", loaded)
-    monkeypatch.setattr("stages.cache_teacher.run.make_units_on_ray", make_units)
+    monkeypatch.setattr("stages.cache_teacher.engine.filling.make_units_on_ray", make_units)
     with pytest.raises(InterruptedError, match="the cluster has begun"):
         bench.run(ray=RaySettings(), **PCA)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cache_format.errors import AdvisedError
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.requirements import require_targets
 from stages.train_student.run import train_student
@@ -41,10 +42,13 @@ def test_samples_allow_their_own_temperature_alone(tmp_path: Path) -> None:
         require_targets(settings, cache)
     for start, end, key in ((2.0, 4 / 3, "temperature_start"), (4 / 3, 1.0, "temperature_end")):
         settings = TrainStudentConfig(temperature_start=start, temperature_end=end)
-        with pytest.raises(ValueError, match=f"train_student.{key}: the cache holds samples") as e:
+        with pytest.raises(AdvisedError, match=f"{key}: the cache holds samples") as e:
             require_targets(settings, cache)
-        assert "--set train_student.temperature_start=1.3333333333333333 " in str(e.value)
-        assert "--set train_student.temperature_end=1.3333333333333333" in str(e.value)
+        assert "Set temperature_start and temperature_end to 1.3333333333333333," in str(e.value)
+        assert e.value.next_step.settings == {
+            "train_student.temperature_start": 4 / 3,
+            "train_student.temperature_end": 4 / 3,
+        }
 
 
 def test_labels_alone_ask_for_no_temperature(tmp_path: Path) -> None:
@@ -57,7 +61,7 @@ def test_the_paper_s_schedule_on_samples_is_refused_before_anything_is_written(
 ) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["sampled"])
     out = tmp_path / "run"
-    with pytest.raises(ValueError, match=r"--set train_student.temperature_start=1.0 "):
+    with pytest.raises(ValueError, match=r"Set temperature_start and temperature_end to 1\.0,"):
         train_student(
             TrainStudentConfig(), cache, out, resume=False, recipe_toml="", report=lambda _: None
         )

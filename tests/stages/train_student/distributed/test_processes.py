@@ -228,9 +228,9 @@ def test_one_that_fails_ends_all_at_once(two: Launcher, tiny_cache: Path, tmp_pa
 @pytest.mark.parametrize(
     ("sizes", "num_ranks", "parallel", "advice"),
     [
-        ((8, 4), 8, "ddp", "batch_size=4 --set train_student.gradient_accumulation_steps=8"),
-        ((8, 4), 3, "fsdp", "batch_size=10 --set train_student.gradient_accumulation_steps=3"),
-        ((2, 1), 4, "ddp", "batch_size=1 --set train_student.gradient_accumulation_steps=4"),
+        ((8, 4), 8, "ddp", "batch_size=4 with train_student.gradient_accumulation_steps=8"),
+        ((8, 4), 3, "fsdp", "batch_size=10 with train_student.gradient_accumulation_steps=3"),
+        ((2, 1), 4, "ddp", "batch_size=1 with train_student.gradient_accumulation_steps=4"),
     ],
 )
 def test_a_step_that_cannot_be_dealt_is_refused(

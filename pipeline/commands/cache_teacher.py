@@ -1,7 +1,4 @@
-"""The commands that load a teacher: ``cache-teacher`` and ``estimate``; ``cli.py`` adds them.
-
-Nothing heavy is imported before they run, and nothing before the recipe has been checked.
-"""
+"""``pipeline cache-teacher``: read its options, run stage one, say what came of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +8,7 @@ from typing import Any
 import click
 
 from pipeline.options.cache_location import CacheLocation, LocalPath
-from pipeline.options.finite_range import FiniteRange
-from pipeline.options.recipe_options import load_session_recipe, recipe_options
+from pipeline.options.recipe_options import load_session_recipe, recipe_options, tokens_option
 from pipeline.options.reporting_options import (
     open_reporter,
     reporting_options,
@@ -20,13 +16,6 @@ from pipeline.options.reporting_options import (
     send_start,
 )
 from pipeline.runtime.session import Session
-from pipeline.runtime.silence_libraries import silence_libraries
-
-_tokens_option = click.option(
-    "--tokens",
-    metavar="N",
-    help="Budget, such as 512M, rounded up to whole units; sets cache_teacher.num_tokens.",
-)
 
 
 @click.command("cache-teacher")
@@ -37,7 +26,7 @@ _tokens_option = click.option(
     required=True,
     help="Directory of the cache, or a URL such as s3://bucket/cache.",
 )
-@_tokens_option
+@tokens_option
 @click.option(
     "--units",
     metavar="FIRST:END",
@@ -106,12 +95,8 @@ def cache_teacher(
     ray. Without a shared --out: --units 0:100, --units 100:200 and so on, the last one without
     END; then `pipeline merge` the parts into one cache.
     """
-    from pipeline.commands.run_stage_one import (
-        EngineOptions,
-        run_stage_one,
-        send_outcome,
-        send_plan,
-    )
+    from pipeline.commands.run_stage_one import run_stage_one, send_outcome, send_plan
+    from pipeline.options.engine_options import EngineOptions
 
     reporting = {name: options.pop(name) for name in ("quiet", "log_file", "as_json")}
     reporter = open_reporter(session, "cache", out, **reporting)
@@ -133,50 +118,3 @@ def cache_teacher(
         from cache_format.storage.atomic import publish_bytes
 
         publish_bytes(summary, (json.dumps(figures, indent=1) + "\n").encode())
-
-
-@click.command()
-@recipe_options
-@_tokens_option
-@click.option(
-    "--seconds",
-    type=FiniteRange(min=0.0, max=3600.0),
-    default=60.0,
-    show_default=True,
-    help="How long to measure, once the teacher is loaded; longer only if its first forward pass "
-    "takes longer.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.pass_obj
-def estimate(
-    session: Session,
-    recipe_name: str,
-    settings: Sequence[str],
-    tokens: str | None,
-    seconds: float,
-    as_json: bool,
-) -> None:
-    """Estimate the time and disk space of a cache.
-
-    \b
-      pipeline estimate --recipe distil-xlstm --tokens 512M
-
-    Loads the teacher, caches for a minute into a temporary directory with the recipe's settings,
-    and scales up what came of it. Hours are those of this device; N of them take an N-th.
-
-    Ctrl-C ends it without an answer; fewer --seconds give a rougher one sooner.
-    """
-    recipe = load_session_recipe(
-        session, recipe_name, settings, tokens=tokens, ignored="train_student"
-    )
-    from stages.cache_teacher.preflight import check_early
-
-    check_early(recipe.cache_teacher)
-    silence_libraries()
-    from pipeline.reporting.progress_bar import Bar
-    from pipeline.reports.estimate_report import EstimateReport, estimate_json, estimate_text
-    from stages.cache_teacher.estimate import estimate as measure
-
-    with Bar("estimate", unit=" s", has_rate=False) as bar:
-        found = measure(recipe.cache_teacher, seconds, EstimateReport(bar, seconds))
-    click.echo(estimate_json(found) if as_json else estimate_text(found))

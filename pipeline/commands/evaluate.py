@@ -1,8 +1,4 @@
-"""The commands that judge and share a trained student; ``cli.py`` adds them to the others.
-
-As there: read the options, call what does the work, say what came of it. Nothing heavy is imported
-before a command runs.
-"""
+"""``pipeline evaluate``: a student beside its teacher, and on tasks."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +10,8 @@ from pipeline.runtime.silence_libraries import silence_libraries
 
 if TYPE_CHECKING:
     from cache_format.reader import Cache
+    from pipeline.students.evaluation import EvalOptions
+    from pipeline.students.student_files import StudentFiles
 
 
 @click.command()
@@ -65,78 +63,48 @@ def evaluate(
     import json
 
     import cache_format
-    from pipeline.students.student_files import require_student
+    from pipeline.students.evaluation import EvalOptions, evaluation_text
+    from pipeline.students.lm_eval_harness import (
+        HarnessOptions,
+        require_harness,
+        run_tasks,
+        tasks_text,
+    )
+    from pipeline.students.student_files import require_student, student_files
 
-    found: dict[str, Any] = {}
-    lines = []
     if tasks:
-        from pipeline.students.lm_eval_harness import require_harness
-
         require_harness()
     require_student(run)  # or a refusal, before what takes long to import
     opened = None if cache is None else cache_format.open(cache)
     silence_libraries()
-    from pipeline.students.student_files import student_files
-
+    found: dict[str, Any] = {}
+    texts = []
     with student_files(run, cache, lambda line: click.echo(line, err=True)) as student:
         if opened is not None:
-            from pipeline.students.evaluation import EvalOptions, evaluate_student, evaluation_text
-
             extent = EvalOptions(num_rows=rows, batch_size=batch_size, device=device)
-            found = _with_bar(student.directory, opened, extent, evaluate_student)
-            found |= {"model": str(student.source), "checkpoint_step": student.step}
-            if student.step is not None:
-                found["notes"].append(f"The student is that of step {student.step}, unfinished.")
-            lines.append(evaluation_text(found))
+            found = _evaluate_on_cache(student, opened, extent)
+            texts.append(evaluation_text(found))
         if tasks:
-            from pipeline.students.lm_eval_harness import HarnessOptions, run_tasks, tasks_text
-
             options = HarnessOptions(
                 include_path=include_path, limit=limit, batch_size=batch_size, device=device
             )
             names = [name.strip() for name in tasks.split(",") if name.strip()]
             found["tasks"] = run_tasks(student.directory, names, options)
-            lines.append(tasks_text(found["tasks"]))
-    click.echo(json.dumps(found, indent=1) if as_json else "\n\n".join(lines))
+            texts.append(tasks_text(found["tasks"]))
+    click.echo(json.dumps(found, indent=1) if as_json else "\n\n".join(texts))
 
 
-def _with_bar(run: Path, cache: "Cache", extent: Any, evaluate_student: Any) -> dict[str, Any]:
+def _evaluate_on_cache(
+    student: "StudentFiles", cache: "Cache", extent: "EvalOptions"
+) -> dict[str, Any]:
     from pipeline.reporting.progress_bar import Bar
+    from pipeline.students.evaluation import evaluate_student
 
     with Bar("evaluate", unit=" rows") as bar:
-        found: dict[str, Any] = evaluate_student(
-            run,
-            cache,
-            extent,
-            lambda done, total: bar.show(done, total, ""),
+        found = evaluate_student(
+            student.directory, cache, extent, lambda done, total: bar.show(done, total, "")
         )
+    found |= {"model": str(student.source), "checkpoint_step": student.step}
+    if student.step is not None:
+        found["notes"].append(f"The student is that of step {student.step}, unfinished.")
     return found
-
-
-@click.command()
-@click.argument("run", type=RUN)
-@click.argument("repo_id")
-@click.option("--private", is_flag=True, help="Make a private repository, if there is none yet.")
-@click.option("--revision", metavar="BRANCH", help="Upload to this branch; made if there is none.")
-def push(run: Path, repo_id: str, private: bool, revision: str | None) -> None:
-    """Upload a student to the Hugging Face Hub.
-
-    \b
-      pipeline push run me/my-student --private
-
-    RUN is what train-student wrote with --out, or a model directory. Weights, tokenizer, model card
-    and the model's code, for `trust_remote_code=True`, are uploaded, no cache and no checkpoint.
-    The same command again uploads what has changed.
-    """
-    from pipeline.students.student_files import model_directory
-
-    model_directory(run)  # or a refusal, before what takes long to import
-    silence_libraries()
-    from pipeline.students.hub_upload import push_model
-
-    url = push_model(run, repo_id, is_private=private, revision=revision)
-    at_revision = "" if revision is None else f", revision={revision!r}"
-    click.echo(
-        f"{url}\nWhere torch, transformers and xlstm are installed, it is loaded by\n"
-        f"  AutoModelForCausalLM.from_pretrained({repo_id!r}{at_revision}, trust_remote_code=True)"
-    )

@@ -5,9 +5,11 @@ overloaded (HTTP 5xx, 429, 408); not that something is not there, or not allowed
 """
 
 import random
-import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
+
+from cache_format.errors import Action, NextStep
+from cache_format.storage import retry
 
 _T = TypeVar("_T")
 
@@ -37,6 +39,8 @@ _PASSING_NAMES = {
 class NetworkFailedError(OSError):
     """The network has failed so often that it was given up."""
 
+    next_step = NextStep("Run again.", Action.RUN_AGAIN)
+
 
 def retrying(action: Callable[[], _T], what: str, *, first_pause: float | None = None) -> _T:
     """What ``action`` returns; it is called up to ``NUM_TRIES`` times.
@@ -44,22 +48,18 @@ def retrying(action: Callable[[], _T], what: str, *, first_pause: float | None =
     Raises NetworkFailedError naming ``what`` once it has failed so often, and at once what will
     not pass.
     """
-    pause = _FIRST_PAUSE_SECONDS if first_pause is None else first_pause
-    for tries_left in reversed(range(NUM_TRIES)):
-        try:
-            return action()
-        except Exception as error:
-            if not is_passing(error):
-                raise
-            if tries_left == 0:
-                raise NetworkFailedError(
-                    f"{what}: the network has failed {NUM_TRIES} times in a row, the last time "
-                    f"with {_text(error)}. See that the machine reaches it, then run the same "
-                    "command again: what is finished is kept"
-                ) from error
-        time.sleep(pause * random.uniform(0.8, 1.2))  # not all workers at the same moment
-        pause *= 2
-    raise AssertionError("the last try returns or raises")
+    first = _FIRST_PAUSE_SECONDS if first_pause is None else first_pause
+
+    def given_up(error: Exception) -> NetworkFailedError:
+        return NetworkFailedError(
+            f"{what}: the network has failed {NUM_TRIES} times in a row, the last time with "
+            f"{_text(error)}. See that the machine reaches it, then run again: what is finished "
+            "is kept"
+        )
+
+    # Not all workers at the same moment.
+    pauses = (first * 2**i * random.uniform(0.8, 1.2) for i in range(NUM_TRIES - 1))
+    return retry.retrying(action, pauses, may_pass=is_passing, given_up=given_up)
 
 
 def is_passing(error: BaseException) -> bool:

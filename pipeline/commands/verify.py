@@ -1,14 +1,11 @@
-"""``pipeline verify``: every byte of a cache compared with its checksum; ``cli.py`` adds it.
-
-Nothing heavy is imported before it runs.
-"""
+"""``pipeline verify``: every byte of a cache compared with its checksum."""
 
 from pathlib import Path
 
 import click
 
-from pipeline.commands.cache_commands import threads_option
 from pipeline.options.cache_location import CacheLocation, LocalPath
+from pipeline.options.threads_option import threads_option
 
 
 @click.command()
@@ -21,7 +18,7 @@ from pipeline.options.cache_location import CacheLocation, LocalPath
     help="Where to remember what was read; by default in your cache directory.",
 )
 @threads_option
-def verify(cache: Path | str, fresh: bool, state: Path | None, threads: int | None) -> None:
+def verify(cache: Path | str, fresh: bool, state: Path | None, threads: int) -> None:
     """Check every byte of a cache; name each bad file.
 
     \b
@@ -34,10 +31,10 @@ def verify(cache: Path | str, fresh: bool, state: Path | None, threads: int | No
     were not changed since, are not read again. A verification that ended reads everything anew.
     """
     import cache_format
-    from cache_format.threads import default_num_threads
     from cache_format.tools.verify import verify as verify_cache
     from pipeline.reporting.printable import printable
     from pipeline.reporting.progress_bar import Bar, size
+    from pipeline.runtime.next_steps import how_to
     from pipeline.runtime.verification_record import prepared_record
 
     opened = cache_format.open(cache, allow_incomplete=True)
@@ -48,11 +45,13 @@ def verify(cache: Path | str, fresh: bool, state: Path | None, threads: int | No
         problems = verify_cache(
             opened,
             lambda done, total: bar.show(done, total, ""),
-            num_threads=threads or default_num_threads(),
+            num_threads=threads,
             record=record,
         )
     for problem in problems:
         click.echo(printable(problem.message))
+    for line in how_to([problem.next_step for problem in problems], "verify"):
+        click.echo(line)
     num_bad = sum(problem.is_damage for problem in problems)
     if num_bad:
         click.echo(f"{cache}: {num_bad} bad. Do as it says above, then verify again.")

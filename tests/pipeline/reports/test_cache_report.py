@@ -6,8 +6,7 @@ from pathlib import Path
 import cache_format
 from cache_format.metadata.manifest import Manifest
 from cache_format.metadata.spec import CacheSpec
-from pipeline.commands.run_stage_one import Outcome, cached_text
-from stages.cache_teacher.config import ALL_UNITS
+from pipeline.reports.cache_report import Outcome, cached_text
 from tests.pipeline.reporting.test_stages import caching
 from tests.support.sample_cache import sample_spec, write_sample_cache
 
@@ -18,7 +17,7 @@ def manifest_of(path: Path, spec: CacheSpec) -> Manifest:
 
 
 def said_of(manifest: Manifest) -> str:
-    outcome = Outcome(manifest=manifest, progress=caching(0, "done"), share=ALL_UNITS)
+    outcome = Outcome(manifest=manifest, progress=caching(0, "done"))
     return cached_text(outcome, "out", "RECIPE")
 
 

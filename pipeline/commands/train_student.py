@@ -1,10 +1,8 @@
-"""``pipeline train-student``: read its options, run stage two, say what came of it.
-
-Nothing heavy is imported before the recipe has been checked.
-"""
+"""``pipeline train-student``: read its options, run stage two, say what came of it."""
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -26,10 +24,24 @@ from pipeline.runtime.silence_libraries import silence_libraries
 
 if TYPE_CHECKING:
     from cache_format.reader import Cache
-    from stages.train_student.config import TrainStudentConfig
+    from pipeline.recipes.recipe import Recipe
+    from pipeline.reporting.events import Event
+    from pipeline.reporting.stages import TrainReport
     from stages.train_student.losses.teacher_in_the_loop import LoadTeacher
 
 _DIRECTORY = LocalPath(file_okay=False, expected="a directory, or a new one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunOptions:
+    """Which run, and from where it goes on, as the command line has it."""
+
+    out: Path
+    resume: bool
+    init: Path | None
+    extend_to: int | None
+    online: str | None
+    """The teacher in the loop: None without one; "" if it is where the cache says."""
 
 
 @click.command("train-student")
@@ -96,14 +108,9 @@ def train_student(
     recipe_name: str,
     settings: Sequence[str],
     cache: Path | str,
-    out: Path,
-    resume: bool,
-    init: Path | None,
-    extend_to: int | None,
-    online: str | None,
     local_directory: Path | None,
     local_gib: float,
-    **reporting: Any,
+    **options: Any,
 ) -> None:
     """Train a student from a cache. The teacher is not needed and not loaded.
 
@@ -122,72 +129,98 @@ def train_student(
     stops; a second Ctrl-C stops without saving. To continue after that, or after any other
     interruption, run the same command with --resume.
     """
-    if extend_to is not None and not resume:
+    reporting = {name: options.pop(name) for name in ("quiet", "log_file", "as_json")}
+    run = _RunOptions(**options)
+    if run.extend_to is not None and not run.resume:
         raise click.UsageError("--extend-to continues a run: add --resume")
-    is_first = os.environ.get("RANK", "0") == "0"
     if reporting["log_file"] is not None:
         require_place(reporting["log_file"], cache, "--log-file")
-    reporter = open_reporter(session, "train", out, is_first=is_first, **reporting)
+    reporter = open_reporter(session, "train", run.out, is_first=_is_first(), **reporting)
     recipe = load_session_recipe(session, recipe_name, settings, ignored="cache_teacher")
-    send_start(reporter, "train-student", recipe=recipe_name, cache=str(cache), out=str(out))
+    send_start(reporter, "train-student", recipe=recipe_name, cache=str(cache), out=str(run.out))
     import cache_format
-    from pipeline.reporting.events import Event
-    from stages.train_student.data.temperatures import validation_temperature
-    from stages.train_student.preflight import check_early
 
     opened = cache_format.open(
         cache, local_directory=local_directory, local_bytes=max(1, int(local_gib * 2**30))
     )
-    if os.environ.get("WORLD_SIZE", "1") == "1":  # of several processes all have to refuse, not one
-        is_online = online is not None
-        check_early(recipe.train_student, opened, out, resume=resume, online=is_online)
+    _check_early(recipe, opened, run)
     silence_libraries(show_downloads=not reporter.is_quiet)
     from pipeline.reporting.stages import TrainReport
-    from pipeline.runtime.signals import asked_to_stop
-    from stages.train_student.distributed.context import OtherProcessFailedError
-    from stages.train_student.run import train_student as run
-    from stages.train_student.trainer.stopping import StopNow, StoppedError, StopRequest
+    from stages.train_student.data.temperatures import validation_temperature
 
     report = TrainReport(
         reporter.send, validation_temperature(opened.spec.targets.inverse_temperatures)
     )
-    with reporter, asked_to_stop() as request:
+    with reporter:
+        metrics = _run_stage_two(recipe, opened, run, report)
+    if _is_first():
+        reporter.send(_done(run.out, metrics, report))
+
+
+def _is_first() -> bool:
+    """Whether this is the one of torchrun's processes that reports."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _check_early(recipe: "Recipe", cache: "Cache", run: _RunOptions) -> None:
+    """Refuse what can be refused before torch is imported."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        return  # of several processes all have to refuse, not one
+    from stages.train_student.preflight import check_early
+
+    is_online = run.online is not None
+    check_early(recipe.train_student, cache, run.out, resume=run.resume, online=is_online)
+
+
+def _run_stage_two(
+    recipe: "Recipe", cache: "Cache", run: _RunOptions, report: "TrainReport"
+) -> dict[str, float]:
+    """Train, and return the last validation's metrics. A signal ends the command."""
+    from pipeline.runtime.signals import asked_to_stop
+    from stages.train_student.distributed.context import OtherProcessFailedError
+    from stages.train_student.run import train_student
+    from stages.train_student.trainer.stopping import StopNow, StoppedError, StopRequest
+
+    with asked_to_stop() as request:
         try:
-            metrics = run(
+            return train_student(
                 recipe.train_student,
-                opened,
-                out,
-                resume=resume,
+                cache,
+                run.out,
+                resume=run.resume,
                 recipe_toml=recipe.to_toml(),
-                report=report if is_first else lambda _: None,
+                report=report if _is_first() else lambda _: None,
                 stop=StopRequest(is_made=request.is_made, interruptible=request.interruptible),
-                load_teacher=_teacher_loader(opened, recipe.train_student, online),
-                init=init,
-                extend_to=extend_to,
+                load_teacher=_teacher_loader(recipe, cache, run),
+                init=run.init,
+                extend_to=run.extend_to,
             )
         except (StoppedError, StopNow):
-            raise (request.exception() if is_first else click.exceptions.Exit(1)) from None
+            raise (request.exception() if _is_first() else click.exceptions.Exit(1)) from None
         except OtherProcessFailedError as error:  # which has said why
-            if is_first:
+            if _is_first():
                 raise click.ClickException(f"{error}. See its own error message.") from None
             raise click.exceptions.Exit(1) from None
-    if is_first:
-        figures = report.validation_figures(metrics)
-        fields = {"out": str(out), "model": str(out / "model"), "metrics": metrics}
-        text = (
-            f"{out / 'model'} holds the student. Validation: {figures}.\nNext:\n"
-            f'  pipeline generate {quote(str(out))} --prompt "Once upon a time"'
-        )
-        reporter.send(Event(name="done", text=text, fields=fields))
 
 
-def _teacher_loader(
-    cache: "Cache", config: "TrainStudentConfig", place: str | None
-) -> "LoadTeacher | None":
-    """What loads the teacher in the loop; ``place`` is none if there is to be none."""
-    if place is None:
+def _teacher_loader(recipe: "Recipe", cache: "Cache", run: _RunOptions) -> "LoadTeacher | None":
+    """What loads the teacher in the loop, if there is to be one."""
+    if run.online is None:
         return None
     from pipeline.students.online_teacher import load_online_teacher
 
+    config = recipe.train_student
     with_mean = max(config.beta_start, config.beta_end) > 0
-    return partial(load_online_teacher, cache, with_mean=with_mean, place=place or None)
+    return partial(load_online_teacher, cache, with_mean=with_mean, place=run.online or None)
+
+
+def _done(out: Path, metrics: dict[str, float], report: "TrainReport") -> "Event":
+    """What came of it, and the next command."""
+    from pipeline.reporting.events import Event
+
+    text = (
+        f"{out / 'model'} holds the student. Validation: {report.validation_figures(metrics)}.\n"
+        f'Next:\n  pipeline generate {quote(str(out))} --prompt "Once upon a time"'
+    )
+    fields = {"out": str(out), "model": str(out / "model"), "metrics": metrics}
+    return Event(name="done", text=text, fields=fields)

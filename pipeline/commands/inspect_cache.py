@@ -1,0 +1,42 @@
+"""``pipeline inspect``: what is in a cache, or in one of its rows."""
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from pipeline.options.cache_location import CacheLocation
+
+
+@click.command("inspect")
+@click.argument("cache", type=CacheLocation(exists=True))
+@click.option("--row", type=click.IntRange(min=0), metavar="N", help="Decode row N instead.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation"]),
+    default="train",
+    show_default=True,
+    help="The split that --row counts in.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect_cache(
+    cache: Path | str, row: int | None, split: Literal["train", "validation"], as_json: bool
+) -> None:
+    """Summarize a cache, or decode one of its rows.
+
+    \b
+      pipeline inspect cache
+      pipeline inspect cache --row 0 --split validation
+
+    Read-only; works on a cache that is still being written, too.
+    """
+    import json
+
+    import pipeline.reports.inspection as view
+
+    if row is None:
+        summary = view.summarise(cache)
+        click.echo(json.dumps(summary, indent=1) if as_json else view.summary_text(summary))
+    else:
+        decoded = view.decode_row(cache, split, row)
+        click.echo(json.dumps(decoded, indent=1) if as_json else view.row_text(decoded))

@@ -1,0 +1,53 @@
+"""Who makes the units of a cache: this process, a worker's share of them, or a Ray cluster."""
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from stages.cache_teacher.config import ALL_UNITS, UnitRange
+from stages.cache_teacher.worker_share import WorkerShare
+
+if TYPE_CHECKING:
+    from stages.cache_teacher.engine.ray_engine import RaySettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Who makes the units, as the command line has it."""
+
+    units: str | None = None
+    worker: str | None = None
+    engine: str = "local"
+    ray_workers: int | None = None
+    ray_address: str | None = None
+
+    def checked(self) -> "EngineOptions":
+        """Itself. Raises UsageError where options do not go together, or mean nothing."""
+        self.share()
+        if self.units is not None and self.worker is not None:
+            raise click.UsageError("--units and --worker: each selects the units; give only one")
+        if self.engine == "ray" and (self.units is not None or self.worker is not None):
+            raise click.UsageError("--engine ray caches all units: leave out --units and --worker")
+        if self.engine != "ray" and (self.ray_workers or self.ray_address):
+            raise click.UsageError("--ray-workers and --ray-address go with --engine ray")
+        return self
+
+    def share(self) -> UnitRange | WorkerShare:
+        """The units to make."""
+        hint = "--units" if self.worker is None else "--worker"
+        try:
+            if self.worker is not None:
+                return WorkerShare.parse(self.worker, os.environ)
+            return ALL_UNITS if self.units is None else UnitRange.parse(self.units)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint=hint) from error
+
+    def ray(self) -> "RaySettings | None":
+        """The cluster, if one is asked for."""
+        from stages.cache_teacher.engine.ray_engine import RaySettings
+
+        if self.engine != "ray":
+            return None
+        return RaySettings(num_workers=self.ray_workers, address=self.ray_address)

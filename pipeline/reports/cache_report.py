@@ -1,0 +1,73 @@
+"""What a cache holds after a run of stage one, what the run did for it, and the next command."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+
+from cache_format.metadata.manifest import Manifest
+from pipeline.reporting.progress_bar import short, size
+from pipeline.reporting.stages import device_figures
+from stages.cache_teacher.reporting.progress import CacheProgress
+from stages.cache_teacher.reporting.split_shares import shares_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the cache holds, and what this run did for it."""
+
+    manifest: Manifest
+    progress: CacheProgress
+
+
+def cached_text(outcome: Outcome, out: Path | str, recipe_name: str) -> str:
+    """What the cache holds, on the first line; what was made, and the next command."""
+    held, heading, command = _held_text(outcome, out, recipe_name).partition("Next:\n")
+    lines = [held.rstrip(), *_run_lines(outcome)]
+    return "\n".join([*lines, heading + command] if command else lines)
+
+
+def _run_lines(outcome: Outcome) -> list[str]:
+    """How fast it went, if anything was made."""
+    progress = outcome.progress
+    if progress.tokens_cached_this_run == 0 or progress.seconds <= 0:
+        return []
+    rate = progress.tokens_cached_this_run / progress.seconds
+    figures = [
+        f"Cached {short(progress.tokens_cached_this_run)} tokens in {progress.seconds:,.0f} s",
+        f"{short(round(rate))} tokens/s",
+        *device_figures(progress),
+        f"{size(progress.bytes_written)}, "
+        f"{progress.bytes_written / progress.tokens_cached_this_run:.1f} bytes/token",
+    ]
+    return [" · ".join(figures) + "."]
+
+
+def _held_text(outcome: Outcome, out: Path | str, recipe_name: str) -> str:
+    manifest, missing = outcome.manifest, outcome.progress.missing_units
+    num_tokens = manifest.num_tokens
+    held = f"{out} holds {short(num_tokens)} tokens in {len(manifest.shards)} shards."
+    if missing:
+        return (
+            f"{held} This worker has made its share; {len(missing)} units of other workers were "
+            f"not finished ({_some(missing)}). The last worker to end completes the cache. What "
+            "a lost one leaves, the same command without --worker makes."
+        )
+    if not manifest.complete:
+        return (
+            f"{held} It is a part: units before them, or after, are missing. When the other parts "
+            f"are made:\n  pipeline merge {quote(str(out))} OTHER... --out CACHE"
+        )
+    shares = shares_of(manifest)
+    held = f"{held} Validation is {shares.validation_share:.1%} of the rows."
+    if shares.advice:
+        held = f"{held} {shares.advice}"
+    if shares.num_validation_rows == shares.num_rows:
+        return held
+    return (
+        f"{held} Next:\n  pipeline train-student --recipe {recipe_name} "
+        f"--cache {quote(str(out))} --out RUN"
+    )
+
+
+def _some(units: tuple[int, ...]) -> str:
+    return ", ".join(map(str, units[:10])) + (", …" if len(units) > 10 else "")

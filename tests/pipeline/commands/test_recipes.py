@@ -1,0 +1,21 @@
+"""``pipeline recipes``."""
+
+from tests.support import ROOT
+from tests.support.command_line import run
+
+
+def test_list() -> None:
+    lines = run("recipes").output.splitlines()
+    assert [line.split()[0] for line in lines] == ["distil-xlstm", "small"]
+    assert "Qwen2.5-1.5B" in lines[0]
+
+
+def test_print() -> None:
+    shipped = ROOT / "pipeline" / "recipes" / "distil-xlstm.toml"
+    assert run("recipes", "distil-xlstm").output == shipped.read_text()
+
+
+def test_unknown() -> None:
+    result = run("recipes", "distil")
+    assert result.exit_code == 2
+    assert "distil: neither a file nor one of the shipped recipes" in result.stderr

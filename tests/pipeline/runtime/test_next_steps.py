@@ -1,0 +1,53 @@
+"""How the command line says what an error advises."""
+
+import pytest
+
+from cache_format.errors import Action, AdvisedError, CorruptFileError, NextStep
+from cache_format.metadata import layout
+from pipeline.runtime.failures import explain
+from pipeline.runtime.next_steps import how_to
+from stages.next_steps import StageAction
+
+
+@pytest.mark.parametrize(
+    ("action", "command", "expected"),
+    [
+        (Action.RUN_STAGE_ONE, "verify", "the same `pipeline cache-teacher` command as before"),
+        (Action.RUN_STAGE_ONE, "cache-teacher", "Run the same command again."),
+        (Action.RUN_AGAIN, "train-student", "Run the same command with --resume."),
+        (Action.CHOOSE_DIRECTORY, "merge", "named by --out"),
+        (StageAction.RESUME, "generate", "`pipeline train-student` command with --resume"),
+        (StageAction.RESUME, "train-student", "Run the same command with --resume."),
+        (StageAction.INITIAL_WEIGHTS, "train-student", "named by --init"),
+    ],
+)
+def test_an_action_has_a_command_or_an_option(action: Action, command: str, expected: str) -> None:
+    message = explain(AdvisedError("x: wrong.", NextStep("Do y.", action)), command, None)
+    assert message.startswith("x: wrong. Do y.\n")
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("action", "command"), [(Action.CHOOSE_DIRECTORY, "unpack"), (Action.RUN_AGAIN, "pack")]
+)
+def test_nothing_is_added_where_the_text_says_all(action: Action, command: str) -> None:
+    error = AdvisedError("x: wrong.", NextStep("Do y.", action))
+    assert explain(error, command, None) == "x: wrong. Do y."
+
+
+def test_settings_can_be_pasted() -> None:
+    step = NextStep("Do y.", settings={"train_student.batch_size": 4, "train_student.seed": 2})
+    (line,) = how_to([step], "train-student")
+    assert line == "  --set train_student.batch_size=4 --set train_student.seed=2"
+
+
+def test_a_line_is_said_once() -> None:
+    steps = [layout.RANKS_STEP, NextStep("Move it."), layout.unit_step(3, "it"), NextStep("")]
+    assert len(how_to(steps, "verify")) == 1
+
+
+def test_a_damaged_file_of_a_cache() -> None:
+    message = explain(CorruptFileError("ranks.bin: damaged.", layout.RANKS_STEP), "verify", None)
+    problem, line = message.split("\n")
+    assert problem.startswith("ranks.bin: damaged. Delete ranks.bin and run stage one again: ")
+    assert line == "To run stage one again: the same `pipeline cache-teacher` command as before."
