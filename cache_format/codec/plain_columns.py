@@ -1,39 +1,45 @@
 """A row's arrays as lists of numbers, one a position, for programs that know nothing of our codec.
 
-In: a ``Row``. Out: Arrow arrays of T lists or numbers; positions that are not scored have empty
-lists. Shapes: T positions, N kept entries and M samples of all positions together.
+In: a ``Row``. Out: NumPy arrays that ``tools/parquet_export.py`` makes Arrow columns of; whoever
+only reads a cache needs none of these. Shapes: T positions, N kept entries and M samples of all
+positions together, E numbers of a column.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from cache_format.codec.row import Row
 
 
+class PlainValues(NamedTuple):
+    """What a row has in a column."""
+
+    numbers: NDArray[np.generic]
+    """[E], of all positions together; [T] where a position has one number."""
+    lengths: NDArray[np.integer] | None = None
+    """[T], how many numbers each position has; None where each has one."""
+    is_null: NDArray[np.bool_] | None = None
+    """[T], where the number means nothing; None where all mean something."""
+
+
 @dataclass(frozen=True)
 class PlainColumn:
-    """One list of a row: [T] or [T + 1] of ``kind``."""
+    """One column: a number of ``dtype`` for each position, or a list of them."""
 
     name: str
-    kind: pa.DataType
-    values: Callable[[Row], pa.Array]
+    dtype: Literal["int32", "float32"]
+    is_list: bool
+    values: Callable[[Row], PlainValues]
 
 
-def _by_position(lengths_T: NDArray[np.uint16], entries: NDArray[np.generic]) -> pa.Array:
-    """What all positions have together, cut into one list a position."""
-    ends = np.cumsum(lengths_T, dtype=np.int32)
-    return pa.ListArray.from_arrays(np.concatenate([[0], ends]).astype(np.int32), entries)
-
-
-def _logprobs(row: Row) -> pa.Array:
+def _logprobs(row: Row) -> PlainValues:
     """−gap − log Z of each kept id."""
     log_z_N = np.repeat(_log_z(row), row.num_kept)
-    return _by_position(row.num_kept, (-row.gaps - log_z_N).astype(np.float32))
+    return PlainValues((-row.gaps - log_z_N).astype(np.float32), row.num_kept)
 
 
 def _log_z(row: Row) -> NDArray[np.float64]:
@@ -46,51 +52,47 @@ def _log_z(row: Row) -> NDArray[np.float64]:
     return log_z
 
 
-def _samples(row: Row, name: Literal["ids", "counts"]) -> pa.Array:
+def _samples(row: Row, name: Literal["ids", "counts"]) -> PlainValues:
     assert row.draws is not None, "the spec says that there are some"
-    return _by_position(row.draws.num_ids, getattr(row.draws, name).astype(np.int32))
+    return PlainValues(getattr(row.draws, name), row.draws.num_ids)
 
 
-def _sample_logprobs(row: Row) -> pa.Array:
+def _sample_logprobs(row: Row) -> PlainValues:
     assert row.draws is not None, "the spec says that there are some"
     log_z_M = np.repeat(_log_z(row), row.draws.num_ids)
-    return _by_position(row.draws.num_ids, (-row.draws.gaps - log_z_M).astype(np.float32))
+    return PlainValues((-row.draws.gaps - log_z_M).astype(np.float32), row.draws.num_ids)
 
 
-def _counts(row: Row) -> pa.Array:
+def _counts(row: Row) -> PlainValues:
     assert row.counts is not None, "the spec says that there are some"
-    return _by_position(row.num_kept, row.counts.astype(np.int32))
+    return PlainValues(row.counts, row.num_kept)
 
 
-def _tail_log_mass(row: Row) -> pa.Array:
-    scored = row.scored()
-    num_nodes = row.tail_log_mass.shape[1]
-    ends = np.cumsum(np.where(scored, num_nodes, 0), dtype=np.int32)
-    offsets = np.concatenate([[0], ends]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, row.tail_log_mass[scored].reshape(-1))
-
-
-def _next_logprob(row: Row) -> pa.Array:
-    return pa.array(row.next_logprob, pa.float32(), mask=~row.scored())
+def _tail_log_mass(row: Row) -> PlainValues:
+    scored, num_nodes = row.scored(), row.tail_log_mass.shape[1]
+    return PlainValues(row.tail_log_mass[scored].reshape(-1), np.where(scored, num_nodes, 0))
 
 
 KEPT_COLUMNS: tuple[PlainColumn, ...] = (
-    PlainColumn("num_kept", pa.int32(), lambda row: pa.array(row.num_kept, pa.int32())),
+    PlainColumn("num_kept", "int32", False, lambda row: PlainValues(row.num_kept)),
+    PlainColumn("kept_ids", "int32", True, lambda row: PlainValues(row.kept_ids, row.num_kept)),
+    PlainColumn("logprobs", "float32", True, _logprobs),
+    PlainColumn("tail_log_mass", "float32", True, _tail_log_mass),
     PlainColumn(
-        "kept_ids", pa.list_(pa.int32()), lambda row: _by_position(row.num_kept, row.kept_ids)
+        "next_logprob",
+        "float32",
+        False,
+        lambda row: PlainValues(row.next_logprob, is_null=~row.scored()),
     ),
-    PlainColumn("logprobs", pa.list_(pa.float32()), _logprobs),
-    PlainColumn("tail_log_mass", pa.list_(pa.float32()), _tail_log_mass),
-    PlainColumn("next_logprob", pa.float32(), _next_logprob),
 )
 """Of every kind of target that keeps ids."""
 
-COUNTS = PlainColumn("counts", pa.list_(pa.int32()), _counts)
+COUNTS = PlainColumn("counts", "int32", True, _counts)
 """How often each kept id was drawn."""
 
 SAMPLE_COLUMNS: tuple[PlainColumn, ...] = (
-    PlainColumn("drawn_ids", pa.list_(pa.int32()), lambda row: _samples(row, "ids")),
-    PlainColumn("draw_counts", pa.list_(pa.int32()), lambda row: _samples(row, "counts")),
-    PlainColumn("drawn_logprobs", pa.list_(pa.float32()), _sample_logprobs),
+    PlainColumn("drawn_ids", "int32", True, lambda row: _samples(row, "ids")),
+    PlainColumn("draw_counts", "int32", True, lambda row: _samples(row, "counts")),
+    PlainColumn("drawn_logprobs", "float32", True, _sample_logprobs),
 )
 """Of ids drawn from those that are not kept."""

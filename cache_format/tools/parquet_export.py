@@ -66,6 +66,15 @@ class Export:
 
 
 @dataclass(frozen=True)
+class _Column:
+    """One list of the table: what a row has in it, [T] or [T + 1] of ``kind``."""
+
+    name: str
+    kind: pa.DataType
+    values: Callable[[Row], pa.Array]
+
+
+@dataclass(frozen=True)
 class _File:
     """What a file holds: the rows of a shard that belong to a split."""
 
@@ -129,16 +138,30 @@ def export_parquet(
     return [file.path(out) for file in files]
 
 
-def _columns(spec: CacheSpec, what: Export) -> list[PlainColumn]:
+def _columns(spec: CacheSpec, what: Export) -> list[_Column]:
     """All columns but ``unit`` and ``row``; those of the targets are their kind's."""
     columns = [
-        PlainColumn("token_ids", pa.int32(), lambda row: pa.array(row.token_ids, pa.int32())),
-        PlainColumn("document_starts", pa.int32(), lambda row: pa.array(row.document_starts)),
-        *kind_of(spec).PLAIN_COLUMNS,
+        _Column("token_ids", pa.int32(), lambda row: pa.array(row.token_ids, pa.int32())),
+        _Column("document_starts", pa.int32(), lambda row: pa.array(row.document_starts)),
+        *map(_of_targets, kind_of(spec).PLAIN_COLUMNS),
     ]
     if what.with_sketch and spec.sketch.kind != "none":
-        columns.append(PlainColumn("sketch", pa.list_(pa.float32(), spec.sketch.dim), _sketch))
+        columns.append(_Column("sketch", pa.list_(pa.float32(), spec.sketch.dim), _sketch))
     return columns
+
+
+def _of_targets(column: PlainColumn) -> _Column:
+    kind = pa.from_numpy_dtype(np.dtype(column.dtype))
+
+    def values(row: Row) -> pa.Array:
+        found = column.values(row)
+        numbers = pa.array(found.numbers, kind, mask=found.is_null)
+        if found.lengths is None:
+            return numbers
+        ends = np.cumsum(found.lengths, dtype=np.int32)
+        return pa.ListArray.from_arrays(np.concatenate([[0], ends]).astype(np.int32), numbers)
+
+    return _Column(column.name, pa.list_(kind) if column.is_list else kind, values)
 
 
 def _sketch(row: Row) -> pa.Array:
@@ -147,7 +170,7 @@ def _sketch(row: Row) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(values, row.sketch.shape[1])
 
 
-def _schema(spec: CacheSpec, entry: ShardEntry, columns: Sequence[PlainColumn]) -> pa.Schema:
+def _schema(spec: CacheSpec, entry: ShardEntry, columns: Sequence[_Column]) -> pa.Schema:
     fields = [("unit", pa.int32()), ("row", pa.int32())]
     fields += [(column.name, pa.list_(column.kind)) for column in columns]
     metadata = {
@@ -161,7 +184,7 @@ def _schema(spec: CacheSpec, entry: ShardEntry, columns: Sequence[PlainColumn]) 
 
 
 def _tables(
-    cache: Cache, file: _File, columns: Sequence[PlainColumn], schema: pa.Schema
+    cache: Cache, file: _File, columns: Sequence[_Column], schema: pa.Schema
 ) -> Iterator[pa.Table]:
     """The rows of a file, a row group at a time."""
     for first in range(0, len(file.rows), _ROWS_PER_GROUP):
