@@ -20,8 +20,8 @@ def push(run: Path, repo_id: str, private: bool, revision: str | None) -> None:
       pipeline push run me/my-student --private
 
     RUN is what train-student wrote with --out, or a model directory. Weights, tokenizer, model card
-    and the lines of code by which `trust_remote_code=True` finds this package are uploaded, no
-    cache and no checkpoint. The same command again uploads what has changed.
+    and the model's code, for `trust_remote_code=True`, are uploaded, no cache and no checkpoint.
+    The same command again uploads what has changed.
     """
     from pipeline.students.student_files import model_directory
 

@@ -68,7 +68,7 @@ class TargetKind(Protocol):
         """What a receipt tells of a row's targets; ``scored`` is [T]."""
 
     def figures(self, sums: TargetSums, num_scored: int) -> dict[str, float]:
-        """Means over ``num_scored`` ≥ 1 positions, by the names that ``inspect --json`` has."""
+        """Means over ``num_scored`` ≥ 1 positions, by the names of their figures."""
 
     def title(self, spec: TargetSpec) -> str:
         """The targets in a few words, from the spec alone."""
