@@ -114,7 +114,7 @@ def compare(training: Training, cache: Cache, device: torch.device) -> dict[str,
         with torch.autocast(device.type, objective.dtype, enabled=objective.uses_autocast):
             hidden_BTD = training.model.hidden_states(batch.input_ids, batch.is_document_start)
         last_BTD = teacher.states(batch.input_ids, batch.is_document_start).last_BTD
-        sums = objective.dense_loss(
+        sums = objective.vocabulary.dense_loss(
             hidden_BTD[is_scored],
             objective.head_of(training.model),
             batch.labels[is_scored],

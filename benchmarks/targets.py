@@ -33,9 +33,8 @@ from cache_format.metadata.vocabulary_ranks import RankTable
 from cache_format.writer import CacheWriter
 from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.data.temperatures import covers
-from stages.train_student.losses.objective import scored_targets
 from stages.train_student.losses.sparse_kl import sparse_distillation_loss
-from stages.train_student.losses.sparse_targets import lagrange_weights
+from stages.train_student.losses.sparse_targets import lagrange_weights, scored_targets
 
 TOP_K = (32, 64)
 NUM_DRAWS = (12, 50, 64)

@@ -188,6 +188,7 @@ def _teacher_loader(
     if place is None:
         return None
     from pipeline.students.online_teacher import load_online_teacher
+    from stages.train_student.losses.terms import cache_needs
 
-    with_mean = max(config.beta_start, config.beta_end) > 0
+    with_mean = bool(cache_needs(config).hidden_states_for)
     return partial(load_online_teacher, cache, with_mean=with_mean, place=place or None)

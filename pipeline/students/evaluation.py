@@ -54,12 +54,11 @@ def evaluate_student(
 
     Raises ValueError if ``run`` holds no student, or ``cache`` is not of its teacher.
     """
-    import torch
-
     from stages.compute.device import choose_device
+    from stages.train_student.config import TrainStudentConfig
     from stages.train_student.data.temperatures import validation_temperature
     from stages.train_student.evaluation.validation import score, validation_batches
-    from stages.train_student.losses.objective import Objective, frozen_head
+    from stages.train_student.losses.objective import make_objective
 
     device = choose_device(extent.device)
     path = model_directory(run)
@@ -69,13 +68,8 @@ def evaluate_student(
     if num_rows == 0:
         raise ValueError(f"{cache.path}: its validation split is empty")
     model.to(device)  # type: ignore[arg-type]
-    objective = Objective(
-        head_VD=frozen_head(model, cache.spec, torch.float32),
-        device=device,
-        spec=cache.spec,
-        chunk=_LOSS_CHUNK,
-        dtype=torch.float32,
-    )
+    settings = TrainStudentConfig(precision="fp32", loss_chunk=_LOSS_CHUNK, compile="off")
+    objective = make_objective(model, cache, settings, device)
     num_chosen = min(extent.num_rows or num_rows, num_rows)
     batches = validation_batches(cache, num_rows, num_chosen, extent.batch_size)
     counted = _Counted(batches, num_chosen, report)

@@ -18,6 +18,7 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.requirements import require_targets
 from stages.train_student.distributed.context import distributed_context
 from stages.train_student.losses.teacher_in_the_loop import LoadTeacher
+from stages.train_student.losses.terms import cache_needs
 from stages.train_student.tracking.run_progress import Report
 from stages.train_student.tracking.trackers import require_trackers
 from stages.train_student.trainer import run_directory
@@ -84,7 +85,7 @@ def train_student(
     """
     if recipe_toml is None:
         recipe_toml = table_toml("train_student", config)
-    require_targets(config, cache, online=load_teacher is not None)
+    require_targets(config, cache, cache_needs(config), online=load_teacher is not None)
     require_trackers(config.report_to)
     with distributed_context(config.device) as (context, device):
         require_processes(config, context.num_ranks)

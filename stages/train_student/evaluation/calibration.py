@@ -10,7 +10,7 @@ Shapes: N scored positions, V vocabulary, D width.
 import torch
 from torch import Tensor
 
-from stages.train_student.losses.matmul import product
+from stages.compute.matmul import product
 
 _NUM_BINS = 15
 

@@ -22,7 +22,8 @@ from cache_format.reader import Cache
 from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.data.temperatures import validation_temperature
 from stages.train_student.evaluation.calibration import Calibration, first_choices
-from stages.train_student.losses.objective import Objective, scored, scored_targets
+from stages.train_student.losses.objective import Objective
+from stages.train_student.losses.sparse_targets import scored, scored_targets
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 
 
@@ -72,12 +73,14 @@ def score(
         hidden_ND = scored(hidden_BTD, on_device)
         labels_N = scored(on_device.labels, on_device)
         targets = scored_targets(on_device, objective.spec.targets)
-        sums = objective.sparse_loss(hidden_ND, head_VD, labels_N, targets, (0.0, 1.0, temperature))
+        sums = objective.vocabulary.sparse_loss(
+            hidden_ND, head_VD, labels_N, targets, (0.0, 1.0, temperature)
+        )
         found = torch.stack((sums.cross_entropy, sums.kl, sums.num_agreeing)).cpu()
         totals[:3] += found
         totals[3] -= scored(batch.next_logprob, batch).double().sum()
         num_scored += batch.num_scored
-        confidence_N, choice_N = first_choices(hidden_ND, head_VD, objective.chunk)
+        confidence_N, choice_N = first_choices(hidden_ND, head_VD, objective.vocabulary.chunk)
         student.add(confidence_N, choice_N == labels_N)
         if knows_teacher:
             confidence_N = targets.logprobs(1.0)[0][:, 0].exp()

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stages.compute.compiling import Mode
+from stages.compute.matmul import bfloat16_product, factor, product
 from stages.train_student.losses.dense_pass import DensePass
-from stages.train_student.losses.matmul import bfloat16_product, factor, product
 from stages.train_student.losses.sparse_kl import (
     FP16_LARGEST_GRADIENT,
     LossSums,

@@ -45,7 +45,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stages.compute.compiling import Mode
-from stages.train_student.losses.matmul import bfloat16_product, factor, product
+from stages.compute.matmul import bfloat16_product, factor, product
 from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.sparse_targets import SparseTargets
 from stages.train_student.losses.target_tokens import TargetTokens, TeacherTerms, Terms

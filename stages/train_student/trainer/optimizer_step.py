@@ -17,8 +17,8 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.loader import Step
 from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.distributed.sharding import whole
-from stages.train_student.losses.objective import LossNormalizer
-from stages.train_student.losses.schedules import LossWeights
+from stages.train_student.losses.loss_term import LossNormalizer
+from stages.train_student.losses.terms import LossWeights
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from stages.train_student.trainer.rank_slice import ParallelLoss
 

@@ -23,8 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch
 from stages.train_student.distributed.context import DistributedContext
-from stages.train_student.losses.objective import LossNormalizer, Objective
-from stages.train_student.losses.schedules import LossWeights
+from stages.train_student.losses.loss_term import LossNormalizer
+from stages.train_student.losses.objective import Objective
+from stages.train_student.losses.terms import LossWeights
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 
 
@@ -81,7 +82,7 @@ class ParallelLoss:
     def __call__(
         self, batch: Batch, weights: LossWeights, share: LossNormalizer, *, is_last: bool
     ) -> tuple[Tensor, Tensor]:
-        """The loss to go backward from, and ``Objective.terms``' values.
+        """The loss to go backward from, and ``Objective.micro_batch_loss``' values.
 
         ``is_last``: this is the process's last micro-batch before the optimizer.
         """
@@ -108,7 +109,7 @@ class _Loss(nn.Module):
     def forward(
         self, batch: Batch, weights: LossWeights, share: LossNormalizer
     ) -> tuple[Tensor, Tensor]:
-        return self._objective.terms(self.student, batch, weights, share)
+        return self._objective.micro_batch_loss(self.student, batch, weights, share)
 
 
 def _shard(student: DistilXLSTMForCausalLM) -> Any:

@@ -25,9 +25,11 @@ from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.evaluation import validation
 from stages.train_student.export.publish_model import require_tokenizer
 from stages.train_student.export.publish_student import publish_student
-from stages.train_student.losses.objective import LossNormalizer, make_objective
-from stages.train_student.losses.schedules import learning_rate, loss_weights
+from stages.train_student.losses.loss_term import LossNormalizer
+from stages.train_student.losses.objective import make_objective
+from stages.train_student.losses.schedules import learning_rate
 from stages.train_student.losses.teacher_in_the_loop import OnlineTeacher
+from stages.train_student.losses.terms import cache_needs, loss_weights
 from stages.train_student.modeling.layers.slstm_backend import choose_scan
 from stages.train_student.new_student import load_student
 from stages.train_student.tracking.metrics import NOTHING_WRITTEN, MetricsLog, finite_only
@@ -65,7 +67,7 @@ class TrainingRun:
         self.order = row_order(cache, config, self.rows.train)
         self.steps_per_epoch = self.order.steps_per_epoch
         self.num_planned = config.max_steps or self.steps_per_epoch * config.num_train_epochs
-        self.uses_sketch = max(config.beta_start, config.beta_end) > 0 and teacher is None
+        self.uses_sketch = bool(cache_needs(config).hidden_states_for) and teacher is None
         require_tokenizer(cache)
         self.model = load_student(config, cache).to(device)  # type: ignore[arg-type]
         self.throughput = Throughput(

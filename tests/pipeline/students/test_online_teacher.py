@@ -22,13 +22,10 @@ from stages.cache_teacher.run import cache_teacher
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.losses.dense_kl import DenseTargets
-from stages.train_student.losses.objective import (
-    LossNormalizer,
-    Objective,
-    make_objective,
-    scored_targets,
-)
-from stages.train_student.losses.schedules import LossWeights
+from stages.train_student.losses.loss_term import LossNormalizer
+from stages.train_student.losses.objective import Objective, make_objective
+from stages.train_student.losses.sparse_targets import scored_targets
+from stages.train_student.losses.terms import LossWeights
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from stages.train_student.new_student import load_student
 from tests.support.tiny import save_tiny_teacher, tiny_config, tiny_texts, write_fineweb_parquet
@@ -87,7 +84,7 @@ class Scene:
         """(loss, CE, KL, L_F), leaving the gradient in the model."""
         share = LossNormalizer(self.batch.num_scored, self.batch.num_rows)
         self.model.zero_grad()
-        loss, terms = objective.terms(self.model, self.batch, weights, share)
+        loss, terms = objective.micro_batch_loss(self.model, self.batch, weights, share)
         loss.backward()  # type: ignore[no-untyped-call]
         return terms
 
@@ -204,10 +201,10 @@ def test_both_ways_have_the_same_gradient_within_the_codec_s_rounding(
     own = (leaf_ND, scene.head_VD, scene.batch.labels[is_scored])
     weighting = (0.3, 1.0, temperature)
     (by_online,) = torch.autograd.grad(
-        scene.cached.dense_loss(*own, dense, weighting).weighted, leaf_ND
+        scene.cached.vocabulary.dense_loss(*own, dense, weighting).weighted, leaf_ND
     )
     (by_cached,) = torch.autograd.grad(
-        scene.cached.sparse_loss(*own, sparse, weighting).weighted, leaf_ND
+        scene.cached.vocabulary.sparse_loss(*own, sparse, weighting).weighted, leaf_ND
     )
     bound_NV = rounding(exact_logits(scene).softmax(1), temperature)
     bound_N = bound_NV @ scene.head_VD.double().norm(dim=1) / temperature

@@ -103,7 +103,7 @@ def run_killed(
 
 def train_and_die(cache: Path, out: Path, step: int | None, micro_batch: int | None) -> None:
     """See ``run_killed``."""
-    terms, calls = Objective.terms, 0
+    terms, calls = Objective.micro_batch_loss, 0
 
     def report(progress: TrainProgress) -> None:
         if progress.event == "step" and progress.step == step:
@@ -117,7 +117,7 @@ def train_and_die(cache: Path, out: Path, step: int | None, micro_batch: int | N
         return terms(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Objective, "terms", dying)
+        patch.setattr(Objective, "micro_batch_loss", dying)
         run(tiny_config(), cache, out, resume=True, report=report)
 
 
@@ -199,10 +199,18 @@ def test_stopping_where_a_checkpoint_is_leaves_it(tiny_cache: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("place", "last", "step"),
     [
-        ("losses.objective.Objective.terms", 1, 0),  # a micro-batch; a step has two
-        ("losses.objective.Objective.terms", 13, 6),  # where there is a checkpoint already
-        ("losses.objective.Objective.terms", 17, 8),
-        ("losses.objective.Objective.terms", 18, 9),  # of the last step, which is finished
+        ("losses.objective.Objective.micro_batch_loss", 1, 0),  # a micro-batch; a step has two
+        (
+            "losses.objective.Objective.micro_batch_loss",
+            13,
+            6,
+        ),  # where there is a checkpoint already
+        ("losses.objective.Objective.micro_batch_loss", 17, 8),
+        (
+            "losses.objective.Objective.micro_batch_loss",
+            18,
+            9,
+        ),  # of the last step, which is finished
         ("evaluation.validation.first_choices", 1, 0),  # a batch of validation, which has three
         ("evaluation.validation.first_choices", 4, 4),
         ("evaluation.validation.first_choices", 11, 9),
@@ -478,13 +486,13 @@ def test_a_gradient_that_stays_not_finite_under_fp16_stops_the_run(
     """The scaler skips such a step and halves its scale, 16 times at most."""
     from stages.train_student.losses.objective import Objective
 
-    terms = Objective.terms
+    terms = Objective.micro_batch_loss
 
     def poisoned(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         loss, sums = terms(*arguments)
         return loss + (loss * 0).sqrt() * 0, sums  # finite, with a gradient of 0/0
 
-    monkeypatch.setattr(Objective, "terms", poisoned)
+    monkeypatch.setattr(Objective, "micro_batch_loss", poisoned)
     config = tiny_config(precision="fp16", max_steps=40, num_train_epochs=40, save_steps=100)
     steps: list[int] = []
     with pytest.raises(NonFiniteLossError, match=r"gradient norm of step 1\d is nan"):

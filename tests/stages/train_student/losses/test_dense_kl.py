@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stages.compute.compiling import has_compiler
 from stages.train_student.losses import vocabulary_pass
 from stages.train_student.losses.dense_kl import DenseDistillationLoss, DenseTargets
-from stages.train_student.losses.hidden import frobenius
+from stages.train_student.losses.frobenius import frobenius
 from stages.train_student.losses.sparse_kl import LossSums, sparse_distillation_loss
 from tests.support.dense_teachers import make_problem, sparse
 

@@ -5,10 +5,58 @@ the teacher in the loop, its hidden states. Out: a differentiable scalar. B rows
 width, d sketch.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from stages.train_student.losses.loss_term import LossNormalizer, TermInputs, TermLoss
+
 _NO_INFINITE_SLOPE = 1e-20  # under the root, where student and teacher agree exactly
+
+
+class FrobeniusTerm:
+    """β·L_F. A root over a micro-batch, as in the paper, and averaged over those of a step."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the one value."""
+        return ("frobenius",)
+
+    def __call__(self, inputs: TermInputs, weight: float, normalizer: LossNormalizer) -> TermLoss:
+        """See ``LossTerm``. Also 0 where nothing tells of the teacher's hidden states."""
+        states, batch = inputs.targets.hidden_states, inputs.batch
+        distance = inputs.hidden_BTD.new_zeros((), dtype=torch.float32)
+        if weight and states is not None:
+            distance = states.frobenius(inputs.hidden_BTD, batch.labels >= 0)
+            distance = distance * (batch.num_rows / normalizer.num_rows)
+        return TermLoss(weight * distance, (distance,))
+
+
+@dataclass(frozen=True)
+class ProjectedStates:
+    """The teacher's hidden states as a cache holds them; see ``sketched_frobenius``."""
+
+    sketch_BTd: Tensor
+    projection_BDd: Tensor
+    scale: float
+
+    def frobenius(self, hidden_BTD: Tensor, is_scored_BT: Tensor) -> Tensor:
+        """L_F, estimated."""
+        return sketched_frobenius(
+            hidden_BTD, self.sketch_BTd, self.projection_BDd, self.scale, is_scored_BT
+        )
+
+
+@dataclass(frozen=True)
+class WholeStates:
+    """The teacher's hidden states themselves."""
+
+    teacher_BTD: Tensor
+
+    def frobenius(self, hidden_BTD: Tensor, is_scored_BT: Tensor) -> Tensor:
+        """L_F."""
+        return frobenius(hidden_BTD, self.teacher_BTD, is_scored_BT)
 
 
 def sketched_frobenius(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stages.train_student.losses.matmul import bfloat16_product, factor, product
+from stages.compute.matmul import bfloat16_product, factor, product
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss, sparse_distillation_loss
 from tests.stages.train_student.losses.test_sparse_kl import CPU, MODES, gradients_of, loss_of
 from tests.support.dense_teachers import make_problem, sparse, with_draws
