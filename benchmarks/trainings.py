@@ -101,5 +101,6 @@ class Training:
             self.order,
             self.device,
             num_threads=self.config.reader_threads,
-            with_sketch=self.way == "cache" and bool(cache_needs(self.config).hidden_states_for),
+            with_sketch=self.objective.signal.reads_hidden_states
+            and bool(cache_needs(self.config).hidden_states_for),
         )

@@ -27,7 +27,7 @@ from pipeline.runtime.silence_libraries import silence_libraries
 if TYPE_CHECKING:
     from cache_format.reader import Cache
     from stages.train_student.config import TrainStudentConfig
-    from stages.train_student.losses.teacher_in_the_loop import LoadTeacher
+    from stages.train_student.losses.teacher_signal import LoadTeacher
 
 _DIRECTORY = LocalPath(file_okay=False, expected="a directory, or a new one")
 

@@ -17,7 +17,7 @@ from stages.recipe_table import table_toml
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.requirements import require_targets
 from stages.train_student.distributed.context import distributed_context
-from stages.train_student.losses.teacher_in_the_loop import LoadTeacher
+from stages.train_student.losses.teacher_signal import LoadTeacher
 from stages.train_student.losses.terms import cache_needs
 from stages.train_student.tracking.run_progress import Report
 from stages.train_student.tracking.trackers import require_trackers

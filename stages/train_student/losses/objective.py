@@ -8,7 +8,6 @@ micro-batch, as in the paper, and averaged.
 """
 
 import functools
-import math
 from dataclasses import dataclass
 
 import torch
@@ -18,16 +17,17 @@ from cache_format.metadata.spec import CacheSpec
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch
-from stages.train_student.losses.dense_kl import DenseTargets
-from stages.train_student.losses.frobenius import ProjectedStates, WholeStates
 from stages.train_student.losses.loss_term import (
     LossNormalizer,
-    TeacherTargets,
     TermInputs,
 )
 from stages.train_student.losses.sampled_softmax import SampledColumns
-from stages.train_student.losses.sparse_targets import scored, scored_targets
-from stages.train_student.losses.teacher_in_the_loop import OnlineTeacher
+from stages.train_student.losses.teacher_signal import (
+    CachedSignal,
+    OnlineSignal,
+    OnlineTeacher,
+    TeacherSignal,
+)
 from stages.train_student.losses.terms import LossWeights, WeightedTerm, further_terms
 from stages.train_student.losses.vocabulary_terms import VocabularyTerms
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
@@ -47,8 +47,8 @@ class Objective:
     vocabulary: VocabularyTerms
     """Cross-entropy and KL; validation takes them as well."""
     further_terms: tuple[WeightedTerm, ...]
-    teacher: OnlineTeacher | None = None
-    """Asked at every step, in place of the batch's targets and sketches, if there is one."""
+    signal: TeacherSignal
+    """What the teacher says of a batch: from the cache, or from the teacher in the loop."""
 
     @property
     def value_names(self) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ class Objective:
         Summed over the micro-batches of a step, on all processes, they are those of the step.
         """
         # The teacher first: it waits for the device, which has nothing of this batch to do yet.
-        targets = self._targets(batch, weights)
+        targets = self.signal.targets(batch, weights)
         with torch.autocast(self.device.type, self.dtype, enabled=self.uses_autocast):
             hidden_BTD = model.hidden_states(batch.input_ids, batch.is_document_start)
         inputs = TermInputs(batch, hidden_BTD, self.head_of(model), targets)
@@ -90,28 +90,6 @@ class Objective:
         values = (loss, *(value for term in found for value in term.values))
         return loss, torch.stack([value.detach().double() for value in values])
 
-    def _targets(self, batch: Batch, weights: LossWeights) -> TeacherTargets:
-        """What the teacher says of ``batch``, as far as it has a say in the loss."""
-        if self.teacher is not None:
-            return self._online_targets(self.teacher, batch, weights)
-        distribution = scored_targets(batch, self.spec.targets) if weights.alpha else None
-        if batch.sketch is None or batch.projection is None:
-            return TeacherTargets(distribution)
-        scale = 1.0 if self.spec.sketch.kind == "pca" else 1 / math.sqrt(self.spec.sketch.dim)
-        return TeacherTargets(distribution, ProjectedStates(batch.sketch, batch.projection, scale))
-
-    def _online_targets(
-        self, teacher: OnlineTeacher, batch: Batch, weights: LossWeights
-    ) -> TeacherTargets:
-        if not weights.uses_teacher:
-            return TeacherTargets()
-        states = teacher.states(batch.input_ids, batch.is_document_start)
-        distribution = None
-        if weights.alpha:
-            distribution = DenseTargets(scored(states.last_BTD, batch), teacher.head_VD)
-        mean = None if states.mean_BTD is None else WholeStates(states.mean_BTD)
-        return TeacherTargets(distribution, mean)
-
 
 def make_objective(
     model: DistilXLSTMForCausalLM,
@@ -120,7 +98,10 @@ def make_objective(
     device: torch.device,
     teacher: OnlineTeacher | None = None,
 ) -> Objective:
-    """The objective of ``model``, which learns on ``device`` what ``cache`` holds."""
+    """The objective of ``model``, which learns on ``device`` what ``cache`` holds.
+
+    With ``teacher``, it learns from that, over the same rows.
+    """
     dtype = PRECISIONS[config.precision]
     # On a processor, a head in half precision would be no faster, and would round the logits.
     head_dtype = dtype if device.type == "cuda" else torch.float32
@@ -141,7 +122,7 @@ def make_objective(
             columns=columns,
         ),
         further_terms=further_terms(),
-        teacher=teacher,
+        signal=CachedSignal(cache.spec) if teacher is None else OnlineSignal(teacher),
     )
 
 

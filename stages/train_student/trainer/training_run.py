@@ -28,7 +28,7 @@ from stages.train_student.export.publish_student import publish_student
 from stages.train_student.losses.loss_term import LossNormalizer
 from stages.train_student.losses.objective import make_objective
 from stages.train_student.losses.schedules import learning_rate
-from stages.train_student.losses.teacher_in_the_loop import OnlineTeacher
+from stages.train_student.losses.teacher_signal import OnlineTeacher
 from stages.train_student.losses.terms import cache_needs, loss_weights
 from stages.train_student.modeling.layers.slstm_backend import choose_scan
 from stages.train_student.new_student import load_student
@@ -67,13 +67,15 @@ class TrainingRun:
         self.order = row_order(cache, config, self.rows.train)
         self.steps_per_epoch = self.order.steps_per_epoch
         self.num_planned = config.max_steps or self.steps_per_epoch * config.num_train_epochs
-        self.uses_sketch = bool(cache_needs(config).hidden_states_for) and teacher is None
         require_tokenizer(cache)
         self.model = load_student(config, cache).to(device)  # type: ignore[arg-type]
         self.throughput = Throughput(
             operations_per_token(self.model), device, config.precision, context.num_ranks
         )
         self.objective = make_objective(self.model, cache, config, device, teacher)
+        self.reads_hidden_states = self.objective.signal.reads_hidden_states and bool(
+            cache_needs(config).hidden_states_for
+        )
         self.loss = ParallelLoss(self.model, self.objective, config.parallel, context)
         self.updater = Updater(self.model, self.loss, config, context)
         self.checkpoints = RunCheckpoints(
@@ -162,7 +164,7 @@ class TrainingRun:
             self.device,
             RankSlice(self.context.rank, self.context.num_ranks),
             num_threads=self.config.reader_threads,
-            with_sketch=self.uses_sketch,
+            with_sketch=self.reads_hidden_states,
         )
 
     def _optimize(self, step: Step, num_scored: int) -> dict[str, float]:

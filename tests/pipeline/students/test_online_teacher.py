@@ -25,6 +25,7 @@ from stages.train_student.losses.dense_kl import DenseTargets
 from stages.train_student.losses.loss_term import LossNormalizer
 from stages.train_student.losses.objective import Objective, make_objective
 from stages.train_student.losses.sparse_targets import scored_targets
+from stages.train_student.losses.teacher_signal import OnlineSignal
 from stages.train_student.losses.terms import LossWeights
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from stages.train_student.new_student import load_student
@@ -107,7 +108,7 @@ def make_scene(cache: Cache) -> Scene:
     model = load_student(config, cache)
     cached = make_objective(model, cache, config, CPU)
     teacher = load_online_teacher(cache, CPU, with_mean=cache.spec.sketch.kind != "none")
-    online = replace(cached, teacher=teacher)
+    online = replace(cached, signal=OnlineSignal(teacher))
     batch = read_batch(cache, "train", [0, 5, 11], with_sketch=cache.spec.sketch.kind != "none")
     return Scene(batch, model, cached, online, teacher)
 

@@ -18,7 +18,7 @@ from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.losses.loss_term import LossNormalizer, TermInputs, TermLoss
 from stages.train_student.losses.objective import Objective, make_objective
 from stages.train_student.losses.sparse_targets import scored
-from stages.train_student.losses.teacher_in_the_loop import TeacherStates
+from stages.train_student.losses.teacher_signal import OnlineSignal, TeacherStates
 from stages.train_student.losses.terms import LossWeights, WeightedTerm
 from stages.train_student.new_student import load_student
 from tests.stages.train_student.test_run import tiny_config
@@ -157,7 +157,9 @@ def test_nor_do_they_with_a_teacher_in_the_loop(tiny_cache: Path) -> None:
     batch = read_batch(cache, "train", range(4), with_sketch=False)
     model, objective = tiny_objective(tiny_config(), cache)
     teacher = FakeTeacher(batch, objective.head_of(model))
-    require_that_nothing_is_asked(model, replace(objective, teacher=teacher), batch, 1.3)
+    require_that_nothing_is_asked(
+        model, replace(objective, signal=OnlineSignal(teacher)), batch, 1.3
+    )
     assert teacher.num_asked == 1
 
 
@@ -178,7 +180,7 @@ def test_the_teacher_is_asked_before_the_student(
 
     monkeypatch.setattr(model, "hidden_states", hidden_states)
     share = LossNormalizer(batch.num_scored, batch.num_rows)
-    replace(objective, teacher=teacher).micro_batch_loss(
+    replace(objective, signal=OnlineSignal(teacher)).micro_batch_loss(
         model, batch, LossWeights(0.5, 0.0, 1.3), share
     )
     assert num_asked == [1]
