@@ -11,20 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.students.student_files import load_student_model, model_directory
+from stages.train_student.tracking.metric_labels import VALIDATION, MetricLabel, label_at
 
 if TYPE_CHECKING:
     from cache_format.reader import Cache
     from stages.train_student.data.batch import Batch
     from stages.train_student.modeling.distil_xlstm.configuration import DistilXLSTMConfig
 
-_COLUMNS = {
-    "loss": ("loss", "{:.4f}"),
-    "perplexity": ("perplexity", "{:.1f}"),
-    "kl": ("KL(T={temperature:.3g})", "{:.4f}"),
-    "agreement": ("agreement", "{:.1%}"),
-    "accuracy": ("accuracy", "{:.1%}"),
-    "ece": ("ECE", "{:.4f}"),
-}
+_COLUMNS = tuple(label for label in VALIDATION if label.column is not None)
 _LOSS_CHUNK = 256  # positions whose full logits exist at once
 _KL = {
     "top_k": "KL is over the kept ids and, as one outcome, everything else.",
@@ -94,11 +88,11 @@ def evaluate_student(
 def evaluation_text(evaluation: dict[str, Any]) -> str:
     """``evaluation`` as a table for people."""
     temperature = evaluation["kl_temperature"]
-    rows = [["", *(label.format(temperature=temperature) for label, _ in _COLUMNS.values())]]
+    rows = [["", *(label_at(label.column or "", temperature) for label in _COLUMNS)]]
     for who in ("teacher", "student"):
         found = evaluation[who]
-        figures = ((form, found.get(key)) for key, (_, form) in _COLUMNS.items())
-        cells = ["–" if figure is None else form.format(figure) for form, figure in figures]
+        figures = ((label.format, found.get(_name(label))) for label in _COLUMNS)
+        cells = ["–" if figure is None else format(figure, form) for form, figure in figures]
         rows.append([who, *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -132,8 +126,12 @@ class _Counted:
 
 def _figures_of(who: str, figures: dict[str, float]) -> dict[str, float]:
     prefix = "validation/" if who == "student" else "validation/teacher_"
-    names = {key: prefix + key for key in _COLUMNS}
-    return {key: figures[name] for key, name in names.items() if name in figures}
+    names = map(_name, _COLUMNS)
+    return {name: figures[prefix + name] for name in names if prefix + name in figures}
+
+
+def _name(label: MetricLabel) -> str:
+    return label.key.removeprefix("validation/")
 
 
 def _notes(config: "DistilXLSTMConfig", cache: "Cache") -> list[str]:

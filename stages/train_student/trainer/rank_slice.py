@@ -66,7 +66,7 @@ class ParallelLoss:
     ) -> None:
         """Spreads ``student``'s weights in place where ``parallel`` is ``fsdp``."""
         self._module: Any = _Loss(student, objective)
-        self._num_ranks = context.num_ranks
+        self._objective, self._num_ranks = objective, context.num_ranks
         self._sharded: Any = None
         self._replicated: Any = None
         if context.num_ranks == 1:
@@ -92,6 +92,11 @@ class ParallelLoss:
         with self._replicated.no_sync() if waits else nullcontext():
             loss, terms = self._module(batch, weights, share)
         return loss * self._num_ranks, terms
+
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        """Of the values, in order; the first is the loss."""
+        return self._objective.value_names
 
     def release(self) -> None:
         """Give back what a forward pass without a backward one has left gathered."""

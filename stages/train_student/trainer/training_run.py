@@ -186,10 +186,8 @@ class TrainingRun:
             raise self._diverged(f"{error.name} of step {self.step}", error.value) from error
         tokens = self.order.rows_per_step * self.cache.spec.sequence_length
         return {
-            **{f"train/{name}": value for name, value in dataclasses.asdict(figures).items()},
-            "schedule/alpha": weights.alpha,
-            "schedule/beta": weights.beta,
-            "schedule/temperature": weights.temperature,
+            **{f"train/{name}": value for name, value in figures.items()},
+            **{f"schedule/{name}": v for name, v in dataclasses.asdict(weights).items()},
             "schedule/learning_rate": rate,
             **self.throughput.figures(tokens),
         }

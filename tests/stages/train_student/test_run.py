@@ -24,6 +24,7 @@ from stages.train_student.checkpoints.run_record import read_record
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.losses.objective import Objective
 from stages.train_student.run import train_student
+from stages.train_student.tracking.metric_labels import STEP, VALIDATION
 from stages.train_student.tracking.metrics import MetricsLog
 from stages.train_student.tracking.run_progress import TrainProgress
 from stages.train_student.trainer.stopping import StopNow, StoppedError, StopRequest
@@ -139,6 +140,13 @@ def whole(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_every_metric_with_a_label_is_written(whole: Path) -> None:
+    lines = (whole / "metrics.jsonl").read_text().splitlines()
+    written = {name for line in lines for name in json.loads(line)}
+    labelled = {label.key for label in (*STEP, *VALIDATION)}
+    assert labelled - written == {"speed/mfu"}  # nobody knows what a processor could do
+
+
 def test_training_lowers_the_loss_and_leaves_a_whole_run(whole: Path) -> None:
     validations = [row for row in metrics(whole) if "validation/loss" in row]
     assert [row["step"] for row in validations] == [0, 4, 8, 9]
@@ -211,9 +219,9 @@ def test_stopping_where_a_checkpoint_is_leaves_it(tiny_cache: Path, tmp_path: Pa
             18,
             9,
         ),  # of the last step, which is finished
-        ("evaluation.validation.first_choices", 1, 0),  # a batch of validation, which has three
-        ("evaluation.validation.first_choices", 4, 4),
-        ("evaluation.validation.first_choices", 11, 9),
+        ("evaluation.calibration.first_choices", 1, 0),  # a batch of validation, which has three
+        ("evaluation.calibration.first_choices", 4, 4),
+        ("evaluation.calibration.first_choices", 11, 9),
     ],
 )
 def test_a_stop_abandons_the_step_and_nothing_is_lost(
