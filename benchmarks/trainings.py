@@ -74,10 +74,10 @@ class Training:
                 weights = loss_weights(self.config, self.step, self.order.steps_per_epoch)
                 rate = learning_rate(self.config, self.step, self.num_steps)
                 num_scored = sum(batch.num_scored for batch in step)
-                share = LossNormalizer(num_scored, self.order.rows_per_step)
+                normalizer = LossNormalizer(num_scored, self.order.rows_per_step)
                 seed = partial(micro_batch_seed, self.config.seed, self.step)
                 seeds = map(seed, range(self.config.gradient_accumulation_steps))
-                sums = self._updater.accumulate(step, weights, share, seeds)
+                sums = self._updater.accumulate(step, weights, normalizer, seeds)
                 self._updater.update(sums, rate)  # waits for the device
                 self.step += 1
         return time.perf_counter() - begin

@@ -10,6 +10,7 @@ import torch
 
 from stages.train_student.evaluation.validation_metric import ScoredPositions
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss
+from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 
 
 class Divergence:
@@ -27,7 +28,7 @@ class Divergence:
             positions.head_VD,
             positions.labels_N,
             positions.targets,
-            (0.0, 1.0, self._temperature),
+            VocabularyWeights(cross_entropy=0.0, kl=1.0, temperature=self._temperature),
         )
         self._sums += torch.stack((sums.cross_entropy, sums.kl, sums.num_agreeing)).cpu()
         self._num_scored += len(positions.labels_N)

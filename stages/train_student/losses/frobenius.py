@@ -1,8 +1,12 @@
-"""The Frobenius term: how far the student's hidden states are from the teacher's sketches.
+"""The Frobenius term β·L_F: how far the student's hidden states are from the teacher's.
 
-In: the student's hidden states, the cache's sketches and what these were projected with; or, with
-the teacher in the loop, its hidden states. Out: a differentiable scalar. B rows, T positions, D
-width, d sketch.
+    L_F = ‖H_teacher − H_student‖_F / √numel        (Distil-xLSTM, arXiv 2503.18565)
+
+over scored positions, H_teacher being the mean over the teacher's layers and H_student the output
+of the stack after its final norm. A cache holds H_teacher projected to d numbers a position, from
+which L_F is estimated.
+
+B rows, T positions, D width, d width of the projection.
 """
 
 from dataclasses import dataclass
@@ -66,13 +70,13 @@ def sketched_frobenius(
     scale: float,
     is_scored_BT: Tensor,
 ) -> Tensor:
-    """L_F = ‖h_teacher − h_student‖_F / √numel over scored positions, estimated from sketches.
+    """L_F over scored positions, estimated from the projections ``sketch_BTd`` = Sᵀh_teacher.
 
     With S = ``scale``·``projection_BDd`` (one matrix for each row, or one for all), the mean over
-    positions of ‖Sᵀ(h_t − h_s)‖²/D stands for the mean square, and the root of it is the paper's
-    term. Of random signs, scale 1/√d, E[‖Sᵀx‖²] = ‖x‖²: unbiased. Of orthonormal columns, scale 1,
-    it counts what lies in their d directions and misses the rest: never too high, and too low by
-    the share of the difference outside of them.
+    positions of ‖Sᵀ(h_teacher − h_student)‖²/D estimates the mean square, and its root is L_F.
+    For random signs and scale 1/√d, E[‖Sᵀx‖²] = ‖x‖²: the mean square is unbiased. For orthonormal
+    columns and scale 1, only the part of the difference within their d directions is counted: the
+    estimate is never too high, and too low by what lies outside.
     """
     with torch.autocast(hidden_BTD.device.type, enabled=False):
         width = hidden_BTD.shape[2]
@@ -81,7 +85,7 @@ def sketched_frobenius(
 
 
 def frobenius(hidden_BTD: Tensor, teacher_BTD: Tensor, is_scored_BT: Tensor) -> Tensor:
-    """L_F itself, from the teacher's hidden states."""
+    """L_F over scored positions, from the teacher's hidden states themselves."""
     with torch.autocast(hidden_BTD.device.type, enabled=False):
         difference_BTD = hidden_BTD.float() - teacher_BTD.float()
         return _root_mean_square(difference_BTD, hidden_BTD.shape[2], is_scored_BT)

@@ -1,10 +1,9 @@
-"""The training objective of one micro-batch: (1−α−β)·CE + α·T²·KL + β·L_F.
+"""The training objective of one micro-batch: (1−α−β)·CE + α·T²·KL + β·L_F, and further terms.
 
-In: the student, a ``Batch`` and the weights of the step. Out: the loss with its gradient, and its
-terms. What they say of the teacher comes from the batch, or, for comparison, from the teacher in
-the loop. CE and KL are divided by the scored positions of the whole step, so that accumulating
-micro-batches equals one large batch whatever the number of documents in each. L_F is a root over a
-micro-batch, as in the paper, and averaged.
+In: the student, a ``Batch`` and the weights of the step. Out: the loss, differentiable, and the
+values of its terms. CE and KL are divided by the scored positions of the whole step, so that
+accumulating micro-batches equals one large batch, however many documents each holds. L_F is a root
+over a micro-batch, as in the paper, and averaged over them.
 """
 
 import functools

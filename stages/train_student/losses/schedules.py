@@ -1,4 +1,4 @@
-"""How weights and temperature are annealed (Δ-distillation), and the learning rate.
+"""How a weight or a temperature is annealed (Δ-distillation), and the learning rate.
 
 Pure functions of the step, so that a resumed run needs nothing but its step.
 Source: Distil-xLSTM, arXiv 2503.18565, section 3 (Δ-distillation).

@@ -1,12 +1,13 @@
-"""The few ids of a position that its label and its targets name.
+"""The target tokens of a position: the few ids that its label and its targets name.
 
-In: the logits of a chunk, labels and targets. Out: what ``vocabulary_pass`` must know of these ids;
-afterwards, with the mass of all others, cross-entropy, KL and the gradient by the named logits. All
-is in float64: it is a few dozen numbers for each position, and whatever might cancel, such as q − 1
-at a label that the student is sure of, does so here.
+In: the logits of a chunk, labels and targets. Out: first the log-masses of these ids, which
+``vocabulary_pass`` adds to those of all other ids; then, given the latter, cross-entropy, KL and
+the gradient by the logits of the target tokens (formulas in ``sparse_kl``). All in float64: it is a
+few dozen numbers a position, and what might cancel does so here, such as q − 1 at a label that the
+student is sure of.
 
-n positions of a chunk, V vocabulary, K kept ids, J drawn ids, X = K + J + 1 named ones: these and
-the label. Columns are [n, 1].
+n positions of a chunk, V vocabulary, K kept ids, J drawn ids, X = K + J + 1 target tokens: these
+and the label. Columns are [n, 1].
 """
 
 import math
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from stages.train_student.losses.sampled_softmax import Columns
 from stages.train_student.losses.sparse_targets import SparseTargets
-from stages.train_student.losses.vocabulary_pass import TargetLogMasses
+from stages.train_student.losses.vocabulary_pass import TargetLogMasses, VocabularyWeights
 
 
 class Terms(NamedTuple):
@@ -129,13 +130,13 @@ class TargetTokens:
         named_nX: Tensor,
         rest: list[Tensor],
         teacher: TeacherTerms | None,
-        weighting: tuple[float, float, float],
+        weights: VocabularyWeights,
     ) -> Terms:
-        """Both terms, and (c_ce, c_kl, T) = ``weighting`` times their gradient.
+        """Both terms, and (c_ce, c_kl, T) = ``weights`` times their gradient.
 
         ``rest`` is what the pass over all other logits found.
         """
-        ce_weight, kl_weight, temperature = weighting
+        ce_weight, kl_weight, temperature = weights
         log_z_n1 = torch.logaddexp(named_nX.logsumexp(1, keepdim=True), rest[0].double())
         label_n1 = named_nX.masked_fill(~self.is_label_nX, 0.0).sum(1, keepdim=True)
         cross_entropy = (log_z_n1 - label_n1).sum()

@@ -19,6 +19,7 @@ from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.sparse_kl import LossSums, SparseDistillationLoss
 from stages.train_student.losses.sparse_targets import SparseTargets, scored
 from stages.train_student.losses.terms import LossWeights
+from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +69,15 @@ class VocabularyTerms:
     ) -> TermLoss:
         """As a ``LossTerm``, but for two weights. Without α, the targets are not looked at."""
         T = weights.temperature
-        weighting = (
-            (1 - weights.alpha - weights.beta) / normalizer.num_scored,
-            weights.alpha * T * T / normalizer.num_scored,
-            T,
+        both = VocabularyWeights(
+            cross_entropy=(1 - weights.alpha - weights.beta) / normalizer.num_scored,
+            kl=weights.alpha * T * T / normalizer.num_scored,
+            temperature=T,
         )
         hidden_ND = scored(inputs.hidden_BTD, inputs.batch)
         labels_N = scored(inputs.batch.labels, inputs.batch)
         targets = inputs.targets.distribution if weights.alpha else None
-        sums = self._sums(hidden_ND, inputs.head_VD, labels_N, targets, weighting)
+        sums = self._sums(hidden_ND, inputs.head_VD, labels_N, targets, both)
         means = (sums.cross_entropy / normalizer.num_scored, sums.kl / normalizer.num_scored)
         return TermLoss(sums.weighted, means)
 
@@ -86,9 +87,9 @@ class VocabularyTerms:
         head_VD: Tensor,
         labels_N: Tensor,
         targets: SparseTargets | DenseTargets | None,
-        weighting: tuple[float, float, float],
+        weights: VocabularyWeights,
     ) -> LossSums:
         """From the pass that is made for ``targets``; without any, labels need no dense one."""
         if isinstance(targets, DenseTargets):
-            return self.dense_loss(hidden_ND, head_VD, labels_N, targets, weighting)
-        return self.sparse_loss(hidden_ND, head_VD, labels_N, targets, weighting)
+            return self.dense_loss(hidden_ND, head_VD, labels_N, targets, weights)
+        return self.sparse_loss(hidden_ND, head_VD, labels_N, targets, weights)

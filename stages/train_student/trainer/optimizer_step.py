@@ -50,7 +50,7 @@ class Updater:
         self,
         step: Step,
         weights: LossWeights,
-        share: LossNormalizer,
+        normalizer: LossNormalizer,
         seeds: Iterable[int],
         check: Callable[[], None] = lambda: None,
     ) -> Tensor:
@@ -62,7 +62,7 @@ class Updater:
         for number, (batch, seed) in enumerate(zip(step, seeds, strict=True), start=1):
             check()
             torch.manual_seed(seed)
-            loss, values = self._loss(batch, weights, share, is_last=number == len(step))
+            loss, values = self._loss(batch, weights, normalizer, is_last=number == len(step))
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             sums += values
         return sums

@@ -80,7 +80,7 @@ class ParallelLoss:
             )
 
     def __call__(
-        self, batch: Batch, weights: LossWeights, share: LossNormalizer, *, is_last: bool
+        self, batch: Batch, weights: LossWeights, normalizer: LossNormalizer, *, is_last: bool
     ) -> tuple[Tensor, Tensor]:
         """The loss to go backward from, and ``Objective.micro_batch_loss``' values.
 
@@ -90,7 +90,7 @@ class ParallelLoss:
         if self._sharded is not None:
             self._sharded.set_requires_gradient_sync(is_last)
         with self._replicated.no_sync() if waits else nullcontext():
-            loss, terms = self._module(batch, weights, share)
+            loss, terms = self._module(batch, weights, normalizer)
         return loss * self._num_ranks, terms
 
     @property
@@ -112,9 +112,9 @@ class _Loss(nn.Module):
         self.student, self._objective = student, objective
 
     def forward(
-        self, batch: Batch, weights: LossWeights, share: LossNormalizer
+        self, batch: Batch, weights: LossWeights, normalizer: LossNormalizer
     ) -> tuple[Tensor, Tensor]:
-        return self._objective.micro_batch_loss(self.student, batch, weights, share)
+        return self._objective.micro_batch_loss(self.student, batch, weights, normalizer)
 
 
 def _shard(student: DistilXLSTMForCausalLM) -> Any:

@@ -172,7 +172,7 @@ class TrainingRun:
         weights = loss_weights(self.config, self.step, self.steps_per_epoch)
         num_steps = num_steps_at(self.step, self.num_planned, self.record.extensions)
         rate = learning_rate(self.config, self.step, num_steps)
-        share = LossNormalizer(max(1, num_scored), self.order.rows_per_step)
+        normalizer = LossNormalizer(max(1, num_scored), self.order.rows_per_step)
         numbers = RankSlice(self.context.rank, self.context.num_ranks).micro_batches(
             self.config.gradient_accumulation_steps
         )
@@ -180,7 +180,7 @@ class TrainingRun:
         try:
             with self._stopping.interruptible():
                 check = self._stopping.check_alone
-                sums = self.updater.accumulate(step, weights, share, seeds, check)
+                sums = self.updater.accumulate(step, weights, normalizer, seeds, check)
             figures = self.updater.update(sums, rate)
         except NonFiniteError as error:
             raise self._diverged(f"{error.name} of step {self.step}", error.value) from error

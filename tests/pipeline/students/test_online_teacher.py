@@ -27,6 +27,7 @@ from stages.train_student.losses.objective import Objective, make_objective
 from stages.train_student.losses.sparse_targets import scored_targets
 from stages.train_student.losses.teacher_signal import OnlineSignal
 from stages.train_student.losses.terms import LossWeights
+from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from stages.train_student.new_student import load_student
 from tests.support.tiny import save_tiny_teacher, tiny_config, tiny_texts, write_fineweb_parquet
@@ -83,9 +84,9 @@ class Scene:
 
     def terms(self, objective: Objective, weights: LossWeights) -> torch.Tensor:
         """(loss, CE, KL, L_F), leaving the gradient in the model."""
-        share = LossNormalizer(self.batch.num_scored, self.batch.num_rows)
+        normalizer = LossNormalizer(self.batch.num_scored, self.batch.num_rows)
         self.model.zero_grad()
-        loss, terms = objective.micro_batch_loss(self.model, self.batch, weights, share)
+        loss, terms = objective.micro_batch_loss(self.model, self.batch, weights, normalizer)
         loss.backward()  # type: ignore[no-untyped-call]
         return terms
 
@@ -200,7 +201,7 @@ def test_both_ways_have_the_same_gradient_within_the_codec_s_rounding(
     dense = DenseTargets(states.last_BTD[is_scored], scene.teacher.head_VD)
     sparse = scored_targets(scene.batch, scene.cached.spec.targets)
     own = (leaf_ND, scene.head_VD, scene.batch.labels[is_scored])
-    weighting = (0.3, 1.0, temperature)
+    weighting = VocabularyWeights(0.3, 1.0, temperature)
     (by_online,) = torch.autograd.grad(
         scene.cached.vocabulary.dense_loss(*own, dense, weighting).weighted, leaf_ND
     )

@@ -179,9 +179,9 @@ def test_the_teacher_is_asked_before_the_student(
         return hidden_BTD
 
     monkeypatch.setattr(model, "hidden_states", hidden_states)
-    share = LossNormalizer(batch.num_scored, batch.num_rows)
+    normalizer = LossNormalizer(batch.num_scored, batch.num_rows)
     replace(objective, signal=OnlineSignal(teacher)).micro_batch_loss(
-        model, batch, LossWeights(0.5, 0.0, 1.3), share
+        model, batch, LossWeights(0.5, 0.0, 1.3), normalizer
     )
     assert num_asked == [1]
 
