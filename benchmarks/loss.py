@@ -29,7 +29,7 @@ import click
 if TYPE_CHECKING:
     import torch
 
-    from stages.train_student.losses.sparse_targets import SparseTargets
+    from stages.train_student.data.targets.sparse_targets import SparseTargets
 
 NODES = (0.5, 0.625, 0.75, 0.875, 1.0)
 WEIGHTING = (0.3, 0.7, 1.5)
@@ -193,7 +193,7 @@ def make_inputs(size: Size) -> Inputs:
     """Random ones: neither speed nor memory depends on them."""
     import torch
 
-    from stages.train_student.losses.sparse_targets import SparseTargets
+    from stages.train_student.data.targets.sparse_targets import SparseTargets
 
     generator = torch.Generator().manual_seed(0)
     hidden_ND = torch.randn(size.tokens, size.width, generator=generator)

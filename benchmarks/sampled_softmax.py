@@ -27,9 +27,9 @@ from torch import Tensor
 from benchmarks.positions import QWEN_VOCABULARY
 from benchmarks.sampled_softmax_scenes import TEMPERATURE, TOP_K, Scene, demo_scene, full_scenes
 from stages.compute.compiling import Mode
+from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss
-from stages.train_student.losses.sparse_targets import SparseTargets
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 
 WEIGHTING = VocabularyWeights(cross_entropy=0.3, kl=0.7 * TEMPERATURE**2, temperature=TEMPERATURE)

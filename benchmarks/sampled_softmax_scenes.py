@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.positions import demo_teacher, read_logits
-from stages.train_student.losses.sparse_targets import SparseTargets
+from stages.train_student.data.targets.sparse_targets import SparseTargets
 
 TOP_K = 64
 TEMPERATURE = 1.5

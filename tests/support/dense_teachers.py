@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from stages.train_student.losses.sparse_targets import SparseDraws, SparseTargets
+from stages.train_student.data.targets.sparse_targets import SparseDraws, SparseTargets
 
 NODES = (0.5, 0.625, 0.75, 0.875, 1.0)
 

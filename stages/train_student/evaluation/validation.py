@@ -19,12 +19,12 @@ import torch
 
 from cache_format.reader import Cache
 from stages.train_student.data.batch import Batch, read_batch
+from stages.train_student.data.scored import scored, scored_targets
 from stages.train_student.data.temperatures import validation_temperature
 from stages.train_student.evaluation.calibration import StudentCalibration, TeacherCalibration
 from stages.train_student.evaluation.divergence import Divergence, TeacherDivergence
 from stages.train_student.evaluation.validation_metric import ScoredPositions, ValidationMetric
 from stages.train_student.losses.objective import Objective
-from stages.train_student.losses.sparse_targets import scored, scored_targets
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 
 

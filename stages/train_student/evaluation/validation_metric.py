@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from stages.train_student.losses.sparse_targets import SparseTargets
+from stages.train_student.data.targets.sparse_targets import SparseTargets
 
 
 @dataclass(frozen=True)

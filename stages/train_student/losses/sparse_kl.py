@@ -56,8 +56,8 @@ from torch.autograd.function import once_differentiable
 
 from stages.compute.compiling import Mode
 from stages.compute.matmul import bfloat16_product, factor, product
+from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.losses.sampled_softmax import SampledColumns
-from stages.train_student.losses.sparse_targets import SparseTargets
 from stages.train_student.losses.target_tokens import TargetTokens, TeacherTerms, Terms
 from stages.train_student.losses.vocabulary_pass import (
     DeviceWeights,
@@ -79,7 +79,7 @@ class LossSums:
 
 
 class SparseDistillationLoss:
-    """How the loss of a run is computed."""
+    """The loss of a run, with what is compiled and allocated for it."""
 
     def __init__(
         self,
@@ -207,7 +207,7 @@ class _Chunks:
         self._choice_N = None if targets is None else targets.kept_ids_NK[:, 0]
         if not weights.kl:
             targets = None
-        self._named = TargetTokens.of(labels_N, targets)
+        self._tokens = TargetTokens.of(labels_N, targets)
         self._teacher = None if targets is None else TeacherTerms.of(targets, weights.temperature)
         self._device_weights = DeviceWeights.of(weights, hidden_ND.device)
         self._scale = self._largest_scale()
@@ -226,39 +226,39 @@ class _Chunks:
         """(weighted, CE, KL, agreeing) of one chunk, whose gradient goes to ``gradients``."""
         weights = self._weights
         is_training = any(gradient is not None for gradient in gradients)
-        head_CD, named, columns = self._head_VD, self._named.chunk(rows), None
+        head_CD, tokens, columns = self._head_VD, self._tokens.chunk(rows), None
         if self._columns is not None and is_training:
-            columns = self._columns.choose(named.ids_nX)
+            columns = self._columns.choose(tokens.ids_nX)
         if columns is not None:
-            head_CD, named = head_CD.index_select(0, columns.ids_C), named.among(columns)
+            head_CD, tokens = head_CD.index_select(0, columns.ids_C), tokens.among(columns)
         hidden_nD = self._hidden_ND[rows]
         logits_nC = self._product(hidden_nD, head_CD.T, _rows_of(self._logits, hidden_nD))
         agreeing = torch.zeros((), dtype=torch.float64, device=logits_nC.device)
         if self._choice_N is not None and not is_training:
             agreeing = (logits_nC.argmax(1) == self._choice_N[rows]).double().sum()
         log_weight_C = None if columns is None else columns.log_weight_C
-        terms, by_logits_nC = self._differentiate(logits_nC, rows, named, log_weight_C)
+        terms, by_logits_nC = self._differentiate(logits_nC, rows, tokens, log_weight_C)
         if is_training and (weights.cross_entropy or weights.kl):
             self._add(gradients, rows, by_logits_nC, head_CD)
         weighted = weights.cross_entropy * terms.cross_entropy + weights.kl * terms.kl
         return torch.stack((weighted, terms.cross_entropy, terms.kl, agreeing))
 
     def _differentiate(
-        self, logits_nC: Tensor, rows: slice, named: TargetTokens, log_weight_C: Tensor | None
+        self, logits_nC: Tensor, rows: slice, tokens: TargetTokens, log_weight_C: Tensor | None
     ) -> tuple[Terms, Tensor]:
         """Both terms, and the scaled gradient by the logits. These are lost."""
         teacher = None if self._teacher is None else self._teacher.chunk(rows)
-        named_nX = named.take(logits_nC)
-        known = named.known(named_nX, teacher, self._weights.temperature)
+        target_logits_nX = tokens.take(logits_nC)
+        masses = tokens.log_masses(target_logits_nX, teacher, self._weights.temperature)
         out_nC = _rows_of(self._gradient, logits_nC)
         if out_nC is None and self._gradient_dtype is not None:
             out_nC = torch.empty_like(logits_nC, dtype=self._gradient_dtype)
         device_weights = self._device_weights.times(self._scale)
-        rest = self._pass(logits_nC, known, device_weights, out_nC, log_weight_C)
-        terms = named.terms(named_nX, rest, teacher, self._weights)
+        rest = self._pass(logits_nC, masses, device_weights, out_nC, log_weight_C)
+        terms = tokens.terms(target_logits_nX, rest, teacher, self._weights)
         by_logits_nC = logits_nC if out_nC is None else out_nC
-        by_named_nX = (terms.gradient_nX * self._scale).to(by_logits_nC.dtype)
-        return terms, by_logits_nC.scatter_add_(1, named.ids_nX, by_named_nX)
+        by_target_logits_nX = (terms.gradient_nX * self._scale).to(by_logits_nC.dtype)
+        return terms, by_logits_nC.scatter_add_(1, tokens.ids_nX, by_target_logits_nX)
 
     def _add(
         self, gradients: _Gradients, rows: slice, by_logits_nC: Tensor, head_CD: Tensor

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from cache_format.metadata.spec import CacheSpec
 from stages.train_student.data.batch import Batch
+from stages.train_student.data.scored import scored, scored_targets
 from stages.train_student.losses.dense_kl import DenseTargets
 from stages.train_student.losses.frobenius import ProjectedStates, WholeStates
 from stages.train_student.losses.loss_term import HiddenStateTargets, TeacherTargets
-from stages.train_student.losses.sparse_targets import scored, scored_targets
 from stages.train_student.losses.terms import LossWeights
 
 

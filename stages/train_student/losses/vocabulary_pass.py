@@ -65,13 +65,15 @@ class DeviceWeights(NamedTuple):
 
 
 class TargetLogMasses(NamedTuple):
-    """float32 [n, 1]: what the named ids are, for the rest to be added to. All but the first are
-    absent where there is no KL."""
+    """Log-masses of the target tokens, float32 [n, 1], to which those of the other ids are added.
+
+    All but the first are absent where there is no KL.
+    """
 
     log_mass: Tensor
-    """log Σ exp(z) of all named ids."""
+    """log Σ exp(z) of all target tokens."""
     log_mass_at_T: Tensor | None = None
-    """log Σ exp(z/T) of all named ids."""
+    """log Σ exp(z/T) of all target tokens."""
     tail_log_mass_at_T: Tensor | None = None
     """log Σ exp(z/T) of those that the teacher did not keep."""
     tail_target: Tensor | None = None
@@ -91,17 +93,17 @@ class VocabularyPass:
     def __call__(
         self,
         logits_nV: Tensor,
-        known: TargetLogMasses,
+        target_masses: TargetLogMasses,
         weights: DeviceWeights,
         out_nV: Tensor | None,
         log_weight_V: Tensor | None = None,
     ) -> list[Tensor]:
-        """log Σ exp(z) of the rest [n, 1], then, where there is a KL, that of z/T.
+        """log Σ exp(z) of the other ids [n, 1], then, where there is a KL, that of z/T.
 
         The gradient is written to ``out_nV`` in its precision; without one, over the logits.
-        ``log_weight_V``: the logarithm of what each column stands for; without it, for itself.
+        ``log_weight_V``: log of how many ids each column stands for; without it, one each.
         """
-        columns = [column for column in known if column is not None]
+        columns = [column for column in target_masses if column is not None]
         has_kl = len(columns) > 1
         scalars: tuple[Tensor, ...] = weights if has_kl else (weights.cross_entropy,)
         function = self._targets if has_kl else self._labels

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from stages.compute.compiling import Mode
+from stages.train_student.data.scored import scored
+from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.losses.dense_kl import DenseDistillationLoss, DenseTargets
 from stages.train_student.losses.loss_term import LossNormalizer, TermInputs, TermLoss
 from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.sparse_kl import LossSums, SparseDistillationLoss
-from stages.train_student.losses.sparse_targets import SparseTargets, scored
 from stages.train_student.losses.terms import LossWeights
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 

@@ -21,10 +21,10 @@ from pipeline.students.online_teacher import LoadedTeacher, load_online_teacher
 from stages.cache_teacher.run import cache_teacher
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
+from stages.train_student.data.scored import scored_targets
 from stages.train_student.losses.dense_kl import DenseTargets
 from stages.train_student.losses.loss_term import LossNormalizer
 from stages.train_student.losses.objective import Objective, make_objective
-from stages.train_student.losses.sparse_targets import scored_targets
 from stages.train_student.losses.teacher_signal import OnlineSignal
 from stages.train_student.losses.terms import LossWeights
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights

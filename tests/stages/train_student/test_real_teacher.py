@@ -10,7 +10,7 @@ import torch
 from benchmarks.positions import demo_teacher
 from cache_format.metadata.spec import TargetSpec
 from stages.cache_teacher.targets.target_maker import TargetMaker
-from stages.train_student.losses.sparse_targets import SparseTargets
+from stages.train_student.data.targets.sparse_targets import SparseTargets
 
 NODES = (0.5, 0.625, 0.75, 0.875, 1.0)
 

@@ -14,10 +14,10 @@ from cache_format.metadata.spec import SketchSpec
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
+from stages.train_student.data.scored import scored_targets
 from stages.train_student.evaluation.validation import validate
 from stages.train_student.losses.loss_term import LossNormalizer
 from stages.train_student.losses.objective import Objective, make_objective
-from stages.train_student.losses.sparse_targets import scored_targets
 from stages.train_student.losses.terms import LossWeights
 from stages.train_student.new_student import load_student
 from stages.train_student.run import train_student

@@ -15,9 +15,9 @@ import cache_format
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
+from stages.train_student.data.scored import scored
 from stages.train_student.losses.loss_term import LossNormalizer, TermInputs, TermLoss
 from stages.train_student.losses.objective import Objective, make_objective
-from stages.train_student.losses.sparse_targets import scored
 from stages.train_student.losses.teacher_signal import OnlineSignal, TeacherStates
 from stages.train_student.losses.terms import LossWeights, WeightedTerm
 from stages.train_student.new_student import load_student

@@ -9,9 +9,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss
-from stages.train_student.losses.sparse_targets import SparseTargets
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from tests.stages.train_student.losses.test_objective import NothingIsAsked
 from tests.stages.train_student.losses.test_sparse_kl import CPU, MODES

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.compute.compiling import has_compiler
+from stages.train_student.data.targets.sparse_targets import SparseDraws, SparseTargets
 from stages.train_student.losses.sparse_kl import (
     LossSums,
     SparseDistillationLoss,
     sparse_distillation_loss,
 )
-from stages.train_student.losses.sparse_targets import SparseDraws, SparseTargets
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from tests.support.dense_teachers import make_problem, sparse, with_draws
 

@@ -4,8 +4,8 @@ import math
 
 import torch
 
+from stages.train_student.data.targets.sparse_targets import SparseDraws, SparseTargets
 from stages.train_student.losses.sparse_kl import sparse_distillation_loss
-from stages.train_student.losses.sparse_targets import SparseDraws, SparseTargets
 from stages.train_student.losses.target_tokens import TargetTokens
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 

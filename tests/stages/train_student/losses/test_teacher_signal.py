@@ -10,10 +10,11 @@ from torch import Tensor
 import cache_format
 from cache_format.metadata.spec import SketchSpec
 from stages.train_student.data.batch import read_batch
+from stages.train_student.data.scored import scored
+from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.losses.dense_kl import DenseTargets
 from stages.train_student.losses.frobenius import ProjectedStates, WholeStates
 from stages.train_student.losses.loss_term import TeacherTargets
-from stages.train_student.losses.sparse_targets import SparseTargets, scored
 from stages.train_student.losses.teacher_signal import CachedSignal, OnlineSignal, TeacherStates
 from stages.train_student.losses.terms import LossWeights
 from tests.support.sample_cache import pca_sketch

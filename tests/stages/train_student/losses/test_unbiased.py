@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.losses.sparse_kl import sparse_distillation_loss
-from stages.train_student.losses.sparse_targets import SparseTargets
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from tests.support.dense_teachers import samples, sparse, with_draws
 

@@ -2,7 +2,7 @@
 
 In: kept ids, the log-mass of all others at a few nodes 1/T, and, where the cache has them, ids
 drawn from those others. Out, in float64: log-probabilities at a temperature, and the weights of the
-drawn ids. ``scored_targets`` makes them of a batch.
+drawn ids. Made by ``objective`` from a batch, called by the loss.
 
 Shapes: N positions, K kept ids, J drawn ids, M nodes 1/T.
 """
@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cache_format.metadata.spec import TargetSpec
-from stages.train_student.data.batch import Batch
 from stages.train_student.data.temperatures import covers
 
 
@@ -127,31 +125,3 @@ def lagrange_weights(nodes: Sequence[float], s: float) -> list[float]:
         math.prod((s - other) / (node - other) for other in nodes if other != node)
         for node in nodes
     ]
-
-
-def scored_targets(batch: Batch, spec: TargetSpec) -> SparseTargets:
-    """The targets of the scored positions, in the order of ``batch.scored``."""
-    draws = None
-    if batch.drawn_ids is not None:
-        assert batch.draw_counts is not None
-        assert batch.drawn_gaps is not None
-        assert spec.draw_inverse_temperature is not None
-        draws = SparseDraws(
-            scored(batch.drawn_ids, batch),
-            scored(batch.draw_counts, batch),
-            scored(batch.drawn_gaps, batch),
-            spec.draw_inverse_temperature,
-        )
-    return SparseTargets(
-        scored(batch.kept_ids, batch),
-        scored(batch.gaps, batch),
-        scored(batch.tail_log_mass, batch),
-        spec.inverse_temperatures,
-        draws,
-    )
-
-
-def scored(tensor_BTx: Tensor, batch: Batch) -> Tensor:
-    """What [B, T, …] holds at the scored positions, in the order of ``batch.scored``."""
-    # By index: a mask would make the host wait until the device has counted what is set in it.
-    return tensor_BTx.flatten(0, 1).index_select(0, batch.scored)

@@ -1,0 +1,1 @@
+"""The kinds of target that a student learns from, a module each: rows to tensors to the loss."""
