@@ -16,10 +16,7 @@ from cache_format.metadata.spec import CacheSpec
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch
-from stages.train_student.losses.loss_term import (
-    LossNormalizer,
-    TermInputs,
-)
+from stages.train_student.losses.loss_term import LossNormalizer, TermInputs
 from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.teacher_signal import (
     CachedSignal,

@@ -90,8 +90,8 @@ class ParallelLoss:
         if self._sharded is not None:
             self._sharded.set_requires_gradient_sync(is_last)
         with self._replicated.no_sync() if waits else nullcontext():
-            loss, terms = self._module(batch, weights, normalizer)
-        return loss * self._num_ranks, terms
+            loss, values = self._module(batch, weights, normalizer)
+        return loss * self._num_ranks, values
 
     @property
     def value_names(self) -> tuple[str, ...]:
