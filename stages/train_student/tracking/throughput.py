@@ -18,7 +18,7 @@ _STATUS = Path("/proc/self/status")
 
 
 class Throughput:
-    """Times steps; ``clock`` is wound anew where something else took the time."""
+    """Times steps; ``restart`` resets the timer where something else took the time."""
 
     def __init__(
         self, operations_per_token: float, device: torch.device, precision: str, num_devices: int

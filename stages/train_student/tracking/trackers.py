@@ -26,7 +26,7 @@ _PROJECT = "xlstm-distill"
 
 
 class Tracker(Protocol):
-    """Is told figures, each step's at most once."""
+    """Receives metrics, each step's at most once."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Take the figures of ``step``, which are finite."""
@@ -41,8 +41,8 @@ def require_trackers(names: Sequence[str]) -> None:
         found = find_spec(name)
         if found is None or found.origin is None:  # or there is only a directory of this name
             raise ValueError(
-                f"train_student.trackers: {name} is not installed. Install it with "
-                f"`pip install {name}`, or leave it out of train_student.trackers."
+                f"train_student.report_to: {name} is not installed. Install it with "
+                f"`pip install {name}`, or leave it out of train_student.report_to."
             )
 
 
@@ -118,8 +118,8 @@ class HostedRun:
         except getattr(module, "Error", ValueError) as error:
             reason = str(error).rstrip(".")
             raise ValueError(
-                f"train_student.trackers: {package} did not start: {reason}. Set it up, or leave "
-                "it out of train_student.trackers."
+                f"train_student.report_to: {package} did not start: {reason}. Set it up, or leave "
+                "it out of train_student.report_to."
             ) from error
         self._takes_exit_code = package == "wandb"
 

@@ -1,6 +1,6 @@
 """The sLSTM recurrence as a loop of PyTorch calls, and its backward through time.
 
-In and out: see ``Loops``. Any device, float32 and float64. Chosen by ``slstm_choice``.
+In and out: see ``Loops``. Any device, float32 and float64. Chosen by ``slstm_backend``.
 
 Shapes: T positions, N heads, B batch, G the gates i, f, z, o, H width of a head.
 """

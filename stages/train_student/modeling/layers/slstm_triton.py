@@ -1,6 +1,6 @@
 """The sLSTM recurrence by Triton kernels: lays tensors out for them and launches them.
 
-In and out: see ``Loops``; float32, on a GPU. Chosen by ``slstm_choice``, which imports this only
+In and out: see ``Loops``; float32, on a GPU. Chosen by ``slstm_backend``, which imports this only
 where Triton is wanted.
 """
 
