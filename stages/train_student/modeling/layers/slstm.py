@@ -1,8 +1,8 @@
 """The sLSTM recurrence over a sequence, with its own backward through time.
 
 In: gate pre-activations of all positions (biases included) and the recurrent matrices. Out: the
-hidden states of all positions and the state after the last. ``slstm_backend`` says what runs it on a
-device.
+hidden states of all positions and the state after the last. ``slstm_backend`` says what runs it on
+a device.
 
 The package's cell (Beck et al., arXiv 2405.04517, eq. 8-17) keeps c, n and a stabiliser m:
     c' = f·c + i·z,   n' = f·n + i,   y = o·c'/n',   i and f scaled by exp(−m'),
