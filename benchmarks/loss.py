@@ -220,6 +220,7 @@ def contender(name: str, size: Size) -> Callable[[Inputs], Any]:
     import torch
 
     from stages.train_student.losses.sparse_kl import SparseDistillationLoss
+    from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 
     if name == "dense":
         return dense_run
@@ -234,9 +235,9 @@ def contender(name: str, size: Size) -> Callable[[Inputs], Any]:
     def run(inputs: Inputs) -> Any:
         positions = (inputs.hidden_ND, inputs.head_VD, inputs.labels_N)
         if name == "labels_only":
-            sums = sparse_loss(*positions, None, (1.0, 0.0, 1.0))
+            sums = sparse_loss(*positions, None, VocabularyWeights(1.0, 0.0, 1.0))
         else:
-            sums = sparse_loss(*positions, inputs.targets, WEIGHTING)
+            sums = sparse_loss(*positions, inputs.targets, VocabularyWeights(*WEIGHTING))
         return sums.weighted, torch.autograd.grad(sums.weighted, inputs.hidden_ND)
 
     return run

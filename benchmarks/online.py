@@ -28,6 +28,7 @@ from pipeline.students.online_teacher import load_online_teacher
 from stages.compute.device import choose_device
 from stages.train_student.evaluation.validation import validation_batches
 from stages.train_student.losses.dense_kl import DenseTargets
+from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from stages.train_student.tracking.throughput import peak_bytes
 
 CORPUS_CHARS = 9_000_000
@@ -114,12 +115,12 @@ def compare(training: Training, cache: Cache, device: torch.device) -> dict[str,
         with torch.autocast(device.type, objective.dtype, enabled=objective.uses_autocast):
             hidden_BTD = training.model.hidden_states(batch.input_ids, batch.is_document_start)
         last_BTD = teacher.states(batch.input_ids, batch.is_document_start).last_BTD
-        sums = objective.dense_loss(
+        sums = objective.vocabulary.dense_loss(
             hidden_BTD[is_scored],
             objective.head_of(training.model),
             batch.labels[is_scored],
             DenseTargets(last_BTD[is_scored], teacher.head_VD),
-            (0.0, 1.0, 1.0),
+            VocabularyWeights(cross_entropy=0.0, kl=1.0, temperature=1.0),
         )
         totals += torch.stack((sums.cross_entropy, sums.kl, sums.num_agreeing)).cpu()
         num_scored += host.num_scored

@@ -30,8 +30,9 @@ from stages.compute.compiling import Mode
 from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss
+from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 
-WEIGHTING = (0.3, 0.7 * TEMPERATURE**2, TEMPERATURE)  # of cross-entropy and of KL; T
+WEIGHTING = VocabularyWeights(cross_entropy=0.3, kl=0.7 * TEMPERATURE**2, temperature=TEMPERATURE)
 NUM_DRAWN = (64, 256, 1024)
 NUM_DRAWN_AT_QWEN = (1024, 4096, 16_384)
 NUM_NAMED_AT_QWEN = (
@@ -100,7 +101,7 @@ def errors_of(scene: Scene, drawn: tuple[int, ...], repeats: int) -> Iterator[di
         loss = loss_of(ranks_V, num_drawn, num_positions)
         sums = loss(leaf_PE, head_VE, scene.labels_P, targets, WEIGHTING)
         (by_hidden_PE,) = torch.autograd.grad(sums.weighted, leaf_PE)
-        value = WEIGHTING[0] * sums.cross_entropy + WEIGHTING[1] * sums.kl
+        value = WEIGHTING.cross_entropy * sums.cross_entropy + WEIGHTING.kl * sums.kl
         return value.item() / num_positions, by_hidden_PE[:, :width]
 
     exact, exact_PD = take(None)

@@ -36,6 +36,7 @@ from stages.train_student.data.scored import scored_targets
 from stages.train_student.data.targets.sparse_targets import lagrange_weights
 from stages.train_student.data.temperatures import covers
 from stages.train_student.losses.sparse_kl import sparse_distillation_loss
+from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 
 TOP_K = (32, 64)
 NUM_DRAWS = (12, 50, 64)
@@ -314,7 +315,7 @@ def _gradient(scene: Scene, part: Batch, spec: CacheSpec, temperature: float) ->
         scene.head_VD,
         scene.labels_P,
         scored_targets(part, spec.targets),
-        (0.0, 1.0, temperature),
+        VocabularyWeights(0.0, 1.0, temperature),
         _CHUNK,
     )
     return torch.autograd.grad(sums.weighted, leaf_PD)[0]

@@ -18,8 +18,10 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.loader import Loader, row_order
 from stages.train_student.data.sampler import micro_batch_seed
 from stages.train_student.distributed.context import DistributedContext
-from stages.train_student.losses.objective import LossNormalizer, make_objective
-from stages.train_student.losses.schedules import learning_rate, loss_weights
+from stages.train_student.losses.loss_term import LossNormalizer
+from stages.train_student.losses.objective import make_objective
+from stages.train_student.losses.schedules import learning_rate
+from stages.train_student.losses.terms import cache_needs, loss_weights
 from stages.train_student.new_student import load_student
 from stages.train_student.students.student import Student
 from stages.train_student.trainer.optimizer_step import Updater
@@ -48,7 +50,7 @@ class Training:
         self.model = model or load_student(config, cache).to(device)
         teacher = None
         if way == "online":
-            with_mean = max(config.beta_start, config.beta_end) > 0
+            with_mean = bool(cache_needs(config).hidden_states_for)
             teacher = load_online_teacher(cache, device, with_mean=with_mean)
         self.objective = make_objective(self.model, cache, config, device, teacher)
         context = DistributedContext()
@@ -72,10 +74,10 @@ class Training:
                 weights = loss_weights(self.config, self.step, self.order.steps_per_epoch)
                 rate = learning_rate(self.config, self.step, self.num_steps)
                 num_scored = sum(batch.num_scored for batch in step)
-                share = LossNormalizer(num_scored, self.order.rows_per_step)
+                normalizer = LossNormalizer(num_scored, self.order.rows_per_step)
                 seed = partial(micro_batch_seed, self.config.seed, self.step)
                 seeds = map(seed, range(self.config.gradient_accumulation_steps))
-                sums = self._updater.accumulate(step, weights, share, seeds)
+                sums = self._updater.accumulate(step, weights, normalizer, seeds)
                 self._updater.update(sums, rate)  # waits for the device
                 self.step += 1
         return time.perf_counter() - begin
@@ -99,6 +101,6 @@ class Training:
             self.order,
             self.device,
             num_threads=self.config.reader_threads,
-            with_sketch=self.way == "cache"
-            and max(self.config.beta_start, self.config.beta_end) > 0,
+            with_sketch=self.objective.signal.reads_hidden_states
+            and bool(cache_needs(self.config).hidden_states_for),
         )

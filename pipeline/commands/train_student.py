@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.recipes.recipe import Recipe
     from pipeline.reporting.events import Event
     from pipeline.reporting.stages import TrainReport
-    from stages.train_student.losses.teacher_in_the_loop import LoadTeacher
+    from stages.train_student.losses.teacher_signal import LoadTeacher
 
 _DIRECTORY = LocalPath(file_okay=False, expected="a directory, or a new one")
 
@@ -208,9 +208,9 @@ def _teacher_loader(recipe: "Recipe", cache: "Cache", run: _RunOptions) -> "Load
     if run.online is None:
         return None
     from pipeline.students.online_teacher import load_online_teacher
+    from stages.train_student.losses.terms import cache_needs
 
-    config = recipe.train_student
-    with_mean = max(config.beta_start, config.beta_end) > 0
+    with_mean = bool(cache_needs(recipe.train_student).hidden_states_for)
     return partial(load_online_teacher, cache, with_mean=with_mean, place=run.online or None)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.reporting.events import Event
 from pipeline.reporting.lines import short, size
+from stages.train_student.tracking.metric_labels import STEP, VALIDATION, progress_figures
 
 if TYPE_CHECKING:
     from stages.cache_teacher.reporting.progress import CacheProgress
@@ -19,22 +20,6 @@ _PHASES = {
     "loading teacher": "loading the teacher",
     "waiting for workers": "waiting for the cluster's workers to load the teacher",
     "corpus ended": "the corpus ended before the token budget was reached",
-}
-_STEP = {
-    "train/loss": "loss {:.3f}",
-    "train/cross_entropy": "CE {:.3f}",
-    "train/kl": "KL(T={temperature:.3g}) {:.3f}",
-    "train/frobenius": "L_F {:.3f}",
-    "schedule/alpha": "α {:.2f}",
-    "train/gradient_norm": "grad norm {:.2f}",
-    "speed/mfu": "MFU {:.0%}",
-}
-_VALIDATION = {
-    "validation/loss": "loss {:.4f}",
-    "validation/perplexity": "perplexity {:.1f}",
-    "validation/kl": "KL(T={temperature:.3g}) to teacher {:.4f}",
-    "validation/agreement": "agreement {:.1%}",
-    "validation/teacher_loss": "teacher's loss {:.4f}",
 }
 
 
@@ -95,7 +80,7 @@ class TrainReport:
 
     def validation_figures(self, metrics: Mapping[str, float]) -> str:
         """A validation on one line."""
-        return ", ".join(_formatted(_VALIDATION, metrics, self._kl_temperature))
+        return ", ".join(progress_figures(VALIDATION, metrics, self._kl_temperature))
 
 
 def cache_figures(progress: "CacheProgress") -> str:
@@ -124,19 +109,9 @@ def train_figures(progress: "TrainProgress") -> str:
     """Step, loss and its terms, α, gradient norm, MFU, waiting and memory, where reported."""
     metrics = progress.metrics
     parts = [f"step {progress.step}/{progress.num_steps}"]
-    parts += _formatted(_STEP, metrics, metrics.get("schedule/temperature", 1.0))
+    parts += progress_figures(STEP, metrics, metrics.get("schedule/temperature", 1.0))
     if metrics.get("speed/loader_wait_share", 0.0) >= _WORTH_SAYING:
         parts.append(f"waited {metrics['speed/loader_wait_share']:.0%} for the cache")
     if "speed/peak_bytes" in metrics:
         parts.append(f"peak {size(metrics['speed/peak_bytes'])}")
     return " · ".join(parts)
-
-
-def _formatted(
-    forms: Mapping[str, str], metrics: Mapping[str, float], temperature: float
-) -> list[str]:
-    return [
-        form.format(metrics[name], temperature=temperature)
-        for name, form in forms.items()
-        if name in metrics
-    ]

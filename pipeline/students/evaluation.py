@@ -11,20 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.students.student_files import load_student_model, model_directory
+from stages.train_student.tracking.metric_labels import VALIDATION, MetricLabel, label_at
 
 if TYPE_CHECKING:
     from cache_format.reader import Cache
     from stages.train_student.data.batch import Batch
     from stages.train_student.students.student import StudentModelConfig
 
-_COLUMNS = {
-    "loss": ("loss", "{:.4f}"),
-    "perplexity": ("perplexity", "{:.1f}"),
-    "kl": ("KL(T={temperature:.3g})", "{:.4f}"),
-    "agreement": ("agreement", "{:.1%}"),
-    "accuracy": ("accuracy", "{:.1%}"),
-    "ece": ("ECE", "{:.4f}"),
-}
+_COLUMNS = tuple(label for label in VALIDATION if label.column is not None)
 _LOSS_CHUNK = 256  # positions whose full logits exist at once
 
 
@@ -47,13 +41,12 @@ def evaluate_student(
 
     Raises ValueError if ``run`` holds no student, or ``cache`` is not of its teacher.
     """
-    import torch
-
     from stages.compute.device import choose_device
+    from stages.train_student.config import TrainStudentConfig
     from stages.train_student.data.targets.kinds import kind_of
     from stages.train_student.data.temperatures import validation_temperature
     from stages.train_student.evaluation.validation import score, validation_batches
-    from stages.train_student.losses.objective import Objective, frozen_head
+    from stages.train_student.losses.objective import make_objective
 
     device = choose_device(extent.device)
     path = model_directory(run)
@@ -63,13 +56,8 @@ def evaluate_student(
     if num_rows == 0:
         raise ValueError(f"{cache.path}: its validation split is empty")
     model.to(device)
-    objective = Objective(
-        head_VD=frozen_head(model, cache.spec, torch.float32),
-        device=device,
-        spec=cache.spec,
-        chunk=_LOSS_CHUNK,
-        dtype=torch.float32,
-    )
+    settings = TrainStudentConfig(precision="fp32", loss_chunk=_LOSS_CHUNK, compile="off")
+    objective = make_objective(model, cache, settings, device)
     num_chosen = min(extent.num_rows or num_rows, num_rows)
     batches = validation_batches(cache, num_rows, num_chosen, extent.batch_size)
     counted = _Counted(batches, num_chosen, report)
@@ -94,11 +82,11 @@ def evaluate_student(
 def evaluation_text(evaluation: dict[str, Any]) -> str:
     """``evaluation`` as a table for people."""
     temperature = evaluation["kl_temperature"]
-    rows = [["", *(label.format(temperature=temperature) for label, _ in _COLUMNS.values())]]
+    rows = [["", *(label_at(label.column or "", temperature) for label in _COLUMNS)]]
     for who in ("teacher", "student"):
         found = evaluation[who]
-        figures = ((form, found.get(key)) for key, (_, form) in _COLUMNS.items())
-        cells = ["–" if figure is None else form.format(figure) for form, figure in figures]
+        figures = ((label.format, found.get(_name(label))) for label in _COLUMNS)
+        cells = ["–" if figure is None else format(figure, form) for form, figure in figures]
         rows.append([who, *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -132,8 +120,12 @@ class _Counted:
 
 def _figures_of(who: str, figures: dict[str, float]) -> dict[str, float]:
     prefix = "validation/" if who == "student" else "validation/teacher_"
-    names = {key: prefix + key for key in _COLUMNS}
-    return {key: figures[name] for key, name in names.items() if name in figures}
+    names = map(_name, _COLUMNS)
+    return {name: figures[prefix + name] for name in names if prefix + name in figures}
+
+
+def _name(label: MetricLabel) -> str:
+    return label.key.removeprefix("validation/")
 
 
 def _notes(config: "StudentModelConfig", cache: "Cache", kl_note: str) -> list[str]:

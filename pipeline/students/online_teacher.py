@@ -25,7 +25,7 @@ from pipeline.recipes.cached_recipe import recipe_of
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.teacher.teacher import Teacher
 from stages.cache_teacher.teacher.teacher_files import TeacherSource, resolve_teacher
-from stages.train_student.losses.teacher_in_the_loop import TeacherStates
+from stages.train_student.losses.teacher_signal import TeacherStates
 
 _PLACE = ("source", "revision")  # where it was found; what it is, its hashes say
 

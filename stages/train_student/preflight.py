@@ -10,6 +10,7 @@ from pathlib import Path
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.requirements import require_targets
+from stages.train_student.losses.terms import cache_needs
 from stages.train_student.tracking.trackers import require_trackers
 from stages.train_student.trainer import run_directory
 
@@ -21,7 +22,7 @@ def check_early(
 
     Nothing is written.
     """
-    require_targets(config, cache, online=online)
+    require_targets(config, cache, cache_needs(config), online=online)
     require_trackers(config.report_to)
     if not _begins_anew(out):  # then this refuses, or finds the run that is resumed
         if config.precision == "auto" and (precision := run_directory.recorded_precision(out)):

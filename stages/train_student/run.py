@@ -17,7 +17,8 @@ from stages.recipe_table import table_toml
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.requirements import require_targets
 from stages.train_student.distributed.context import distributed_context
-from stages.train_student.losses.teacher_in_the_loop import LoadTeacher
+from stages.train_student.losses.teacher_signal import LoadTeacher
+from stages.train_student.losses.terms import cache_needs
 from stages.train_student.tracking.run_progress import Report
 from stages.train_student.tracking.trackers import require_trackers
 from stages.train_student.trainer import run_directory
@@ -81,9 +82,10 @@ def train_student(
     Raises ValueError where recipe, cache and ``out`` do not fit together, CacheError for a cache
     that is corrupt or still being written, and NonFiniteLossError when the loss diverges.
     """
-    recipe_toml = table_toml("train_student", config) if recipe_toml is None else recipe_toml
+    if recipe_toml is None:
+        recipe_toml = table_toml("train_student", config)
     is_online = load_teacher is not None
-    require_targets(config, cache, online=is_online)
+    require_targets(config, cache, cache_needs(config), online=is_online)
     require_trackers(config.report_to)
     with distributed_context(config.device) as (context, device), ExitStack() as stack:
         require_processes(config, context.num_ranks)

@@ -1,16 +1,30 @@
 """Does the cache hold what the recipe asks for?
 
-In: stage two's settings and an open cache.
+In: stage two's settings, what their loss needs, and an open cache.
 """
 
-from cache_format.metadata.spec_parts.targets import TargetSpec
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.temperatures import require_temperature
 
 
-def require_targets(config: TrainStudentConfig, cache: Cache, *, online: bool = False) -> None:
-    """Raise ValueError where ``config`` asks for what ``cache`` does not hold.
+@dataclass(frozen=True, kw_only=True)
+class CacheNeeds:
+    """What a run's loss is computed from, beside the rows and their labels."""
+
+    temperatures: Mapping[str, float]
+    """The teacher's distribution at the temperatures of these settings; none: it is not needed."""
+    hidden_states_for: tuple[str, ...]
+    """The settings whose term needs the teacher's hidden states; none: they are not needed."""
+
+
+def require_targets(
+    config: TrainStudentConfig, cache: Cache, needs: CacheNeeds, *, online: bool = False
+) -> None:
+    """Raise ValueError where ``cache`` does not hold what ``config`` and its loss need.
 
     ``online``: a teacher is asked for targets and hidden states, the cache for its rows alone.
     """
@@ -23,16 +37,12 @@ def require_targets(config: TrainStudentConfig, cache: Cache, *, online: bool = 
                 "logits, and they are compared with all of the student's. Set it to none."
             )
         return
-    if max(config.alpha_start, config.alpha_end):
-        _require_temperatures(config, cache.spec.targets)
-    if max(config.beta_start, config.beta_end) > 0 and cache.spec.sketch.kind == "none":
+    for key, asked in needs.temperatures.items():
+        require_temperature(cache.spec.targets, key, asked)
+    if needs.hidden_states_for and cache.spec.sketch.kind == "none":
+        settings = " and ".join(needs.hidden_states_for)
         raise ValueError(
-            "train_student.beta_start: the cache holds no hidden states "
-            "(cache_teacher.hidden_projection is 'none'). Set beta_start and beta_end to 0, or "
+            f"train_student.{needs.hidden_states_for[0]}: the cache holds no hidden states "
+            f"(cache_teacher.hidden_projection is 'none'). Set {settings} to 0, or "
             "make a cache with them."
         )
-
-
-def _require_temperatures(config: TrainStudentConfig, targets: TargetSpec) -> None:
-    for key in ("temperature_start", "temperature_end"):
-        require_temperature(targets, key, getattr(config, key))

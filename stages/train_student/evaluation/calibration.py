@@ -10,7 +10,8 @@ Shapes: N scored positions, V vocabulary, D width.
 import torch
 from torch import Tensor
 
-from stages.train_student.losses.matmul import product
+from stages.compute.matmul import product
+from stages.train_student.evaluation.validation_metric import ScoredPositions
 
 _NUM_BINS = 15
 
@@ -39,6 +40,45 @@ class Calibration:
         """The expected calibration error."""
         _, confidence, right = self._sums
         return float((right - confidence).abs().sum() / self._sums[0].sum())
+
+
+class StudentCalibration:
+    """``accuracy`` and ``ece`` of the student."""
+
+    def __init__(self, chunk: int) -> None:
+        """``chunk`` positions have logits at once."""
+        self._chunk, self._calibration = chunk, Calibration()
+
+    def add(self, positions: ScoredPositions) -> None:
+        """See ``ValidationMetric``."""
+        confidence_N, choice_N = first_choices(positions.hidden_ND, positions.head_VD, self._chunk)
+        self._calibration.add(confidence_N, choice_N == positions.labels_N)
+
+    def values(self) -> dict[str, float]:
+        """See ``ValidationMetric``."""
+        return {"accuracy": self._calibration.accuracy, "ece": self._calibration.error}
+
+
+class TeacherCalibration:
+    """``teacher_accuracy`` and ``teacher_ece``, from the first kept id of each position.
+
+    A cache of samples cannot tell: the id drawn most need not be the likeliest, nor do its draws
+    say how likely it is.
+    """
+
+    def __init__(self) -> None:
+        self._calibration = Calibration()
+
+    def add(self, positions: ScoredPositions) -> None:
+        """See ``ValidationMetric``."""
+        targets = positions.targets
+        confidence_N = targets.logprobs(1.0)[0][:, 0].exp()
+        self._calibration.add(confidence_N, targets.kept_ids_NK[:, 0] == positions.labels_N)
+
+    def values(self) -> dict[str, float]:
+        """See ``ValidationMetric``."""
+        found = self._calibration
+        return {"teacher_accuracy": found.accuracy, "teacher_ece": found.error}
 
 
 def first_choices(hidden_ND: Tensor, head_VD: Tensor, chunk: int) -> tuple[Tensor, Tensor]:

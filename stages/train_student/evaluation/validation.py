@@ -8,11 +8,10 @@ nothing but samples, its accuracy and calibration error.
 KL is taken at T = 1; of a cache of samples, at the temperature that these were drawn at. What it
 is depends on the cache's targets, so only figures of one cache compare: of ``top_k`` it is over K+1
 outcomes, of ``top_k+sampled`` an unbiased estimate of the whole, of ``sampled`` too high by what so
-few draws leave open (see ``loss``). The teacher's choice is its largest logit; of a cache of
-samples, the id that was drawn most.
+few draws leave open (see ``losses/sparse_kl``). The teacher's choice is its largest logit; of a
+cache of samples, the id that was drawn most.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -23,7 +22,9 @@ from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.data.scored import scored, scored_targets
 from stages.train_student.data.targets.kinds import kind_of
 from stages.train_student.data.temperatures import validation_temperature
-from stages.train_student.evaluation.calibration import Calibration, first_choices
+from stages.train_student.evaluation.calibration import StudentCalibration, TeacherCalibration
+from stages.train_student.evaluation.divergence import Divergence, TeacherDivergence
+from stages.train_student.evaluation.validation_metric import ScoredPositions, ValidationMetric
 from stages.train_student.losses.objective import Objective
 from stages.train_student.students.student import Student
 
@@ -57,50 +58,39 @@ def score(model: Student, objective: Objective, batches: Iterable[Batch]) -> dic
     """``validate`` on ``batches``. Raises ValueError where none of their positions is scored."""
     was_training = model.training
     model.train(False)
-    device = objective.device
-    temperature = validation_temperature(objective.spec.targets.inverse_temperatures)
-    totals = torch.zeros(4, dtype=torch.float64)
-    student, teacher = Calibration(), Calibration()
-    # Of samples, the id drawn most need not be the likeliest, nor its draws say how likely it is.
-    knows_teacher = kind_of(objective.spec.targets).KNOWS_PROBABILITIES
+    device, metrics = objective.device, validation_metrics(objective)
     num_scored = 0
     for batch in batches:
         on_device = batch.to(device)
         with torch.autocast(device.type, objective.dtype, enabled=objective.uses_autocast):
             hidden_BTD = model.hidden_states(on_device.input_ids, on_device.is_document_start)
-        head_VD = objective.head_of(model)  # after the forward pass, which may gather it
-        hidden_ND = scored(hidden_BTD, on_device)
-        labels_N = scored(on_device.labels, on_device)
-        targets = scored_targets(on_device, objective.spec.targets)
-        sums = objective.sparse_loss(hidden_ND, head_VD, labels_N, targets, (0.0, 1.0, temperature))
-        found = torch.stack((sums.cross_entropy, sums.kl, sums.num_agreeing)).cpu()
-        totals[:3] += found
-        totals[3] -= scored(batch.next_logprob, batch).double().sum()
+        positions = ScoredPositions(
+            hidden_ND=scored(hidden_BTD, on_device),
+            head_VD=objective.head_of(model),  # after the forward pass, which may gather it
+            labels_N=scored(on_device.labels, on_device),
+            targets=scored_targets(on_device, objective.spec.targets),
+            next_logprob_N=scored(batch.next_logprob, batch),
+        )
+        for metric in metrics:
+            metric.add(positions)
         num_scored += batch.num_scored
-        confidence_N, choice_N = first_choices(hidden_ND, head_VD, objective.chunk)
-        student.add(confidence_N, choice_N == labels_N)
-        if knows_teacher:
-            confidence_N = targets.logprobs(1.0)[0][:, 0].exp()
-            teacher.add(confidence_N, targets.kept_ids_NK[:, 0] == labels_N)
     model.train(was_training)
     if num_scored == 0:
         raise ValueError("validation: no position has a label of its own document")
-    loss, kl, agreement, teacher_loss = (totals / num_scored).tolist()
-    metrics = {
-        "validation/loss": loss,
-        "validation/perplexity": _exp(loss),
-        "validation/kl": kl,
-        "validation/agreement": agreement,
-        "validation/accuracy": student.accuracy,
-        "validation/ece": student.error,
-        "validation/teacher_loss": teacher_loss,
-        "validation/teacher_perplexity": _exp(teacher_loss),
+    return {
+        f"validation/{name}": value for metric in metrics for name, value in metric.values().items()
     }
-    if knows_teacher:
-        metrics["validation/teacher_accuracy"] = teacher.accuracy
-        metrics["validation/teacher_ece"] = teacher.error
+
+
+def validation_metrics(objective: Objective) -> list[ValidationMetric]:
+    """The metrics of one validation, in the order that they are reported."""
+    spec, vocabulary = objective.spec.targets, objective.vocabulary
+    temperature = validation_temperature(spec.inverse_temperatures)
+    metrics: list[ValidationMetric] = [
+        Divergence(vocabulary.sparse_loss, temperature),
+        StudentCalibration(vocabulary.chunk),
+        TeacherDivergence(),
+    ]
+    if kind_of(spec).KNOWS_PROBABILITIES:
+        metrics.append(TeacherCalibration())
     return metrics
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf

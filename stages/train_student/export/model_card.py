@@ -18,16 +18,8 @@ from stages.recipe_table import recipe_table
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.students.registry import student_kind
 from stages.train_student.students.student import Student
+from stages.train_student.tracking.metric_labels import VALIDATION
 
-_FIGURES = {
-    "validation/loss": "loss, nats a token",
-    "validation/perplexity": "perplexity",
-    "validation/kl": "KL to the teacher, nats",
-    "validation/agreement": "agreement with the teacher's first choice",
-    "validation/accuracy": "accuracy",
-    "validation/ece": "calibration error",
-    "validation/teacher_loss": "teacher's loss, nats a token",
-}
 _LOAD = """\
 With `pip install torch transformers "xlstm>=2.0.5,<2.1"`:
 
@@ -66,8 +58,9 @@ def model_card(
         _description(model, spec),
         "## Load it\n\n" + _LOAD.replace("{kind}", model.config.model_type),
     ]
-    if figures := {label: metrics[name] for name, label in _FIGURES.items() if name in metrics}:
-        lines = [f"| {label} | {figure:.4f} |" for label, figure in figures.items()]
+    shown = [label for label in VALIDATION if label.card is not None and label.key in metrics]
+    if shown:
+        lines = [f"| {label.card} | {metrics[label.key]:.4f} |" for label in shown]
         head = "| on the cache's validation split | |\n|---|---|\n"
         sections.append("## Figures\n\n" + head + "\n".join(lines))
     sections.append("## What it learnt from\n\n" + _sources(cache))

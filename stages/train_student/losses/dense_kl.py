@@ -1,10 +1,11 @@
-"""Cross-entropy and forward KL over the whole vocabulary, for a teacher that is in the loop.
+"""Cross-entropy and forward KL over the whole vocabulary, against a teacher's hidden states.
 
-In: hidden states of student and teacher with their heads, and labels. Out: the sums of ``loss``,
-one of them differentiable.
+In: hidden states of student and teacher, their heads, and labels. Out: ``LossSums``, of which
+``weighted`` is differentiable. The loss of a position is c_ce·CE + c_kl·KL(p_T ‖ q_T), as in
+``sparse_kl``, but p_T = softmax(z_teacher/T) is known for every id: nothing is left out.
 
-Both logits of ``chunk`` positions are the largest thing that exists. Value and gradient are taken
-from them in one pass (``dense_pass``).
+The logits of both models for ``chunk`` positions are the largest tensors. One pass over them
+(``dense_pass``) gives value and gradient; backward only scales the gradient.
 
 Shapes: N scored positions, n positions of a chunk, V vocabulary, D width; columns are [n, 1].
 """
@@ -18,13 +19,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stages.compute.compiling import Mode
+from stages.compute.matmul import bfloat16_product, factor, product
 from stages.train_student.losses.dense_pass import DensePass
-from stages.train_student.losses.matmul import bfloat16_product, factor, product
 from stages.train_student.losses.sparse_kl import (
     FP16_LARGEST_GRADIENT,
     LossSums,
     scaled_gradients,
 )
+from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ class DenseDistillationLoss:
         head_VD: Tensor,
         labels_N: Tensor,
         targets: DenseTargets,
-        weighting: tuple[float, float, float],
+        weights: VocabularyWeights,
     ) -> LossSums:
-        """c_ce·ΣCE + c_kl·ΣKL_T for ``weighting`` = (c_ce, c_kl, T).
+        """c_ce·ΣCE + c_kl·ΣKL_T for ``weights`` = (c_ce, c_kl, T).
 
         Differentiable by ``hidden_ND``, and by ``head_VD`` where that asks for it. Both heads hold
         the same V ids. Agreement is counted only where no gradient is asked for.
@@ -64,7 +66,7 @@ class DenseDistillationLoss:
         is_asked = torch.is_grad_enabled()
         wanted = (is_asked and hidden_ND.requires_grad, is_asked and head_VD.requires_grad)
         sums = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-            hidden_ND, head_VD, labels_N, targets, weighting, self, wanted
+            hidden_ND, head_VD, labels_N, targets, weights, self, wanted
         )
         return LossSums(*sums)
 
@@ -79,7 +81,7 @@ class _ChunkedLoss(torch.autograd.Function):
         head_VD: Tensor,
         labels_N: Tensor,
         targets: DenseTargets,
-        weighting: tuple[float, float, float],
+        weights: VocabularyWeights,
         loss: DenseDistillationLoss,
         wanted: tuple[bool, bool],
     ) -> tuple[Tensor, ...]:
@@ -89,7 +91,7 @@ class _ChunkedLoss(torch.autograd.Function):
         ]
         sums = torch.zeros(3, dtype=torch.float64, device=hidden_ND.device)
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            chunks = _Chunks(loss, hidden_ND, head_VD, targets, weighting)
+            chunks = _Chunks(loss, hidden_ND, head_VD, targets, weights)
             for start in range(0, len(labels_N), loss.chunk):
                 rows = slice(start, start + loss.chunk)
                 sums += chunks.take(rows, labels_N[rows, None], gradients)
@@ -97,7 +99,7 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx.dtypes = hidden_ND.dtype, head_VD.dtype
         cross_entropy, kl, agreeing = sums.unbind()
         ctx.mark_non_differentiable(cross_entropy, kl, agreeing)
-        weighted = weighting[0] * cross_entropy + weighting[1] * kl
+        weighted = weights.cross_entropy * cross_entropy + weights.kl * kl
         return weighted.float(), cross_entropy, kl, agreeing
 
     @staticmethod
@@ -115,9 +117,9 @@ class _Chunks:
         hidden_ND: Tensor,
         head_VD: Tensor,
         targets: DenseTargets,
-        weighting: tuple[float, float, float],
+        weights: VocabularyWeights,
     ) -> None:
-        self._loss, self._targets, self._weighting = loss, targets, weighting
+        self._loss, self._targets, self._weights = loss, targets, weights
         self._hidden_ND, self._head_VD = factor(hidden_ND, loss.dtype), factor(head_VD, loss.dtype)
         self._product = bfloat16_product if loss.dtype == torch.bfloat16 else product
         shape = (2, min(loss.chunk, len(hidden_ND)), len(head_VD))
@@ -137,9 +139,9 @@ class _Chunks:
         is_training = any(gradient is not None for gradient in gradients)
         if not is_training:
             agrees_n1[:, 0] = logits_nV.argmax(1) == teacher_nV.argmax(1)
-        log_z_n1, kl_n1 = self._loss.dense_pass(logits_nV, teacher_nV, self._weighting)
+        log_z_n1, kl_n1 = self._loss.dense_pass(logits_nV, teacher_nV, self._weights)
         if is_training:
-            by_label_n1 = torch.full_like(at_label_n1, -self._weighting[0])
+            by_label_n1 = torch.full_like(at_label_n1, -self._weights.cross_entropy)
             self._add(gradients, rows, logits_nV.scatter_add_(1, label_n1, by_label_n1))
         columns = (log_z_n1 - at_label_n1, kl_n1, agrees_n1)
         return torch.cat(columns, 1).double().sum(0)
@@ -149,8 +151,8 @@ class _Chunks:
         by_hidden_ND, by_head_VD = gradients
         scale = 1.0
         if self._loss.dtype == torch.float16:
-            ce_weight, kl_weight, temperature = self._weighting
-            largest = ce_weight + kl_weight / temperature
+            weights = self._weights
+            largest = weights.cross_entropy + weights.kl / weights.temperature
             scale = 2.0 ** math.floor(math.log2(FP16_LARGEST_GRADIENT / largest))
             by_logits_nV = factor(by_logits_nV.mul_(scale), torch.float16)
         if by_hidden_ND is not None:

@@ -1,12 +1,12 @@
-"""What is done to both logits of a chunk, the student's and the teacher's.
+"""The pass over the logits of both models: CE and KL of a chunk, and the gradient.
 
-In: logits. Out: log Z and KL of every position, and the gradient by the student's logits. Called by
-``dense_loss``. With z and z' the logits of teacher and student, and E the mean under the teacher,
+In: the student's logits z and the teacher's z'. Out: log Z and KL of every position, and the
+gradient by z. With log Z and log Z' the log-sums of exp(z/T) and exp(z'/T),
 
-    KL(p ‖ q) = E[z/T − z'/T] − log Z + log Z',   dKL/dz' = (q − p)/T.
+    KL(p ‖ q) = E_p[z'/T − z/T] + log Z − log Z',   dKL/dz = (q − p)/T.
 
-Compiled, each row is gone through a few times while it lies in a core's cache; not compiled, the
-same formulas take a dozen passes.
+Compiled, a row is read a few times while it lies in a core's cache; not compiled, the same formulas
+read it a dozen times.
 
 n positions of a chunk, V vocabulary; columns are [n, 1].
 """
@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 
 from stages.compute.compiling import Compiled, Mode
-from stages.train_student.losses.vocabulary_pass import Weights, rows_at_a_time
+from stages.train_student.losses.vocabulary_pass import (
+    DeviceWeights,
+    VocabularyWeights,
+    rows_at_a_time,
+)
 
 
 class DensePass:
@@ -31,16 +35,16 @@ class DensePass:
         return self._both_terms.is_compiled
 
     def __call__(
-        self, logits_nV: Tensor, teacher_nV: Tensor, weighting: tuple[float, float, float]
+        self, logits_nV: Tensor, teacher_nV: Tensor, weights: VocabularyWeights
     ) -> list[Tensor]:
         """log Z and KL of each position, [n, 1]. The gradient is written over ``logits_nV``.
 
-        It lacks the labels' −c_ce. ``weighting`` = (c_ce, c_kl, T).
+        It lacks the labels' −c_ce. ``weights`` = (c_ce, c_kl, T).
         """
-        weights = Weights.of(weighting, logits_nV.device)
+        device_weights = DeviceWeights.of(weights, logits_nV.device)
         size = rows_at_a_time(logits_nV, self.is_compiled, num_logits=2)
         parts = zip(torch.split(logits_nV, size), torch.split(teacher_nV, size), strict=True)
-        found = [self._both_terms(*both, *weights) for both in parts]
+        found = [self._both_terms(*both, *device_weights) for both in parts]
         return [torch.cat(columns) for columns in zip(*found, strict=True)]
 
 

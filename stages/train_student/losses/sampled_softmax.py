@@ -1,15 +1,15 @@
-"""Fewer columns of a frozen head than it has, for one chunk to be trained on.
+"""A sample of a frozen head's columns, for one chunk to be trained on.
 
-In: the ids that labels and targets of the chunk name, and the ranks of all ids by frequency. Out:
-which columns to read, and for how many each stands.
+In: the target tokens of the chunk and the ranks of all ids by frequency. Out: which columns to
+read, and how many ids each stands for.
 
-What is named is there once and stands for itself. Of the others, ``num_drawn`` are drawn with
-replacement from π, Zipf's law over their ranks mixed with the uniform law, and each stands for
-1/(num_drawn·π) of them: importance sampling (Bengio and Senécal, IEEE Trans. Neural Networks 19,
-2008), unbiased for every sum over columns. So are the normalisers; their logarithms and ratios, of
-which loss and gradient are made, are so only as ``num_drawn`` grows.
+Target tokens are there once and stand for themselves. Of the other ids, ``num_drawn`` are drawn
+with replacement from π, a mixture of Zipf's law over their ranks and the uniform distribution. Each
+stands for 1/(num_drawn·π) ids: importance sampling (Bengio and Senécal, IEEE Trans. Neural Networks
+19, 2008), unbiased for every sum over ids. So the normalizers are unbiased. Their logarithms and
+ratios, which loss and gradient are made of, are unbiased only in the limit of many draws.
 
-V vocabulary, U named columns, M drawn ones, C = U + M.
+V vocabulary, U target tokens, M drawn ids, C = U + M columns.
 """
 
 import math
@@ -19,24 +19,21 @@ import torch
 from torch import Tensor
 
 _UNIFORM_SHARE = 0.2  # so that no column stands for more than V/(0.2·M), however rare it was
-_FIRST_RANK = 3  # Zipf's law, flattened at its head as Mandelbrot has it
+_FIRST_RANK = 3  # π ∝ 1/(rank + 3): flattened at its head (Zipf-Mandelbrot)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a head: the named ones in rising order, then those that were drawn."""
+    """Columns of a head: target tokens in rising order, then those that were drawn."""
 
     ids_C: Tensor
     log_weight_C: Tensor
-    """float32: log of how many columns each stands for; −inf for one that is there once more."""
-    num_named: int
+    """float32: log of how many ids each stands for; −inf for a repetition, which does not count."""
+    num_targets: int
 
-    def places(self, named_ids: Tensor) -> Tensor:
-        """Where each of ``named_ids`` is among the columns; where it counts, if it is there twice.
-
-        The latter is the first: behind it are those that do not count.
-        """
-        return torch.searchsorted(self.ids_C[: self.num_named], named_ids)
+    def places(self, target_ids: Tensor) -> Tensor:
+        """The column of each of ``target_ids``. Of repetitions the first one, which counts."""
+        return torch.searchsorted(self.ids_C[: self.num_targets], target_ids)
 
 
 class SampledColumns:
@@ -48,39 +45,39 @@ class SampledColumns:
         uniform = _UNIFORM_SHARE / len(ranks_V)
         self.mixture_V = (1 - _UNIFORM_SHARE) * zipf_V / zipf_V.sum() + uniform
         self.num_drawn = num_drawn
-        # How many ids are distinct is known to a GPU alone. Rather than wait for it, repetitions
-        # are read too, and do not count.
+        # Dropping repetitions needs their number on the host, which would wait for the GPU. There
+        # they are read as well, with a weight of 0.
         self.keeps_repetitions = ranks_V.is_cuda
 
-    def choose(self, named_ids: Tensor) -> Columns | None:
-        """Columns for a chunk that names ``named_ids``; None if all would be no more than these."""
-        named_U, is_first_U = self._distinct(named_ids)
-        if len(named_U) + self.num_drawn >= len(self.mixture_V):
+    def choose(self, target_ids: Tensor) -> Columns | None:
+        """Columns for a chunk with these target tokens; None if all columns are no more."""
+        target_U, is_first_U = self._distinct(target_ids)
+        if len(target_U) + self.num_drawn >= len(self.mixture_V):
             return None
-        drawn_M, log_weight_M = self._draw(named_U)
-        log_weight_U = torch.zeros_like(log_weight_M[:1]).expand(len(named_U))
+        drawn_M, log_weight_M = self._draw(target_U)
+        log_weight_U = torch.zeros_like(log_weight_M[:1]).expand(len(target_U))
         log_weight_U = log_weight_U.masked_fill(~is_first_U, -math.inf)
         log_weight_C = torch.cat((log_weight_U, log_weight_M))
-        return Columns(torch.cat((named_U, drawn_M)), log_weight_C, len(named_U))
+        return Columns(torch.cat((target_U, drawn_M)), log_weight_C, len(target_U))
 
-    def _distinct(self, named_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def _distinct(self, target_ids: Tensor) -> tuple[Tensor, Tensor]:
         """The ids in rising order, and whether each is the first of its kind."""
-        named_U = named_ids.flatten().sort().values
-        is_first_U = torch.ones_like(named_U, dtype=torch.bool)
-        is_first_U[1:] = named_U[1:] != named_U[:-1]
+        target_U = target_ids.flatten().sort().values
+        is_first_U = torch.ones_like(target_U, dtype=torch.bool)
+        is_first_U[1:] = target_U[1:] != target_U[:-1]
         if self.keeps_repetitions:
-            return named_U, is_first_U
-        return named_U[is_first_U], is_first_U[is_first_U]
+            return target_U, is_first_U
+        return target_U[is_first_U], is_first_U[is_first_U]
 
-    def _draw(self, named_U: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids that are not named, and the logarithms of what they stand for."""
-        others_V = self.mixture_V.index_fill(0, named_U, 0.0)
+    def _draw(self, target_U: Tensor) -> tuple[Tensor, Tensor]:
+        """Other ids, drawn, and the logarithms of how many each stands for."""
+        others_V = self.mixture_V.index_fill(0, target_U, 0.0)
         sums_V = others_V.cumsum(0)
         total, shape = sums_V[-1], (self.num_drawn,)
         uniform_M = torch.rand(shape, dtype=torch.float64, device=sums_V.device)
         drawn_M = torch.searchsorted(sums_V, uniform_M * total, right=True)
         drawn_M = drawn_M.clamp_max(len(sums_V) - 1)
         expected_M = others_V[drawn_M] / total * self.num_drawn
-        # A GPU's sums may be off by their last bit just where a named id adds nothing.
+        # A GPU's cumulative sum may be off by its last bit, and a target token be drawn.
         log_weight_M = (-expected_M.log()).masked_fill(expected_M <= 0, -math.inf)
         return drawn_M, log_weight_M.float()

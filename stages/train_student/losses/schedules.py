@@ -1,44 +1,17 @@
-"""The schedules: α, β and temperature (Δ-distillation), and the learning rate.
+"""How a weight or a temperature is annealed (Δ-distillation), and the learning rate.
 
 Pure functions of the step, so that a resumed run needs nothing but its step.
 Source: Distil-xLSTM, arXiv 2503.18565, section 3 (Δ-distillation).
 """
 
 import math
-from dataclasses import dataclass
 
 from stages.train_student.config import TrainStudentConfig
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """(1−α−β)·CE + α·T²·KL + β·L_F at one step."""
-
-    alpha: float
-    beta: float
-    temperature: float
 
 
 def annealed(start: float, end: float, k: int) -> float:
     """v_k = v_f + (v_0 − v_f) / (1 + ln(1 + k)): from ``start`` at k = 0 towards ``end``."""
     return end + (start - end) / (1.0 + math.log1p(k))
-
-
-def loss_weights(config: TrainStudentConfig, step: int, steps_per_epoch: int) -> LossWeights:
-    """The weights of optimizer step ``step`` (from 0), under the recipe's epoch rule."""
-    epoch, step_in_epoch = divmod(step, steps_per_epoch)
-    k = step if config.epoch_rule == "subtract" else step_in_epoch
-    return LossWeights(
-        alpha=annealed(
-            _start(config, config.alpha_start, config.alpha_end, epoch), config.alpha_end, k
-        ),
-        beta=annealed(config.beta_start, config.beta_end, step),
-        temperature=annealed(
-            _start(config, config.temperature_start, config.temperature_end, epoch),
-            config.temperature_end,
-            k,
-        ),
-    )
 
 
 def learning_rate(config: TrainStudentConfig, step: int, num_steps: int) -> float:
@@ -50,8 +23,8 @@ def learning_rate(config: TrainStudentConfig, step: int, num_steps: int) -> floa
     return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def _start(config: TrainStudentConfig, start: float, end: float, epoch: int) -> float:
-    """v_0 of ``epoch``: the paper subtracts Δ, the authors' code multiplies by 1 − Δ."""
+def start_of_epoch(config: TrainStudentConfig, start: float, end: float, epoch: int) -> float:
+    """v_0 of ``epoch`` (from 0): the paper subtracts Δ, the authors' code multiplies by 1 − Δ."""
     if start < end:  # a value that is to rise: the config admits it under "subtract" alone
         return min(start + config.epoch_delta * epoch, end)
     if config.epoch_rule == "subtract":

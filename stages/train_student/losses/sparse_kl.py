@@ -1,40 +1,50 @@
-"""Cross-entropy and forward KL against sparse targets, through the head, chunk by chunk.
+"""Cross-entropy and forward KL against the sparse targets of a cache, through the head.
 
-In: hidden states, the head, labels and the cache's targets. Out: one differentiable scalar and the
-detached sums behind it.
+In: hidden states, the head, labels and sparse targets. Out: the weighted loss, differentiable, and
+the sums behind it. With z the student's logits, q_T = softmax(z/T) and p_T the teacher's
+distribution at the same temperature, the loss of a position is
 
-With S the kept ids, p_tail and q_tail the mass of all others, and r the student's distribution
-within the tail, KL(p ‖ q) at a temperature is, by the chain rule,
+    c_ce·CE + c_kl·KL(p_T ‖ q_T),   CE = −log q_1(label),   dCE/dz_j = q_1(j) − [j is the label].
 
-    Σ_S p_j (log p_j − log q_j) + p_tail (log p_tail − log q_tail) + p_tail · KL within the tail.
+**KL from sparse targets.** A cache holds the ids S that it kept, and the mass of all others, the
+tail. With p_tail and q_tail that mass under teacher and student, and r_j = q_j/q_tail the student's
+distribution within the tail, the chain rule of KL gives, all at temperature T,
 
-The first two terms run over K+1 outcomes: the cache holds the teacher's tail mass, the student's
-own logits give its. Nothing is clamped: both sides are proper distributions, so they are ≥ 0 up to
-rounding. The gradient by logit j is (q_j − p_j)/T for j in S. The rest depends on the targets:
+    KL(p ‖ q) = Σ_S p_j (log p_j − log q_j)
+              + p_tail (log p_tail − log q_tail)
+              + p_tail · KL(p within the tail ‖ r).
 
-- ``top_k``: the last term is left out. The gradient elsewhere is (q_j − p_tail·r_j)/T: the tail is
-  taught as a whole and keeps the student's own shape. So against the full KL each j there is off by
-  (p_j − p_tail·r_j)/T, and the value is too low by the last term.
-- ``top_k+sampled``: the last term is estimated from m draws (``SparseTargets.sample_shares``). With
-  w_j the estimates of p_j, 0 if j was not drawn, the value gains Σ w_j (log p_j/p_tail − log r_j),
-  and the gradient elsewhere is (q_j − p̂_j)/T with p̂_j = w_j + (p_tail − Σw)·r_j. Both are unbiased
-  for the full KL at every T within the nodes, given exact gaps and log-masses. At the temperature
-  that ids were drawn at, Σw = p_tail and no gap enters the gradient. At others the last part of p̂
-  is a control variate: gradients sum to 0, a constant added to the student's logits adds no noise,
-  and most of the value's is gone. Dividing by Σw instead would be biased, and less noisy only where
-  the two temperatures are far apart. A position's value may be negative.
-- ``sampled`` (RS-KD, arXiv 2503.16870): S are the drawn ids, p̂_j = c_j/m, and there is no tail. The
-  gradient (q_j − p̂_j)/T is unbiased for KL(p_T ‖ q_T) at the temperature of the draws, the only one
-  at which these say anything. The value is not: it is too high by H(p) − E H(p̂).
+The first two lines are a KL over |S| + 1 outcomes, the last being "any other id". p_tail is in the
+cache and q_tail follows from the student's logits, so both sides are proper distributions: nothing
+is clamped, and the value is ≥ 0 up to rounding. The gradient by z_j is (q_j − p_j)/T for j in S.
+What it is in the tail depends on the kind of targets:
 
-The logits of ``chunk`` positions are the largest thing that exists, beside, in half precision, the
-gradient by them. Value and gradient are taken in one pass over them (``vocabulary_pass``), with the
-few ids that labels and targets name aside (``named_ids``). The gradient by the head is computed
-only if the head is trained. If it is not, a chunk may be trained on some columns of the head that
-stand for all (``sampled_softmax_size``): value and gradient are then estimates.
+- ``top_k``: the third line is left out. The gradient is (q_j − p_tail·r_j)/T: the tail's mass is
+  trained, and its shape stays the student's own. Against the full KL, the gradient is off by
+  (p_j − p_tail·r_j)/T, and the value is too low by the third line.
+- ``top_k+sampled``: the third line is estimated from m ids drawn from the tail
+  (``SparseTargets.sample_shares``). With w_j the estimate of p_j, 0 for an id that was not drawn,
+  the value gains Σ w_j (log p_j/p_tail − log r_j), and the gradient is (q_j − p̂_j)/T with
+  p̂_j = w_j + (p_tail − Σw)·r_j. Both are unbiased for the full KL at every T within the cache's
+  nodes, given exact gaps and log-masses. At the temperature of the draws, Σw = p_tail and no gap
+  enters the gradient. At others, (p_tail − Σw)·r_j is a control variate: the gradient sums to 0, so
+  a constant added to the student's logits adds no noise, and most of the value's noise is gone.
+  Dividing w by Σw instead would be biased, and less noisy only where the two temperatures are far
+  apart. The value of a position may be negative.
+- ``sampled`` (RS-KD, arXiv 2503.16870): S are the drawn ids, p̂_j = c_j/m for an id that was drawn
+  c_j times of m, and there is no tail. The gradient (q_j − p̂_j)/T is unbiased for KL(p_T ‖ q_T) at
+  the temperature of the draws, the only one that they are valid at. The value is too high, by
+  H(p) − E[H(p̂)].
 
-Shapes: N scored positions, n positions of a chunk, V vocabulary, K kept ids, X named ids, D width,
-C columns of the head.
+**Memory and time.** The logits of ``chunk`` positions are the largest tensor; in half precision
+there is a second one, their gradient. One pass over them gives value and gradient
+(``vocabulary_pass``); the few ids that labels and targets name are computed apart in float64
+(``target_tokens``). Forward keeps the gradient, and backward only scales it. The gradient by the
+head is computed only if the head is trained. If the head is frozen, a chunk may be trained on a
+sample of its columns (``sampled_softmax``); value and gradient are then estimates.
+
+Shapes: N scored positions, n positions of a chunk, V vocabulary, K kept ids, X target tokens, D
+width, C columns of the head.
 """
 
 from dataclasses import dataclass
@@ -45,11 +55,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from stages.compute.compiling import Mode
+from stages.compute.matmul import bfloat16_product, factor, product
 from stages.train_student.data.targets.sparse_targets import SparseTargets
-from stages.train_student.losses.matmul import bfloat16_product, factor, product
 from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.target_tokens import TargetTokens, TeacherTerms, Terms
-from stages.train_student.losses.vocabulary_pass import VocabularyPass, Weights
+from stages.train_student.losses.vocabulary_pass import (
+    DeviceWeights,
+    VocabularyPass,
+    VocabularyWeights,
+)
 
 FP16_LARGEST_GRADIENT = 2.0**14  # where scaling puts it, so that small q_j do not become 0
 
@@ -65,7 +79,7 @@ class LossSums:
 
 
 class SparseDistillationLoss:
-    """How the loss of a run is computed."""
+    """The loss of a run, with what is compiled and allocated for it."""
 
     def __init__(
         self,
@@ -89,9 +103,9 @@ class SparseDistillationLoss:
         head_VD: Tensor,
         labels_N: Tensor,
         targets: SparseTargets | None,
-        weighting: tuple[float, float, float],
+        weights: VocabularyWeights,
     ) -> LossSums:
-        """c_ce·ΣCE + c_kl·ΣKL_T for ``weighting`` = (c_ce, c_kl, T).
+        """c_ce·ΣCE + c_kl·ΣKL_T for ``weights`` = (c_ce, c_kl, T).
 
         Differentiable by ``hidden_ND``, and by ``head_VD`` where that asks for it. The head holds
         the V rows that take part in the softmax, padding rows excluded. ``targets`` may be absent
@@ -102,7 +116,7 @@ class SparseDistillationLoss:
         is_asked = torch.is_grad_enabled()
         wanted = (is_asked and hidden_ND.requires_grad, is_asked and head_VD.requires_grad)
         sums = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-            hidden_ND, head_VD, labels_N, targets, weighting, self, wanted
+            hidden_ND, head_VD, labels_N, targets, weights, self, wanted
         )
         return LossSums(*sums)
 
@@ -112,14 +126,14 @@ def sparse_distillation_loss(
     head_VD: Tensor,
     labels_N: Tensor,
     targets: SparseTargets | None,
-    weighting: tuple[float, float, float],
+    weights: VocabularyWeights,
     chunk: int,
 ) -> LossSums:
     """The loss for once: not compiled, products in the precision of the head."""
     loss = SparseDistillationLoss(
         chunk=chunk, dtype=head_VD.dtype, compile="off", device=hidden_ND.device
     )
-    return loss(hidden_ND, head_VD, labels_N, targets, weighting)
+    return loss(hidden_ND, head_VD, labels_N, targets, weights)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -132,7 +146,7 @@ class _ChunkedLoss(torch.autograd.Function):
         head_VD: Tensor,
         labels_N: Tensor,
         targets: SparseTargets | None,
-        weighting: tuple[float, float, float],
+        weights: VocabularyWeights,
         loss: SparseDistillationLoss,
         wanted: tuple[bool, bool],
     ) -> tuple[Tensor, ...]:
@@ -144,7 +158,7 @@ class _ChunkedLoss(torch.autograd.Function):
         )
         sums = torch.zeros(4, dtype=torch.float64, device=hidden_ND.device)
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            chunks = _Chunks(loss, hidden_ND, head_VD, labels_N, targets, weighting)
+            chunks = _Chunks(loss, hidden_ND, head_VD, labels_N, targets, weights)
             for start in range(0, len(labels_N), loss.chunk):
                 sums += chunks.take(slice(start, start + loss.chunk), gradients)
         ctx.save_for_backward(*gradients)
@@ -184,18 +198,18 @@ class _Chunks:
         head_VD: Tensor,
         labels_N: Tensor,
         targets: SparseTargets | None,
-        weighting: tuple[float, float, float],
+        weights: VocabularyWeights,
     ) -> None:
-        self._pass, self._dtype, self._weighting = loss.vocabulary_pass, loss.dtype, weighting
+        self._pass, self._dtype, self._weights = loss.vocabulary_pass, loss.dtype, weights
         self._columns = loss.columns
         self._hidden_ND, self._head_VD = factor(hidden_ND, loss.dtype), factor(head_VD, loss.dtype)
         self._product = bfloat16_product if loss.dtype == torch.bfloat16 else product
         self._choice_N = None if targets is None else targets.kept_ids_NK[:, 0]
-        if not weighting[1]:
+        if not weights.kl:
             targets = None
-        self._named = TargetTokens.of(labels_N, targets)
-        self._teacher = None if targets is None else TeacherTerms.of(targets, weighting[2])
-        self._weights = Weights.of(weighting, hidden_ND.device)
+        self._tokens = TargetTokens.of(labels_N, targets)
+        self._teacher = None if targets is None else TeacherTerms.of(targets, weights.temperature)
+        self._device_weights = DeviceWeights.of(weights, hidden_ND.device)
         self._scale = self._largest_scale()
         shape = (min(loss.chunk, len(hidden_ND)), len(head_VD))
         self._logits = self._gradient = None
@@ -210,41 +224,41 @@ class _Chunks:
 
     def take(self, rows: slice, gradients: _Gradients) -> Tensor:
         """(weighted, CE, KL, agreeing) of one chunk, whose gradient goes to ``gradients``."""
-        ce_weight, kl_weight, _ = self._weighting
+        weights = self._weights
         is_training = any(gradient is not None for gradient in gradients)
-        head_CD, named, columns = self._head_VD, self._named.chunk(rows), None
+        head_CD, tokens, columns = self._head_VD, self._tokens.chunk(rows), None
         if self._columns is not None and is_training:
-            columns = self._columns.choose(named.ids_nX)
+            columns = self._columns.choose(tokens.ids_nX)
         if columns is not None:
-            head_CD, named = head_CD.index_select(0, columns.ids_C), named.among(columns)
+            head_CD, tokens = head_CD.index_select(0, columns.ids_C), tokens.among(columns)
         hidden_nD = self._hidden_ND[rows]
         logits_nC = self._product(hidden_nD, head_CD.T, _rows_of(self._logits, hidden_nD))
         agreeing = torch.zeros((), dtype=torch.float64, device=logits_nC.device)
         if self._choice_N is not None and not is_training:
             agreeing = (logits_nC.argmax(1) == self._choice_N[rows]).double().sum()
         log_weight_C = None if columns is None else columns.log_weight_C
-        terms, by_logits_nC = self._differentiate(logits_nC, rows, named, log_weight_C)
-        if is_training and (ce_weight or kl_weight):
+        terms, by_logits_nC = self._differentiate(logits_nC, rows, tokens, log_weight_C)
+        if is_training and (weights.cross_entropy or weights.kl):
             self._add(gradients, rows, by_logits_nC, head_CD)
-        weighted = ce_weight * terms.cross_entropy + kl_weight * terms.kl
+        weighted = weights.cross_entropy * terms.cross_entropy + weights.kl * terms.kl
         return torch.stack((weighted, terms.cross_entropy, terms.kl, agreeing))
 
     def _differentiate(
-        self, logits_nC: Tensor, rows: slice, named: TargetTokens, log_weight_C: Tensor | None
+        self, logits_nC: Tensor, rows: slice, tokens: TargetTokens, log_weight_C: Tensor | None
     ) -> tuple[Terms, Tensor]:
         """Both terms, and the scaled gradient by the logits. These are lost."""
         teacher = None if self._teacher is None else self._teacher.chunk(rows)
-        named_nX = named.take(logits_nC)
-        known = named.known(named_nX, teacher, self._weighting[2])
+        target_logits_nX = tokens.take(logits_nC)
+        masses = tokens.log_masses(target_logits_nX, teacher, self._weights.temperature)
         out_nC = _rows_of(self._gradient, logits_nC)
         if out_nC is None and self._gradient_dtype is not None:
             out_nC = torch.empty_like(logits_nC, dtype=self._gradient_dtype)
-        weights = self._weights.times(self._scale)
-        rest = self._pass(logits_nC, known, weights, out_nC, log_weight_C)
-        terms = named.terms(named_nX, rest, teacher, self._weighting)
+        device_weights = self._device_weights.times(self._scale)
+        rest = self._pass(logits_nC, masses, device_weights, out_nC, log_weight_C)
+        terms = tokens.terms(target_logits_nX, rest, teacher, self._weights)
         by_logits_nC = logits_nC if out_nC is None else out_nC
-        by_named_nX = (terms.gradient_nX * self._scale).to(by_logits_nC.dtype)
-        return terms, by_logits_nC.scatter_add_(1, named.ids_nX, by_named_nX)
+        by_target_logits_nX = (terms.gradient_nX * self._scale).to(by_logits_nC.dtype)
+        return terms, by_logits_nC.scatter_add_(1, tokens.ids_nX, by_target_logits_nX)
 
     def _add(
         self, gradients: _Gradients, rows: slice, by_logits_nC: Tensor, head_CD: Tensor
@@ -264,13 +278,13 @@ class _Chunks:
 
     def _largest_scale(self) -> Tensor:
         """What the gradient by the logits is multiplied by, for float16's sake: a power of two."""
-        largest = self._weights.cross_entropy
+        largest = self._device_weights.cross_entropy
         if self._dtype != torch.float16 or not len(self._hidden_ND):
             return torch.ones_like(largest)
         if self._teacher is not None:  # estimates of p_j may exceed 1, and what they leave over too
             by_tail = (self._teacher.tail_target_n1() - 0.5).abs().max() + 0.5
             by_drawn = self._teacher.drawn_nJ.sum(1).max()
-            largest = largest + self._weights.kl * (by_tail + by_drawn).float()
+            largest = largest + self._device_weights.kl * (by_tail + by_drawn).float()
         return (FP16_LARGEST_GRADIENT / largest).log2().floor().exp2()
 
 

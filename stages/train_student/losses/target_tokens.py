@@ -1,12 +1,13 @@
-"""The few ids of a position that its label and its targets name.
+"""The target tokens of a position: the few ids that its label and its targets name.
 
-In: the logits of a chunk, labels and targets. Out: what ``vocabulary_pass`` must know of these ids;
-afterwards, with the mass of all others, cross-entropy, KL and the gradient by the named logits. All
-is in float64: it is a few dozen numbers for each position, and whatever might cancel, such as q − 1
-at a label that the student is sure of, does so here.
+In: the logits of a chunk, labels and targets. Out: first the log-masses of these ids, which
+``vocabulary_pass`` adds to those of all other ids; then, given the latter, cross-entropy, KL and
+the gradient by the logits of the target tokens (formulas in ``sparse_kl``). All in float64: it is a
+few dozen numbers a position, and what might cancel does so here, such as q − 1 at a label that the
+student is sure of.
 
-n positions of a chunk, V vocabulary, K kept ids, J drawn ids, X = K + J + 1 named ones: these and
-the label. Columns are [n, 1].
+n positions of a chunk, V vocabulary, K kept ids, J drawn ids, X = K + J + 1 target tokens: these
+and the label. Columns are [n, 1].
 """
 
 import math
@@ -18,11 +19,11 @@ from torch import Tensor
 
 from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.losses.sampled_softmax import Columns
-from stages.train_student.losses.vocabulary_pass import TargetLogMasses
+from stages.train_student.losses.vocabulary_pass import TargetLogMasses, VocabularyWeights
 
 
 class Terms(NamedTuple):
-    """Sums over a chunk, and the gradient by the named logits, [n, X]."""
+    """Sums over a chunk, and the gradient by the logits of the target tokens, [n, X]."""
 
     cross_entropy: Tensor
     kl: Tensor
@@ -31,7 +32,7 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True)
 class TeacherTerms:
-    """What the targets say at one temperature T. float64."""
+    """The teacher's (log-)probabilities at one temperature T, as the targets have them. float64."""
 
     log_p_nK: Tensor
     log_p_tail_n1: Tensor
@@ -67,7 +68,7 @@ class TeacherTerms:
 
 @dataclass(frozen=True)
 class TargetTokens:
-    """The named ids of some positions; an id counts once. See ``of``."""
+    """The target tokens of some positions; an id counts once. See ``of``."""
 
     ids_nX: Tensor
     counts_nX: Tensor
@@ -88,7 +89,7 @@ class TargetTokens:
         others_nX, is_real_nX = torch.cat(ids, 1), torch.cat(counts, 1)
         is_new_n1 = ~((others_nX == label_n1) & is_real_nX).any(1, keepdim=True)
         counts_nX = torch.cat((is_real_nX, is_new_n1), 1)
-        # What does not count is led to the label, which is named in any case, and adds nothing.
+        # What does not count has the id of the label, which is there in any case, and adds nothing.
         ids_nX = torch.where(counts_nX, torch.cat((others_nX, label_n1), 1), label_n1)
         num_kept = 0 if targets is None else targets.kept_ids_NK.shape[1]
         return TargetTokens(ids_nX, counts_nX, (ids_nX == label_n1) & counts_nX, num_kept)
@@ -100,23 +101,23 @@ class TargetTokens:
         )
 
     def among(self, columns: Columns) -> "TargetTokens":
-        """The same ones where logits are those of ``columns``, which have all of these ids."""
+        """The same tokens as places among ``columns``, which have all of these ids."""
         return replace(self, ids_nX=columns.places(self.ids_nX))
 
     def take(self, logits_nV: Tensor) -> Tensor:
-        """The named logits [n, X] in float64; in ``logits_nV``, −inf takes their place."""
-        named_nX = logits_nV.gather(1, self.ids_nX).double()
+        """Their logits [n, X] in float64; in ``logits_nV``, −inf takes their place."""
+        target_logits_nX = logits_nV.gather(1, self.ids_nX).double()
         logits_nV.scatter_(1, self.ids_nX, -math.inf)
-        return named_nX.masked_fill(~self.counts_nX, -math.inf)
+        return target_logits_nX.masked_fill(~self.counts_nX, -math.inf)
 
-    def known(
-        self, named_nX: Tensor, teacher: TeacherTerms | None, temperature: float
+    def log_masses(
+        self, target_logits_nX: Tensor, teacher: TeacherTerms | None, temperature: float
     ) -> TargetLogMasses:
-        """What the pass over all other logits starts from."""
-        log_mass_n1 = named_nX.logsumexp(1, keepdim=True).float()
+        """What the pass over the other logits needs of these tokens."""
+        log_mass_n1 = target_logits_nX.logsumexp(1, keepdim=True).float()
         if teacher is None:
             return TargetLogMasses(log_mass_n1)
-        scores_nX = named_nX / temperature
+        scores_nX = target_logits_nX / temperature
         return TargetLogMasses(
             log_mass_n1,
             scores_nX.logsumexp(1, keepdim=True).float(),
@@ -126,29 +127,29 @@ class TargetTokens:
 
     def terms(
         self,
-        named_nX: Tensor,
+        target_logits_nX: Tensor,
         rest: list[Tensor],
         teacher: TeacherTerms | None,
-        weighting: tuple[float, float, float],
+        weights: VocabularyWeights,
     ) -> Terms:
-        """Both terms, and (c_ce, c_kl, T) = ``weighting`` times their gradient.
+        """Both terms, and (c_ce, c_kl, T) = ``weights`` times their gradient.
 
-        ``rest`` is what the pass over all other logits found.
+        ``rest`` is what the pass over the other logits returned.
         """
-        ce_weight, kl_weight, temperature = weighting
-        log_z_n1 = torch.logaddexp(named_nX.logsumexp(1, keepdim=True), rest[0].double())
-        label_n1 = named_nX.masked_fill(~self.is_label_nX, 0.0).sum(1, keepdim=True)
+        ce_weight, kl_weight, temperature = weights
+        log_z_n1 = torch.logaddexp(target_logits_nX.logsumexp(1, keepdim=True), rest[0].double())
+        label_n1 = target_logits_nX.masked_fill(~self.is_label_nX, 0.0).sum(1, keepdim=True)
         cross_entropy = (log_z_n1 - label_n1).sum()
-        gradient_nX = ((named_nX - log_z_n1).exp() - self.is_label_nX.double()) * ce_weight
+        gradient_nX = ((target_logits_nX - log_z_n1).exp() - self.is_label_nX.double()) * ce_weight
         if teacher is None:
             return Terms(cross_entropy, torch.zeros_like(cross_entropy), gradient_nX)
-        kl, by_scores_nX = self._kl(named_nX / temperature, rest[1].double(), teacher)
+        kl, by_scores_nX = self._kl(target_logits_nX / temperature, rest[1].double(), teacher)
         return Terms(cross_entropy, kl, gradient_nX + by_scores_nX * (kl_weight / temperature))
 
     def _kl(
         self, scores_nX: Tensor, rest_n1: Tensor, teacher: TeacherTerms
     ) -> tuple[Tensor, Tensor]:
-        """ΣKL(p_T ‖ q_T) as far as the targets tell, and its gradient by the named z/T."""
+        """ΣKL(p_T ‖ q_T) as far as the targets tell, and its gradient by the targets' z/T."""
         kept_nK, others_nX = scores_nX[:, : self.num_kept], scores_nX[:, self.num_kept :]
         log_tail_n1 = torch.logaddexp(others_nX.logsumexp(1, keepdim=True), rest_n1)
         log_z_n1 = torch.logaddexp(kept_nK.logsumexp(1, keepdim=True), log_tail_n1)

@@ -1,22 +1,22 @@
-"""What is done to all logits of a chunk: they are summed up, and become their own gradient.
+"""The pass over all logits of a chunk: their log-sums, then the gradient by each of them.
 
-In: logits, −inf in the place of the ids that ``named_ids`` took out, and what is known of those.
-Out: log Σ exp of the rest at T = 1 and at T, and the gradient by every logit of the rest. Called by
-``loss``. Compiled, each row is gone through three times while it lies in a core's cache: for its
-maximum, its sums, its gradient. Not compiled, the same formulas take a dozen.
+In: the student's logits z, with −inf in the place of the target tokens (``target_tokens``), and the
+log-masses of those. Out: log Σ exp(z) and log Σ exp(z/T) over the other ids, and the gradient by
+their logits. With log Z_1 = log Σ exp(z) and log Z_tail = log Σ exp(z/T) over the ids that the
+teacher did not keep, the gradient (see ``sparse_kl``) is
 
-With Z the normalisers, Z_tail that of the ids which the teacher did not keep, and ``tail_excess`` =
-q_tail − p_tail + Σw (see ``loss``), the gradient by a logit z of the rest is
+    c_ce·exp(z − log Z_1) + c_kl/T·tail_excess·exp(z/T − log Z_tail),
+    tail_excess = q_tail − p_tail + Σw.
 
-    c_ce·exp(z − log Z_1) + c_kl/T·tail_excess·exp(z/T − log Z_tail).
+Where a chunk has a sample of the head's columns (``sampled_softmax``), a column stands for a number
+of ids, and exp(z) and exp(z/T) are multiplied by that number throughout.
 
-Where a chunk has but some columns of the head (``sampled_softmax_size``), each stands for some
-number of them, and exp(z) and exp(z/T) are multiplied by that number throughout.
+No mass is the difference of two others: the masses of target tokens and of the other ids are added
+up, so a tail of 1e-12 keeps its digits. Compiled, a row is read three times while it lies in a
+core's cache: for its maximum, its sums, its gradient. Not compiled, the same formulas read it a
+dozen times.
 
-The mass of the named ids is added to that of the rest; no mass is the difference of two others, so
-that a tail of 1e-12 keeps its digits.
-
-n positions of a chunk, V vocabulary or the columns that stand for it; known columns are [n, 1].
+n positions of a chunk, V vocabulary or the columns that stand for it; log-masses are [n, 1].
 """
 
 from typing import NamedTuple
@@ -31,8 +31,19 @@ _FEWEST_ROWS = 2  # a single one is not compiled
 _PARTS = 8  # where a GPU has no compiler: temporaries take no more than half a chunk
 
 
-class Weights(NamedTuple):
-    """Scalars on the device."""
+class VocabularyWeights(NamedTuple):
+    """c_ce·CE + c_kl·KL_T: what the sums over positions are multiplied by, and T."""
+
+    cross_entropy: float
+    """c_ce"""
+    kl: float
+    """c_kl; holds the T² of Hinton et al. (arXiv 1503.02531), if it is wanted."""
+    temperature: float
+    """T of the KL. Cross-entropy is at T = 1."""
+
+
+class DeviceWeights(NamedTuple):
+    """``VocabularyWeights`` as the gradient needs them: scalars on the device."""
 
     cross_entropy: Tensor
     """c_ce"""
@@ -42,25 +53,27 @@ class Weights(NamedTuple):
     """1/T"""
 
     @classmethod
-    def of(cls, weighting: tuple[float, float, float], device: torch.device) -> "Weights":
-        """From (c_ce, c_kl, T). Filled on the device, or a GPU's host would have to wait."""
-        ce_weight, kl_weight, temperature = weighting
-        values = (ce_weight, kl_weight / temperature, 1 / temperature)
+    def of(cls, weights: VocabularyWeights, device: torch.device) -> "DeviceWeights":
+        """``weights``, filled in on the device: a copy would make the host wait for a GPU."""
+        T = weights.temperature
+        values = (weights.cross_entropy, weights.kl / T, 1 / T)
         return cls(*(torch.full((), value, device=device) for value in values))
 
-    def times(self, scale: Tensor) -> "Weights":
+    def times(self, scale: Tensor) -> "DeviceWeights":
         """Weights of a gradient ``scale`` times as large."""
-        return Weights(self.cross_entropy * scale, self.kl * scale, self.inverse_temperature)
+        return DeviceWeights(self.cross_entropy * scale, self.kl * scale, self.inverse_temperature)
 
 
 class TargetLogMasses(NamedTuple):
-    """float32 [n, 1]: what the named ids are, for the rest to be added to. All but the first are
-    absent where there is no KL."""
+    """Log-masses of the target tokens, float32 [n, 1], to which those of the other ids are added.
+
+    All but the first are absent where there is no KL.
+    """
 
     log_mass: Tensor
-    """log Σ exp(z) of all named ids."""
+    """log Σ exp(z) of all target tokens."""
     log_mass_at_T: Tensor | None = None
-    """log Σ exp(z/T) of all named ids."""
+    """log Σ exp(z/T) of all target tokens."""
     tail_log_mass_at_T: Tensor | None = None
     """log Σ exp(z/T) of those that the teacher did not keep."""
     tail_target: Tensor | None = None
@@ -80,17 +93,17 @@ class VocabularyPass:
     def __call__(
         self,
         logits_nV: Tensor,
-        known: TargetLogMasses,
-        weights: Weights,
+        target_masses: TargetLogMasses,
+        weights: DeviceWeights,
         out_nV: Tensor | None,
         log_weight_V: Tensor | None = None,
     ) -> list[Tensor]:
-        """log Σ exp(z) of the rest [n, 1], then, where there is a KL, that of z/T.
+        """log Σ exp(z) of the other ids [n, 1], then, where there is a KL, that of z/T.
 
         The gradient is written to ``out_nV`` in its precision; without one, over the logits.
-        ``log_weight_V``: the logarithm of what each column stands for; without it, for itself.
+        ``log_weight_V``: log of how many ids each column stands for; without it, one each.
         """
-        columns = [column for column in known if column is not None]
+        columns = [column for column in target_masses if column is not None]
         has_kl = len(columns) > 1
         scalars: tuple[Tensor, ...] = weights if has_kl else (weights.cross_entropy,)
         function = self._targets if has_kl else self._labels
@@ -151,12 +164,12 @@ def _targets(
     log_z_n1 = torch.logaddexp(log_mass_n1, rest_n1)
     log_z_at_T_n1 = torch.logaddexp(log_mass_at_T_n1, rest_at_T_n1)
     log_tail_n1 = torch.logaddexp(tail_log_mass_at_T_n1, rest_at_T_n1)
-    surplus_n1 = (log_tail_n1 - log_z_at_T_n1).exp() - tail_target_n1
+    tail_excess_n1 = (log_tail_n1 - log_z_at_T_n1).exp() - tail_target_n1
     # Where all ids are kept, all that is left is −inf, and −inf less −inf would be NaN.
     log_tail_n1 = log_tail_n1.masked_fill(log_tail_n1 == -torch.inf, 0.0)
     by_ce_nV = _weighted(logits_nV - log_z_n1, log_weight_V).exp() * ce_weight
     by_kl_nV = _weighted(logits_nV * inverse_temperature - log_tail_n1, log_weight_V).exp() * (
-        surplus_n1 * kl_weight
+        tail_excess_n1 * kl_weight
     )
     (logits_nV if out_nV is None else out_nV).copy_(by_ce_nV + by_kl_nV)
     return rest_n1, rest_at_T_n1

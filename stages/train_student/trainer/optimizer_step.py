@@ -7,7 +7,6 @@ skipped. What ``accumulate`` does may be abandoned: it changes no weight, moment
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.loader import Step
 from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.distributed.sharding import whole
-from stages.train_student.losses.objective import LossNormalizer
-from stages.train_student.losses.schedules import LossWeights
+from stages.train_student.losses.loss_term import LossNormalizer
+from stages.train_student.losses.terms import LossWeights
 from stages.train_student.students.student import Student
 from stages.train_student.trainer.rank_slice import ParallelLoss
 
@@ -29,17 +28,6 @@ class NonFiniteError(ValueError):
     def __init__(self, name: str, value: float) -> None:
         super().__init__(f"the {name} is {value}")
         self.name, self.value = name, value
-
-
-@dataclass(frozen=True)
-class StepFigures:
-    """Means over the step's scored positions, in nats, and the gradient's norm before clipping."""
-
-    loss: float
-    cross_entropy: float
-    kl: float
-    frobenius: float
-    gradient_norm: float
 
 
 class Updater:
@@ -62,25 +50,28 @@ class Updater:
         self,
         step: Step,
         weights: LossWeights,
-        share: LossNormalizer,
+        normalizer: LossNormalizer,
         seeds: Iterable[int],
         check: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """The gradient of ``step``, this process's micro-batches; returns the sums of their terms.
+        """The gradient of ``step``, this process's micro-batches; returns the sums of their values.
 
         ``seeds``: one for the dropout of each. ``check`` is called before each, and may raise.
         """
-        sums = torch.zeros(4, dtype=torch.float64, device=self._device)
+        sums = torch.zeros(len(self._loss.value_names), dtype=torch.float64, device=self._device)
         for number, (batch, seed) in enumerate(zip(step, seeds, strict=True), start=1):
             check()
             torch.manual_seed(seed)
-            loss, terms = self._loss(batch, weights, share, is_last=number == len(step))
+            loss, values = self._loss(batch, weights, normalizer, is_last=number == len(step))
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            sums += terms
+            sums += values
         return sums
 
-    def update(self, sums: Tensor, rate: float) -> StepFigures:
-        """Take the optimizer's step along what was accumulated.
+    def update(self, sums: Tensor, rate: float) -> dict[str, float]:
+        """Take the optimizer's step along what was accumulated; returns the step's figures.
+
+        They are the loss and its terms, means over the step in nats, by their names, and
+        ``gradient_norm``, the gradient's before clipping.
 
         Raises NonFiniteError where the loss is NaN or infinite, or its gradient is and no smaller
         scale can help; no weight has been touched then.
@@ -95,17 +86,16 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         return figures
 
-    def _figures(self, sums: Tensor, norm: Tensor) -> StepFigures:
+    def _figures(self, sums: Tensor, norm: Tensor) -> dict[str, float]:
         """Waits for the device, the only time in a step."""
         *own, gradient_norm = torch.cat([sums, norm.double()[None]]).tolist()
-        loss, cross_entropy, kl, frobenius = self._context.sum(own)
-        figures = StepFigures(loss, cross_entropy, kl, frobenius, gradient_norm)
-        _require_finite("loss", figures.loss)
+        figures = dict(zip(self._loss.value_names, self._context.sum(own), strict=True))
+        _require_finite("loss", figures["loss"])
         # A step that overflowed in fp16 is skipped by the scaler, which then halves its scale; once
         # that cannot help any more, the gradient itself is not finite.
         if not (math.isfinite(gradient_norm) or self._a_smaller_scale_may_help()):
             _require_finite("gradient norm", gradient_norm)
-        return figures
+        return {**figures, "gradient_norm": gradient_norm}
 
     def _a_smaller_scale_may_help(self) -> bool:
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0

@@ -24,8 +24,9 @@ from cache_format.errors import AdvisedError, NextStep
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch
 from stages.train_student.distributed.context import DistributedContext
-from stages.train_student.losses.objective import LossNormalizer, Objective
-from stages.train_student.losses.schedules import LossWeights
+from stages.train_student.losses.loss_term import LossNormalizer
+from stages.train_student.losses.objective import Objective
+from stages.train_student.losses.terms import LossWeights
 from stages.train_student.students.student import Sharding, Student
 
 
@@ -72,7 +73,7 @@ class ParallelLoss:
     ) -> None:
         """``sharding`` spreads the weights in place; without it, every process has all of them."""
         self._module: Any = _Loss(student, objective)
-        self._num_ranks = context.num_ranks
+        self._objective, self._num_ranks = objective, context.num_ranks
         self._sharded: Any = None
         self._replicated: Any = None
         if context.num_ranks == 1:
@@ -86,9 +87,9 @@ class ParallelLoss:
             )
 
     def __call__(
-        self, batch: Batch, weights: LossWeights, share: LossNormalizer, *, is_last: bool
+        self, batch: Batch, weights: LossWeights, normalizer: LossNormalizer, *, is_last: bool
     ) -> tuple[Tensor, Tensor]:
-        """The loss to go backward from, and ``Objective.terms``' values.
+        """The loss to go backward from, and ``Objective.micro_batch_loss``' values.
 
         ``is_last``: this is the process's last micro-batch before the optimizer.
         """
@@ -96,8 +97,13 @@ class ParallelLoss:
         if self._sharded is not None:
             self._sharded.set_requires_gradient_sync(is_last)
         with self._replicated.no_sync() if waits else nullcontext():
-            loss, terms = self._module(batch, weights, share)
-        return loss * self._num_ranks, terms
+            loss, values = self._module(batch, weights, normalizer)
+        return loss * self._num_ranks, values
+
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        """Of the values, in order; the first is the loss."""
+        return self._objective.value_names
 
     def release(self) -> None:
         """Give back what a forward pass without a backward one has left gathered."""
@@ -113,9 +119,9 @@ class _Loss(nn.Module):
         self.student, self._objective = student, objective
 
     def forward(
-        self, batch: Batch, weights: LossWeights, share: LossNormalizer
+        self, batch: Batch, weights: LossWeights, normalizer: LossNormalizer
     ) -> tuple[Tensor, Tensor]:
-        return self._objective.terms(self.student, batch, weights, share)
+        return self._objective.micro_batch_loss(self.student, batch, weights, normalizer)
 
 
 def _shard(sharding: Sharding) -> Any:

@@ -25,9 +25,11 @@ from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.evaluation import validation
 from stages.train_student.export.publish_model import require_tokenizer
 from stages.train_student.export.publish_student import publish_student
-from stages.train_student.losses.objective import LossNormalizer, make_objective
-from stages.train_student.losses.schedules import learning_rate, loss_weights
-from stages.train_student.losses.teacher_in_the_loop import OnlineTeacher
+from stages.train_student.losses.loss_term import LossNormalizer
+from stages.train_student.losses.objective import make_objective
+from stages.train_student.losses.schedules import learning_rate
+from stages.train_student.losses.teacher_signal import OnlineTeacher
+from stages.train_student.losses.terms import cache_needs, loss_weights
 from stages.train_student.new_student import load_student
 from stages.train_student.students.registry import student_kind
 from stages.train_student.students.student import Student
@@ -66,7 +68,6 @@ class TrainingRun:
         self.order = row_order(cache, config, self.rows.train)
         self.steps_per_epoch = self.order.steps_per_epoch
         self.num_planned = config.max_steps or self.steps_per_epoch * config.num_train_epochs
-        self.uses_sketch = max(config.beta_start, config.beta_end) > 0 and teacher is None
         require_tokenizer(cache)
         self.kind = student_kind(config.student.kind)
         self.model: Student = load_student(config, cache).to(device)
@@ -74,6 +75,9 @@ class TrainingRun:
             self.kind.operations_per_token(self.model), device, config.precision, context.num_ranks
         )
         self.objective = make_objective(self.model, cache, config, device, teacher)
+        self.reads_hidden_states = self.objective.signal.reads_hidden_states and bool(
+            cache_needs(config).hidden_states_for
+        )
         sharding = self.kind.sharding(self.model) if config.parallel == "fsdp" else None
         self.loss = ParallelLoss(self.model, self.objective, sharding, context)
         self.updater = Updater(self.model, self.loss, config, context)
@@ -160,7 +164,7 @@ class TrainingRun:
             self.device,
             RankSlice(self.context.rank, self.context.num_ranks),
             num_threads=self.config.reader_threads,
-            with_sketch=self.uses_sketch,
+            with_sketch=self.reads_hidden_states,
         )
 
     def _optimize(self, step: Step, num_scored: int) -> dict[str, float]:
@@ -168,7 +172,7 @@ class TrainingRun:
         weights = loss_weights(self.config, self.step, self.steps_per_epoch)
         num_steps = num_steps_at(self.step, self.num_planned, self.record.extensions)
         rate = learning_rate(self.config, self.step, num_steps)
-        share = LossNormalizer(max(1, num_scored), self.order.rows_per_step)
+        normalizer = LossNormalizer(max(1, num_scored), self.order.rows_per_step)
         numbers = RankSlice(self.context.rank, self.context.num_ranks).micro_batches(
             self.config.gradient_accumulation_steps
         )
@@ -176,16 +180,14 @@ class TrainingRun:
         try:
             with self._stopping.interruptible():
                 check = self._stopping.check_alone
-                sums = self.updater.accumulate(step, weights, share, seeds, check)
+                sums = self.updater.accumulate(step, weights, normalizer, seeds, check)
             figures = self.updater.update(sums, rate)
         except NonFiniteError as error:
             raise self._diverged(f"{error.name} of step {self.step}", error.value) from error
         tokens = self.order.rows_per_step * self.cache.spec.sequence_length
         return {
-            **{f"train/{name}": value for name, value in dataclasses.asdict(figures).items()},
-            "schedule/alpha": weights.alpha,
-            "schedule/beta": weights.beta,
-            "schedule/temperature": weights.temperature,
+            **{f"train/{name}": value for name, value in figures.items()},
+            **{f"schedule/{name}": v for name, v in dataclasses.asdict(weights).items()},
             "schedule/learning_rate": rate,
             **self.throughput.figures(tokens),
         }

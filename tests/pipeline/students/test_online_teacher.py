@@ -22,12 +22,11 @@ from stages.cache_teacher.run import cache_teacher
 from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.data.scored import scored_targets
 from stages.train_student.losses.dense_kl import DenseTargets
-from stages.train_student.losses.objective import (
-    LossNormalizer,
-    Objective,
-    make_objective,
-)
-from stages.train_student.losses.schedules import LossWeights
+from stages.train_student.losses.loss_term import LossNormalizer
+from stages.train_student.losses.objective import Objective, make_objective
+from stages.train_student.losses.teacher_signal import OnlineSignal
+from stages.train_student.losses.terms import LossWeights
+from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from stages.train_student.new_student import load_student
 from tests.support.batches import ids_of
 from tests.support.tiny import save_tiny_teacher, tiny_config, tiny_texts, write_fineweb_parquet
@@ -85,9 +84,9 @@ class Scene:
 
     def terms(self, objective: Objective, weights: LossWeights) -> torch.Tensor:
         """(loss, CE, KL, L_F), leaving the gradient in the model."""
-        share = LossNormalizer(self.batch.num_scored, self.batch.num_rows)
+        normalizer = LossNormalizer(self.batch.num_scored, self.batch.num_rows)
         self.model.zero_grad()
-        loss, terms = objective.terms(self.model, self.batch, weights, share)
+        loss, terms = objective.micro_batch_loss(self.model, self.batch, weights, normalizer)
         loss.backward()  # type: ignore[no-untyped-call]
         return terms
 
@@ -110,7 +109,7 @@ def make_scene(cache: Cache) -> Scene:
     model = load_student(config, cache)
     cached = make_objective(model, cache, config, CPU)
     teacher = load_online_teacher(cache, CPU, with_mean=cache.spec.sketch.kind != "none")
-    online = replace(cached, teacher=teacher)
+    online = replace(cached, signal=OnlineSignal(teacher))
     batch = read_batch(cache, "train", [0, 5, 11], with_sketch=cache.spec.sketch.kind != "none")
     return Scene(batch, model, cached, online, teacher)
 
@@ -202,12 +201,12 @@ def test_both_ways_have_the_same_gradient_within_the_codec_s_rounding(
     dense = DenseTargets(states.last_BTD[is_scored], scene.teacher.head_VD)
     sparse = scored_targets(scene.batch, scene.cached.spec.targets)
     own = (leaf_ND, scene.head_VD, scene.batch.labels[is_scored])
-    weighting = (0.3, 1.0, temperature)
+    weighting = VocabularyWeights(0.3, 1.0, temperature)
     (by_online,) = torch.autograd.grad(
-        scene.cached.dense_loss(*own, dense, weighting).weighted, leaf_ND
+        scene.cached.vocabulary.dense_loss(*own, dense, weighting).weighted, leaf_ND
     )
     (by_cached,) = torch.autograd.grad(
-        scene.cached.sparse_loss(*own, sparse, weighting).weighted, leaf_ND
+        scene.cached.vocabulary.sparse_loss(*own, sparse, weighting).weighted, leaf_ND
     )
     bound_NV = rounding(exact_logits(scene).softmax(1), temperature)
     bound_N = bound_NV @ scene.head_VD.double().norm(dim=1) / temperature

@@ -24,6 +24,7 @@ from stages.train_student.checkpoints.run_record import read_record
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.losses.objective import Objective
 from stages.train_student.run import train_student
+from stages.train_student.tracking.metric_labels import STEP, VALIDATION
 from stages.train_student.tracking.metrics import MetricsLog
 from stages.train_student.tracking.run_progress import TrainProgress
 from stages.train_student.trainer.stopping import StopNow, StoppedError, StopRequest
@@ -104,7 +105,7 @@ def run_killed(
 
 def train_and_die(cache: Path, out: Path, step: int | None, micro_batch: int | None) -> None:
     """See ``run_killed``."""
-    terms, calls = Objective.terms, 0
+    terms, calls = Objective.micro_batch_loss, 0
 
     def report(progress: TrainProgress) -> None:
         if progress.event == "step" and progress.step == step:
@@ -118,7 +119,7 @@ def train_and_die(cache: Path, out: Path, step: int | None, micro_batch: int | N
         return terms(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Objective, "terms", dying)
+        patch.setattr(Objective, "micro_batch_loss", dying)
         run(tiny_config(), cache, out, resume=True, report=report)
 
 
@@ -138,6 +139,13 @@ def whole(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
     run(tiny_config(), tiny_cache, out)
     return out
+
+
+def test_every_metric_with_a_label_is_written(whole: Path) -> None:
+    lines = (whole / "metrics.jsonl").read_text().splitlines()
+    written = {name for line in lines for name in json.loads(line)}
+    labelled = {label.key for label in (*STEP, *VALIDATION)}
+    assert labelled - written == {"speed/mfu"}  # nobody knows what a processor could do
 
 
 def test_training_lowers_the_loss_and_leaves_a_whole_run(whole: Path) -> None:
@@ -200,13 +208,21 @@ def test_stopping_where_a_checkpoint_is_leaves_it(tiny_cache: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("place", "last", "step"),
     [
-        ("losses.objective.Objective.terms", 1, 0),  # a micro-batch; a step has two
-        ("losses.objective.Objective.terms", 13, 6),  # where there is a checkpoint already
-        ("losses.objective.Objective.terms", 17, 8),
-        ("losses.objective.Objective.terms", 18, 9),  # of the last step, which is finished
-        ("evaluation.validation.first_choices", 1, 0),  # a batch of validation, which has three
-        ("evaluation.validation.first_choices", 4, 4),
-        ("evaluation.validation.first_choices", 11, 9),
+        ("losses.objective.Objective.micro_batch_loss", 1, 0),  # a micro-batch; a step has two
+        (
+            "losses.objective.Objective.micro_batch_loss",
+            13,
+            6,
+        ),  # where there is a checkpoint already
+        ("losses.objective.Objective.micro_batch_loss", 17, 8),
+        (
+            "losses.objective.Objective.micro_batch_loss",
+            18,
+            9,
+        ),  # of the last step, which is finished
+        ("evaluation.calibration.first_choices", 1, 0),  # a batch of validation, which has three
+        ("evaluation.calibration.first_choices", 4, 4),
+        ("evaluation.calibration.first_choices", 11, 9),
     ],
 )
 def test_a_stop_abandons_the_step_and_nothing_is_lost(
@@ -479,13 +495,13 @@ def test_a_gradient_that_stays_not_finite_under_fp16_stops_the_run(
     """The scaler skips such a step and halves its scale, 16 times at most."""
     from stages.train_student.losses.objective import Objective
 
-    terms = Objective.terms
+    terms = Objective.micro_batch_loss
 
     def poisoned(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         loss, sums = terms(*arguments)
         return loss + (loss * 0).sqrt() * 0, sums  # finite, with a gradient of 0/0
 
-    monkeypatch.setattr(Objective, "terms", poisoned)
+    monkeypatch.setattr(Objective, "micro_batch_loss", poisoned)
     config = tiny_config(precision="fp16", max_steps=40, num_train_epochs=40, save_steps=100)
     steps: list[int] = []
     with pytest.raises(NonFiniteLossError, match=r"gradient norm of step 1\d is nan"):

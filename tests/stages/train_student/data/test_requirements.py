@@ -6,11 +6,18 @@ from typing import Any
 import pytest
 
 from cache_format.errors import AdvisedError
+from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.requirements import require_targets
+from stages.train_student.losses.terms import cache_needs
 from stages.train_student.run import train_student
 from tests.support.sample_cache import sample_spec
 from tests.support.student_caches import TARGETS, write_cache
+
+
+def require(config: TrainStudentConfig, cache: Cache, *, online: bool = False) -> None:
+    """As a run does before anything else."""
+    require_targets(config, cache, cache_needs(config), online=online)
 
 
 @pytest.mark.parametrize("kind", ["top_k", "top_k+sampled"])
@@ -29,21 +36,21 @@ def test_temperatures_lie_within_the_nodes(
     cache = write_cache(tmp_path / "cache", TARGETS[kind])
     changes: dict[str, Any] = {key: asked}
     if is_held:
-        require_targets(TrainStudentConfig(**changes), cache)
+        require(TrainStudentConfig(**changes), cache)
         return
     with pytest.raises(ValueError, match=rf"train_student.{key}: .* from 1 to 2, .* asks for 2.01"):
-        require_targets(TrainStudentConfig(**changes), cache)
+        require(TrainStudentConfig(**changes), cache)
 
 
 def test_samples_allow_their_own_temperature_alone(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["sampled hot"])
     for drawn_at in (4 / 3, 1.333333):
         settings = TrainStudentConfig(temperature_start=drawn_at, temperature_end=drawn_at)
-        require_targets(settings, cache)
+        require(settings, cache)
     for start, end, key in ((2.0, 4 / 3, "temperature_start"), (4 / 3, 1.0, "temperature_end")):
         settings = TrainStudentConfig(temperature_start=start, temperature_end=end)
         with pytest.raises(AdvisedError, match=f"{key}: the cache holds samples") as e:
-            require_targets(settings, cache)
+            require(settings, cache)
         assert "Set temperature_start and temperature_end to 1.3333333333333333," in str(e.value)
         assert e.value.next_step.settings == {
             "train_student.temperature_start": 4 / 3,
@@ -53,7 +60,7 @@ def test_samples_allow_their_own_temperature_alone(tmp_path: Path) -> None:
 
 def test_labels_alone_ask_for_no_temperature(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["sampled"])
-    require_targets(TrainStudentConfig(alpha_start=0.0, alpha_end=0.0), cache)
+    require(TrainStudentConfig(alpha_start=0.0, alpha_end=0.0), cache)
 
 
 def test_the_paper_s_schedule_on_samples_is_refused_before_anything_is_written(
@@ -71,15 +78,15 @@ def test_the_paper_s_schedule_on_samples_is_refused_before_anything_is_written(
 def test_without_sketches_there_is_no_frobenius_term(tmp_path: Path) -> None:
     sketch = sample_spec(with_sketch=False).sketch
     cache = write_cache(tmp_path / "cache", TARGETS["top_k"], sketch)
-    require_targets(TrainStudentConfig(beta_start=0.0, beta_end=0.0), cache)
+    require(TrainStudentConfig(beta_start=0.0, beta_end=0.0), cache)
     with pytest.raises(ValueError, match=r"beta_start: the cache holds no hidden states"):
-        require_targets(TrainStudentConfig(), cache)
+        require(TrainStudentConfig(), cache)
 
 
 def test_a_teacher_in_the_loop_wants_the_whole_head(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["top_k"])
     some = TrainStudentConfig(sampled_softmax_size=64)
-    require_targets(some, cache)
-    require_targets(TrainStudentConfig(), cache, online=True)
+    require(some, cache)
+    require(TrainStudentConfig(), cache, online=True)
     with pytest.raises(ValueError, match=r"train_student.sampled_softmax_size: .* Set it to none"):
-        require_targets(some, cache, online=True)
+        require(some, cache, online=True)

@@ -9,7 +9,7 @@ import torch
 
 import cache_format
 from stages.train_student.evaluation.validation import score, validate, validation_batches
-from stages.train_student.losses.objective import Objective, make_objective
+from stages.train_student.losses.objective import make_objective
 from stages.train_student.new_student import load_student
 from tests.stages.train_student.test_run import tiny_config
 from tests.support.student_caches import TARGETS, write_cache
@@ -21,13 +21,7 @@ def test_metrics_equal_those_of_full_logits(tiny_cache: Path) -> None:
     vocab_size = cache.spec.teacher.vocab_size
     found = validate(
         model,
-        Objective(
-            head_VD=model.lm_head.weight[:vocab_size],
-            device=torch.device("cpu"),
-            spec=cache.spec,
-            chunk=17,
-            dtype=torch.float32,
-        ),
+        make_objective(model, cache, tiny_config(loss_chunk=17), torch.device("cpu")),
         cache,
         num_rows=5,
         max_rows=100,

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from stages.compute.compiling import has_compiler
 from stages.train_student.losses import vocabulary_pass
 from stages.train_student.losses.dense_kl import DenseDistillationLoss, DenseTargets
-from stages.train_student.losses.hidden import frobenius
+from stages.train_student.losses.frobenius import frobenius
 from stages.train_student.losses.sparse_kl import LossSums, sparse_distillation_loss
+from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from tests.support.dense_teachers import make_problem, sparse
 
 
@@ -27,7 +28,7 @@ def dense_distillation_loss(
     head: torch.Tensor,
     labels: torch.Tensor,
     teacher: DenseTargets,
-    weighting: tuple[float, float, float],
+    weighting: VocabularyWeights,
     chunk: int,
 ) -> LossSums:
     """The loss for once: not compiled, products in the precision of the head."""
@@ -73,7 +74,9 @@ def test_values_and_gradients_equal_the_dense_formula(
     cross_entropy, kl = dense(exact, head, labels, teacher, temperature)
     weighted = weighting[0] * cross_entropy + weighting[1] * kl
     (by_exact,) = torch.autograd.grad(weighted, exact)
-    sums = dense_distillation_loss(leaf, head, labels, teacher, (*weighting, temperature), chunk)
+    sums = dense_distillation_loss(
+        leaf, head, labels, teacher, VocabularyWeights(*weighting, temperature), chunk
+    )
     (by_leaf,) = torch.autograd.grad(3 * sums.weighted, leaf)
     for found, expected in (
         (sums.cross_entropy, cross_entropy),
@@ -95,7 +98,7 @@ def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, head, labels, _ = make_problem(2, 9, 300)
     teacher = make_teacher(2, 9, 300)
     compiled = DenseDistillationLoss(chunk=8, dtype=torch.float32, compile="on", device=device)
-    for weighting in ((0.3, 1.7, 1.5), (0.5, 0.5, 1.0)):
+    for weighting in (VocabularyWeights(0.3, 1.7, 1.5), VocabularyWeights(0.5, 0.5, 1.0)):
         leaf = hidden.clone().requires_grad_()
         expected = dense_distillation_loss(leaf, head, labels, teacher, weighting, 8)
         found = compiled(leaf, head, labels, teacher, weighting)
@@ -114,12 +117,16 @@ def test_a_head_that_is_trained_has_its_gradient() -> None:
     leaf, exact = head.clone().requires_grad_(), head.double().requires_grad_()
     cross_entropy, kl = dense(hidden, exact, labels, teacher, 1.5)
     (expected,) = torch.autograd.grad(0.4 * cross_entropy + 0.9 * kl, exact)
-    sums = dense_distillation_loss(hidden, leaf, labels, teacher, (0.4, 0.9, 1.5), 3)
+    sums = dense_distillation_loss(
+        hidden, leaf, labels, teacher, VocabularyWeights(0.4, 0.9, 1.5), 3
+    )
     (found,) = torch.autograd.grad(sums.weighted, leaf)
     torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=1e-5)
     with torch.no_grad():
         own = DenseTargets(hidden, head)
-        counted = dense_distillation_loss(hidden, leaf, labels, own, (0.4, 0.9, 1.5), 3)
+        counted = dense_distillation_loss(
+            hidden, leaf, labels, own, VocabularyWeights(0.4, 0.9, 1.5), 3
+        )
     assert counted.num_agreeing.item() == 7
 
 
@@ -127,9 +134,13 @@ def test_it_is_the_sparse_loss_of_all_ids() -> None:
     hidden, head, labels, _ = make_problem(4, 8, 50)
     teacher = make_teacher(4, 8, 50)
     exact = teacher.hidden_ND.double() @ teacher.head_VD.double().T
-    found = dense_distillation_loss(hidden, head, labels, teacher, (0.2, 0.8, 1.6), 3)
+    found = dense_distillation_loss(
+        hidden, head, labels, teacher, VocabularyWeights(0.2, 0.8, 1.6), 3
+    )
     kept = sparse(exact, [50] * 8, 50)
-    expected = sparse_distillation_loss(hidden, head, labels, kept, (0.2, 0.8, 1.6), 3)
+    expected = sparse_distillation_loss(
+        hidden, head, labels, kept, VocabularyWeights(0.2, 0.8, 1.6), 3
+    )
     torch.testing.assert_close(found.weighted, expected.weighted)
     assert found.num_agreeing.item() == expected.num_agreeing.item() < 8
 
@@ -138,12 +149,14 @@ def test_a_student_equal_to_its_teacher_has_no_kl_and_no_gradient_of_it() -> Non
     hidden, head, labels, _ = make_problem(7, 30, 50)
     leaf = hidden.clone().requires_grad_()
     teacher = DenseTargets(hidden, head)
-    sums = dense_distillation_loss(leaf, head, labels, teacher, (0.0, 1.0, 1.6), 8)
+    sums = dense_distillation_loss(leaf, head, labels, teacher, VocabularyWeights(0.0, 1.0, 1.6), 8)
     (gradient,) = torch.autograd.grad(sums.weighted, leaf)
     assert abs(sums.kl.item()) < 3e-5
     assert gradient.abs().max() < 1e-6
     with torch.no_grad():
-        counted = dense_distillation_loss(leaf, head, labels, teacher, (0.0, 1.0, 1.6), 8)
+        counted = dense_distillation_loss(
+            leaf, head, labels, teacher, VocabularyWeights(0.0, 1.0, 1.6), 8
+        )
     assert counted.num_agreeing.item() == 30
 
 
@@ -152,7 +165,8 @@ def test_half_precision_heads_stay_within_their_rounding(dtype: torch.dtype, bou
     hidden, head, labels, _ = make_problem(8, 12, 60)
     teacher = make_teacher(8, 12, 60)
     rounded, teacher_head = head.to(dtype), teacher.head_VD.to(dtype)
-    weighting = (1e-6, 1e-6, 2.0)  # as small as 1/positions: fp16 would lose it unscaled
+    # As small as 1/positions: fp16 would lose it unscaled.
+    weighting = VocabularyWeights(1e-6, 1e-6, 2.0)
     gradients: list[torch.Tensor] = []
     for heads in ((rounded, teacher_head), (rounded.float(), teacher_head.float())):
         leaf = hidden.clone().requires_grad_()

@@ -17,12 +17,9 @@ from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.data.scored import scored_targets
 from stages.train_student.data.targets.ids import IdTargets, SampledIds
 from stages.train_student.evaluation.validation import validate
-from stages.train_student.losses.objective import (
-    LossNormalizer,
-    Objective,
-    make_objective,
-)
-from stages.train_student.losses.schedules import LossWeights
+from stages.train_student.losses.loss_term import LossNormalizer
+from stages.train_student.losses.objective import Objective, make_objective
+from stages.train_student.losses.terms import LossWeights
 from stages.train_student.new_student import load_student
 from stages.train_student.run import train_student
 from tests.support.batches import ids_of, tensors_of
@@ -127,7 +124,7 @@ def test_the_frobenius_term_projects_the_student_as_the_teacher_was(
     cache = write_cache(tmp_path / "cache", TARGETS["top_k"], sketch)
     model, objective = objective_of(tiny_config("top_k"), cache)
     batch = read_batch(cache, "train", [0, 1], with_sketch=True)
-    _, terms = objective.terms(
+    _, terms = objective.micro_batch_loss(
         model, batch, LossWeights(0.0, 1.0, 1.0), LossNormalizer(batch.num_scored, 2)
     )
     assert batch.sketch is not None

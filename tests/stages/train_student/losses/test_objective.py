@@ -16,9 +16,10 @@ from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.data.scored import scored
-from stages.train_student.losses.objective import LossNormalizer, Objective, make_objective
-from stages.train_student.losses.schedules import LossWeights
-from stages.train_student.losses.teacher_in_the_loop import TeacherStates
+from stages.train_student.losses.loss_term import LossNormalizer, TermInputs, TermLoss
+from stages.train_student.losses.objective import Objective, make_objective
+from stages.train_student.losses.teacher_signal import OnlineSignal, TeacherStates
+from stages.train_student.losses.terms import LossWeights, WeightedTerm
 from stages.train_student.new_student import load_student
 from tests.stages.train_student.test_run import tiny_config
 from tests.support.batches import ids_of
@@ -125,7 +126,7 @@ def require_that_nothing_is_asked(
 ) -> None:
     weights = LossWeights(0.5, 0.1, temperature)
     with NothingIsAsked():
-        loss, _ = objective.terms(
+        loss, _ = objective.micro_batch_loss(
             model, batch, weights, LossNormalizer(batch.num_scored, batch.num_rows)
         )
         loss.backward()  # type: ignore[no-untyped-call]
@@ -157,7 +158,9 @@ def test_nor_do_they_with_a_teacher_in_the_loop(tiny_cache: Path) -> None:
     batch = read_batch(cache, "train", range(4), with_sketch=False)
     model, objective = tiny_objective(tiny_config(), cache)
     teacher = FakeTeacher(batch, objective.head_of(model))
-    require_that_nothing_is_asked(model, replace(objective, teacher=teacher), batch, 1.3)
+    require_that_nothing_is_asked(
+        model, replace(objective, signal=OnlineSignal(teacher)), batch, 1.3
+    )
     assert teacher.num_asked == 1
 
 
@@ -177,8 +180,10 @@ def test_the_teacher_is_asked_before_the_student(
         return hidden_BTD
 
     monkeypatch.setattr(model, "hidden_states", hidden_states)
-    share = LossNormalizer(batch.num_scored, batch.num_rows)
-    replace(objective, teacher=teacher).terms(model, batch, LossWeights(0.5, 0.0, 1.3), share)
+    normalizer = LossNormalizer(batch.num_scored, batch.num_rows)
+    replace(objective, signal=OnlineSignal(teacher)).micro_batch_loss(
+        model, batch, LossWeights(0.5, 0.0, 1.3), normalizer
+    )
     assert num_asked == [1]
 
 
@@ -206,7 +211,7 @@ def test_a_batch_without_a_scored_position_adds_nothing(tiny_cache: Path) -> Non
     batch = read_batch(cache, "train", range(2), with_sketch=True)
     labels, none = torch.full_like(batch.labels, -100), batch.scored[:0]
     model, objective = tiny_objective(tiny_config(), cache)
-    loss, terms = objective.terms(
+    loss, terms = objective.micro_batch_loss(
         model,
         replace(batch, labels=labels, scored=none),
         LossWeights(0.5, 0.1, 1.3),
@@ -217,6 +222,39 @@ def test_a_batch_without_a_scored_position_adds_nothing(tiny_cache: Path) -> Non
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert gradients
     assert not any(gradient.any() for gradient in gradients)
+
+
+class MeanSquare:
+    """A term that a recipe might add."""
+
+    names = ("mean_square",)
+
+    def __call__(self, inputs: TermInputs, weight: float, normalizer: LossNormalizer) -> TermLoss:
+        mean = inputs.hidden_BTD.square().mean() * inputs.batch.num_rows / normalizer.num_rows
+        return TermLoss(weight * mean, (mean,))
+
+
+def test_one_more_term_adds_its_loss_its_gradient_and_its_value(tiny_cache: Path) -> None:
+    cache = cache_format.open(tiny_cache)
+    batch = read_batch(cache, "train", range(2), with_sketch=True)
+    model, objective = tiny_objective(tiny_config(dropout=0.0), cache)
+    further = (*objective.further_terms, WeightedTerm(MeanSquare(), lambda w: w.alpha / 2))
+    longer = replace(objective, further_terms=further)
+    names = ("loss", "cross_entropy", "kl", "frobenius")
+    assert objective.value_names == names
+    assert longer.value_names == (*names, "mean_square")
+    step = (LossWeights(0.5, 0.1, 1.3), LossNormalizer(batch.num_scored, 4))
+    loss, values = objective.micro_batch_loss(model, batch, *step)
+    more, more_values = longer.micro_batch_loss(model, batch, *step)
+    hidden = model.hidden_states(batch.input_ids, batch.is_document_start)
+    expected = hidden.square().mean() / 2
+    assert more_values[4].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.equal(more_values[1:4], values[1:])
+    assert more_values[0].item() == more.item() == pytest.approx((loss + expected / 4).item())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gained = torch.autograd.grad(loss + expected / 4, trained, allow_unused=True)
+    found = torch.autograd.grad(more, trained, allow_unused=True)
+    torch.testing.assert_close(found, gained)
 
 
 def test_scored_positions(tiny_cache: Path) -> None:

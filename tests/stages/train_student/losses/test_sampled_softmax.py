@@ -12,6 +12,7 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss
+from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from tests.stages.train_student.losses.test_objective import NothingIsAsked
 from tests.stages.train_student.losses.test_sparse_kl import CPU, MODES
 from tests.support.dense_teachers import make_problem, samples, sparse, with_draws
@@ -67,7 +68,8 @@ def gradient_of(
     loss = SparseDistillationLoss(chunk=chunk, device=CPU, columns=columns, **settings)
     hidden, head, labels = problem
     leaf = hidden.clone().requires_grad_()
-    sums = loss(leaf, head, labels, targets, (0.4, 0.6 if targets else 0.0, temperature))
+    weights = VocabularyWeights(0.4, 0.6 if targets else 0.0, temperature)
+    sums = loss(leaf, head, labels, targets, weights)
     (gradient,) = torch.autograd.grad(sums.weighted, leaf)
     return torch.stack((sums.weighted.double().detach(), sums.cross_entropy, sums.kl)), gradient
 
@@ -177,7 +179,7 @@ def test_draws_follow_the_generator_and_validation_takes_all_columns() -> None:
     sums = [
         SparseDistillationLoss(
             chunk=5, dtype=torch.float32, compile="off", device=CPU, columns=chosen
-        )(hidden, head, labels, targets, (0.4, 0.6, 1.6))
+        )(hidden, head, labels, targets, VocabularyWeights(0.4, 0.6, 1.6))
         for chosen in (columns, None)
     ]
     assert vars(sums[0]) == vars(sums[1])

@@ -16,6 +16,7 @@ from stages.train_student.losses.sparse_kl import (
     SparseDistillationLoss,
     sparse_distillation_loss,
 )
+from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from tests.support.dense_teachers import make_problem, sparse, with_draws
 
 CPU = torch.device("cpu")
@@ -43,7 +44,7 @@ def gradients_of(
     head: torch.Tensor,
     labels: torch.Tensor,
     targets: SparseTargets | None,
-    weighting: tuple[float, float, float],
+    weighting: VocabularyWeights,
     chunk: int,
 ) -> tuple[LossSums, torch.Tensor, torch.Tensor]:
     """The sums, and the gradients by ``hidden`` and ``head``."""
@@ -133,7 +134,7 @@ def test_values_and_gradients_equal_the_dense_formula(
     )
     hidden, head, labels, teacher = make_problem(seed, num_positions, vocab)
     targets = sparse(teacher, num_kept, top_k)
-    weighting_at_T = (*weighting, temperature)
+    weighting_at_T = VocabularyWeights(*weighting, temperature)
     assert_equals_dense(
         hidden, head, labels, teacher, num_kept, targets, weighting_at_T, chunk, loss_of(mode)
     )
@@ -177,7 +178,13 @@ def test_draws_add_the_dense_formula_s_last_term(
     objective = weighting[0] * cross_entropy + weighting[1] * (kl + within)
     expected = torch.autograd.grad(objective, exact)
     sums, *found = gradients_of(
-        loss_of(mode), hidden, head, labels, targets, (*weighting, temperature), chunk
+        loss_of(mode),
+        hidden,
+        head,
+        labels,
+        targets,
+        VocabularyWeights(*weighting, temperature),
+        chunk,
     )
     # An importance weight may be large, and what it multiplies has float32's rounding.
     scale = 1 + float(targets.sample_shares(temperature)[0].max())
@@ -189,7 +196,7 @@ def test_draws_add_the_dense_formula_s_last_term(
 @pytest.mark.parametrize("temperature", [1.0, 1.37, 2.0])
 def test_at_k_equal_to_the_vocabulary_it_is_full_distillation(temperature: float) -> None:
     hidden, head, labels, teacher = make_problem(3, 6, 40)
-    targets, weighting = sparse(teacher, [40] * 6, 40), (0.2, 0.8, temperature)
+    targets, weighting = sparse(teacher, [40] * 6, 40), VocabularyWeights(0.2, 0.8, temperature)
     assert_equals_dense(
         hidden, head, labels, teacher, [40] * 6, targets, weighting, 4, loss_of("off")
     )
@@ -200,7 +207,12 @@ def test_at_k_equal_to_the_vocabulary_it_is_full_distillation(temperature: float
         log_target=True,
     )
     sums = sparse_distillation_loss(
-        hidden, head, labels, sparse(teacher, [40] * 6, 40), (0.0, 1.0, temperature), 4
+        hidden,
+        head,
+        labels,
+        sparse(teacher, [40] * 6, 40),
+        VocabularyWeights(0.0, 1.0, temperature),
+        4,
     )
     assert sums.kl.item() == pytest.approx(full.item(), rel=1e-5)
 
@@ -215,7 +227,7 @@ def test_between_the_nodes_an_exact_tail_gives_the_dense_formula() -> None:
     at_node = SparseTargets(targets.kept_ids_NK, targets.gaps_NK, exact, (1 / temperature,))
     assert_equals_dense(
         *(hidden, head, labels, teacher, [8] * 7, at_node),
-        *((0.3, 0.7, temperature), 3, loss_of("off")),
+        *(VocabularyWeights(0.3, 0.7, temperature), 3, loss_of("off")),
     )
 
 
@@ -223,7 +235,7 @@ def test_kl_is_zero_for_a_student_equal_to_its_teacher_and_never_negative() -> N
     hidden, head, labels, _ = make_problem(7, 30, 50)
     teacher = hidden.double() @ head.double().T
     sums = sparse_distillation_loss(
-        hidden, head, labels, sparse(teacher, [5] * 30, 5), (0.0, 1.0, 1.6), 8
+        hidden, head, labels, sparse(teacher, [5] * 30, 5), VocabularyWeights(0.0, 1.0, 1.6), 8
     )
     assert -1e-12 < sums.kl.item() < 1e-5
     assert sums.num_agreeing.item() == 30
@@ -237,7 +249,7 @@ def test_without_any_weight_the_gradient_is_zero(dtype: torch.dtype) -> None:
     del poison
     targets = sparse(teacher, [4] * 6, 4)
     _, *gradients = gradients_of(
-        loss_of("off", dtype), hidden, head, labels, targets, (0.0, 0.0, 1.0), 4
+        loss_of("off", dtype), hidden, head, labels, targets, VocabularyWeights(0.0, 0.0, 1.0), 4
     )
     assert all((gradient == 0).all() for gradient in gradients)
 
@@ -251,11 +263,13 @@ def test_half_precision_heads_stay_within_their_rounding(num_draws: int | None) 
     for dtype, bound in ((torch.bfloat16, 3e-2), (torch.float16, 4e-3)):
         rounded = head.to(dtype)
         leaf = hidden.clone().requires_grad_()
-        sums = sparse_distillation_loss(leaf, rounded, labels, targets, (0.5, 0.5, 2.0), 5)
+        sums = sparse_distillation_loss(
+            leaf, rounded, labels, targets, VocabularyWeights(0.5, 0.5, 2.0), 5
+        )
         (gradient,) = torch.autograd.grad(sums.weighted, leaf)
         reference = hidden.clone().requires_grad_()
         expected = sparse_distillation_loss(
-            reference, rounded.float(), labels, targets, (0.5, 0.5, 2.0), 5
+            reference, rounded.float(), labels, targets, VocabularyWeights(0.5, 0.5, 2.0), 5
         )
         (exact,) = torch.autograd.grad(expected.weighted, reference)
         assert sums.weighted.item() == pytest.approx(expected.weighted.item(), rel=bound)
@@ -283,7 +297,9 @@ def test_an_estimate_of_several_hundred_percent_does_not_overflow_in_half_precis
     for head_VD in (head, head.float()):
         leaf = torch.full((1, width), 0.25, requires_grad=True)
         label = torch.tensor([0])
-        sums = sparse_distillation_loss(leaf, head_VD, label, targets, (0.5, 0.5, 1.0), 1)
+        sums = sparse_distillation_loss(
+            leaf, head_VD, label, targets, VocabularyWeights(0.5, 0.5, 1.0), 1
+        )
         gradients += torch.autograd.grad(sums.weighted, leaf)
     assert gradients[1].norm() > 10  # or nothing was there to overflow
     torch.testing.assert_close(gradients[0], gradients[1], rtol=5e-3, atol=5e-2)
@@ -296,7 +312,7 @@ def assert_equals_dense(
     teacher: torch.Tensor,
     num_kept: list[int],
     targets: SparseTargets,
-    weighting: tuple[float, float, float],
+    weighting: VocabularyWeights,
     chunk: int,
     loss: SparseDistillationLoss,
 ) -> None:

@@ -7,6 +7,7 @@ import torch
 from stages.train_student.data.targets.sparse_targets import SparseSamples, SparseTargets
 from stages.train_student.losses.sparse_kl import sparse_distillation_loss
 from stages.train_student.losses.target_tokens import TargetTokens
+from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 
 # Four positions, whose label is kept, drawn, neither, or both kept and the id of padding.
 KEPT = torch.tensor([[3, 5], [3, 5], [3, 5], [3, 3]])
@@ -51,7 +52,9 @@ def test_tails_of_a_student_that_is_sure_keep_their_digits() -> None:
         torch.tensor([[4], [4]]), torch.zeros(2, 1), torch.full((2, 1), -1.0), (1.0,)
     )
     leaf, labels = logits.clone().requires_grad_(), torch.tensor([4, 9])
-    sums = sparse_distillation_loss(leaf, torch.eye(vocab), labels, targets, (1.0, 1.0, 1.0), 2)
+    sums = sparse_distillation_loss(
+        leaf, torch.eye(vocab), labels, targets, VocabularyWeights(1.0, 1.0, 1.0), 2
+    )
     (gradient,) = torch.autograd.grad(sums.weighted, leaf)
     exact = logits.double().requires_grad_()
     log_q = exact.log_softmax(1)
@@ -72,7 +75,9 @@ def test_kept_ids_of_all_the_mass_leave_the_student_s_tail_nothing_to_match() ->
     gaps = torch.tensor([[0.0, 0.7]]).expand(3, -1)
     targets = SparseTargets(KEPT[:3], gaps, torch.full((3, 1), -math.inf), (0.5,))
     leaf, labels = logits.clone().requires_grad_(), torch.tensor([1, 3, 5])
-    sums = sparse_distillation_loss(leaf, torch.eye(12), labels, targets, (0.0, 1.0, 2.0), 2)
+    sums = sparse_distillation_loss(
+        leaf, torch.eye(12), labels, targets, VocabularyWeights(0.0, 1.0, 2.0), 2
+    )
     (gradient,) = torch.autograd.grad(sums.weighted, leaf)
     p = torch.zeros(3, 12, dtype=torch.float64)
     p[:, [3, 5]] = (-gaps / 2).double().softmax(1)

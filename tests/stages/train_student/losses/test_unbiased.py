@@ -12,6 +12,7 @@ import torch
 
 from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.losses.sparse_kl import sparse_distillation_loss
+from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from tests.support.dense_teachers import samples, sparse, with_draws
 
 _TRIALS = 6000
@@ -79,7 +80,7 @@ def gradients_and_values(
             head,
             labels[start : start + size],
             targets.chunk(start, start + size),
-            (0.0, 1.0, temperature),
+            VocabularyWeights(0.0, 1.0, temperature),
             size,
         )
         gradients += torch.autograd.grad(sums.weighted, leaf)

@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from stages.train_student.losses.vocabulary_pass import TargetLogMasses, VocabularyPass, Weights
+from stages.train_student.losses.vocabulary_pass import (
+    DeviceWeights,
+    TargetLogMasses,
+    VocabularyPass,
+    VocabularyWeights,
+)
 from tests.stages.train_student.losses.test_sparse_kl import CPU, MODES
 
 
@@ -14,7 +19,7 @@ def columns(*values: float) -> TargetLogMasses:
 
 
 def expected(
-    logits: torch.Tensor, known: TargetLogMasses, weighting: tuple[float, float, float]
+    logits: torch.Tensor, known: TargetLogMasses, weighting: VocabularyWeights
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Both log-masses of the rest and the gradient, in float64."""
     ce_weight, kl_weight, temperature = weighting
@@ -39,12 +44,12 @@ def test_it_is_the_formula(mode: str, into: torch.dtype | None) -> None:
     logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(0)) * 4
     logits[:, ::7] = -math.inf
     labels_only, with_kl = columns(3.0), columns(3.0, 2.5, -1.0, 0.4)
-    weighting = (0.3, 0.9, 1.37)
+    weighting = VocabularyWeights(0.3, 0.9, 1.37)
     the_pass = VocabularyPass(mode, CPU)  # type: ignore[arg-type]
     for known in (labels_only, with_kl):
         worked_on = logits.clone()
         out = None if into is None else torch.full_like(logits, math.nan, dtype=into)
-        rest = the_pass(worked_on, known, Weights.of(weighting, CPU), out)
+        rest = the_pass(worked_on, known, DeviceWeights.of(weighting, CPU), out)
         *masses, gradient = expected(logits, known, weighting)
         for found, exactly in zip(rest, masses, strict=False):
             torch.testing.assert_close(found.double(), exactly, atol=0, rtol=1e-6)
@@ -59,7 +64,7 @@ def test_it_is_the_formula(mode: str, into: torch.dtype | None) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_where_all_ids_are_named_nothing_is_left(mode: str) -> None:
     the_pass = VocabularyPass(mode, CPU)  # type: ignore[arg-type]
-    weights = Weights.of((0.5, 0.5, 2.0), CPU)
+    weights = DeviceWeights.of(VocabularyWeights(0.5, 0.5, 2.0), CPU)
     for known in (columns(1.0), columns(1.0, 1.0, -math.inf, 0.0)):
         logits = torch.full((6, 20), -math.inf)
         rest = the_pass(logits, known, weights, None)
@@ -77,7 +82,12 @@ def test_rows_are_worked_on_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(the_pass._labels, "_function", watched)
     for num_ids in (150_000, 100):
-        the_pass(torch.zeros(5, num_ids), columns(0.0), Weights.of((1.0, 0.0, 1.0), CPU), None)
+        the_pass(
+            torch.zeros(5, num_ids),
+            columns(0.0),
+            DeviceWeights.of(VocabularyWeights(1.0, 0.0, 1.0), CPU),
+            None,
+        )
     assert seen == [2, 2, 1, 5]
 
 
@@ -85,7 +95,7 @@ def test_what_is_not_finite_stays_so() -> None:
     logits = torch.zeros(6, 10)
     logits[2, 3] = math.nan
     (rest,) = VocabularyPass("off", CPU)(
-        logits, columns(0.0), Weights.of((1.0, 0.0, 1.0), CPU), None
+        logits, columns(0.0), DeviceWeights.of(VocabularyWeights(1.0, 0.0, 1.0), CPU), None
     )
     assert rest.isnan().sum() == 1
     assert logits[2].isnan().all()

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stages.train_student.losses.matmul import bfloat16_product, factor, product
+from stages.compute.matmul import bfloat16_product, factor, product
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss, sparse_distillation_loss
+from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from tests.stages.train_student.losses.test_sparse_kl import CPU, MODES, gradients_of, loss_of
 from tests.support.dense_teachers import make_problem, sparse, with_draws
 
@@ -69,7 +70,8 @@ def test_a_float32_head_may_multiply_in_half_precision(
     if num_draws is not None:
         generator = torch.Generator().manual_seed(0)
         targets = with_draws(targets, teacher, num_draws, 1.0, generator)
-    problem = (hidden, head, labels, targets, (weight, 2 * weight, temperature), chunk)
+    weights = VocabularyWeights(weight, 2 * weight, temperature)
+    problem = (hidden, head, labels, targets, weights, chunk)
     sums, *found = gradients_of(loss_of(mode, dtype), *problem)
     expected, *exact = gradients_of(loss_of(mode), *problem)
     assert sums.weighted.item() == pytest.approx(expected.weighted.item(), rel=BOUNDS[dtype])
@@ -83,7 +85,9 @@ def test_gradients_have_the_precision_of_what_they_are_by(dtype: torch.dtype) ->
     hidden, head, labels, teacher = make_problem(1, 5, 30)
     targets = sparse(teacher, [8] * 5, 8)
     rounded = (hidden.to(dtype), head.to(dtype))
-    _, *found = gradients_of(loss_of("off", dtype), *rounded, labels, targets, (0.5, 0.5, 1.0), 2)
+    _, *found = gradients_of(
+        loss_of("off", dtype), *rounded, labels, targets, VocabularyWeights(0.5, 0.5, 1.0), 2
+    )
     assert {gradient.dtype for gradient in found} == {dtype}
 
 
@@ -92,9 +96,11 @@ def test_padding_rows_of_a_trained_head_get_no_gradient() -> None:
     targets = sparse(teacher, [5] * 6, 5)
     padded = torch.cat((head, torch.full((8, 16), 50.0))).requires_grad_()
     loss = loss_of("off")
-    sums = loss(hidden, padded[:40], labels, targets, (0.4, 0.6, 2.0))
+    sums = loss(hidden, padded[:40], labels, targets, VocabularyWeights(0.4, 0.6, 2.0))
     (found,) = torch.autograd.grad(sums.weighted, padded)
-    _, _, expected = gradients_of(loss, hidden, head, labels, targets, (0.4, 0.6, 2.0), 4)
+    _, _, expected = gradients_of(
+        loss, hidden, head, labels, targets, VocabularyWeights(0.4, 0.6, 2.0), 4
+    )
     torch.testing.assert_close(found[:40], expected)
     assert (found[40:] == 0).all()
 
@@ -122,7 +128,7 @@ def test_logits_of_all_positions_never_exist(trains_head: bool) -> None:
     head.requires_grad_(trains_head)
     loss = SparseDistillationLoss(chunk=8, dtype=torch.float32, compile="off", device=CPU)
     with _Results() as noted:
-        sums = loss(hidden, head, labels, targets, (0.5, 0.5, 1.5))
+        sums = loss(hidden, head, labels, targets, VocabularyWeights(0.5, 0.5, 1.5))
         sums.weighted.backward()  # type: ignore[no-untyped-call]
     assert (8, 500) in noted.shapes
     assert max(math.prod(shape) for shape in noted.shapes) == 8 * 500
@@ -134,8 +140,12 @@ def test_without_gradients_a_trained_head_is_but_read() -> None:
     targets = sparse(hidden.double() @ head.double().T, [5] * 6, 5)
     head.requires_grad_()
     with torch.no_grad():
-        sums = sparse_distillation_loss(hidden, head, labels, targets, (0.0, 1.0, 1.0), 4)
+        sums = sparse_distillation_loss(
+            hidden, head, labels, targets, VocabularyWeights(0.0, 1.0, 1.0), 4
+        )
     assert sums.num_agreeing.item() == 6  # which is not counted where a gradient is asked for
-    sums = sparse_distillation_loss(hidden, head, labels, targets, (0.0, 1.0, 1.0), 4)
+    sums = sparse_distillation_loss(
+        hidden, head, labels, targets, VocabularyWeights(0.0, 1.0, 1.0), 4
+    )
     assert sums.num_agreeing.item() == 0
     assert sums.weighted.requires_grad

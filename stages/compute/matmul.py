@@ -1,8 +1,8 @@
-"""Matrix products whose factors are in one precision and whose sums and results are in float32.
+"""Matrix products with factors in one precision, and sums and results in float32.
 
-In: matrices. Out: float32. GPUs have such products for half precision. On a processor PyTorch has
-them for factors that are stored in float32: bfloat16 is what its own instructions, if it has any,
-round these to; for float16 they are rounded beforehand.
+In: matrices. Out: float32. GPUs have such products for half precision. On a CPU, PyTorch has them
+for factors stored in float32: for bfloat16 it rounds these inside the product, if the CPU has
+instructions for it; for float16 they are rounded beforehand.
 """
 
 from typing import Any

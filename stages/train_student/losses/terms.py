@@ -1,0 +1,82 @@
+"""The terms of the loss: their weights at a step, and what they need of a cache.
+
+    (1−α−β)·CE + α·T²·KL + β·L_F        (Distil-xLSTM, arXiv 2503.18565, section 3)
+
+To add a term, write its class in a file of its own (see ``loss_term``), and give it a weight, an
+entry in ``further_terms`` and, if it needs more than the labels, a need here. Its settings belong
+to the config. Nothing heavy is imported before the terms are made, so that a cache that lacks what
+a recipe needs is refused at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stages.train_student.config import TrainStudentConfig
+from stages.train_student.data.requirements import CacheNeeds
+from stages.train_student.losses.schedules import annealed, start_of_epoch
+
+if TYPE_CHECKING:
+    from stages.train_student.losses.loss_term import LossTerm
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """(1−α−β)·CE + α·T²·KL + β·L_F at one step; metrics have them as ``schedule/NAME``."""
+
+    alpha: float
+    beta: float
+    temperature: float
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether any term but that of the labels has a weight."""
+        return bool(self.alpha or self.beta)
+
+
+@dataclass(frozen=True)
+class WeightedTerm:
+    """A term and its weight in the loss of a step."""
+
+    term: "LossTerm"
+    weight: Callable[[LossWeights], float]
+
+
+def further_terms() -> tuple[WeightedTerm, ...]:
+    """The terms beside cross-entropy and KL, in the order of their metrics."""
+    from stages.train_student.losses.frobenius import FrobeniusTerm
+
+    return (WeightedTerm(FrobeniusTerm(), lambda weights: weights.beta),)
+
+
+def loss_weights(config: TrainStudentConfig, step: int, steps_per_epoch: int) -> LossWeights:
+    """The weights of optimizer step ``step`` (from 0), under the recipe's epoch rule."""
+    epoch, step_in_epoch = divmod(step, steps_per_epoch)
+    k = step if config.epoch_rule == "subtract" else step_in_epoch
+    return LossWeights(
+        alpha=annealed(
+            start_of_epoch(config, config.alpha_start, config.alpha_end, epoch),
+            config.alpha_end,
+            k,
+        ),
+        beta=annealed(config.beta_start, config.beta_end, step),
+        temperature=annealed(
+            start_of_epoch(config, config.temperature_start, config.temperature_end, epoch),
+            config.temperature_end,
+            k,
+        ),
+    )
+
+
+def cache_needs(config: TrainStudentConfig) -> CacheNeeds:
+    """What the terms that ``config`` ever gives a weight need; every cache has the labels."""
+    has_kl = max(config.alpha_start, config.alpha_end) > 0
+    has_frobenius = max(config.beta_start, config.beta_end) > 0
+    temperatures = {
+        "temperature_start": config.temperature_start,
+        "temperature_end": config.temperature_end,
+    }
+    return CacheNeeds(
+        temperatures=temperatures if has_kl else {},
+        hidden_states_for=("beta_start", "beta_end") if has_frobenius else (),
+    )

@@ -1,0 +1,89 @@
+"""How each metric is shown to people: its key in ``metrics.jsonl``, its labels and its format.
+
+Progress lines, the table of an evaluation and the model card look it up here, in this order. A
+metric that is not listed is still in ``metrics.jsonl`` and in the trackers. Imports nothing heavy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricLabel:
+    """One metric. A label is absent where the metric is not shown; "{T}" in it is a temperature."""
+
+    key: str
+    format: str
+    """As in format(value, …)."""
+    progress: str | None = None
+    """On the line of a step or of a validation."""
+    column: str | None = None
+    """Above a column of an evaluation's table, which has a row for student and one for teacher.
+    Only of metrics ``validation/NAME``; the teacher's is ``validation/teacher_NAME``."""
+    card: str | None = None
+    """In the model card, where all numbers have four digits."""
+
+
+STEP = (
+    MetricLabel(key="train/loss", format=".3f", progress="loss"),
+    MetricLabel(key="train/cross_entropy", format=".3f", progress="CE"),
+    MetricLabel(key="train/kl", format=".3f", progress="KL(T={T})"),
+    MetricLabel(key="train/frobenius", format=".3f", progress="L_F"),
+    MetricLabel(key="schedule/alpha", format=".2f", progress="α"),
+    MetricLabel(key="train/gradient_norm", format=".2f", progress="grad norm"),
+    MetricLabel(key="speed/mfu", format=".0%", progress="MFU"),
+)
+VALIDATION = (
+    MetricLabel(
+        key="validation/loss",
+        format=".4f",
+        progress="loss",
+        column="loss",
+        card="loss, nats a token",
+    ),
+    MetricLabel(
+        key="validation/perplexity",
+        format=".1f",
+        progress="perplexity",
+        column="perplexity",
+        card="perplexity",
+    ),
+    MetricLabel(
+        key="validation/kl",
+        format=".4f",
+        progress="KL(T={T}) to teacher",
+        column="KL(T={T})",
+        card="KL to the teacher, nats",
+    ),
+    MetricLabel(
+        key="validation/agreement",
+        format=".1%",
+        progress="agreement",
+        column="agreement",
+        card="agreement with the teacher's first choice",
+    ),
+    MetricLabel(key="validation/accuracy", format=".1%", column="accuracy", card="accuracy"),
+    MetricLabel(key="validation/ece", format=".4f", column="ECE", card="calibration error"),
+    MetricLabel(
+        key="validation/teacher_loss",
+        format=".4f",
+        progress="teacher's loss",
+        card="teacher's loss, nats a token",
+    ),
+)
+
+
+def label_at(label: str, temperature: float) -> str:
+    """``label`` with ``temperature`` in the place of "{T}", as in "KL(T=1.33)"."""
+    return label.format(T=f"{temperature:.3g}")
+
+
+def progress_figures(
+    labels: tuple[MetricLabel, ...], metrics: Mapping[str, float], temperature: float
+) -> list[str]:
+    """``metrics`` as a line of progress shows them, each as "LABEL VALUE"."""
+    return [
+        f"{label_at(label.progress, temperature)} {metrics[label.key]:{label.format}}"
+        for label in labels
+        if label.progress is not None and label.key in metrics
+    ]
