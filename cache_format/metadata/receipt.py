@@ -207,7 +207,7 @@ def _misfit(receipt: Receipt, spec: CacheSpec) -> str | None:
         min(segment.offset, segment.length) < 0 or segment.offset + segment.length > entry.num_bytes
         for segment in receipt.segments
     ):
-        return "its segments do not fit its shard"
+        return "its segments do not match its shard"
     return None
 
 

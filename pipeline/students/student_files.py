@@ -61,7 +61,7 @@ def load_student_tokenizer(run: Path, head_rows: int) -> Any:
     if largest >= head_rows:
         raise ValueError(
             f"{path}: its tokenizer makes ids up to {largest}, but the student has {head_rows} "
-            "embeddings. The two do not belong together: copy the whole directory again."
+            "embeddings. The files do not match: copy the whole directory again."
         )
     return tokenizer
 
@@ -103,7 +103,7 @@ def student_files(
     checkpoint, problems = find_checkpoint(place)
     for problem in problems:
         say(problem)
-    say(f"{checkpoint.path}: step {checkpoint.step} of a training that has not finished")
+    say(f"{checkpoint.path}: step {checkpoint.step} of an unfinished run")
     with TemporaryDirectory(prefix="xlstm-student-") as temporary:
         directory = Path(temporary) / "model"
         where = cache if cache is not None else _cache_location(checkpoint.path)
@@ -120,13 +120,15 @@ def _cache_location(checkpoint: Path) -> str:
     run = checkpoint.resolve().parent.parent
     needed = f"{checkpoint}: the student's embedding, head and tokenizer are in its cache"
     if not (run / RUN_FILE).is_file():
-        raise ValueError(f"{needed}. Say by --cache where that is.")
+        raise ValueError(f"{needed}. Give its location with --cache.")
     location = read_record(run).cache_location
     if "://" not in location and not Path(location).is_dir():
         raise ValueError(
-            f"{needed}, which lay at {location} and is no longer there. Say by --cache where it is "
-            "now; another cache of the same teacher will do."
+            f"{needed}, which was at {location} and is no longer there. Give its new location with "
+            "--cache; another cache of the same teacher also works."
         )
     if "::" in location:  # to fsspec, a chain of drivers
-        raise ValueError(f"{needed}, but {location!r} is no place of a cache. Name it by --cache.")
+        raise ValueError(
+            f"{needed}, but {location!r} cannot be the location of a cache. Give it with --cache."
+        )
     return location

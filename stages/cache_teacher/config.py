@@ -1,4 +1,4 @@
-"""What stage one is told: the ``[cache_teacher]`` table of a recipe.
+"""The settings of stage one: the ``[cache_teacher]`` table of a recipe.
 
 Imports nothing heavy, so that a wrong recipe is refused at once.
 """

@@ -157,7 +157,7 @@ def test_reading_writes_nothing(root: Path) -> None:
 def test_no_cache(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("")
     for path in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(ForeignDirectoryError, match=r"no cache: expected manifest\.json"):
+        with pytest.raises(ForeignDirectoryError, match=r"not a cache: expected manifest\.json"):
             cache_format.open(path)
 
 
@@ -177,7 +177,7 @@ def test_a_cache_that_is_still_being_written(tmp_path: Path) -> None:
             writer.publish_manifest(100, complete=False)
         with pytest.raises(IncompleteCacheError, match="2 shards are finished") as e:
             cache_format.open(tmp_path)
-        assert "run stage one again: it goes on" in str(e.value)
+        assert "run stage one again: it resumes" in str(e.value)
         assert e.value.next_step.actions == (Action.RUN_STAGE_ONE,)
         cache = cache_format.open(tmp_path, allow_incomplete=True)
         assert not cache.manifest.complete

@@ -151,7 +151,7 @@ def nothing_made(config: CacheTeacherConfig, units: Units) -> str:
     if isinstance(units, UnitRange) and units != ALL_UNITS:
         return (
             f"corpus {config.corpus!r}: none of the units from {units.first} on fills a row of "
-            f"{config.sequence_length} tokens: the corpus may have ended before them."
+            f"{config.sequence_length} tokens: the corpus may end before them."
         )
     return (
         f"corpus {config.corpus!r}: no unit fills a row of {config.sequence_length} tokens. "

@@ -94,12 +94,12 @@ def _cluster(settings: RaySettings) -> Iterator[Any]:
         with _signals_kept():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (OSError, RuntimeError, ValueError) as error:
-        what = f"the cluster at {address} cannot be reached" if address else "Ray does not start"
+        what = f"the cluster at {address} cannot be reached" if address else "cannot be started"
         raise AdvisedError(
             f"Ray: {what}: {error}.",
             NextStep(
-                "See that `ray status` answers there, or name no address (nor $RAY_ADDRESS) for a "
-                "cluster of this machine alone.",
+                "Check that `ray status` works there, or give no address (nor $RAY_ADDRESS) to use "
+                "a local cluster.",
                 StageAction.RAY_ADDRESS,
             ),
         ) from error
@@ -146,7 +146,7 @@ def _num_workers_with_room(
         use = f"use {room} workers, or " if room else ""
         raise AdvisedError(
             f"Ray: {num_workers} workers need 1 {' and 1 '.join(needs)} each, on one "
-            f"machine; the cluster has {has}, which is room for {room}.",
+            f"machine; the cluster has {has}, enough for {room}.",
             NextStep(
                 f"To continue, {use}add machines to the cluster first (`ray status` shows them).",
                 StageAction.RAY_WORKERS,
@@ -281,7 +281,7 @@ class ActorPool:
             self._num_tries[unit] = self._num_tries.get(unit, 0) + 1
             if self._num_tries[unit] >= _TRIES_PER_UNIT:
                 raise RuntimeError(
-                    f"unit {unit}: {_TRIES_PER_UNIT} workers have failed while they made it. The "
-                    f"last one: {cause}"
+                    f"unit {unit}: {_TRIES_PER_UNIT} workers have failed on it. The last one: "
+                    f"{cause}"
                 ) from error
             heappush(self._again, unit)

@@ -1,4 +1,4 @@
-"""At which temperatures a cache knows its teacher's distribution. Imports nothing heavy."""
+"""The temperatures at which a cache gives its teacher's distribution. Imports nothing heavy."""
 
 from collections.abc import Callable, Mapping, Sequence
 

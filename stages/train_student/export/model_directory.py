@@ -24,7 +24,7 @@ def no_student(place: Path) -> AdvisedError:
     if (place / "run.json").is_file():
         missing = "model" if has_checkpoint(place) else "checkpoint"
         return AdvisedError(
-            f"{place}: its training has not finished, and there is no {missing} yet.",
+            f"{place}: training has not finished, and there is no {missing} yet.",
             NextStep("Resume it.", StageAction.RESUME),
         )
     return AdvisedError(f"{place}: neither a run of stage two nor a model directory")

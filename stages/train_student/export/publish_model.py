@@ -1,6 +1,6 @@
 """The result of a run: a Hugging Face model directory.
 
-In: a student, the cache it learnt from and, for its model card, recipe and figures. Out: a
+In: a student, the cache it learned from and, for its model card, recipe and figures. Out: a
 directory with weights, config, the code that finds them, tokenizer and model card, published whole
 or not at all.
 """
@@ -55,7 +55,7 @@ def published_step(target: Path) -> int | None:
         step: int | None = config.get("num_steps")
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{target}: in the way of the student that this run has trained, and no student "
-            f"itself ({error}). Move it away and run again."
+            f"{target}: the trained student cannot be written here, because this is something else "
+            f"({error}). Move it away and run again."
         ) from error
     return step

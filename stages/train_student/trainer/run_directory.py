@@ -55,8 +55,8 @@ def held(out: Path) -> Iterator[None]:
             raise AdvisedError(
                 f"{out}: another process is training into it.",
                 NextStep(
-                    "Wait for it, or choose another directory. Several processes share a run if "
-                    "torchrun starts them.",
+                    "Wait for it, or choose another directory. To train with several processes, "
+                    "use torchrun.",
                     Action.CHOOSE_DIRECTORY,
                 ),
             ) from error
@@ -86,7 +86,7 @@ def prepare(
     has_checkpoints = any((out / "checkpoints").glob("step-*"))
     if (out / "model").exists() and not has_checkpoints:
         raise AdvisedError(
-            f"{out} holds a finished student whose checkpoints are gone.",
+            f"{out} holds a finished student without checkpoints.",
             NextStep(
                 f"Choose another directory, or move {out / 'model'} away.", Action.CHOOSE_DIRECTORY
             ),
@@ -98,7 +98,7 @@ def prepare(
     if not identity_file.exists() and out.exists() and any(out.iterdir()):
         lost = f" ({identity_file.name} is missing)" if has_checkpoints else ""
         raise AdvisedError(
-            f"{out} holds something that is no run{lost}.",
+            f"{out} is not empty, and not a run{lost}.",
             NextStep("Choose another directory.", Action.CHOOSE_DIRECTORY),
         )
     num_shards = (len(cache.shards("train")), len(cache.shards("validation")))
@@ -146,7 +146,7 @@ def _check_same(
 ) -> RunRecord:
     if not resume:
         raise AdvisedError(
-            f"{out} holds a run already.",
+            f"{out} already holds a run.",
             NextStep(
                 "Resume it, or choose another directory.",
                 *(StageAction.RESUME, Action.CHOOSE_DIRECTORY),
@@ -165,7 +165,7 @@ def _check_same(
     if differing:
         text, actions = "Restore these settings to resume it, or choose another directory.", []
         if before.get(key) != now.get(key):
-            text += " It has its initial weights: none need be named."
+            text += " It already has its initial weights: do not set them again."
             actions = [StageAction.INITIAL_WEIGHTS]
         elif any(before.get(name) != now.get(name) for name in ("max_steps", "num_train_epochs")):
             text += " To train for longer, restore them and extend the run."

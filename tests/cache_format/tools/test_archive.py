@@ -302,7 +302,7 @@ class TestDamage:
         message = str(caught.value)
         assert f"shards/{shard_path(root, 3).name}: expected SHA-256" in message
         assert f"stays in {tmp_path / 'new'}" in message
-        assert "unpack it: it goes on from there" in message
+        assert "unpack it again: it resumes from there" in message
         assert len(list((tmp_path / "new/shards").iterdir())) == 3
         unpacked(packed(root), tmp_path / "new")
         assert contents(tmp_path / "new") == contents(root)

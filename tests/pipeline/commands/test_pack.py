@@ -91,7 +91,7 @@ main(sys.argv[1:], prog_name="pipeline")
         assert result.exit_code == 1
         assert f"Error: {archive}: at byte" in result.stderr
         assert "cut short" in result.stderr
-        assert "unpack it: it goes on from there" in result.stderr
+        assert "unpack it again: it resumes from there" in result.stderr
 
     def test_into_no_directory(self, tiny_cache: Path, tmp_path: Path) -> None:
         result = run("pack", tiny_cache, tmp_path / "nothing/a.tar.zst")

@@ -218,7 +218,7 @@ def test_generate_from_an_unfinished_run(student: tuple[Path, Result], unfinishe
     older = run("generate", unfinished, *_TEXT)
     assert older.stdout == named.stdout
     assert "step-0000002" in older.stderr
-    assert "It is passed over.\n" in older.stderr
+    assert "It is skipped.\n" in older.stderr
     assert newest.is_dir()  # whoever only looks renames nothing
     result = run("generate", newest, *_TEXT)
     assert result.exit_code == 1

@@ -217,7 +217,7 @@ class TestFailures:
         result = run(*command, "--json", "--log-file", tmp_path / "log")
         assert result.exit_code == 1
         assert result.stdout == ""
-        assert "no cache: expected manifest.json" in result.stderr
+        assert "not a cache: expected manifest.json" in result.stderr
         assert not (tmp_path / "log").exists()
 
 

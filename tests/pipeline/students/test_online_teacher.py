@@ -264,7 +264,7 @@ def test_the_loss_curves_of_a_few_steps_are_the_same(scene: Scene, whole: Cache)
             optimizer.step()
         curves.append(torch.stack(losses))
     cached, online = curves
-    assert online[-1, 1] < 0.9 * online[0, 1]  # something was learnt
+    assert online[-1, 1] < 0.9 * online[0, 1]  # something was learned
     torch.testing.assert_close(online, cached, rtol=1e-3, atol=0)
 
 

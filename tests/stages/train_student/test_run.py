@@ -553,7 +553,7 @@ def test_a_directory_with_a_run_needs_resume_and_the_same_settings(
     with pytest.raises(ValueError, match=r"learning_rate was 0\.003 and is 0\.1"):
         run(tiny_config(learning_rate=0.1), tiny_cache, whole, resume=True)
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="holds something that is no run"):
+    with pytest.raises(ValueError, match="is not empty, and not a run"):
         run(tiny_config(), tiny_cache, tmp_path)
 
 
@@ -572,7 +572,7 @@ def test_a_finished_student_is_not_passed_off_as_that_of_other_settings(
 ) -> None:
     out = Path(shutil.copytree(whole, tmp_path / "run"))
     shutil.rmtree(out / "checkpoints")
-    with pytest.raises(ValueError, match="finished student whose checkpoints are gone"):
+    with pytest.raises(ValueError, match="finished student without checkpoints"):
         run(tiny_config(seed=5), tiny_cache, out, resume=True)
 
 

@@ -131,7 +131,7 @@ def test_what_is_no_model_is_not_replaced(copy: Path, tiny_cache: Path) -> None:
     shutil.rmtree(copy / "model")
     (copy / "model").mkdir()
     (copy / "model" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="in the way of the student"):
+    with pytest.raises(ValueError, match="the trained student cannot be written here"):
         run(tiny_cache, copy, resume=True)
     assert (copy / "model" / "notes.txt").read_text() == "mine"
 
