@@ -20,12 +20,12 @@ from stages.cache_teacher.teacher.teacher_files import resolve_teacher
 from stages.model_files.tokenizer_files import load_tokenizer
 from stages.train_student.export.published_files import published_files
 from stages.train_student.modeling.distil_xlstm.directory_code import directory_code
-from tests.stages.train_student.test_run import run as train
-from tests.stages.train_student.test_run import tiny_config
 from tests.support import hostile
 from tests.support.sample_cache import contents, reseal
 from tests.support.students import publish_student
-from tests.support.tiny import tiny_config as stage_one_config
+from tests.support.tiny import tiny_cache_config as stage_one_config
+from tests.support.train_configs import tiny_train_config
+from tests.support.train_runs import run as train
 
 STUDENT_FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "README.md"),
@@ -68,7 +68,9 @@ def done(*arguments: object) -> Result:
 class TestPayloads:
     """They are live: where they are trusted, they run."""
 
-    def test_code(self, model: Path, canary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_remote_code_is_never_run(
+        self, model: Path, canary: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from transformers import AutoTokenizer
 
         modules = str(canary.parent / "modules")
@@ -78,7 +80,7 @@ class TestPayloads:
         tokenizer.from_pretrained(model, trust_remote_code=True)
         assert canary.exists()
 
-    def test_pickles(self, canary: Path) -> None:
+    def test_pickles_are_never_loaded(self, canary: Path) -> None:
         pickle.loads(hostile.pickled(canary))
         assert canary.exists()
 
@@ -94,7 +96,7 @@ class TestCache:
     def test_training(self, cache: Path, tmp_path: Path, canary: Path) -> None:
         messages = []
         train(
-            tiny_config(max_steps=1, eval_steps=1, save_steps=1),
+            tiny_train_config(max_steps=1, eval_steps=1, save_steps=1),
             cache,
             tmp_path / "run",
             report=lambda progress: messages.append(progress.message),
@@ -167,7 +169,7 @@ class TestCache:
         path.unlink()
         path.symlink_to(tmp_path / "secret")
         with pytest.raises(CorruptFileError, match=r"tokenizer\.json: damaged"):
-            train(tiny_config(), cache, tmp_path / "run")
+            train(tiny_train_config(), cache, tmp_path / "run")
 
     @pytest.mark.parametrize(
         ("name", "data"),
@@ -184,7 +186,7 @@ class TestCache:
         (cache / "teacher" / name).write_bytes(data)
         hostile.rehash_teacher(cache)
         with pytest.raises(ValueError, match=rf"{name}: .*[Mm]ake the cache again"):
-            train(tiny_config(), cache, tmp_path / "run")
+            train(tiny_train_config(), cache, tmp_path / "run")
 
     def test_a_tokenizer_that_is_none_is_named_by_inspect(self, cache: Path) -> None:
         (cache / "teacher" / "tokenizer.json").write_text("{}")

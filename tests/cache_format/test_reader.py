@@ -88,7 +88,7 @@ def test_a_cache_without_rows(tmp_path: Path) -> None:
     assert verify(cache) == []
 
 
-def test_without_sketch(tmp_path: Path) -> None:
+def test_reading_without_the_sketch_leaves_it_unread(tmp_path: Path) -> None:
     spec = write_sample_cache(tmp_path, sample_spec(with_sketch=False))
     _, row = cache_format.open(tmp_path).read_row("train", 0)
     assert_decoded(row, unit_rows(1, spec)[0], spec)
@@ -103,7 +103,7 @@ def test_rows_do_not_share_memory_with_the_next_read(root: Path) -> None:
     assert_decoded(cache.read_row("train", 0)[1], unit_rows(1, SPEC)[0], SPEC)
 
 
-def test_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_threads_read_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks())
     for unit in range(1, 9):
         if SPEC.split_of(unit) == "train":
@@ -154,7 +154,7 @@ def test_reading_writes_nothing(root: Path) -> None:
     assert state() == before
 
 
-def test_no_cache(tmp_path: Path) -> None:
+def test_a_directory_without_a_cache_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("")
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(ForeignDirectoryError, match=r"not a cache: expected manifest\.json"):

@@ -8,13 +8,13 @@ import torch
 import cache_format
 from stages.train_student.export.publish_model import publish_model
 from stages.train_student.new_student import load_student
-from tests.stages.train_student.test_run import tiny_config
+from tests.support.train_configs import tiny_train_config
 
 
 def publish_student(cache: Path, run: Path, **changes: Any) -> Path:
     """``run`` with a model of ``cache``'s teacher, whose weights are noise."""
     opened = cache_format.open(cache)
-    config = tiny_config(dropout=0.0, **changes)
+    config = tiny_train_config(dropout=0.0, **changes)
     student = load_student(config, opened)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():

@@ -35,7 +35,7 @@ def test_what_has_one_meaning() -> None:
     ],
     ids=range(14),
 )
-def test_what_has_not(data: bytes, problem: str, tmp_path: Path) -> None:
+def test_ambiguous_json_is_refused(data: bytes, problem: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=problem):
         parse_object(data)
     path = tmp_path / "x.json"

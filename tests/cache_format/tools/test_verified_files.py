@@ -46,7 +46,7 @@ def interrupted(root: Path, record: Path, reads: Reads) -> list[str]:
     return names
 
 
-def test_it_goes_on(root: Path, tmp_path: Path, reads: Reads) -> None:
+def test_an_interrupted_verification_resumes(root: Path, tmp_path: Path, reads: Reads) -> None:
     record, before = tmp_path / "state" / "record", contents(root)
     first = interrupted(root, record, reads)
     seen: list[tuple[int, int]] = []

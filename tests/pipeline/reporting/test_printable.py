@@ -25,7 +25,7 @@ class PanicException(BaseException):
         (ValueError("a\x1b]0;name"), r"Error: a\x1b]0;name"),
     ],
 )
-def test_failures_are_told(error: BaseException, message: str) -> None:
+def test_control_characters_in_errors_are_escaped(error: BaseException, message: str) -> None:
     @click.group(cls=PipelineGroup)
     @click.option("--debug", is_flag=True)
     def group(debug: bool) -> None:

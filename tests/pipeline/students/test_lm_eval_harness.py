@@ -216,7 +216,7 @@ def test_the_harness_s_own_command_needs_nothing_imported(
 
 @needs_harness
 @pytest.mark.usefixtures("only_own_tasks")
-def test_the_command(run: Path, tasks: Path, tiny_cache: Path) -> None:
+def test_evaluate_tasks_prints_a_table(run: Path, tasks: Path, tiny_cache: Path) -> None:
     result = CliRunner().invoke(
         evaluate,
         [

@@ -35,7 +35,7 @@ def run(tiny_cache: Path, tmp_path: Path) -> Path:
     return out
 
 
-def test_a_new_run(tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_new_run_passes(tiny_cache: Path, tmp_path: Path) -> None:
     check(tiny_cache, tmp_path / "run")
     check(tiny_cache, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -75,7 +75,7 @@ def test_a_student_without_its_checkpoints(tiny_cache: Path, run: Path) -> None:
         check(tiny_cache, run, resume=True)
 
 
-def test_something_else(tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_refused(tiny_cache: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.json").write_text(json.dumps({}))
     with pytest.raises(ValueError, match="is not empty, and not a run"):
         check(tiny_cache, tmp_path)

@@ -16,8 +16,9 @@ from stages.train_student.losses.schedules import learning_rate
 from stages.train_student.run import train_student
 from stages.train_student.tracking.run_progress import TrainProgress
 from stages.train_student.trainer.stopping import StoppedError, StopRequest
-from tests.stages.train_student.test_run import metrics, tiny_config, weights
 from tests.support.sample_cache import reseal
+from tests.support.train_configs import tiny_train_config
+from tests.support.train_runs import metrics, weights
 
 SHORT = {"max_steps": 4, "save_steps": 2, "eval_steps": 99, "save_total_limit": 9}
 
@@ -39,7 +40,7 @@ def run(
         said.append(progress.message)
 
     train_student(
-        tiny_config(**(SHORT | changes)),
+        tiny_train_config(**(SHORT | changes)),
         cache_format.open(cache),
         out,
         resume=resume,
@@ -85,7 +86,7 @@ def test_an_extended_run_keeps_what_it_was_and_goes_on_bitwise(
     before = metrics(copy)
     run(tiny_cache, copy, resume=True, extend_to=8)
     assert metrics(copy)[: len(before)] == before
-    config = tiny_config(**SHORT)
+    config = tiny_train_config(**SHORT)
     assert rates(copy) == [learning_rate(config, step, 4 if step < 4 else 8) for step in range(8)]
     assert json.loads((copy / "model/config.json").read_text())["num_steps"] == 8
     assert "for 8 optimizer steps" in (copy / "model/README.md").read_text()

@@ -17,7 +17,7 @@ from stages.cache_teacher.run import cache_teacher
 from tests.support import ROOT
 from tests.support.sample_cache import contents
 from tests.support.stage_one_runs import Bench
-from tests.support.tiny import tiny_config
+from tests.support.tiny import tiny_cache_config
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = [pytest.mark.enable_socket, pytest.mark.timeout(180)]
@@ -68,7 +68,7 @@ def run_on_ray(
     **changes: Any,
 ) -> Any:
     return cache_teacher(
-        tiny_config(bench.teacher, bench.corpus, **changes),
+        tiny_cache_config(bench.teacher, bench.corpus, **changes),
         bench.root / out,
         recipe_toml="# a recipe\n",
         report=report,
@@ -137,7 +137,7 @@ def test_what_a_worker_refuses_ends_the_run(bench: Bench) -> None:
 def test_a_cluster_makes_all_units(bench: Bench) -> None:
     with pytest.raises(ValueError, match="a cluster makes all units"):
         cache_teacher(
-            tiny_config(bench.teacher, bench.corpus),
+            tiny_cache_config(bench.teacher, bench.corpus),
             bench.root / "cache",
             recipe_toml="",
             report=lambda _: None,

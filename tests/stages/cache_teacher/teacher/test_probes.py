@@ -9,11 +9,11 @@ import torch
 from stages.cache_teacher.teacher import attention
 from stages.cache_teacher.teacher.teacher import Teacher
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
-from tests.support.tiny import tiny_config
+from tests.support.tiny import tiny_cache_config
 
 
 def load(directory: Path, **changes: Any) -> Teacher:
-    source = resolve_teacher(tiny_config(directory, "unused", **changes))
+    source = resolve_teacher(tiny_cache_config(directory, "unused", **changes))
     return Teacher(source, torch.device("cpu"))
 
 

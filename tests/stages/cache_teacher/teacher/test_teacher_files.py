@@ -9,11 +9,11 @@ import pytest
 
 from stages.cache_teacher.teacher import teacher_files
 from stages.cache_teacher.teacher.teacher_files import TeacherSource, resolve_teacher
-from tests.support.tiny import tiny_config
+from tests.support.tiny import tiny_cache_config
 
 
 def resolve(teacher: Path | str, **changes: Any) -> TeacherSource:
-    return resolve_teacher(tiny_config(teacher, "unused", **changes))
+    return resolve_teacher(tiny_cache_config(teacher, "unused", **changes))
 
 
 @pytest.fixture
