@@ -152,7 +152,7 @@ class TestCache:
         before = contents(cache)
         result = invoke("extend", cache, "--tokens", "1B")
         assert result.exit_code == 1
-        assert f"its text from {str(secret)!r}" in result.stderr
+        assert f"the corpus from {str(secret)!r}" in result.stderr
         assert "made from another recipe, teacher or corpus" in result.stderr
         assert contents(cache) == before
 
@@ -193,7 +193,7 @@ class TestCache:
         hostile.rehash_teacher(cache)
         result = invoke("inspect", cache, "--row", "0")
         assert result.exit_code == 1
-        assert "tokenizer.json: no tokenizer: " in result.stderr
+        assert "tokenizer.json: not a valid tokenizer: " in result.stderr
 
 
 class TestModel:
@@ -234,7 +234,7 @@ class TestModel:
         shutil.copyfile(honest / "stack_distil_xlstm.py", model / "stack_distil_xlstm.py")
         (model / "README.md").unlink()
         (model / "README.md").symlink_to("/etc/passwd")
-        with pytest.raises(ValueError, match=r"README\.md: no ordinary file"):
+        with pytest.raises(ValueError, match=r"README\.md: not a regular file"):
             published_files(model)
 
     def test_pickled_weights_alone(self, model: Path, canary: Path) -> None:
@@ -265,7 +265,9 @@ class TestTeacher:
         self, teacher: Path, canary: Path
     ) -> None:
         config = stage_one_config(teacher, "unused")
-        with pytest.raises(ValueError, match=r"holds adapter_config\.json, by which transformers"):
+        with pytest.raises(
+            ValueError, match=r"holds adapter_config\.json, which makes transformers"
+        ):
             resolve_teacher(config)
         (teacher / "adapter_config.json").rename(
             teacher / "shard-00001-model-00001-of-00001.safetensors"
@@ -273,7 +275,7 @@ class TestTeacher:
         with pytest.raises(ValueError, match="holds shard-00001-model-00001"):
             resolve_teacher(config)
         (teacher / "shard-00001-model-00001-of-00001.safetensors").unlink()
-        with pytest.raises(ValueError, match="names weights of its own"):
+        with pytest.raises(ValueError, match="names other weight files"):
             resolve_teacher(config)
         assert not canary.exists()
 
@@ -299,6 +301,6 @@ class TestTeacher:
         """As that of Qwen 1 and ChatGLM: a clear word, where it would have to be run."""
         (teacher / "adapter_config.json").unlink()
         (teacher / "tokenizer.json").rename(teacher / "vocab.txt")
-        with pytest.raises(ValueError, match=r"Python code of its repository's own \(auto_map\)"):
+        with pytest.raises(ValueError, match=r"Python code from its repository \(auto_map\)"):
             resolve_teacher(stage_one_config(teacher, "unused"))
         assert not canary.exists()

@@ -164,7 +164,9 @@ def test_a_directory_without_a_cache_is_refused(tmp_path: Path) -> None:
 def test_a_part_is_called_one(tmp_path: Path) -> None:
     writer = CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks())
     fill(writer, [1, 3])
-    with pytest.raises(IncompleteCacheError, match=r"part.*units 1:2, 3:4;.*Merge the parts") as e:
+    with pytest.raises(
+        IncompleteCacheError, match=r"part.*units 1:2, 3:4;.*several parts, merge them"
+    ) as e:
         cache_format.open(tmp_path)
     assert e.value.next_step.actions == (Action.FINISH_PARTS,)
 

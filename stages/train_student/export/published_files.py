@@ -28,7 +28,7 @@ def published_files(directory: Path) -> list[str]:
     for name in found:
         if not (directory / name).is_file() or (directory / name).is_symlink():
             raise ValueError(
-                f"{directory / name}: no ordinary file: what it leads to may lie anywhere. Copy "
+                f"{directory / name}: not a regular file, so its content may lie anywhere. Copy "
                 "the directory with `cp -rL`, look at what is in it, and upload the copy."
             )
     _refuse_foreign_code(directory, found, code)

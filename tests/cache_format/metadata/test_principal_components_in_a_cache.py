@@ -132,7 +132,7 @@ def test_a_damaged_one_is_named_and_made_good_again(root: Path, damaged: bytes) 
 def test_a_missing_one_is_named_and_the_targets_can_be_read(root: Path) -> None:
     (root / FILE).unlink()
     cache = cache_format.open(root)
-    with pytest.raises(MissingFileError, match=r"projection\.bin: missing\. Put"):
+    with pytest.raises(MissingFileError, match=r"projection\.bin: missing\. Restore"):
         _ = cache.projection
     (problem,) = verify(cache)
     assert problem.path == root / FILE

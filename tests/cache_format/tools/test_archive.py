@@ -267,7 +267,7 @@ class TestDamage:
             unpacked(damaged, tmp_path / "new")
         message = str(caught.value)
         assert f"shards/{shard_path(root, 3).name}: expected SHA-256" in message
-        assert f"stays in {tmp_path / 'new'}" in message
+        assert f"kept in {tmp_path / 'new'}" in message
         assert "unpack it again: it resumes from there" in message
         assert len(list((tmp_path / "new/shards").iterdir())) == 3
         unpacked(packed(root), tmp_path / "new")

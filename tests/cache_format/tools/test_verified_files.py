@@ -121,7 +121,7 @@ def test_a_record_of_which_little_was_written(root: Path, tmp_path: Path, cut: i
 
 def test_a_file_that_is_no_record_is_kept(root: Path) -> None:
     before = contents(root)
-    with pytest.raises(ValueError, match=r"manifest\.json: holds something that is no record"):
+    with pytest.raises(ValueError, match=r"manifest\.json: exists, but is not a record"):
         verify(cache_format.open(root), record=root / "manifest.json")
     assert contents(root) == before
 

@@ -85,7 +85,7 @@ REFUSALS: dict[str, tuple[tuple[str, ...], str]] = {
         ("train-student", "--recipe", "small", "--cache", "x.tar.zst", "--out", "new"),
         "pipeline unpack x.tar.zst CACHE",
     ),
-    "a run": (out(TRAIN, "run"), "run holds a run already"),
+    "a run": (out(TRAIN, "run"), "run already holds a run"),
     "another run": ((*out(TRAIN, "run"), "--resume"), "run holds another run"),
     "no run": (out(TRAIN, "corpus"), "corpus is not empty, and not a run"),
     "temperature": (

@@ -234,7 +234,7 @@ def test_dry_run(places: tuple[str, ...], tmp_path: Path) -> None:
     )
     text = run(*command)
     assert text.exit_code == 0, text.output
-    assert text.stdout.startswith(f"{out} would get 1.00M tokens more")
+    assert text.stdout.startswith(f"1.00M more tokens would be cached in {out}")
     for line in ("cache id", "teacher", "corpus", "targets", "rows", "validation", "held", "size"):
         assert f"\n  {line} " in text.stdout
     (*_, done) = events(run(*command, "--json"))

@@ -21,7 +21,7 @@ class PanicException(BaseException):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (PanicException("index out of bounds"), "cannot go on with what it was given: index out"),
+        (PanicException("index out of bounds"), "a library rejected its input: index out"),
         (ValueError("a\x1b]0;name"), r"Error: a\x1b]0;name"),
     ],
 )

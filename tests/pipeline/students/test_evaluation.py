@@ -129,7 +129,7 @@ def test_of_samples_what_cannot_be_known_is_left_out(tmp_path: Path) -> None:
     assert found["student"].keys() == {
         *("loss", "perplexity", "kl", "agreement", "accuracy", "ece")
     }
-    assert "cannot be known from samples" in found["notes"][0]
+    assert "cannot be computed from samples" in found["notes"][0]
     assert evaluation_text(found).splitlines()[1].split()[3:] == ["–", "–", "–", "–"]
     assert cache.spec.targets.kind == "sampled"
 
@@ -166,7 +166,7 @@ def test_a_model_that_names_no_teacher_is_refused(
     model = Path(shutil.copytree(run / "model", tmp_path / "model"))
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"teacher": None}))
-    with pytest.raises(ValueError, match=r"config\.json: does not name the teacher"):
+    with pytest.raises(ValueError, match=r"config\.json: does not record the student's teacher"):
         evaluated(model, tiny_cache)
 
 

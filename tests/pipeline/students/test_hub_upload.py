@@ -166,5 +166,5 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither a run"):
         push_model(tmp_path, "me/student", is_private=False, revision=None)
     (tmp_path / "run.json").touch()
-    with pytest.raises(ValueError, match="its training has not finished"):
+    with pytest.raises(ValueError, match="training has not finished"):
         push_model(tmp_path, "me/student", is_private=False, revision=None)

@@ -227,7 +227,7 @@ def test_another_checkpoint_is_another_run(
     out = tmp_path / "run"
     begun(tiny_cache, out, finished / "checkpoints/step-0000002")
     with pytest.raises(
-        ValueError, match=r"initial_weights_sha256 was .* and is .*none need be named"
+        ValueError, match=r"initial_weights_sha256 was .* and is .*do not set them again"
     ):
         run(tiny_cache, out, init=finished, resume=True)
     run(tiny_cache, out, resume=True)  # the weights are in its checkpoint
@@ -242,7 +242,7 @@ def test_where_no_checkpoint_is_whole_the_initial_weights_are_asked_for(
     out = tmp_path / "run"
     begun(tiny_cache, out, finished)
     (out / "checkpoints/step-0000000/state.json").write_text("[]")
-    with pytest.raises(ValueError, match=f"from the weights of {finished}/model as before"):
+    with pytest.raises(ValueError, match=f"start over from the weights of {finished}/model"):
         run(tiny_cache, out, resume=True)
     said = run(tiny_cache, out, resume=True, init=finished)
     assert any("beginning from the weights of" in line for line in said)

@@ -143,7 +143,7 @@ def test_the_end_of_text_does_not_stand_for_unknown_text() -> None:
     tokenizer.add_special_tokens(["</s>"])
     documents = DocumentTokenizer(tokenizer, 2, 0)
     assert [ids.tolist() for ids in documents.encode(["the the"])] == [[1, 1]]
-    with pytest.raises(ValueError, match="nothing for '</s>' or for unknown text but the control"):
+    with pytest.raises(ValueError, match="represent '</s>' or unknown text only by the control"):
         documents.encode(["the é"])
 
 

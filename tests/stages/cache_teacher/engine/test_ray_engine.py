@@ -181,9 +181,9 @@ GPUS: dict[str, float] = {"CPU": 16.0, "GPU": 4.0}
     [
         ([{"CPU": 3.0}], 4, r"4 workers need 1 CPU each.* has 3 CPUs, .*use 3 workers,"),
         ([GPUS, GPUS], 9, r"1 CPU and 1 GPU each.* has 32 CPUs and 8 GPUs.*use 8 workers,"),
-        ([GPUS, {"CPU": 64.0}], 5, r"has 80 CPUs and 4 GPUs, which is room for 4"),
-        ([{"CPU": 2.0, "GPU": 4.0}], 3, "room for 2"),
-        ([{"CPU": 0.0, "GPU": 4.0}], None, "room for 0. To continue, add machines"),
+        ([GPUS, {"CPU": 64.0}], 5, r"has 80 CPUs and 4 GPUs, enough for 4"),
+        ([{"CPU": 2.0, "GPU": 4.0}], 3, "enough for 2"),
+        ([{"CPU": 0.0, "GPU": 4.0}], None, "enough for 0. To continue, add machines"),
     ],
 )
 def test_workers_that_no_machine_has_room_for_are_refused(
@@ -230,7 +230,7 @@ def test_sigterm_is_given_back_where_ray_does_not_start(monkeypatch: pytest.Monk
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     nothing: Any = SimpleNamespace(show=lambda *_: None)
     try:
-        with pytest.raises(ValueError, match="Ray does not start: no shared memory"):
+        with pytest.raises(ValueError, match="Ray: cannot be started: no shared memory"):
             make_units_on_ray(nothing, RaySettings(), nothing, nothing, nothing)
         assert signal.getsignal(signal.SIGTERM) is before
     finally:

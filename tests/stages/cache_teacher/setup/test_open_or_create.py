@@ -137,6 +137,6 @@ def test_who_is_overtaken_by_another_recipe_is_refused(
 
 def test_a_first_unit_without_rows(bench: Bench) -> None:
     bench.corpus = write_fineweb_parquet(bench.root / "short.parquet", ["a", *TEXTS])
-    with pytest.raises(ValueError, match="principal components need as many positions"):
+    with pytest.raises(ValueError, match="principal components need at least 8 positions"):
         bench.run(hidden_projection="pca", documents_per_unit=1)
     assert not (bench.root / "cache").exists()

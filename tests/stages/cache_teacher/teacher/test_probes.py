@@ -45,7 +45,7 @@ def test_positions_that_do_not_restart_are_found(
         return index_T * (1 + is_later_BT)
 
     monkeypatch.setattr(attention, "_positions", stretched_later)
-    with pytest.raises(ValueError, match="comes out differently behind another one than alone"):
+    with pytest.raises(ValueError, match="gives different logits after another one than alone"):
         load(untied_teacher)
 
 

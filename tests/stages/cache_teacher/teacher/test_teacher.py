@@ -163,7 +163,7 @@ def test_weights_that_are_missing_are_named(tiny_teacher: Path, tmp_path: Path) 
     weights = load_file(copy / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"the weights lack model\.norm\.weight"):
+    with pytest.raises(ValueError, match=r"weights are missing: model\.norm\.weight"):
         load(copy)
 
 

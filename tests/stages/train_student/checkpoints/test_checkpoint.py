@@ -162,10 +162,10 @@ def only_a_file(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "empty": (unsealed(b""), "its seal does not fit"),
-    "a list": (unsealed(b"[]"), "its seal does not fit"),
-    "no JSON": (unsealed(b"\xff{"), "its seal does not fit"),
-    "nested": (unsealed(b"[" * 99999), "its seal does not fit"),
+    "empty": (unsealed(b""), "its seal does not match"),
+    "a list": (unsealed(b"[]"), "its seal does not match"),
+    "no JSON": (unsealed(b"\xff{"), "its seal does not match"),
+    "nested": (unsealed(b"[" * 99999), "its seal does not match"),
     "no seal": (unsealed(b'{"step": "x"}'), "it has no seal, or an older version"),
     "before seals": (as_before_seals, "it has no seal, or an older version"),
     "step no number": (sealed({"step": "x"}), "step: expected int, found 'x'"),

@@ -50,7 +50,7 @@ def test_the_model_card_names_teacher_cache_and_metrics(published: Path, tiny_ca
     front = card.split("---\n")[1]
     assert "base_model" not in front  # the tiny teacher is no model of the Hub
     assert "license" not in front
-    assert "| loss, nats a token | 4.2500 |\n| calibration error | 0.0625 |" in card
+    assert "| loss, nats per token | 4.2500 |\n| calibration error | 0.0625 |" in card
     assert "unknown" not in card
     assert cache_format.open(tiny_cache).cache_id in card
     recipe = tomllib.loads(card.split("```toml\n")[1].split("```")[0])["train_student"]
@@ -69,8 +69,8 @@ def test_a_card_without_recipe_and_figures_leaves_them_out(
     )
     card = (tmp_path / "model" / "README.md").read_text()
     assert "## Recipe" not in card
-    assert "## Figures" not in card
-    assert "a head that began as one" in card
+    assert "## Results" not in card
+    assert "a head initialized from the teacher's" in card
     assert "An xLSTM student of a model that is not on the Hub" in card
 
 

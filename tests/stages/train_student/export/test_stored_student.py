@@ -92,7 +92,7 @@ def test_settings_that_no_student_has_are_passed_over(whole: Path, copy: Path) -
         ({"vocab_size": 0}, "vocab_size: impossible value 0"),
         ({"vocab_size": True}, "vocab_size: impossible value True"),
         ({"head_rows": 2**30}, r"expected the shape \[1073741824, 32\] by config.json, found"),
-        ({"num_blocks": 10**9}, "num_blocks is 1000000000, but the weights are of 2 blocks"),
+        ({"num_blocks": 10**9}, "num_blocks is 1000000000, but the weights have 2 blocks"),
         ({"num_heads": 3}, "num_heads = 3 must divide"),
         ({"slstm_at": [5]}, "settings make no student|weights are missing"),
         ({"slstm_at": 0}, "slstm_at: impossible value 0"),

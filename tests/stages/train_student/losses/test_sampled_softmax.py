@@ -229,6 +229,6 @@ def test_bounds_of_the_setting() -> None:
     with pytest.raises(ValueError, match="sampled_softmax_size: must be 1 or more"):
         TrainStudentConfig(sampled_softmax_size=0)
     with pytest.raises(
-        ValueError, match=r"sampled_softmax_size: must be absent where student\.train_head is true"
+        ValueError, match=r"sampled_softmax_size: must be none if student\.train_head is true"
     ):
         train_config(sampled_softmax_size=64, train_head=True)
