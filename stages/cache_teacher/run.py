@@ -15,8 +15,8 @@ import torch
 from cache_format.metadata.manifest import Manifest
 from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig, UnitRange
 from stages.cache_teacher.corpus.units import open_corpus
+from stages.cache_teacher.engine.engine import Engine
 from stages.cache_teacher.engine.filling import Filling, Units
-from stages.cache_teacher.engine.ray_engine import RaySettings
 from stages.cache_teacher.engine.unit_maker import Job
 from stages.cache_teacher.reporting.progress import CacheProgress, Progress
 from stages.cache_teacher.setup.complete_cache import find_complete_cache
@@ -37,7 +37,7 @@ def cache_teacher(
     recipe_toml: str | None = None,
     report: Callable[[CacheProgress], None] = lambda _: None,
     units: Units = ALL_UNITS,
-    ray: RaySettings | None = None,
+    engine: Engine | None = None,
 ) -> Manifest:
     """Fill the cache at ``out`` up to ``config.num_tokens`` positions; finished units are kept.
 
@@ -64,21 +64,21 @@ def cache_teacher(
 
     If ``units`` is a range, only these units are made; if it has no end, as many as the budget is
     estimated to need, assuming that earlier units are of the same size. If it is a worker's share,
-    only that is made; the last worker to finish completes the cache. With ``ray``, all units are
+    only that is made; the last worker to finish completes the cache. With ``engine``, all units are
     made by the cluster's workers. The cache is complete if the units from 0 on hold the budget or
     the corpus; otherwise it is a part, which can be merged.
 
     Raises ValueError for a teacher, corpus or document that cannot be used, and CacheError if
     ``out`` is another cache or not a cache. Propagates out-of-memory errors.
     """
-    if ray is not None and units != ALL_UNITS:
+    if engine is not None and units != ALL_UNITS:
         raise ValueError("a cluster makes all units: leave out units and worker, or the cluster")
     recipe_toml = table_toml("cache_teacher", config) if recipe_toml is None else recipe_toml
     progress = Progress(config.num_tokens, units, report)
     progress.show("resolving")
     device = _device(config, units)
     # A cluster's workers have devices of their own.
-    config = with_teacher_dtype(config, out, None if ray else device, progress.say)
+    config = with_teacher_dtype(config, out, None if engine else device, progress.say)
     teacher = LazyTeacher(resolve_teacher(config), device, progress)
     with open_corpus(config) as corpus:
         opener = CacheOpener(config=config, out=out, corpus=corpus, teacher=teacher)
@@ -97,10 +97,10 @@ def cache_teacher(
             reference_shard=choose_reference_shard(finished.values()),
         )
         filling = Filling(job, writer, corpus, finished, units, progress)
-        if ray is None or filling.is_full():
+        if engine is None or filling.is_full():
             filling.make_here(recipe_toml)
         else:
-            filling.make_on_ray(ray, out, recipe_toml)
+            filling.make_elsewhere(engine, out, recipe_toml)
         return filling.close()
 
 

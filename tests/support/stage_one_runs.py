@@ -28,7 +28,7 @@ class Bench:
         self.reports: list[CacheProgress] = []
 
     def run(self, out: str = "cache", **changes: Any) -> Manifest:
-        units, ray = changes.pop("units", ALL_UNITS), changes.pop("ray", None)
+        units, engine = changes.pop("units", ALL_UNITS), changes.pop("engine", None)
         config = tiny_cache_config(changes.pop("teacher", self.teacher), self.corpus, **changes)
         self.reports = []
         return cache_teacher(
@@ -37,7 +37,7 @@ class Bench:
             recipe_toml="# a recipe\n",
             report=self.reports.append,
             units=units,
-            ray=ray,
+            engine=engine,
         )
 
     def open(self, out: str = "cache") -> Cache:

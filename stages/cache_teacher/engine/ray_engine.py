@@ -22,9 +22,9 @@ from typing import Any
 
 from cache_format.errors import AdvisedError, NextStep
 from cache_format.metadata.receipt import ShardEntry
-from stages.cache_teacher.engine.ray_worker import MadeUnit, RayJob, RayWorker
 from stages.cache_teacher.engine.unit_maker import UNITS_IN_FLIGHT
 from stages.cache_teacher.engine.unit_queue import UnitQueue
+from stages.cache_teacher.engine.worker import EngineWorker, MadeUnit, WorkerJob
 from stages.cache_teacher.reporting.device_use import DeviceUse
 from stages.cache_teacher.reporting.progress import Progress
 from stages.next_steps import StageAction
@@ -36,8 +36,8 @@ _WAIT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class RaySettings:
-    """Which cluster, and how much of it."""
+class RayEngine:
+    """A Ray cluster: which, and how much of it."""
 
     num_workers: int | None = None
     """Actors, each with a teacher; by default one for each GPU that has a processor beside it, or
@@ -49,32 +49,31 @@ class RaySettings:
         if self.num_workers is not None and self.num_workers < 1:
             raise ValueError(f"ray_workers: must be 1 or more, found {self.num_workers}")
 
+    def make_units(
+        self,
+        job: WorkerJob,
+        queue: UnitQueue,
+        progress: Progress,
+        made: Callable[[ShardEntry], None],
+    ) -> None:
+        """See ``Engine.make_units``.
 
-def make_units_on_ray(
-    job: RayJob,
-    settings: RaySettings,
-    queue: UnitQueue,
-    progress: Progress,
-    made: Callable[[ShardEntry], None],
-) -> None:
-    """Make what ``queue`` gives; tell ``made`` of each.
-
-    Raises ValueError where Ray is not installed, the cluster cannot be reached or has no room for
-    so many workers, what a unit raised if it is a ValueError, and RuntimeError with the last cause
-    where units or workers keep failing. Then, and after Ctrl-C, all workers are killed: only whole
-    shards are there.
-    """
-    progress.show("waiting for workers")
-    with _cluster(settings) as ray:
-        pool = ActorPool(ray, job, settings.num_workers, queue, progress, made)
-        try:
-            pool.work()
-        finally:
-            pool.shutdown()
+        Raises ValueError where Ray is not installed, the cluster cannot be reached or has no room
+        for so many workers, what a unit raised if it is a ValueError, and RuntimeError with the
+        last cause where units or workers keep failing. Then, and after Ctrl-C, all workers are
+        killed: only whole shards are there.
+        """
+        progress.show("waiting for workers")
+        with _cluster(self) as ray:
+            pool = ActorPool(ray, job, self.num_workers, queue, progress, made)
+            try:
+                pool.work()
+            finally:
+                pool.shutdown()
 
 
 @contextmanager
-def _cluster(settings: RaySettings) -> Iterator[Any]:
+def _cluster(settings: RayEngine) -> Iterator[Any]:
     """Ray, connected to a cluster; one that was connected before stays so."""
     try:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent unless one says so
@@ -176,7 +175,7 @@ class ActorPool:
     def __init__(
         self,
         ray: Any,
-        job: RayJob,
+        job: WorkerJob,
         num_workers: int | None,
         queue: UnitQueue,
         progress: Progress,
@@ -192,7 +191,7 @@ class ActorPool:
             max_concurrency=UNITS_IN_FLIGHT,
             max_restarts=0,
             max_task_retries=0,
-        )(RayWorker)
+        )(EngineWorker)
         self._workers: list[_Worker] = []
         self._again: list[int] = []
         self._num_tries: dict[int, int] = {}

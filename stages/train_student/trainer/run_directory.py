@@ -153,7 +153,7 @@ def _check_same(
             ),
         )
     record = read_record(out)
-    before = record.identity
+    before = with_new_settings(record.identity, config)
     num_shards = (before.get("num_train_shards", 0), before.get("num_validation_shards", 0))
     now = _identity(config, cache, *num_shards, online)
     key = "initial_weights_sha256"
@@ -178,6 +178,13 @@ def _check_same(
     if moved != record:
         write_record(out, moved)
     return moved
+
+
+def with_new_settings(identity: dict[str, Any], config: TrainStudentConfig) -> dict[str, Any]:
+    """``identity`` with the defaults of settings that ``config`` has and that are newer than it."""
+    defaults = _settings_of(TrainStudentConfig(student=type(config.student)()))
+    student = defaults.pop("student") | identity.get("student", {})
+    return defaults | identity | {"student": student}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -209,10 +216,17 @@ def _identity(
     }
     if online:
         identity["teacher_in_the_loop"] = True
-    for key, value in dataclasses.asdict(config).items():
-        if key not in _MAY_CHANGE_ON_RESUME:
-            identity[key] = value
+    return identity | _settings_of(config)
+
+
+def _settings_of(config: TrainStudentConfig) -> dict[str, Any]:
+    """The settings that decide what a run computes, as they are on disk."""
+    settings = {
+        key: value
+        for key, value in dataclasses.asdict(config).items()
+        if key not in _MAY_CHANGE_ON_RESUME
+    }
     for key in config.student.speed_keys:
-        del identity["student"][key]
-    as_on_disk: dict[str, Any] = json.loads(json.dumps(identity))  # tuples become lists
+        del settings["student"][key]
+    as_on_disk: dict[str, Any] = json.loads(json.dumps(settings))  # tuples become lists
     return as_on_disk
