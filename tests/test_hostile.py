@@ -102,7 +102,7 @@ class TestCache:
             report=lambda progress: messages.append(progress.message),
         )
         model = tmp_path / "run" / "model"
-        assert {path.name for path in model.iterdir()} == STUDENT_FILES
+        assert {path.name for path in model.iterdir()} == STUDENT_FILES | {"SHA256SUMS"}
         written = json.loads((model / "tokenizer_config.json").read_text())
         assert written.keys() & {"auto_map", "tokenizer_file"} == set()
         assert written["tokenizer_class"] == "PreTrainedTokenizerFast"

@@ -2,7 +2,7 @@
 
 It is the same bytes whatever the order in which the receipts came, and the root of trust in all
 it names. It and ``spec.json``, which says what a cache that has no manifest yet is to become, are
-sealed JSON files (see ``plain.py``).
+sealed JSON files (see ``sealed_json.py``).
 """
 
 from collections.abc import Iterable

@@ -54,8 +54,10 @@ def load_student_tokenizer(run: Path, head_rows: int) -> Any:
     Raises ValueError if there is none, or one whose ids the student does not have.
     """
     path = model_directory(run)
-    from stages.model_files.tokenizer_files import load_tokenizer
+    from stages.model_files.tokenizer_files import TOKENIZER_FILES, load_tokenizer
+    from stages.train_student.export.checksums import require_unchanged
 
+    require_unchanged(path, TOKENIZER_FILES)
     tokenizer = load_tokenizer(path)
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= head_rows:
@@ -91,10 +93,12 @@ def student_files(
     run has read it. ``say`` is told which step is used. Raises ValueError where there is no student
     or no cache of its teacher.
     """
-    from stages.train_student.export.model_directory import find_model_directory
+    from stages.train_student.export.model_directory import find_model_directory, newer_step
 
     path = find_model_directory(place)
     if path is not None:
+        if newer := newer_step(path):
+            say(f"{path}: the run has a checkpoint of step {newer}, which is newer than this model")
         yield StudentFiles(directory=path, source=path, step=None)
         return
     import cache_format

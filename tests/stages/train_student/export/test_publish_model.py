@@ -34,7 +34,7 @@ def published(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_the_published_directory_has_exactly_these_files(published: Path, tiny_cache: Path) -> None:
     assert {path.name for path in published.iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors"),
-        *("README.md", "tokenizer.json", "tokenizer_config.json"),
+        *("README.md", "SHA256SUMS", "tokenizer.json", "tokenizer_config.json"),
         *directory_code(),
     }
     written = json.loads((published / "config.json").read_text())
