@@ -1,8 +1,8 @@
 """Receipts: one for each finished shard, one for the teacher's files.
 
 A receipt is written once, when what it tells of is whole. It is a sealed JSON file (see
-``sealed_json.py``). Here are the types and their way to bytes and back; the writer decides when they
-are written, the reader what to make of them.
+``sealed_json.py``). Here are the types and their way to bytes and back; the writer decides when
+they are written, the reader what to make of them.
 """
 
 import hashlib
