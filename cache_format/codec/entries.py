@@ -1,7 +1,7 @@
 """Entries of a row, kept or drawn: which ids at which level, in order of falling probability.
 
 At every position the entries are sorted by level, and within a level by rank: a level is the
-quantised probability (see ``levels.py``), a rank the place of the id in the cache's table of ids by
+quantized probability (see ``levels.py``), a rank the place of the id in the cache's table of ids by
 frequency (see ``ranks.py``). An entry is then two small numbers: how far its level lies below the
 one before, and its rank, which within a level is the distance to the one before. So order is paid
 for once, by levels; ids of one level cost no order, being sorted. Kept ids of one level differ, so

@@ -1,4 +1,4 @@
-"""``pipeline cache-teacher``: read its options, run stage one, say what came of it."""
+"""``pipeline cache-teacher``: read its options, run stage one, report the result."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``pipeline evaluate``: a student beside its teacher, and on tasks."""
+"""``pipeline evaluate``: compare a student with its teacher, or evaluate it on tasks."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

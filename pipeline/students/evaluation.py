@@ -1,4 +1,4 @@
-"""How good a student is, beside its teacher, on the validation split of a cache.
+"""Evaluate a student and its teacher on the validation split of a cache.
 
 In: a run or model directory and a cache that its teacher made. Out: loss, perplexity, KL,
 agreement, accuracy and calibration error, as numbers and as a table. The teacher is not loaded:

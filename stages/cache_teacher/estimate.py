@@ -1,4 +1,4 @@
-"""What a cache will cost, before anyone pays for it: measured by making a little of it.
+"""Estimate the cost of a cache before making it, by measuring a small part of it.
 
 In: the settings, a number of seconds. Out: an ``Estimate``. The teacher is loaded, units of the
 same settings are made in a temporary directory until the time is up, and what has come of them by

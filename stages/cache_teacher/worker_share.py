@@ -1,4 +1,4 @@
-"""One of several processes that share a cache without talking to each other: ``r/R``.
+"""One of several processes that fill one cache without communicating: worker ``r/R``.
 
 In: the option's text, and what torchrun or Slurm put into the environment. Out: which units are
 this worker's, and which GPU.

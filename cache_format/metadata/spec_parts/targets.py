@@ -35,7 +35,7 @@ class TargetSpec:
     """Steps of the fourth root of a probability between 0 and 1; of samples, the draws at each
     position."""
     log_step: float = 1 / 64
-    """Quantisation step of tail_log_mass and next_logprob, nats; a power of two."""
+    """Quantization step of tail_log_mass and next_logprob, nats; a power of two."""
     ranks_sha256: str
     """Hash of ``ranks.bin``, the table of ids by frequency."""
     num_draws: int | None = None

@@ -1,4 +1,4 @@
-"""Which files a local path stands for, and the split they are of.
+"""Find the files of a local corpus and their split.
 
 A path is a file, a directory of files of one format, or what ``datasets.save_to_disk`` wrote.
 """

@@ -1,4 +1,4 @@
-"""Try again what a network let fail, with growing pauses, a bounded number of times.
+"""Retry network failures with increasing delays, a bounded number of times.
 
 What is passing is told from what will stay: a connection that was cut, a time-out, a server that is
 overloaded (HTTP 5xx, 429, 408); not that something is not there, or not allowed.

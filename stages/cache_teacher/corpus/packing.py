@@ -1,6 +1,6 @@
 """Documents become rows: the token ids of a unit in one stream, cut every T tokens.
 
-Rows overlap by one token. A row of T positions has T + 1 ids, because position t is labelled with
+Rows overlap by one token. A row of T positions has T + 1 ids, because position t is labeled with
 id t + 1: the last id of a row, which is only a label there, is the first input of the next row. So
 every id of the stream but the first is a label once. R rows, T positions.
 """
@@ -19,7 +19,7 @@ class PackedUnit:
     """The rows of one unit. Row r holds the stream's ids rT to rT + T; neighbours share one id."""
 
     token_ids_RT: IntArray
-    """int32 [R, T + 1]: position t of a row reads id t and is labelled with id t + 1."""
+    """int32 [R, T + 1]: position t of a row reads id t and is labeled with id t + 1."""
     document_starts: list[IntArray]
     """Per row, the ascending indices in 1..T at which a document begins; 0 always starts afresh."""
     num_dropped_tokens: int

@@ -1,4 +1,4 @@
-"""A unit's documents become its rows of token ids: all of a unit that costs no teacher.
+"""Turn a unit's documents into rows of token ids: all work on a unit that needs no teacher.
 
 In: the corpus and the teacher's tokenizer. Out: a ``PreparedUnit`` by number, or only how many
 tokens it holds.

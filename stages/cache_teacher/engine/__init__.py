@@ -1,1 +1,1 @@
-"""Who makes the units, and how: threads, processes, a cluster."""
+"""Where the units are made: in threads, processes or a cluster."""

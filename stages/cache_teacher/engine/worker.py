@@ -1,4 +1,4 @@
-"""What a process elsewhere makes units with: settings in, units out.
+"""The worker process of the Ray engine: takes settings, makes units.
 
 In: the settings and the place of a cache that was begun. Out: entries of published units. An engine
 of several processes runs one of these for each device.

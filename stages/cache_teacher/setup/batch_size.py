@@ -1,4 +1,4 @@
-"""How many rows go through the teacher at once: as asked, or as many as fit and pay.
+"""Choose the rows per forward pass: as set, or as many as fit in memory.
 
 In: a ``TeacherStep`` whose weights are on the device. Out: a number of rows.
 On a GPU it is found by trying batches of full rows, twice as many each time, while a tenth of the

@@ -1,4 +1,4 @@
-"""Whether a cache already holds all that a run is asked for.
+"""Find a cache that already holds everything that a run asks for.
 
 Such a run writes nothing, so it succeeds on a finished cache that is read-only.
 """

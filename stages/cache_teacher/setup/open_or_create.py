@@ -1,4 +1,4 @@
-"""Begin a cache, or find again one that was begun.
+"""Create a cache, or open one that was already started.
 
 In: the settings, the teacher's files, the corpus. Out: the cache opened for writing, and what it is
 made with.

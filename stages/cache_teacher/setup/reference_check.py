@@ -1,4 +1,4 @@
-"""Whether the loaded teacher is the one that made a cache: a few of its rows are made again.
+"""Check that the loaded teacher reproduces a few rows of an existing cache.
 
 In: a finished shard and a ``TeacherStep``. Out: nothing, or an error that names the position in
 which they differ most. The spec's hashes vouch for the weights' files, not for what a library, a

@@ -1,4 +1,4 @@
-"""One number that a teacher made once and makes again."""
+"""The difference between a stored value and the value that the teacher gives now."""
 
 from dataclasses import dataclass
 

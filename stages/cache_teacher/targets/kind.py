@@ -1,4 +1,4 @@
-"""What stage one asks of a kind of target. The kinds themselves are modules, see ``kinds.py``.
+"""The interface of a target kind in stage one. Each kind is a module, see ``kinds.py``.
 
 P scored positions of a forward pass, D width, M uniform numbers of a position.
 """

@@ -1,4 +1,4 @@
-"""What was made of scored positions alone, laid out over all positions of their rows."""
+"""Scatter values of the scored positions to all positions of their rows."""
 
 from typing import TypeVar
 

@@ -1,4 +1,4 @@
-"""How the documents of a row are kept apart: which attention runs, and what it is told.
+"""Attention that keeps the documents of a row apart: the implementation and its arguments.
 
 In: rows of ids and the places where documents start. Out: the inputs of the teacher's body. Called
 by ``teacher`` and ``teacher_files``. ``eager`` and ``sdpa`` are given rows and a mask, under which

@@ -1,4 +1,4 @@
-"""What goes to a device and comes back without anyone waiting, and how long the device took.
+"""Asynchronous transfers to and from a device, and the time that the device was busy.
 
 On a GPU, copies go through pinned memory and are queued behind the work that makes what they copy:
 the host goes on, and waits for a ``DeviceClock`` before it looks. On a CPU there is nothing to wait

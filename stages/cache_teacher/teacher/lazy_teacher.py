@@ -1,4 +1,4 @@
-"""A teacher that is loaded when it is first needed, and freed where memory is."""
+"""A teacher that is loaded when it is first needed, and freed when memory is needed."""
 
 import gc
 import threading

@@ -1,4 +1,4 @@
-"""Whether a loaded teacher does what a cache takes for granted, found out on a few short documents.
+"""Check on a few short documents that a loaded teacher meets the assumptions of a cache.
 
 In: the model, and how documents are packed into it. Out: nothing, or an error that says what comes
 out wrong. B rows, T positions, D width, V vocabulary.

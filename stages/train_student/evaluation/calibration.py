@@ -1,4 +1,4 @@
-"""How often a model's first choice is right, and whether it is as sure of it as it should be.
+"""Accuracy and calibration: how often a model's top-1 is correct, and how well its confidence fits.
 
 In: probability and correctness of the first choice at every scored position. Out: accuracy and the
 expected calibration error: the mean over positions of |accuracy − mean confidence| of the bin that

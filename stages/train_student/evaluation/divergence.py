@@ -1,4 +1,4 @@
-"""How far the student is from the text and from its teacher, and the teacher from the text.
+"""Losses of student and teacher on the text, and the student's KL to its teacher.
 
 In: scored positions. Out: mean cross-entropy and KL in nats a position, perplexity, and how often
 the student's first choice is the teacher's.

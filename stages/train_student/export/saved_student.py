@@ -1,4 +1,4 @@
-"""A student that a run has left: its published model or, before there is one, a checkpoint."""
+"""Find the student of a run: its published model or, if there is none yet, a checkpoint."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How large a student is."""
+"""Count a student's parameters."""
 
 from torch import nn
 

@@ -24,7 +24,7 @@ class StudentModelConfig(Protocol):
     teacher: dict[str, str] | None
     """Source, revision and hashes of the teacher that it learned from."""
     cache_id: str | None
-    """The cache that it learnt from."""
+    """The cache that it learned from."""
     num_steps: int | None
     """Optimizer steps that it was trained for."""
 

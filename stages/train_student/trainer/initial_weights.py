@@ -39,7 +39,7 @@ class InitialWeights:
 def load_initial_weights(place: Path, config: TrainStudentConfig, cache: Cache) -> InitialWeights:
     """The trained weights of the student at ``place``.
 
-    Raises ValueError where there is none, or it is not built as ``config`` says or learnt from
+    Raises ValueError where there is none, or it is not built as ``config`` says or learned from
     another teacher than that of ``cache``.
     """
     source: Any  # has the settings that shape weights as attributes

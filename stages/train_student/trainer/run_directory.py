@@ -1,4 +1,4 @@
-"""The output directory of a run: is it free, and if it holds a run, is it this one?
+"""The output directory of a run: check that it is empty or holds the same run.
 
 ``run.json`` states what must be the same for a run to be gone on with: the cache, its shards, the
 initial weights and every setting that shapes the result. A cache that has been extended since is

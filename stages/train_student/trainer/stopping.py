@@ -1,4 +1,4 @@
-"""How a run is stopped: by a question that it asks, and by an exception where waiting is long.
+"""Stop a run: by a flag that it checks, and by an exception during long waits.
 
 A step changes the run's state only in its last moments, when the optimizer takes it. Whatever comes
 before (waiting for rows, forward and backward passes, compiling, validation) can be abandoned at

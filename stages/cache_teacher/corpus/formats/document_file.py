@@ -1,4 +1,4 @@
-"""What a format makes of a file: its number of documents, and any run of them by number.
+"""The interface of a format: the number of documents in a file, and access to any range of them.
 
 A format says at which documents reading may begin (``entries``), gives the raw records from there
 on, and turns a record into a document. Everything else, such as skipping records and reading on

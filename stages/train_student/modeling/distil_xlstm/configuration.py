@@ -13,7 +13,7 @@ class DistilXLSTMConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     ``vocab_size`` ids take part in the softmax; embedding and head have ``head_rows`` rows, the
     rest being padding. ``embedding_dtype`` is the precision of the frozen copies, which is kept
     whatever precision the blocks are loaded in; so is the float32 of a head that was trained.
-    ``teacher`` (source, revision and hashes) and ``cache_id`` say what a published student learnt
+    ``teacher`` (source, revision and hashes) and ``cache_id`` say what a published student learned
     from, ``num_steps`` for how many optimizer steps.
     """
 
