@@ -220,6 +220,13 @@ class TestModel:
         with pytest.raises(ValueError, match=r"/config\.json: auto_map names foreign code"):
             published_files(model)
         shutil.copyfile(honest / "config.json", model / "config.json")
+        pipelines = {"text-generation": {"impl": "stranger/repo--code.Class"}}
+        hostile.change_json(model / "config.json", {"custom_pipelines": pipelines})
+        hostile.change_json(model / "tokenizer_config.json", {"auto_map": None})
+        with pytest.raises(ValueError, match=r"config\.json: custom_pipelines: not a setting"):
+            published_files(model)
+        shutil.copyfile(honest / "config.json", model / "config.json")
+        hostile.change_json(model / "tokenizer_config.json", hostile.TOKENIZER_CONFIG)
         with pytest.raises(ValueError, match=r"tokenizer_config\.json: auto_map names for"):
             published_files(model)
         shutil.copyfile(honest / "tokenizer_config.json", model / "tokenizer_config.json")
@@ -275,7 +282,9 @@ class TestTeacher:
         with pytest.raises(ValueError, match="holds shard-00001-model-00001"):
             resolve_teacher(config)
         (teacher / "shard-00001-model-00001-of-00001.safetensors").unlink()
-        with pytest.raises(ValueError, match="names other weight files"):
+        with pytest.raises(
+            ValueError, match="transformers_weights makes transformers read other files"
+        ):
             resolve_teacher(config)
         assert not canary.exists()
 
@@ -300,6 +309,7 @@ class TestTeacher:
     def test_a_tokenizer_that_is_code(self, teacher: Path, canary: Path) -> None:
         """As that of Qwen 1 and ChatGLM: a clear word, where it would have to be run."""
         (teacher / "adapter_config.json").unlink()
+        hostile.change_json(teacher / "config.json", {"transformers_weights": None})
         (teacher / "tokenizer.json").rename(teacher / "vocab.txt")
         with pytest.raises(ValueError, match=r"Python code from its repository \(auto_map\)"):
             resolve_teacher(stage_one_config(teacher, "unused"))

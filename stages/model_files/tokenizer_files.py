@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_format.metadata.strict_json import read_object
+from stages.model_files.redirects import refuse_redirects
 
 CONFIG = "tokenizer_config.json"
 READ_FILES = (
@@ -43,6 +44,7 @@ def load_tokenizer(directory: Path) -> Any:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    refuse_redirects(directory / CONFIG)
     has_fast = (directory / "tokenizer.json").is_file()
     if not has_fast:
         _refuse_code(directory)

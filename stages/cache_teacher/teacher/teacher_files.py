@@ -19,7 +19,8 @@ from stages.cache_teacher.corpus.hub import model_snapshot
 from stages.cache_teacher.corpus.open_file import sha256_of
 from stages.cache_teacher.teacher.attention import choose_attention
 from stages.cache_teacher.teacher.locate import local_directory
-from stages.model_files.tokenizer_files import READ_FILES, load_tokenizer
+from stages.model_files.redirects import refuse_redirects
+from stages.model_files.tokenizer_files import CONFIG, READ_FILES, load_tokenizer
 from stages.model_files.weight_files import pickled_note, weight_files
 
 # An adapter, and a checkpoint that several processes wrote.
@@ -60,6 +61,8 @@ def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
     tokenizer_files = tuple(f for f in READ_FILES if (directory / f).is_file())
     if not tokenizer_files:
         raise ValueError(f"{name}: {directory} holds no tokenizer")
+    refuse_redirects(directory / "config.json")
+    refuse_redirects(directory / CONFIG)
     try:
         model_config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         tokenizer = load_tokenizer(directory)
@@ -133,11 +136,6 @@ def _sha256_over(directory: Path, names: Iterable[str]) -> str:
 
 def _refuse_model(name: str, text_config: Any, sequence_length: int) -> None:
     """Raise ValueError for a model whose targets this stage would get wrong."""
-    if getattr(text_config, "transformers_weights", None) is not None:
-        raise ValueError(
-            f"{name}: its config.json names other weight files (transformers_weights) than those "
-            "that identify a cache. Delete that key."
-        )
     if getattr(text_config, "is_encoder_decoder", False):
         raise ValueError(f"{name}: an encoder-decoder; the teacher must be a causal language model")
     for key in (*_LOGIT_CAPS, *_LOGIT_SCALES):

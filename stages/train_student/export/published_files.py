@@ -8,15 +8,18 @@ import os
 from pathlib import Path
 
 from cache_format.metadata.strict_json import read_object
+from stages.model_files.redirects import refuse_redirects
 from stages.model_files.tokenizer_files import CONFIG, TOKENIZER_FILES
 from stages.model_files.weight_files import INDEX, weight_files
 from stages.train_student.export.checksums import CHECKSUMS, require_unchanged
+from stages.train_student.export.stored_student import stored_settings
 from stages.train_student.students.registry import SETTINGS, student_kind
 from stages.train_student.students.student import DirectoryCode
 
 _STEP = "Upload what stage two wrote, or export the student anew."
 _OTHERS = ("config.json", "generation_config.json", INDEX, "README.md", CHECKSUMS)
 _UNSEALED = ("README.md", CHECKSUMS)
+_WRITTEN_BY_TRANSFORMERS = {"architectures", "auto_map", "model_type", "transformers_version"}
 
 
 def published_files(directory: Path) -> list[str]:
@@ -47,6 +50,19 @@ def _code_of(directory: Path) -> DirectoryCode:
     return student_kind(str(kind)).directory_code
 
 
+def _refuse_foreign_settings(path: Path) -> None:
+    """Other keys than those of a student may name code or files to whoever loads the model."""
+    fields = read_object(path, _STEP)
+    model_type = fields.get("model_type")
+    known = stored_settings(student_kind(str(model_type))) if model_type in list(SETTINGS) else {}
+    foreign = sorted(fields.keys() - known.keys() - _WRITTEN_BY_TRANSFORMERS)
+    if foreign:
+        raise ValueError(
+            f"{path}: {foreign[0]}: not a setting of a student. Delete it, or export the student "
+            "anew."
+        )
+
+
 def _refuse_foreign_code(directory: Path, names: list[str], code: DirectoryCode) -> None:
     allowed = {"config.json": code.auto_map, CONFIG: None}
     for name, auto_map in allowed.items():
@@ -56,6 +72,10 @@ def _refuse_foreign_code(directory: Path, names: list[str], code: DirectoryCode)
                 raise ValueError(
                     f"{directory / name}: auto_map names foreign code: {found}. {_STEP}"
                 )
+    if "config.json" in names:
+        _refuse_foreign_settings(directory / "config.json")
+    for name in (CONFIG, "generation_config.json"):
+        refuse_redirects(directory / name)
     for name, text in code.files.items():
         if name in names and (directory / name).read_bytes() != text.encode():
             raise ValueError(

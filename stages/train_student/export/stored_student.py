@@ -60,6 +60,11 @@ A kind has more of its own.
 """
 
 
+def stored_settings(kind: _Kind) -> dict[str, Callable[[object], bool]]:
+    """The settings of a student of ``kind`` in its config.json, and which values each may have."""
+    return {**_SETTINGS, **kind.stored_settings}
+
+
 def load_stored_student(directory: Path) -> Student:
     """The student in ``directory``.
 
@@ -86,7 +91,7 @@ def _read_config(path: Path) -> tuple[_Kind, Any]:
     """Kind and settings of a student; whatever else the file holds is passed over."""
     fields = read_object(path, _STEP)
     kind = _kind(path, fields.get("model_type"))
-    allowed = {**_SETTINGS, **kind.stored_settings}
+    allowed = stored_settings(kind)
     settings = {name: fields[name] for name in allowed if name in fields}
     for name, value in settings.items():
         if not allowed[name](value):
