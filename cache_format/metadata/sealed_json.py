@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cache_format.errors import CorruptFileError, UnsupportedFormatError
+from cache_format.metadata.int64 import INT64, require_int64
 from cache_format.metadata.strict_json import parse_object
 
 FORMAT_VERSION = "1.2"
@@ -22,7 +23,6 @@ FORMAT_VERSION = "1.2"
 
 _SEAL = re.compile(rb',\n "seal": "([0-9a-f]{64})"\n}\n')
 _SEAL_BYTES = len(b',\n "seal": ""\n}\n') + 64
-_MOST = 2**63  # of an integer, as most languages have them
 
 
 def canonical_json(value: object) -> bytes:
@@ -32,7 +32,16 @@ def canonical_json(value: object) -> bytes:
 
 
 def seal(fields: Mapping[str, object]) -> bytes:
-    """The bytes of a sealed file that holds ``fields``, one line each item."""
+    """The bytes of a sealed file that holds ``fields``, one line each item.
+
+    Raises ValueError naming an integer that ``from_plain`` would refuse.
+    """
+    require_int64(fields)
+    return _sealed(fields)
+
+
+def _sealed(fields: Mapping[str, object]) -> bytes:
+    """``seal`` without its check; tests write with it what a faulty program might."""
     body = json.dumps(fields, sort_keys=True, indent=1, allow_nan=False).encode("ascii")
     prefix = body.removesuffix(b"\n}")
     digest = hashlib.sha256(prefix).hexdigest().encode()
@@ -112,7 +121,7 @@ def from_plain(hint: Any, value: object, where: str = "", *, ignore_unknown: boo
         return {
             key: from_plain(arguments[1], item, f"{where}.{key}") for key, item in value.items()
         }
-    if hint in (int, float) and type(value) is int and not -_MOST <= value < _MOST:
+    if hint in (int, float) and type(value) is int and value not in INT64:
         raise ValueError(f"{where}: expected a number of 64 bits, found one of more")
     if hint is float and type(value) is int:
         return float(value)

@@ -67,6 +67,7 @@ def evaluate(
     import json
 
     import cache_format
+    from pipeline.reporting.printable import printable
     from pipeline.students.evaluation import EvalOptions, evaluation_text
     from pipeline.students.lm_eval_harness import (
         HarnessOptions,
@@ -83,7 +84,7 @@ def evaluate(
     silence_libraries()
     found: dict[str, Any] = {}
     texts = []
-    with student_files(run, cache, lambda line: click.echo(line, err=True)) as student:
+    with student_files(run, cache, lambda line: click.echo(printable(line), err=True)) as student:
         if opened is not None:
             extent = EvalOptions(num_rows=rows, batch_size=batch_size, device=device)
             found = _evaluate_on_cache(student, opened, extent)

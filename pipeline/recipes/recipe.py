@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from pipeline.recipes.values import convert, from_command_line
+from pipeline.recipes.values import convert, from_command_line, shown
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.recipe_table import recipe_table
 from stages.train_student.config import TrainStudentConfig
@@ -269,7 +269,7 @@ def _config(
     except ValueError as error:
         key, _, reason = str(error).partition(": ")
         where = _blame(key, table, source, settings)
-        found = values[key] if key in values else f"the default {getattr(kind, key)}"
+        found = shown(values[key]) if key in values else f"the default {getattr(kind, key)}"
         raise RecipeError(f"{where}: {reason}, found {found}") from error
 
 

@@ -50,6 +50,14 @@ def from_command_line(text: str, hint: Any) -> object:
     return document["value"]
 
 
+def shown(value: object) -> str:
+    """``value`` in a message; Python writes no integers of thousands of digits."""
+    try:
+        return str(value)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
 def is_optional(hint: Any) -> bool:
     """Whether a field may be absent or ``"none"``."""
     return get_origin(hint) is UnionType and NoneType in get_args(hint)
@@ -95,4 +103,4 @@ def _found(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     kind = _KINDS.get(type(value))
-    return f"the {kind} {value}" if kind else f"a {type(value).__name__}"
+    return f"the {kind} {shown(value)}" if kind else f"a {type(value).__name__}"

@@ -2,12 +2,16 @@
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from typing import TextIO
 
 from pipeline.reporting.events import Event, timestamp
 from pipeline.reporting.lines import Clock, Pace
+
+_C1_OR_BIDIRECTIONAL = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters that JSON does not have to escape."""
 
 
 class JsonLines:
@@ -22,7 +26,8 @@ class JsonLines:
         if event.name == "progress" and not self._pace.is_due(*tokens_of(event)):
             return
         fields = {"event": event.name, "time": timestamp(), **event.fields}
-        print(json.dumps(_finite(fields), ensure_ascii=False), file=self._stream, flush=True)
+        line = json.dumps(_finite(fields), ensure_ascii=False)
+        print(_C1_OR_BIDIRECTIONAL.sub(_escaped, line), file=self._stream, flush=True)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -34,6 +39,11 @@ def tokens_of(event: Event) -> tuple[int, int]:
     assert isinstance(done, int), "see Event.fields"
     assert isinstance(total, int), "see Event.fields"
     return done, total
+
+
+def _escaped(character: re.Match[str]) -> str:
+    """As JSON escapes it; it is part of a string, because the rest of JSON is ASCII."""
+    return f"\\u{ord(character[0]):04x}"
 
 
 def _finite(value: object) -> object:

@@ -5,6 +5,7 @@ from pathlib import Path
 from pipeline.reporting.events import Event, timestamp
 from pipeline.reporting.json_lines import tokens_of
 from pipeline.reporting.lines import PlainLines
+from pipeline.reporting.printable import printable
 
 _PREFIX = {"warning": "Warning: ", "error": "Error: "}
 
@@ -19,7 +20,7 @@ class LogFile:
     def send(self, event: Event) -> None:
         """The event's lines, if it has any."""
         if event.name == "progress":
-            self._lines.show(*tokens_of(event), event.text)
+            self._lines.show(*tokens_of(event), printable(event.text, keep=""))
         elif event.text:
             self._append(_PREFIX.get(event.name, "") + event.text)
 
@@ -29,4 +30,4 @@ class LogFile:
     def _append(self, text: str) -> None:
         now = timestamp()
         with self._path.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{now} {line}\n" for line in text.splitlines()))
+            file.write("".join(f"{now} {line}\n" for line in printable(text).splitlines()))

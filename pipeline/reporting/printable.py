@@ -1,11 +1,21 @@
 """Text from caches and models, as it may be shown on a terminal, which obeys control characters."""
 
+_BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Controls that make a terminal show the characters after them in another order."""
+
 
 def printable(text: str, *, keep: str = "\n\t") -> str:
-    """``text`` with control characters as Python escapes them, other than those in ``keep``."""
+    """``text`` with control characters as Python escapes them, other than those in ``keep``.
+
+    What is escaped already stays as it is.
+    """
     return "".join(
         character.encode("unicode_escape").decode("ascii")
-        if character not in keep and (ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0)
+        if character not in keep and _is_control(character)
         else character
         for character in text
     )
+
+
+def _is_control(character: str) -> bool:
+    return ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 or character in _BIDIRECTIONAL

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import TextIO
 
 from pipeline.reporting.lines import Clock, PlainLines, short, size
+from pipeline.reporting.printable import printable
 from pipeline.reporting.terminal_bar import TerminalBar
 
 __all__ = ["Bar", "short", "size"]
@@ -42,11 +43,11 @@ class Bar:
 
     def show(self, num_done: int, num_total: int, figures: str) -> None:
         """Move to ``num_done`` of ``num_total``; ``figures`` are at the end of the line."""
-        self._display.show(num_done, num_total, figures)
+        self._display.show(num_done, num_total, printable(figures, keep=""))
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar."""
-        self._display.say(line)
+        self._display.say(printable(line))
 
     def close(self) -> None:
         """Leave the bar where it is."""

@@ -6,6 +6,7 @@ import click
 
 from pipeline.reporting.events import Event
 from pipeline.reporting.json_lines import tokens_of
+from pipeline.reporting.printable import printable
 from pipeline.reporting.progress_bar import Bar
 
 
@@ -35,7 +36,7 @@ class WarningsOnStderr:
     def send(self, event: Event) -> None:
         """A line, if it is a warning."""
         if event.name == "warning":
-            print(f"Warning: {event.text}", file=sys.stderr, flush=True)
+            print(f"Warning: {printable(event.text)}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -50,7 +51,8 @@ class ResultOnStdout:
     def send(self, event: Event) -> None:
         """Its text, if it is the last event."""
         if event.name == "done":
-            click.echo(event.text.partition("\n")[0] if self._first_line_only else event.text)
+            text = event.text.partition("\n")[0] if self._first_line_only else event.text
+            click.echo(printable(text))
 
     def close(self) -> None:
         """Nothing is held open."""

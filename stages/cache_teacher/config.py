@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
+from cache_format.metadata.int64 import require_int64
 from cache_format.metadata.spec_parts.targets import Kind
 from stages.cache_teacher.target_settings import SETTINGS_OF_KINDS
 
@@ -135,6 +136,7 @@ class CacheTeacherConfig:
             "hidden_states",
             "mean_over_layers, last, layers:4,12 (rising) or random_layers:2",
         )
+        require_int64(vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +150,7 @@ class UnitRange:
     def __post_init__(self) -> None:
         _require(self.first >= 0, "first", "0 or more")
         _require(self.end is None or self.first < self.end, "end", "more than the first unit")
+        require_int64(vars(self))
 
     @classmethod
     def parse(cls, text: str) -> "UnitRange":

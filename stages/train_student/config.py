@@ -7,6 +7,7 @@ Imports nothing heavy, so that a wrong recipe is refused at once. What the cache
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cache_format.metadata.int64 import require_int64
 from stages.train_student.students.registry import DEFAULT_KIND, SETTINGS, StudentSettings
 
 
@@ -139,6 +140,7 @@ class TrainStudentConfig:
             _require(0.0 <= getattr(self, key) < 1.0, key, "at least 0 and below 1")
         _require(self.weight_decay >= 0.0, "weight_decay", "0 or more")
         _require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 − 1")
+        require_int64(vars(self))
 
 
 def _require(holds: bool, key: str, allowed: str) -> None:

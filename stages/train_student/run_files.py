@@ -29,8 +29,14 @@ def read_run_file(path: Path) -> bytes:
 
 
 def write_run_file(path: Path, content: Any) -> None:
-    """Make ``path`` hold the dataclass ``content``, in place of what it held before."""
-    data = run_file_bytes(content)
+    """Make ``path`` hold the dataclass ``content``, in place of what it held before.
+
+    Raises CorruptFileError naming ``path`` where it could not be read again.
+    """
+    try:
+        data = run_file_bytes(content)
+    except ValueError as error:
+        raise CorruptFileError(f"{path}: not written: {error}.", "") from error
     parse_run_file(type(content), data, path, "")  # or what was good would be lost
     publish_bytes(path, data)
 

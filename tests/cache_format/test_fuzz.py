@@ -267,7 +267,7 @@ def _damage(root: Path, name: str, random: np.random.Generator) -> None:
     else:
         fields = sealed_json.unseal(path.read_bytes(), path, "")
         _changed_value(fields, random)
-        path.write_bytes(sealed_json.seal(fields))
+        path.write_bytes(sealed_json._sealed(fields))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
 
     def adopt(fields: dict) -> None:  # type: ignore[type-arg]
@@ -283,7 +283,7 @@ def _damage(root: Path, name: str, random: np.random.Generator) -> None:
         except (ValueError, KeyError, TypeError):
             return
         fields.pop("seal", None)
-        path.write_bytes(sealed_json.seal(fields | {"cache_id": spec.cache_id}))
+        path.write_bytes(sealed_json._sealed(fields | {"cache_id": spec.cache_id}))
     elif name != "manifest.json":
         reseal(root / "manifest.json", adopt)
 

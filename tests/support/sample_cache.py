@@ -241,7 +241,7 @@ def reseal(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change the fields of a sealed file, as a faulty program might."""
     fields = sealed_json.unseal(path.read_bytes(), path, "")
     change(fields)
-    path.write_bytes(sealed_json.seal(fields))
+    path.write_bytes(sealed_json._sealed(fields))
 
 
 def contents(root: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ whole or absent. It holds whole tensors, so any number of processes can go on fr
 loader nor the dropout has a state: what they draw is a function of the step.
 """
 
+import errno
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from stages.train_student.tracking.metrics import MetricsMark
 
 STATE_FILE = "state.json"
 _TENSORS_FILE = "tensors.safetensors"
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _NAME = re.compile(r"step-(\d{7,})")
 
 
@@ -112,7 +114,8 @@ def load_newest(
     """The newest whole checkpoint, and what is wrong with each newer one.
 
     ``check`` raises ValueError where what a checkpoint holds is not usable. Raises OSError for one
-    that cannot be read: it may be whole; and ForeignCheckpointError for one of another run.
+    that cannot be read, as it may be whole, unless it is a link to itself; and
+    ForeignCheckpointError for one of another run.
     """
     problems: list[Problem] = []
     for path in newest_first(directory):
@@ -122,7 +125,9 @@ def load_newest(
             return checkpoint, problems
         except ForeignCheckpointError:
             raise
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        except OSError as error:
+            if not isinstance(error, _NOT_THERE) and error.errno != errno.ELOOP:
+                raise
             problems.append(Problem(path, f"{error.filename}: {error.strerror}."))
         except ValueError as error:
             reason = str(error).strip()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import cache_format
 from cache_format.errors import CacheError, CorruptFileError, UnsupportedFormatError
 from cache_format.metadata.layout import shard_file
-from cache_format.metadata.manifest import fold
+from cache_format.metadata.manifest import fold, spec_bytes
 from cache_format.writer import CacheWriter
 from tests.support.sample_cache import (
     ROWS_OF_UNIT,
@@ -131,3 +131,11 @@ def test_a_manifest_that_breaks_a_rule(
     with pytest.raises(error, match=message) as caught:
         cache_format.open(root)
     assert str(root / "manifest.json") in str(caught.value)
+
+
+def test_what_could_not_be_read_again_is_not_written(root: Path) -> None:
+    manifest = cache_format.open(root).manifest
+    with pytest.raises(ValueError, match=r"^num_tokens_requested: must be an integer of 64 bits"):
+        replace(manifest, num_tokens_requested=2**63).to_bytes()
+    with pytest.raises(ValueError, match=r"^spec\.validation_every: must be an integer of 64 bits"):
+        spec_bytes(replace(SPEC, validation_every=2**63))

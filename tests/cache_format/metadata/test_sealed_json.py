@@ -124,6 +124,17 @@ def test_numbers_that_no_other_program_has(number: int) -> None:
     assert sealed_json.from_plain(float, -(2**63), "field") == -(2.0**63)
 
 
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**400])
+def test_what_would_not_be_read_is_not_sealed(number: int) -> None:
+    for fields, place in (
+        ({"a": number}, "a"),
+        ({"a": {"b": [1, (number,)]}}, r"a\.b\[1\]\[0\]"),
+    ):
+        with pytest.raises(ValueError, match=f"^{place}: must be an integer of 64 bits"):
+            sealed_json.seal(fields)
+    sealed_json.seal({"a": [2**63 - 1, -(2**63), 1e300, True, None]})
+
+
 @pytest.mark.parametrize("body", [b'{"a": 1, "a": 2', b'{"a": NaN', b'{"a": ' + b"[" * 99_999])
 def test_a_seal_vouches_for_no_meaning(body: bytes) -> None:
     """Whoever writes a file can seal it."""

@@ -7,7 +7,7 @@ import sys
 import tomllib
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -275,6 +275,45 @@ class TestRefusals:
         message = refusal(tmp_path, "[train_student.student]\nnum_blocks = 2\n")
         assert "[train_student.student] slstm_at: must be rising block indices below" in message
         assert "found the default (0, 2, 4)" in message
+
+
+_INTEGERS = [
+    (table, key, kind)
+    for table, kinds in _TABLES.items()
+    for kind in kinds
+    for key, hint in get_type_hints(kind).items()
+    if hint in (int, int | None)
+]
+
+
+class TestIntegers:
+    """None is beyond 64 bits: what is written with it could not be read."""
+
+    @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**30 - 1])
+    @pytest.mark.parametrize(("table", "key", "kind"), _INTEGERS)
+    def test_beyond_64_bits(self, table: str, key: str, kind: Any, number: int) -> None:
+        message = set_refusal(f"{table}.{key}={number}")
+        assert message.startswith(f"--set {table}.{key}={number}: must be ")
+        assert message.endswith(f", found {number}")
+        with pytest.raises(ValueError, match=rf"^{key}: must be "):
+            kind(**{key: number})
+
+    @pytest.mark.parametrize(
+        "key", ["cache_teacher.num_tokens", "train_student.max_steps", "train_student.eval_steps"]
+    )
+    def test_the_range_is_named(self, key: str) -> None:
+        assert "an integer of 64 bits, from −2^63 to 2^63 − 1, found" in set_refusal(f"{key}=1e19")
+        assert attrgetter(key)(with_set(f"{key}={2**63 - 1}")) == 2**63 - 1
+
+    def test_a_budget(self) -> None:
+        with pytest.raises(RecipeError, match=r"^--tokens 10000000000000B: must be an integer of"):
+            load_recipe("small", [token_budget("10000000000000B")])
+
+    @pytest.mark.parametrize("key", ["seed", "max_steps", "learning_rate", "precision"])
+    def test_one_that_python_does_not_write(self, tmp_path: Path, key: str) -> None:
+        message = refusal(tmp_path, f"[train_student]\n{key} = 0x{'f' * 9999}\n")
+        assert f"[train_student] {key}: " in message
+        assert message.endswith("a number of thousands of digits")
 
 
 class TestOverrides:

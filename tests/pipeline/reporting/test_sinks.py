@@ -88,6 +88,70 @@ def test_a_log_file_is_appended_to(tmp_path: Path) -> None:
     ]
 
 
+HOSTILE = "\x1b]0;PWNED\x07\x1b[2J\u202e_file"
+ESCAPED = r"\x1b]0;PWNED\x07\x1b[2J\u202e_file"
+HOSTILE_EVENTS = [
+    said("message", HOSTILE),
+    said("warning", HOSTILE),
+    Event(name="progress", text=f"a\n{HOSTILE}", fields=progress(10).fields),
+    said("done", HOSTILE),
+]
+
+
+class TestControlCharacters:
+    """Names of files and keys that are a stranger's."""
+
+    def test_on_standard_error(self) -> None:
+        stream = io.StringIO()
+        sink = ProgressOnStderr(Bar("cache", stream=stream))
+        for event in HOSTILE_EVENTS:
+            sink.send(event)
+        assert stream.getvalue().splitlines() == [
+            ESCAPED,
+            f"Warning: {ESCAPED}",
+            rf"cache: 10 of 100 tok (10.0%) · a\n{ESCAPED}",
+        ]
+
+    def test_on_a_terminal(self) -> None:
+        class Terminal(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        stream = Terminal()
+        with Bar("cache", stream=stream) as bar:
+            bar.show(1, 2, HOSTILE)
+            bar.say(HOSTILE)
+        assert ESCAPED in stream.getvalue()
+        assert not {"\x07", "\u202e"} & set(stream.getvalue())
+
+    def test_of_the_quiet_and_of_the_result(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for event in HOSTILE_EVENTS:
+            WarningsOnStderr().send(event)
+            ResultOnStdout(first_line_only=False).send(event)
+        captured = capsys.readouterr()
+        assert captured.err == f"Warning: {ESCAPED}\n"
+        assert captured.out == f"{ESCAPED}\n"
+
+    def test_in_a_log_file(self, tmp_path: Path) -> None:
+        sink = LogFile(tmp_path / "log", "cache")
+        for event in HOSTILE_EVENTS:
+            sink.send(event)
+        texts = [line.split(" ", 1)[1] for line in (tmp_path / "log").read_text().splitlines()]
+        assert texts == [
+            ESCAPED,
+            f"Warning: {ESCAPED}",
+            rf"cache: 10 of 100 tok (10.0%) · a\n{ESCAPED}",
+            ESCAPED,
+        ]
+
+    def test_json_holds_the_text_itself(self) -> None:
+        stream, text = io.StringIO(), HOSTILE + "\x9b\x7f東"
+        JsonLines(stream).send(said("message", text))
+        assert json.loads(stream.getvalue())["message"] == text
+        assert not set("\x1b\x07\x9b\x7f\u202e") & set(stream.getvalue())
+        assert "東" in stream.getvalue()
+
+
 class TestJsonLines:
     def lines(self, *events: Event, seconds: float = 0.0) -> list[dict[str, Any]]:
         stream, now = io.StringIO(), 0.0

@@ -44,7 +44,7 @@ class DistilXLSTMSettings:
 
     def __post_init__(self) -> None:
         for key in ("num_blocks", "num_heads", "conv_kernel", "qkv_block_size"):
-            _require(getattr(self, key) >= 1, key, "1 or more")
+            _require(1 <= getattr(self, key) < 2**63, key, "from 1 to 2^63 − 1")
         _require(
             list(self.slstm_at) == sorted(set(self.slstm_at))
             and all(0 <= index < self.num_blocks for index in self.slstm_at),

@@ -37,6 +37,12 @@ class TestUnitRange:
         with pytest.raises(ValueError, match="end: must be more than the first unit"):
             UnitRange.parse(text)
 
+    @pytest.mark.parametrize("setting", [{"first": 2**63}, {"end": 2**63}])
+    def test_numbers_beyond_64_bits_are_refused(self, setting: dict[str, int]) -> None:
+        (name,) = setting
+        with pytest.raises(ValueError, match=f"^{name}: must be an integer of 64 bits"):
+            UnitRange(**setting)
+
     def test_numbers(self) -> None:
         assert list(units("3:6").numbers()) == [3, 4, 5]
         assert next(iter(ALL_UNITS.numbers())) == 0

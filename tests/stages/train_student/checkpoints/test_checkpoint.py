@@ -161,6 +161,11 @@ def only_a_file(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def link_to_itself(path: Path) -> None:
+    shutil.rmtree(path)
+    path.symlink_to(path.name)
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty": (unsealed(b""), "its seal does not match"),
     "a list": (unsealed(b"[]"), "its seal does not match"),
@@ -181,6 +186,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no state": (lambda path: (path / "state.json").unlink(), "No such file"),
     "a directory": (state_is_a_directory, "Is a directory"),
     "a file": (only_a_file, "Not a directory"),
+    "a link to itself": (link_to_itself, "Too many levels of symbolic links"),
     "not safetensors": (tensor_file, "tensors.safetensors: corrupt"),
     "renamed": (lambda path: void(path.rename(path.with_name("step-0000009"))), "holds step 6"),
 }
@@ -326,6 +332,13 @@ def test_a_scaler_s_state_that_cannot_be_used_is_refused(change: dict[str, Any])
 def test_a_state_that_is_no_json_is_not_saved(tmp_path: Path) -> None:
     bad = dataclasses.replace(state_of(1), validation={"loss": math.nan})
     with pytest.raises(ValueError, match="JSON"):
+        checkpoint.save(tmp_path, bad, {}, keep=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_that_would_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
+    bad = dataclasses.replace(state_of(1), config={"max_steps": 2**63})
+    with pytest.raises(ValueError, match=r"^config\.max_steps: must be an integer of 64 bits"):
         checkpoint.save(tmp_path, bad, {}, keep=1)
     assert list(tmp_path.iterdir()) == []
 
