@@ -38,7 +38,7 @@ def test_what_settings_say_of_each_other_is_so(name: str) -> None:
 def test_settings_of_a_kind() -> None:
     assert student_settings() == SETTINGS[DEFAULT_KIND]()
     assert student_settings("distil_xlstm", train_head=True).train_head
-    with pytest.raises(ValueError, match="num_heads: must be 1 or more"):
+    with pytest.raises(ValueError, match="num_heads: must be from 1 to 2"):
         student_settings("distil_xlstm", num_heads=0)
 
 
