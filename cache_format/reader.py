@@ -1,7 +1,7 @@
-"""Read a cache: rows in any order, by any number of threads, every byte checked before it is used.
+"""Read a cache: rows in any order, from any number of threads, verified before use.
 
-In: a directory or URL. Out: rows as NumPy arrays, and the teacher's files. Changes nothing there.
-Trust goes from the manifest's seal to the receipts' hashes to the segments' hashes.
+Input: a directory or URL, which is not changed. Output: rows as NumPy arrays, and the teacher's
+files. The manifest's seal covers the hashes of the receipts, which cover those of the segments.
 """
 
 import hashlib
@@ -59,11 +59,11 @@ _BATCHES_KEPT = 32
 def open_cache(
     path: str | Path, *, allow_incomplete: bool = False, space: LocalSpace | None = None
 ) -> "Cache":
-    """The cache at ``path``, a directory or a URL, its manifest checked.
+    """Open the cache at ``path``, a directory or a URL, and check its manifest.
 
-    With ``allow_incomplete``, one that is still being written can be opened too, with the shards
-    that are finished by now. Raises IncompleteCacheError otherwise, ForeignDirectoryError if there
-    is no cache, CorruptFileError if the manifest is damaged.
+    With ``allow_incomplete``, a cache that is still being written can be opened too, with the
+    shards that are finished so far. Raises IncompleteCacheError otherwise, ForeignDirectoryError if
+    there is no cache, CorruptFileError if the manifest is damaged.
     """
     storage = storage_at(path)
     root = storage.root
@@ -73,7 +73,7 @@ def open_cache(
         manifest = _manifest_of_unfinished(storage)
     else:
         raise ForeignDirectoryError(
-            f"{root}: no cache: expected {layout.MANIFEST} in it.",
+            f"{root}: not a cache: expected {layout.MANIFEST} in it.",
             NextStep("Give a directory that stage one wrote.", Action.NAME_CACHE),
         )
     if not manifest.complete and not allow_incomplete:
@@ -83,15 +83,15 @@ def open_cache(
                 f"{root}: looks like a part of a cache: it holds units {ranges_text(units)}; "
                 "others are missing.",
                 NextStep(
-                    "Merge the parts that were made apart; what workers that share it have left, "
-                    "stage one makes when it runs alone.",
+                    "If it is one of several parts, merge them. If workers share it and some did "
+                    "not finish, run stage one without workers to make their units.",
                     Action.FINISH_PARTS,
                 ),
             )
         raise IncompleteCacheError(
-            f"{root}: the cache is still being written, or was cut short: "
+            f"{root}: the cache is still being written, or its writing was interrupted: "
             f"{len(manifest.shards)} shards are finished.",
-            layout.make_again("Wait for it, or", "it goes on from there."),
+            layout.make_again("Wait for it, or", "it resumes from there."),
         )
     return Cache(storage, manifest, space or LocalSpace())
 
@@ -123,7 +123,7 @@ class Cache:
 
     @property
     def max_local_bytes(self) -> int | None:
-        """The most that local copies of its shards take; None where it is local itself."""
+        """Limit on the size of local copies of its shards; None if the cache itself is local."""
         return self._files.max_bytes
 
     @property
@@ -138,31 +138,31 @@ class Cache:
 
     @cached_property
     def ranks(self) -> RankTable:
-        """The table of ids by frequency, compared with the spec's hash."""
+        """The ids in order of frequency, checked against the spec's hash."""
         return read_ranks(self.storage, self.spec)
 
     @cached_property
     def projection(self) -> Projection | None:
-        """W of a ``pca`` sketch, [D, d], compared with the spec's hash; None for other sketches."""
+        """W of a ``pca`` sketch, [D, d], checked against the spec's hash; None for other kinds."""
         return read_projection(self.storage, self.spec)
 
     def shards(self, split: Split) -> list[ShardEntry]:
-        """The shards of ``split`` in rising order of unit; all of them where rows are divided."""
+        """The shards of ``split`` in order of unit; all shards if the rows of units are split."""
         return list(self._shards[split])
 
     def rows_of(self, split: Split, entry: ShardEntry) -> range:
-        """Those rows of a shard that belong to ``split``."""
+        """The rows of a shard that belong to ``split``."""
         return self.manifest.rows_of(split, entry)
 
     def num_rows(self, split: Split) -> int:
-        """Rows of ``split``."""
+        """Number of rows in ``split``."""
         return self._row_ends[split][-1] if self._row_ends[split] else 0
 
     def read_row(self, split: Split, index: int, *, with_sketch: bool = True) -> tuple[int, Row]:
-        """The unit and the row ``index`` of ``split``, counted over its shards.
+        """Row ``index`` of ``split``, counted over all of its shards, and its unit.
 
-        Reads and decompresses one record batch, of which the last few are remembered. Raises
-        IndexError, or a CacheError that names the shard.
+        Reads and decompresses a whole record batch; the most recently used ones are kept in memory.
+        Raises IndexError, or a CacheError that names the shard.
         """
         if not 0 <= index < self.num_rows(split):
             raise IndexError(f"row {index}: {split} has {self.num_rows(split)} rows")
@@ -174,7 +174,7 @@ class Cache:
         return entry.unit, self.read_row_of(entry, number, with_sketch=with_sketch)
 
     def read_row_of(self, entry: ShardEntry, number: int, *, with_sketch: bool = True) -> Row:
-        """Row ``number`` of a shard, of whatever split; as ``read_row`` otherwise."""
+        """Row ``number`` of a shard, in any split; otherwise like ``read_row``."""
         from cache_format.shard import row_of_batch
 
         batch_number, offset = divmod(number, self.spec.rows_per_batch)
@@ -198,7 +198,7 @@ class Cache:
         return read_teacher_receipt(self.storage, self.spec, expected).files
 
     def attachment(self, name: str) -> Path:
-        """The path of ``teacher/name``, whose content has been compared with its hash."""
+        """The path of ``teacher/name``, after checking its content against its hash."""
         file, files = f"{layout.TEACHER}/{name}", self.attachments()
         if name not in files:
             raise MissingFileError(
@@ -210,7 +210,7 @@ class Cache:
         return self._files.path(file, files[name], layout.TEACHER_STEP)
 
     def teacher_directory(self) -> Path:
-        """``teacher/``, every file of which has been compared with its hash."""
+        """The path of ``teacher/``, after checking every file in it against its hash."""
         for name in self.attachments():
             self.attachment(name)
         return self._files.directory / layout.TEACHER

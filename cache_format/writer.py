@@ -1,9 +1,9 @@
-"""Write a cache: units in any order, by any number of processes, killed at any moment.
+"""Write a cache: units in any order, by any number of processes, safe against kills.
 
-In: a spec, the teacher's files, and for each unit its rows. Out: a directory as ``README.md``
-specifies it. A unit counts once its receipt is there; the receipt is published
-after the shard, exclusively. So nothing that was killed half-way is ever counted, and two processes
-that make the same unit end with one.
+Input: a spec, the teacher's files, and the rows of each unit. Output: a directory as ``README.md``
+specifies it. A unit is finished once its receipt exists. The receipt is published after the shard,
+and exclusively: so an interrupted unit is never taken as finished, and if two processes make the
+same unit, only one of the results is kept.
 """
 
 import hashlib
@@ -291,9 +291,9 @@ class CacheWriter:
 
 
 def begun_spec(storage: Storage) -> CacheSpec | None:
-    """The spec of the cache in ``storage``; None where there is nothing yet.
+    """The spec of the cache in ``storage``; None if it is empty.
 
-    Raises ForeignDirectoryError where there is something else.
+    Raises ForeignDirectoryError if it contains anything else.
     """
     # Listed before the look for a spec: another process that creates the cache writes that first.
     names = [name for name in storage.list_names("") if not is_temporary(Path(name))]
@@ -326,7 +326,7 @@ def require_same_spec(storage: Storage, expected: CacheSpec, found: CacheSpec) -
             + "\n  ".join(fields)
             + "\n",
             NextStep(
-                "Choose another directory, or let the recipe match it; nothing was changed.",
+                "Choose another directory, or change the recipe to match; nothing was changed.",
                 Action.CHOOSE_DIRECTORY,
             ),
         )
@@ -338,7 +338,7 @@ def _describe(directory: Path) -> dict[str, tuple[int, str]]:
     for path in files_below(directory):
         name = path.relative_to(directory).as_posix()
         if path.is_symlink():
-            raise ValueError(f"{name}: a cache holds no symbolic links")
+            raise ValueError(f"{name}: a cache must not hold symbolic links")
         layout.require_attachment_name(name)
         with path.open("rb") as source:
             digest = hashlib.file_digest(source, "sha256").hexdigest()

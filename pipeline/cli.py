@@ -26,17 +26,18 @@ from pipeline.runtime.session import PipelineGroup
 
 @click.group(cls=PipelineGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="xlstm-distill", prog_name="pipeline")
-@click.option("--debug", is_flag=True, envvar="PIPELINE_DEBUG", help="Show tracebacks of errors.")
+@click.option("--debug", is_flag=True, envvar="PIPELINE_DEBUG", help="Show error tracebacks.")
 def main(debug: bool) -> None:
-    """Distill a Transformer into an xLSTM, paying for the teacher once.
+    """Distill a Transformer into an xLSTM, running the teacher only once.
 
     \b
       pipeline cache-teacher --recipe distil-xlstm --out cache
       pipeline train-student --recipe distil-xlstm --cache cache --out run
       pipeline generate run --prompt "The cell"
 
-    The first command runs the teacher over the corpus and writes what a student needs; any number
-    of students are then trained without the teacher. `pipeline demo` shows it in minutes.
+    The first command runs the teacher over the corpus and writes its predictions to a cache; any
+    number of students can then be trained without the teacher. `pipeline demo` runs a small example
+    in minutes.
     """
 
 

@@ -14,7 +14,12 @@ import pytest
 import cache_format
 from cache_format.tools.verify import verify
 from tests.support.killed_writers import kill_at
-from tests.support.tiny import save_tiny_teacher, tiny_config, tiny_texts, write_fineweb_parquet
+from tests.support.tiny import (
+    save_tiny_teacher,
+    tiny_cache_config,
+    tiny_texts,
+    write_fineweb_parquet,
+)
 
 _NEVER = -1
 SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -34,7 +39,7 @@ def run_stage_one(
     from stages.cache_teacher.worker_share import WorkerShare
 
     torch.set_num_threads(1)
-    config = tiny_config(root / "teacher", root / "corpus.parquet", documents_per_unit=6)
+    config = tiny_cache_config(root / "teacher", root / "corpus.parquet", documents_per_unit=6)
     units = ALL_UNITS if worker is None else WorkerShare.parse(worker, {})
     num_calls = kill_at(moment)
     cache_teacher(config, out, recipe_toml="# tiny\n", report=lambda _: None, units=units)

@@ -20,12 +20,12 @@ from stages.cache_teacher.teacher.teacher_files import resolve_teacher
 from stages.model_files.tokenizer_files import load_tokenizer
 from stages.train_student.export.published_files import published_files
 from stages.train_student.modeling.distil_xlstm.directory_code import directory_code
-from tests.stages.train_student.test_run import run as train
-from tests.stages.train_student.test_run import tiny_config
 from tests.support import hostile
 from tests.support.sample_cache import contents, reseal
 from tests.support.students import publish_student
-from tests.support.tiny import tiny_config as stage_one_config
+from tests.support.tiny import tiny_cache_config as stage_one_config
+from tests.support.train_configs import tiny_train_config
+from tests.support.train_runs import run as train
 
 STUDENT_FILES = {
     *("config.json", "generation_config.json", "model.safetensors", "README.md"),
@@ -68,7 +68,9 @@ def done(*arguments: object) -> Result:
 class TestPayloads:
     """They are live: where they are trusted, they run."""
 
-    def test_code(self, model: Path, canary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_remote_code_is_never_run(
+        self, model: Path, canary: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from transformers import AutoTokenizer
 
         modules = str(canary.parent / "modules")
@@ -78,7 +80,7 @@ class TestPayloads:
         tokenizer.from_pretrained(model, trust_remote_code=True)
         assert canary.exists()
 
-    def test_pickles(self, canary: Path) -> None:
+    def test_pickles_are_never_loaded(self, canary: Path) -> None:
         pickle.loads(hostile.pickled(canary))
         assert canary.exists()
 
@@ -94,13 +96,13 @@ class TestCache:
     def test_training(self, cache: Path, tmp_path: Path, canary: Path) -> None:
         messages = []
         train(
-            tiny_config(max_steps=1, eval_steps=1, save_steps=1),
+            tiny_train_config(max_steps=1, eval_steps=1, save_steps=1),
             cache,
             tmp_path / "run",
             report=lambda progress: messages.append(progress.message),
         )
         model = tmp_path / "run" / "model"
-        assert {path.name for path in model.iterdir()} == STUDENT_FILES
+        assert {path.name for path in model.iterdir()} == STUDENT_FILES | {"SHA256SUMS"}
         written = json.loads((model / "tokenizer_config.json").read_text())
         assert written.keys() & {"auto_map", "tokenizer_file"} == set()
         assert written["tokenizer_class"] == "PreTrainedTokenizerFast"
@@ -150,7 +152,7 @@ class TestCache:
         before = contents(cache)
         result = invoke("extend", cache, "--tokens", "1B")
         assert result.exit_code == 1
-        assert f"its text from {str(secret)!r}" in result.stderr
+        assert f"the corpus from {str(secret)!r}" in result.stderr
         assert "made from another recipe, teacher or corpus" in result.stderr
         assert contents(cache) == before
 
@@ -167,7 +169,7 @@ class TestCache:
         path.unlink()
         path.symlink_to(tmp_path / "secret")
         with pytest.raises(CorruptFileError, match=r"tokenizer\.json: damaged"):
-            train(tiny_config(), cache, tmp_path / "run")
+            train(tiny_train_config(), cache, tmp_path / "run")
 
     @pytest.mark.parametrize(
         ("name", "data"),
@@ -184,14 +186,14 @@ class TestCache:
         (cache / "teacher" / name).write_bytes(data)
         hostile.rehash_teacher(cache)
         with pytest.raises(ValueError, match=rf"{name}: .*[Mm]ake the cache again"):
-            train(tiny_config(), cache, tmp_path / "run")
+            train(tiny_train_config(), cache, tmp_path / "run")
 
     def test_a_tokenizer_that_is_none_is_named_by_inspect(self, cache: Path) -> None:
         (cache / "teacher" / "tokenizer.json").write_text("{}")
         hostile.rehash_teacher(cache)
         result = invoke("inspect", cache, "--row", "0")
         assert result.exit_code == 1
-        assert "tokenizer.json: no tokenizer: " in result.stderr
+        assert "tokenizer.json: not a valid tokenizer: " in result.stderr
 
 
 class TestModel:
@@ -232,7 +234,7 @@ class TestModel:
         shutil.copyfile(honest / "stack_distil_xlstm.py", model / "stack_distil_xlstm.py")
         (model / "README.md").unlink()
         (model / "README.md").symlink_to("/etc/passwd")
-        with pytest.raises(ValueError, match=r"README\.md: no ordinary file"):
+        with pytest.raises(ValueError, match=r"README\.md: not a regular file"):
             published_files(model)
 
     def test_pickled_weights_alone(self, model: Path, canary: Path) -> None:
@@ -263,7 +265,9 @@ class TestTeacher:
         self, teacher: Path, canary: Path
     ) -> None:
         config = stage_one_config(teacher, "unused")
-        with pytest.raises(ValueError, match=r"holds adapter_config\.json, by which transformers"):
+        with pytest.raises(
+            ValueError, match=r"holds adapter_config\.json, which makes transformers"
+        ):
             resolve_teacher(config)
         (teacher / "adapter_config.json").rename(
             teacher / "shard-00001-model-00001-of-00001.safetensors"
@@ -271,7 +275,7 @@ class TestTeacher:
         with pytest.raises(ValueError, match="holds shard-00001-model-00001"):
             resolve_teacher(config)
         (teacher / "shard-00001-model-00001-of-00001.safetensors").unlink()
-        with pytest.raises(ValueError, match="names weights of its own"):
+        with pytest.raises(ValueError, match="names other weight files"):
             resolve_teacher(config)
         assert not canary.exists()
 
@@ -297,6 +301,6 @@ class TestTeacher:
         """As that of Qwen 1 and ChatGLM: a clear word, where it would have to be run."""
         (teacher / "adapter_config.json").unlink()
         (teacher / "tokenizer.json").rename(teacher / "vocab.txt")
-        with pytest.raises(ValueError, match=r"Python code of its repository's own \(auto_map\)"):
+        with pytest.raises(ValueError, match=r"Python code from its repository \(auto_map\)"):
             resolve_teacher(stage_one_config(teacher, "unused"))
         assert not canary.exists()

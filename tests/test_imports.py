@@ -1,16 +1,15 @@
 """The architecture: which package may import which, read from the source."""
 
-import ast
+import re
 import sys
 from collections.abc import Iterator
-from functools import cache
-from typing import NamedTuple
+from pathlib import Path
 
 import pytest
 
 from tests.support import ROOT
+from tests.support.import_graph import OURS, imports
 
-_OURS = ("pipeline", "stages", "cache_format")
 _MAY_IMPORT = {
     "pipeline": {"pipeline", "stages", "cache_format"},
     "stages": {"stages", "cache_format"},
@@ -18,52 +17,21 @@ _MAY_IMPORT = {
 }
 
 
-class Import(NamedTuple):
-    """One module that a source file names in an import."""
-
-    where: str
-    importer: str
-    imported: str
-
-
-@cache
-def imports() -> tuple[Import, ...]:
-    """Every import of our packages, those in functions and under ``TYPE_CHECKING`` included."""
-    return tuple(_imports())
-
-
-def _imports() -> Iterator[Import]:
-    for package in _OURS:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            importer = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                for line, imported in _named(node):
-                    yield Import(f"{path.relative_to(ROOT)}:{line}", importer, imported)
-
-
-def _named(node: ast.AST) -> Iterator[tuple[int, str]]:
-    if isinstance(node, ast.Import):
-        yield from ((node.lineno, alias.name) for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-        assert node.level == 0, "relative imports are not used here"
-        yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
-
-
 def _is_within(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
 
 def test_every_package_is_read() -> None:
-    assert {found.importer.partition(".")[0] for found in imports()} == set(_OURS)
+    assert {found.importer.partition(".")[0] for found in imports()} == set(OURS)
 
 
-@pytest.mark.parametrize("package", _OURS)
-def test_arrows_point_down(package: str) -> None:
+@pytest.mark.parametrize("package", OURS)
+def test_packages_import_only_the_packages_below(package: str) -> None:
     upwards = [
         found
         for found in imports()
         if _is_within(found.importer, package)
-        and (top := found.imported.partition(".")[0]) in (*_OURS, "tests", "benchmarks")
+        and (top := found.imported.partition(".")[0]) in (*OURS, "tests", "benchmarks")
         and top not in _MAY_IMPORT[package]
     ]
     assert upwards == []
@@ -145,7 +113,7 @@ def strongly_connected(graph: dict[str, set[str]]) -> Iterator[set[str]]:
 
 
 def test_a_folder_can_be_taken_in_at_a_glance() -> None:
-    for package in _OURS:
+    for package in OURS:
         for folder in {path.parent for path in (ROOT / package).rglob("*.py")}:
             modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
             assert len(modules) <= 15, folder
@@ -193,3 +161,14 @@ def test_only_the_command_line_knows_click() -> None:
     users = [found for found in imports() if _is_within(found.imported, "click")]
     assert users
     assert [found for found in users if not _is_within(found.importer, "pipeline")] == []
+
+
+def test_no_test_module_is_imported() -> None:
+    """What tests share lies in tests/support/."""
+    sources = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
+    importing = [
+        str(path.relative_to(ROOT))
+        for path in sources
+        if re.search(r"^\s*from tests\.(\w+\.)*test_\w+ import", path.read_text(), re.MULTILINE)
+    ]
+    assert importing == []

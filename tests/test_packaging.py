@@ -42,7 +42,7 @@ def test_every_import_is_declared() -> None:
     """No module relies on what another package happens to bring along."""
     import sys
 
-    from tests.test_imports import imports
+    from tests.support.import_graph import imports
 
     extras = project()["optional-dependencies"]
     requirements = [*project()["dependencies"], *extras["ray"], *extras["eval"]]
@@ -62,7 +62,7 @@ def test_files_that_ship() -> None:
 
 
 def test_extras_are_imported_where_they_are_asked_for() -> None:
-    from tests.test_imports import imports
+    from tests.support.import_graph import imports
 
     users: dict[str, set[str]] = {"ray": set(), "lm_eval": set(), "triton": set()}
     for found in imports():

@@ -1,4 +1,4 @@
-"""Whole numbers in as few bits as their sizes take.
+"""Store integers in variable-length bit codes.
 
 A number v ≥ 0 is split into its class, which is its bit length, and its raw bits, which are all
 bits below its leading one. Classes go through zstd, whose Huffman coder sees how often each occurs;

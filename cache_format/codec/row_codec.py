@@ -1,4 +1,4 @@
-"""A row's way to the columns of a shard and back.
+"""Encode a row into the columns of a shard, and decode it.
 
 In: a ``Row`` of NumPy arrays. Out: the bytes of each column (see ``columns.py``), or the reverse.
 Tokens and sketch are coded here, the targets by their kind (``targets/``).

@@ -1,4 +1,4 @@
-"""When a cache is complete: the one rule, for whoever makes, finds or merges one."""
+"""The rule for when a cache is complete, used when making, opening or merging one."""
 
 from collections.abc import Callable, Mapping
 from itertools import count

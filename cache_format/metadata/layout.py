@@ -1,4 +1,4 @@
-"""Where everything lies in a cache directory, and what to do about what does not.
+"""File names in a cache directory, and the next steps for missing or damaged files.
 
 Paths are relative to the cache. Nothing else may be named by a receipt or the manifest, so that no
 damaged or foreign file can lead a reader out of the directory.
@@ -25,17 +25,17 @@ def make_again(before: str, after: str) -> NextStep:
     return NextStep(f"{before} run stage one again: {after}", Action.RUN_STAGE_ONE)
 
 
-RANKS_STEP = make_again(f"Delete {RANKS} and", "it is written again, no unit is.")
+RANKS_STEP = make_again(f"Delete {RANKS} and", "only this file is written again, no units.")
 PROJECTION_STEP = make_again(
-    f"Put {PROJECTION} back from a copy of the cache; or delete it and",
-    "on the same hardware the same one is made again, and no unit is.",
+    f"Restore {PROJECTION} from a copy of the cache; or delete it and",
+    "the same hardware makes the same file again, and no units.",
 )
 RECIPE_STEP = (
-    f"Put {RECIPE} back from a copy of the cache, or delete it: neither a student nor stage one "
-    "with a recipe of its own needs it."
+    f"Restore {RECIPE} from a copy of the cache, or delete it: it is not needed to train students, "
+    "or to run stage one with another copy of the recipe."
 )
 TEACHER_STEP = make_again(
-    f"Delete {TEACHER_RECEIPT} and", "the teacher's files are written again, no unit is."
+    f"Delete {TEACHER_RECEIPT} and", "only the teacher's files are written again, no units."
 )
 
 _RECEIPT_FILE = re.compile(r"([0-9]{5}|[1-9][0-9]{5,18})\.json")

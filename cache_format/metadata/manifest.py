@@ -2,7 +2,7 @@
 
 It is the same bytes whatever the order in which the receipts came, and the root of trust in all
 it names. It and ``spec.json``, which says what a cache that has no manifest yet is to become, are
-sealed JSON files (see ``plain.py``).
+sealed JSON files (see ``sealed_json.py``).
 """
 
 from collections.abc import Iterable
@@ -84,7 +84,7 @@ class Manifest:
         manifest: Manifest = parse(cls, fields, path, step)
         units = [entry.unit for entry in manifest.shards]
         if any(low >= high for low, high in pairwise(units)):
-            raise CorruptFileError(f"{path}: shards: units do not rise.", step)
+            raise CorruptFileError(f"{path}: shards: units are not in increasing order.", step)
         for entry in manifest.shards:
             if entry.split != spec.split_of(entry.unit):
                 raise CorruptFileError(f"{path}: unit {entry.unit}: wrong split.", step)
@@ -126,10 +126,10 @@ def require_agreement(storage: Storage, entry: ShardEntry, receipt: Receipt) -> 
     """Raise CorruptFileError unless the manifest's ``entry`` is what the receipt says."""
     if entry != receipt.entry:
         raise CorruptFileError(
-            f"{storage.locate(layout.MANIFEST)}: says other things of unit {entry.unit} than "
+            f"{storage.locate(layout.MANIFEST)}: disagrees about unit {entry.unit} with "
             f"{layout.receipt_file(entry.unit)}.",
             layout.make_again(
-                "Delete the manifest and", "it is made again from the receipts, no unit is."
+                "Delete the manifest and", "only it is made again, from the receipts."
             ),
         )
 
@@ -137,8 +137,9 @@ def require_agreement(storage: Storage, entry: ShardEntry, receipt: Receipt) -> 
 def read_spec(storage: Storage) -> CacheSpec:
     """The spec in ``spec.json``."""
     step = layout.make_again(
-        f"If there is a {layout.MANIFEST} beside it, delete this file, should it be there, and",
-        "it is written again. Otherwise start again in another directory.",
+        f"If there is a {layout.MANIFEST} in the same directory, delete this file if it exists, "
+        "and",
+        "it is written again. Otherwise start over in another directory.",
     )
     path = storage.locate(layout.SPEC)
     return _spec_of(sealed_json.unseal(read_file(storage, layout.SPEC, step), path, step), path)
@@ -149,12 +150,12 @@ def _spec_of(fields: dict[str, Any], path: Path | str) -> CacheSpec:
         spec = CacheSpec.from_json(fields.get("spec"))
     except ValueError as error:
         raise UnsupportedFormatError(
-            f"{path}: its spec is not one that this program knows: {error}. Use the version of "
+            f"{path}: this program does not support its spec: {error}. Use the version of "
             "xlstm-distill that wrote it, or a newer one."
         ) from error
     if fields.get("cache_id") != spec.cache_id:
         raise CorruptFileError(
             f"{path}: cache_id is {fields.get('cache_id')}, but its spec has {spec.cache_id}. "
-            "Put the file back from a copy of the cache."
+            "Restore the file from a copy of the cache."
         )
     return spec

@@ -1,8 +1,8 @@
 """Receipts: one for each finished shard, one for the teacher's files.
 
 A receipt is written once, when what it tells of is whole. It is a sealed JSON file (see
-``plain.py``). Here are the types and their way to bytes and back; the writer decides when they
-are written, the reader what to make of them.
+``sealed_json.py``). Here are the types and their way to bytes and back; the writer decides when
+they are written, the reader what to make of them.
 """
 
 import hashlib
@@ -207,7 +207,7 @@ def _misfit(receipt: Receipt, spec: CacheSpec) -> str | None:
         min(segment.offset, segment.length) < 0 or segment.offset + segment.length > entry.num_bytes
         for segment in receipt.segments
     ):
-        return "its segments do not fit its shard"
+        return "its segments do not match its shard"
     return None
 
 

@@ -45,14 +45,14 @@ def _require_seal(data: bytes, path: Path | str, cache_id: str, next_step: str) 
     match = _SEAL.fullmatch(last)
     if match is None:
         raise CorruptFileError(
-            f"{path}: its last line is no seal: it is damaged, was written by hand, or by a "
-            f"version that did not seal it.",
+            f"{path}: its last line is not a seal: the file is damaged, or was written by hand or "
+            "by a version that did not seal it.",
             next_step,
         )
     if match[1].decode() != _digest(body, cache_id):
         raise CorruptFileError(
-            f"{path}: its seal does not fit: it was changed, is damaged, or is that of another "
-            "cache.",
+            f"{path}: its seal does not match: the file was changed, is damaged, or belongs to "
+            "another cache.",
             next_step,
         )
 

@@ -52,7 +52,7 @@ def unseal(
     if match is None or hashlib.sha256(prefix).hexdigest().encode() != match[1]:
         fields = _parsed_or_empty(data)
         _refuse_foreign_version(fields, path, known_version)
-        problem = f"its seal does not fit its {len(data)} bytes"
+        problem = f"its seal does not match its {len(data)} bytes"
         if fields and "seal" not in fields:
             problem = "it has no seal, or an older version of xlstm-distill wrote it without one"
         raise CorruptFileError(f"{path}: damaged: {problem}.", next_step)

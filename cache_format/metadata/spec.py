@@ -105,9 +105,8 @@ class CacheSpec:
     def format_version(self) -> str:
         """The lowest version of the format that knows all that the spec says."""
         optional = (self.validation_split, self.corpus.special_tokens, self.corpus.text_documents)
-        if any(field is not None for field in optional):
-            return "1.2"
-        return max(self.targets.format_version, self.sketch.format_version)
+        least = "1.2" if any(field is not None for field in optional) else "1.0"
+        return max(least, self.targets.format_version, self.sketch.format_version)
 
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON values."""

@@ -1,4 +1,4 @@
-"""JSON that anyone may have written: it has one meaning, or it is refused with the reason.
+"""Parse JSON from untrusted sources; ambiguous or invalid JSON is refused with the reason.
 
 What Python's ``json`` lets through is refused here: keys that are there twice, NaN and infinity,
 numbers that no float holds, text that is no Unicode; and what ends in its other errors (bytes that
@@ -30,7 +30,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 text, from byte {error.start} on") from error
     except UnicodeEncodeError as error:
-        raise ValueError("it holds half of a surrogate pair, which is no text") from error
+        raise ValueError("it holds a lone surrogate, which is not text") from error
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     except json.JSONDecodeError as error:
@@ -60,13 +60,13 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for key, value in pairs:
         if key in fields:
-            raise ValueError(f"the key {key!a} is there twice")
+            raise ValueError(f"duplicate key {key!a}")
         fields[key] = value
     return fields
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _finite(text: str) -> float:

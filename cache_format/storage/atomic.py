@@ -133,7 +133,7 @@ def regular_descriptor(path: Path) -> int:
     if stat.S_ISREG(os.fstat(descriptor).st_mode) or stat.S_ISDIR(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
-    raise StorageError(f"{path}: no ordinary file, but a pipe or a device. Nothing was read.")
+    raise StorageError(f"{path}: not a regular file, but a pipe or a device. Nothing was read.")
 
 
 def open_regular(path: Path) -> io.BufferedReader:
@@ -154,7 +154,7 @@ def make_directory(path: Path) -> None:
                 path.mkdir(exist_ok=True)
             except FileExistsError as error:
                 raise StorageError(
-                    f"{path}: no directory: it is a file, or a link to a disk that is not mounted.",
+                    f"{path}: not a directory but a file, or a link to a disk that is not mounted.",
                     NextStep(
                         "Mount the disk or move the file away, then run again.", Action.RUN_AGAIN
                     ),

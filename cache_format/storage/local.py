@@ -1,4 +1,4 @@
-"""A cache in a directory of this machine: the one half of ``storage.py``'s interface.
+"""A cache in a directory of this machine: the one half of the interface in ``base.py``.
 
 Files are published by ``atomic.py``: whole or absent, and there after a power cut. What the system
 refuses is named by ``failures.py``.

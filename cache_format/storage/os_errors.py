@@ -1,4 +1,4 @@
-"""What the system refuses, as errors that name the file and the next step.
+"""Turn OS errors into errors that name the file and the next step.
 
 A write(2) or read(2) that fails says neither which file nor what to do. Called around everything
 that reads or writes a file of a cache. It says nothing about what is in the file: a disk that
@@ -24,7 +24,7 @@ _OF_OTHER_LANGUAGES = re.compile(r"\(os error ([0-9]+)\)")
 
 
 def _again(first: str) -> NextStep:
-    text = f"{first}, then run again: it goes on from what is finished."
+    text = f"{first}, then run again: it resumes after the finished work."
     return NextStep(text, Action.RUN_AGAIN)
 
 
@@ -42,16 +42,17 @@ def writing(path: Path) -> Iterator[None]:
         number = _number(error)
         if number in _FULL:
             raise NoSpaceError(
-                f"{path}: no space left on the disk or in the quota while writing it. Nothing was "
-                "half-published.",
+                f"{path}: no space left on the disk or in the quota while writing it. No partial "
+                "file was published.",
                 _again("Free some space"),
             ) from error
         if number in _FORBIDDEN | _FAILING:
-            step = "Look after the disk or the mount"
+            step = "Check the disk or the mount"
             if number in _FORBIDDEN:
                 step = "Make its directory writable, or work on a copy of it"
             raise StorageError(
-                f"{path}: could not be written: {os.strerror(number)}. Nothing was half-published.",
+                f"{path}: could not be written: {os.strerror(number)}. No partial file was "
+                "published.",
                 _again(step),
             ) from error
         raise
@@ -68,12 +69,12 @@ def reading(path: Path) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
-        step = "Look after the disk or the mount"
+        step = "Check the disk or the mount"
         if error.errno in _FORBIDDEN:
             step = "Make it readable"
         raise StorageError(
-            f"{path}: could not be read: {error.strerror or error}. That says nothing of what it "
-            f"holds. {step}, then try again."
+            f"{path}: could not be read: {error.strerror or error}. The file itself may be intact. "
+            f"{step}, then try again."
         ) from error
 
 

@@ -30,8 +30,8 @@ _CHUNK_BYTES = 1 << 24  # a request each: few enough to be fast, short enough to
 _VERDICTS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 _LOOK_AFTER_NETWORK = NextStep(
-    "Look after the network, the endpoint and the credentials, then run again: it goes on from "
-    "what is finished.",
+    "Check the network, the endpoint and the credentials, then run again: it resumes after the "
+    "finished work.",
     Action.RUN_AGAIN,
 )
 
@@ -175,7 +175,7 @@ class RemoteStorage:
         except FileNotFoundError as error:
             raise StorageError(
                 f"{self.locate(name)}: could not be written: {error}.",
-                NextStep("Make the bucket or repository first, then run again.", Action.RUN_AGAIN),
+                NextStep("Create the bucket or repository, then run again.", Action.RUN_AGAIN),
             ) from error
 
     def _retrying(self, name: str, what: str, action: Callable[[], _T]) -> _T:
@@ -184,7 +184,7 @@ class RemoteStorage:
         def failed(error: Exception) -> StorageError:
             return StorageError(
                 f"{self.locate(name)}: could not be {what}: {str(error) or type(error).__name__}. "
-                "That says nothing of what it holds.",
+                "The object itself may be intact.",
                 _LOOK_AFTER_NETWORK,
             )
 

@@ -1,4 +1,4 @@
-"""Try again what may pass, a bounded number of times."""
+"""Retry transient failures a bounded number of times."""
 
 import time
 from collections.abc import Callable, Iterable

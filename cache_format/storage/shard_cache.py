@@ -111,7 +111,7 @@ def _reserved(path: Path, num_bytes: int, max_bytes: int | None) -> Iterator[Bin
     if max_bytes is not None and num_bytes > max_bytes:
         raise ValueError(
             f"local_bytes: one shard takes {num_bytes:,} bytes, more than the {max_bytes:,} that "
-            f"copies in {path.parent} may take. Give them more room."
+            f"copies in {path.parent} may take. Raise this limit."
         )
     with ExitStack() as stack:
         sink: BinaryIO | None = None

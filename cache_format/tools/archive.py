@@ -72,9 +72,9 @@ def unpack(source: BinaryIO, target: Path | str, *, name: str, report: Report) -
         archive = _Unpacking(source, target, name, report)
     except CorruptArchiveError as error:  # nothing is written before the manifest and the ranks
         raise CorruptArchiveError(
-            f"{error}. It is no packed cache, or not even its first files have arrived; {target} "
-            "was not touched.",
-            NextStep("Give the whole file that packing a cache wrote.", Action.PACK),
+            f"{error}. It is not a packed cache, or was truncated before the first shard; {target} "
+            "was not changed.",
+            NextStep("Use the complete file that was written by packing a cache.", Action.PACK),
         ) from error
     try:
         archive.take_recipe()
@@ -83,9 +83,9 @@ def unpack(source: BinaryIO, target: Path | str, *, name: str, report: Report) -
         return archive.finish()
     except CorruptArchiveError as error:
         raise CorruptArchiveError(
-            f"{error}. What arrived whole before stays in {target}.",
+            f"{error}. Files unpacked so far are kept in {target}.",
             NextStep(
-                "Get the archive again, whole, and unpack it: it goes on from there.",
+                "Get the complete archive and unpack it again: it resumes from there.",
                 Action.RUN_AGAIN,
             ),
         ) from error

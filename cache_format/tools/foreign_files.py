@@ -42,12 +42,12 @@ def _named(storage: Storage, name: str) -> tuple[Path | str, str]:
     path = storage.locate(name)
     if is_temporary(Path(name)):
         return path, (
-            f"{path}: a half-written file, which is harmless: a process is writing it, or was "
+            f"{path}: an incomplete file, which is harmless: a process is writing it, or was "
             "killed and the next run of stage one removes it."
         )
     if name.startswith(f"{layout.SHARDS}/"):
         return path, (
-            f"{path}: nothing refers to it. If stage one is not at work on this cache, a run that "
-            "was killed left it: delete it."
+            f"{path}: nothing refers to it. Unless stage one is running on this cache, it was left "
+            "by a run that was killed: delete it."
         )
-    return path, f"{path}: no part of the cache: nothing reads it. Move it elsewhere."
+    return path, f"{path}: not part of the cache: nothing reads it. Move it elsewhere."

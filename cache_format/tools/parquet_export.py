@@ -103,7 +103,7 @@ def export_parquet(
     for name in (layout.SPEC, layout.MANIFEST):
         if (out / name).exists():
             raise ForeignDirectoryError(
-                f"{out}: is a cache (it has {name}): name another directory for the Parquet files"
+                f"{out}: is a cache (it has {name}): choose another directory for the Parquet files"
             )
     columns = _columns(cache.spec, what)
     files = [file for split in what.splits for file in _files(cache, split)]

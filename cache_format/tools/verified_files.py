@@ -77,7 +77,7 @@ def require_record(path: Path) -> None:
         return
     if not _BEGINNING.startswith(beginning):  # it may have been cut short by a kill
         raise ValueError(
-            f"{path}: holds something that is no record of a verification. Name another file; "
+            f"{path}: exists, but is not a record of a verification. Choose another file; "
             "nothing was changed."
         )
 

@@ -30,13 +30,13 @@ from pipeline.runtime.session import Session
 @click.option(
     "--units",
     metavar="FIRST:END",
-    help="Cache only these units, END excluded: one machine's part, to be merged.",
+    help="Cache only these units, END excluded, as one part to be merged.",
 )
 @click.option(
     "--worker",
     metavar="r/R",
-    help="Cache every R-th unit, starting at r; R such commands share one --out. auto: taken from "
-    "torchrun, srun or a Slurm array.",
+    help="Cache every R-th unit, starting at r; R such commands share one --out. auto: read r and "
+    "R from the environment of torchrun, srun or a Slurm array.",
 )
 @click.option(
     "--engine",
@@ -49,22 +49,22 @@ from pipeline.runtime.session import Session
     "--ray-workers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Teachers in the cluster; by default one per GPU, or one.",
+    help="Number of teachers in the cluster; by default one per GPU, or one without GPUs.",
 )
 @click.option(
-    "--ray-address", help="The cluster; by default $RAY_ADDRESS, or one started for this command."
+    "--ray-address", help="Address of the cluster; by default $RAY_ADDRESS, or a new local cluster."
 )
 @click.option(
     "--summary",
     type=LocalPath(dir_okay=False),
     metavar="FILE",
-    help="Write the run's figures to FILE, as JSON.",
+    help="Write a summary of the run to FILE, as JSON.",
 )
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Resolve and check everything, and say what would be cached. Loads no weights and writes "
-    "nothing; files from the Hub are downloaded as usual.",
+    help="Resolve and check everything, and print what would be cached. Loads no weights and "
+    "writes nothing; files from the Hub are downloaded as usual.",
 )
 @reporting_options
 @click.pass_obj
@@ -79,21 +79,21 @@ def cache_teacher(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Run the teacher over the corpus once; cache its targets.
+    """Run the teacher over the corpus once and cache its targets.
 
     \b
       pipeline cache-teacher --recipe distil-xlstm --out cache --tokens 512M
 
-    Writes cache/manifest.json (what is in it), cache/shards (the targets), cache/receipts (what is
-    finished) and cache/teacher (the teacher's embedding, head and tokenizer).
+    Writes cache/manifest.json (the contents), cache/shards (the targets), cache/receipts (which
+    units are finished) and cache/teacher (the teacher's embedding, head and tokenizer).
 
-    To resume after an interruption, run the same command again: finished shards are kept. With
-    more --tokens, it extends the cache.
+    To resume after an interruption, run the same command again: finished shards are kept. A larger
+    --tokens extends the cache.
 
-    Several machines can share the work, and the cache is the same. With a shared --out: run the
-    command with --worker 0/8, --worker 1/8 and so on (again, if interrupted), or with --engine
-    ray. Without a shared --out: --units 0:100, --units 100:200 and so on, the last one without
-    END; then `pipeline merge` the parts into one cache.
+    Several machines can share the work; the cache is the same as with one. If they can share --out,
+    run the command with --worker 0/8, --worker 1/8 and so on (again, if interrupted), or with
+    --engine ray. Otherwise use --units 0:100, --units 100:200 and so on, the last one without END,
+    then `pipeline merge` the parts into one cache.
     """
     from pipeline.commands.run_stage_one import run_stage_one, send_outcome, send_plan
     from pipeline.options.engine_options import EngineOptions

@@ -15,18 +15,18 @@ from pipeline.runtime.session import Session
     type=LocalPath(file_okay=False),
     default=Path("demo-out"),
     show_default=True,
-    help="Directory of everything the demo writes.",
+    help="Directory for everything that the demo writes.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.pass_obj
 def demo(session: Session, out: Path, seed: int) -> None:
-    """Cache a small teacher, train two students, compare.
+    """Cache a small teacher, train two students, compare them.
 
     \b
       pipeline demo --out demo-out
 
-    Needs no network and no GPU; takes minutes. Writes corpus, cache, runs, a table and a plot
-    under --out. Run it again to resume, or to see the results again.
+    Needs no network and no GPU, and takes minutes. Writes corpus, cache, runs, a table and a plot
+    to --out. Run it again to resume, or to see the results again.
     """
     from pipeline.demo.run import run_demo
 

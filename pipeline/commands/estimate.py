@@ -18,8 +18,8 @@ from pipeline.runtime.silence_libraries import silence_libraries
     type=FiniteRange(min=0.0, max=3600.0),
     default=60.0,
     show_default=True,
-    help="How long to measure, once the teacher is loaded; longer only if its first forward pass "
-    "takes longer.",
+    help="How long to measure, once the teacher is loaded; at least until the first forward pass "
+    "is finished.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
@@ -37,9 +37,9 @@ def estimate(
       pipeline estimate --recipe distil-xlstm --tokens 512M
 
     Loads the teacher, caches for a minute into a temporary directory with the recipe's settings,
-    and scales up what came of it. Hours are those of this device; N of them take an N-th.
+    and extrapolates. Times are for one device like this one; divide by the number of devices.
 
-    Ctrl-C ends it without an answer; fewer --seconds give a rougher one sooner.
+    Fewer --seconds give a less precise estimate. Ctrl-C stops without a result.
     """
     recipe = load_session_recipe(
         session, recipe_name, settings, tokens=tokens, ignored="train_student"

@@ -17,21 +17,25 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("run", type=RUN)
 @click.option(
-    "--cache", type=CacheLocation(exists=True), help="A cache of its teacher, or its URL."
+    "--cache", type=CacheLocation(exists=True), help="A cache of the student's teacher, or its URL."
 )
 @click.option(
     "--rows",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Rows of the cache's validation split, spread evenly over it; by default all.",
+    help="Number of validation rows to use, evenly spaced; by default all.",
 )
 @click.option(
     "--tasks", metavar="NAME,…", help="Tasks of lm-evaluation-harness, separated by commas."
 )
 @click.option(
-    "--include-path", type=LocalPath(exists=True, file_okay=False), help="Your own task files."
+    "--include-path",
+    type=LocalPath(exists=True, file_okay=False),
+    help="Directory of custom task files.",
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Examples of each task.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Limit on examples per task."
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -46,7 +50,7 @@ def evaluate(
     device: str,
     as_json: bool,
 ) -> None:
-    """Compare a student with its teacher, and try it on tasks.
+    """Compare a student with its teacher, or evaluate it on tasks.
 
     \b
       pipeline evaluate run --cache cache
@@ -55,8 +59,8 @@ def evaluate(
     RUN is what train-student wrote with --out, or a model directory. For an unfinished run, the
     newest checkpoint is used; RUN/checkpoints/step-0000500 names one. With --cache: loss,
     perplexity, KL, agreement, accuracy and expected calibration error on the cache's validation
-    split, and what the cache tells of the teacher; the teacher is not loaded. With --tasks: metrics
-    of lm-evaluation-harness, which is installed by `pip install 'lm_eval[hf]'`.
+    split, and the teacher's metrics as far as the cache has them; the teacher is not loaded. With
+    --tasks: metrics of lm-evaluation-harness, which `pip install 'lm_eval[hf]'` installs.
     """
     if cache is None and not tasks:
         raise click.UsageError("give --cache, --tasks, or both")
@@ -106,5 +110,5 @@ def _evaluate_on_cache(
         )
     found |= {"model": str(student.source), "checkpoint_step": student.step}
     if student.step is not None:
-        found["notes"].append(f"The student is that of step {student.step}, unfinished.")
+        found["notes"].append(f"The student is unfinished: it is from step {student.step}.")
     return found

@@ -27,7 +27,7 @@ from pipeline.options.threads_option import threads_option
     show_default=True,
     help="The rows to export.",
 )
-@click.option("--no-sketch", is_flag=True, help="Leave out the hidden-state sketches.")
+@click.option("--no-sketch", is_flag=True, help="Omit the projected hidden states (sketch).")
 @threads_option
 def export(
     cache: Path | str,
@@ -42,12 +42,12 @@ def export(
     \b
       pipeline export cache parquet --format parquet --split validation
 
-    Writes OUT/train/00001.parquet and so on, one file for each shard. A row is a packed sequence:
-    unit, row, token_ids, document_starts, and for each position a list in num_kept, kept_ids,
-    logprobs (of the kept ids, nats, temperature 1), tail_log_mass (of all other ids, relative to
-    the largest logit, at each of the spec's inverse_temperatures), next_logprob and sketch.
-    Position t predicts token t + 1; where that begins another document, its lists are empty and
-    next_logprob is null.
+    Writes OUT/train/00001.parquet and so on, one file per shard. Each row is a packed sequence with
+    the columns unit, row, token_ids, document_starts, and, with one item per position, num_kept,
+    kept_ids, logprobs (of the kept ids, in nats, at temperature 1), tail_log_mass (of all other
+    ids, relative to the largest logit, at each of the spec's inverse_temperatures), next_logprob
+    and sketch. Position t predicts token t + 1; if that begins another document, the position's
+    lists are empty and next_logprob is null.
 
     \b
       polars.scan_parquet("OUT/train/*.parquet")

@@ -16,13 +16,13 @@ from pipeline.runtime.session import Session
 )
 @click.pass_obj
 def extend(session: Session, cache: Path | str, tokens: str) -> None:
-    """Cache more tokens, by the recipe in the cache.
+    """Cache more tokens, with the recipe in the cache.
 
     \b
       pipeline extend cache --tokens 1B
 
-    Teacher, corpus and every setting are those that the cache was made with; teacher and corpus
-    must still be where they were. Students may be trained from the cache meanwhile.
+    Uses the teacher, corpus and settings that the cache was made with; teacher and corpus must
+    still be in the same place. Students can be trained from the cache in the meantime.
 
     To resume after an interruption, run the same command again.
     """

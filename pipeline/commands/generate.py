@@ -27,7 +27,7 @@ from pipeline.runtime.silence_libraries import silence_libraries
 @click.option(
     "--cache",
     type=CacheLocation(exists=True),
-    help="The cache of an unfinished run, if it has been moved.",
+    help="The cache that an unfinished run was trained from, if it has moved.",
 )
 def generate(
     run: Path,

@@ -10,13 +10,13 @@ from pipeline.options.cache_location import CacheLocation
 
 @click.command("inspect")
 @click.argument("cache", type=CacheLocation(exists=True))
-@click.option("--row", type=click.IntRange(min=0), metavar="N", help="Decode row N instead.")
+@click.option("--row", type=click.IntRange(min=0), metavar="N", help="Decode row N.")
 @click.option(
     "--split",
     type=click.Choice(["train", "validation"]),
     default="train",
     show_default=True,
-    help="The split that --row counts in.",
+    help="The split of --row.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect_cache(
@@ -28,7 +28,7 @@ def inspect_cache(
       pipeline inspect cache
       pipeline inspect cache --row 0 --split validation
 
-    Read-only; works on a cache that is still being written, too.
+    Read-only. Also works on a cache that is still being written.
     """
     import json
 

@@ -14,18 +14,21 @@ from pipeline.options.threads_option import threads_option
     "caches", type=CacheLocation(exists=True), nargs=-1, required=True, metavar="CACHE..."
 )
 @click.option(
-    "--out", type=CacheLocation(exists=False), required=True, help="The cache to make, or its URL."
+    "--out",
+    type=CacheLocation(exists=False),
+    required=True,
+    help="Directory of the merged cache, or its URL.",
 )
 @threads_option
 def merge(caches: Sequence[Path | str], out: Path | str, threads: int) -> None:
-    """Merge caches of one recipe that hold different units.
+    """Merge caches of the same recipe that hold different units.
 
     \b
       pipeline merge part-a part-b --out cache
 
-    Parts are made with `pipeline cache-teacher --units`, one on each machine. What --out holds
-    already is kept; where two caches hold one unit, the first one's is taken. The caches are
-    checked, byte by byte, and not changed. Shards become hard links where the file system has them.
+    Parts are made with `pipeline cache-teacher --units`, one on each machine. Units that --out
+    already holds are kept; if two caches hold the same unit, the first one's is used. Every byte of
+    the caches is checked, and they are not changed. Shards are hard-linked where possible.
 
     To resume after an interruption, run the same command again.
     """

@@ -17,7 +17,9 @@ _STREAM = Path("-")
 @click.command()
 @click.argument("cache", type=CacheLocation(exists=True))
 @click.argument("file", type=LocalPath(dir_okay=False, allow_dash=True))
-@click.option("--allow-incomplete", is_flag=True, help="Pack what an unfinished cache has so far.")
+@click.option(
+    "--allow-incomplete", is_flag=True, help="Pack the finished part of an unfinished cache."
+)
 @threads_option
 def pack(cache: Path | str, file: Path, allow_incomplete: bool, threads: int) -> None:
     """Write a whole cache into one .tar.zst file.
@@ -26,9 +28,9 @@ def pack(cache: Path | str, file: Path, allow_incomplete: bool, threads: int) ->
       pipeline pack cache cache.tar.zst
       pipeline pack cache - | ssh host pipeline unpack - cache
 
-    Every file is checked against its checksum on the way. FILE appears once it is complete; "-" is
-    standard output. The same cache gives the same bytes. To resume, run the same command again: it
-    starts over.
+    Every file is checked against its checksum while packing. FILE appears only when it is complete;
+    "-" is standard output. The same cache always gives the same bytes. An interrupted command
+    starts over when it is run again.
     """
     import cache_format
     from cache_format.storage.atomic import atomic_file, remove_leftovers
@@ -42,7 +44,7 @@ def pack(cache: Path | str, file: Path, allow_incomplete: bool, threads: int) ->
             sink: BinaryIO = sys.stdout.buffer
             if sink.isatty():
                 raise click.ClickException(
-                    "-: standard output is a terminal. Pipe it, or name a file."
+                    "-: standard output is a terminal. Pipe it, or give a file name."
                 )
         else:
             _require_free(file)
@@ -64,10 +66,10 @@ def pack(cache: Path | str, file: Path, allow_incomplete: bool, threads: int) ->
 
 def _require_free(file: Path) -> None:
     if file.exists():
-        raise click.ClickException(f"{file}: already exists. Delete it, or name another file.")
+        raise click.ClickException(f"{file}: already exists. Delete it, or choose another file.")
     if not file.parent.is_dir():
         raise click.ClickException(
-            f"{file}: there is no directory {file.parent}. Create it first, or name another file."
+            f"{file}: no such directory: {file.parent}. Create it, or choose another file."
         )
 
 
@@ -75,7 +77,7 @@ def _require_free(file: Path) -> None:
 @click.argument("file", type=LocalPath(exists=True, dir_okay=False, allow_dash=True))
 @click.argument("cache", type=CacheLocation(exists=False))
 def unpack(file: Path, cache: Path | str) -> None:
-    """Make a cache from a file that `pipeline pack` wrote.
+    """Unpack a cache from a file that `pipeline pack` wrote.
 
     \b
       pipeline unpack cache.tar.zst cache
@@ -96,8 +98,8 @@ def unpack(file: Path, cache: Path | str) -> None:
             source, cache, name=name, report=lambda done, total: bar.show(done, total, "")
         )
     num_tokens = manifest.num_tokens
-    state = "complete" if manifest.complete else "NOT complete, and was not when it was packed"
+    state = "complete" if manifest.complete else "NOT complete, as it was when packed"
     click.echo(
-        f"{cache}: {state}; {short(num_tokens)} tokens in {len(manifest.shards)} shards, every "
-        "byte as it was written."
+        f"{cache}: {state}; {short(num_tokens)} tokens in {len(manifest.shards)} shards, all "
+        "checksums verified."
     )

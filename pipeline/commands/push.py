@@ -11,17 +11,17 @@ from pipeline.runtime.silence_libraries import silence_libraries
 @click.command()
 @click.argument("run", type=RUN)
 @click.argument("repo_id")
-@click.option("--private", is_flag=True, help="Make a private repository, if there is none yet.")
-@click.option("--revision", metavar="BRANCH", help="Upload to this branch; made if there is none.")
+@click.option("--private", is_flag=True, help="Make the repository private, if it is new.")
+@click.option("--revision", metavar="BRANCH", help="Upload to this branch; created if needed.")
 def push(run: Path, repo_id: str, private: bool, revision: str | None) -> None:
     """Upload a student to the Hugging Face Hub.
 
     \b
       pipeline push run me/my-student --private
 
-    RUN is what train-student wrote with --out, or a model directory. Weights, tokenizer, model card
-    and the model's code, for `trust_remote_code=True`, are uploaded, no cache and no checkpoint.
-    The same command again uploads what has changed.
+    RUN is what train-student wrote with --out, or a model directory. Uploads weights, tokenizer,
+    model card and the model's code (for `trust_remote_code=True`), but no cache and no checkpoints.
+    Running the command again uploads what has changed.
     """
     from pipeline.students.student_files import model_directory
 

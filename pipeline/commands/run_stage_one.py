@@ -35,7 +35,7 @@ def run_stage_one(
             recipe_toml=recipe.to_toml(),
             report=report,
             units=engine.share(),
-            ray=engine.ray(),
+            engine=engine.cluster(),
         )
     assert report.last is not None, "a run tells how far it is"
     return Outcome(manifest=manifest, progress=report.last)

@@ -63,18 +63,17 @@ class _RunOptions:
     type=LocalPath(exists=True, file_okay=False),
     metavar="RUN|MODEL",
     help="Start a new run from the trained weights of another: its model or, if there is none yet, "
-    "its newest checkpoint. Steps, schedules and AdamW's moments start over; recipe, length and "
-    "cache may differ, blocks and teacher must be the same. Not needed with --resume.",
+    "its newest checkpoint. Steps, schedules and AdamW's moments start over. Recipe, number of "
+    "steps and cache may differ; blocks and teacher must be the same. Not needed with --resume.",
 )
 @click.option(
     "--extend-to",
     type=click.IntRange(min=1, max=2**62),
     metavar="STEPS",
-    help="With --resume: continue training to this step. Finished steps are kept as they are. From "
-    "here on, the learning rate is that of a run of STEPS steps: if a finished run has decayed it "
-    "to 0, it jumps to the value such a run has at this step, and decays to 0 at STEPS. The run "
-    "records this, so a later --resume alone continues to STEPS. The new model replaces the old "
-    "one at the end.",
+    help="With --resume: continue training to step STEPS. Finished steps are not changed. The "
+    "remaining steps use the learning rate of a run of STEPS steps: if it has already decayed to "
+    "0, it jumps back up to that run's value, then decays to 0 at STEPS. The run records STEPS, so "
+    "a later --resume alone continues to it. At the end, the new model replaces the old one.",
 )
 @click.option(
     "--teacher-in-the-loop",
@@ -83,14 +82,14 @@ class _RunOptions:
     flag_value="",
     metavar="[TEACHER]",
     help="Load the cache's teacher and train on its full distribution at every position. For "
-    "comparison only: it costs the teacher's memory and time in every run. TEACHER is its Hub id "
+    "comparison only: every run then needs the teacher's memory and time. TEACHER is its Hub id "
     "or directory, if it has moved since the cache was made.",
 )
 @click.option(
     "--local-directory",
     type=_DIRECTORY,
-    help="Where shards of a cache at a URL are copied to; by default in your cache directory. Not "
-    "in the recipe: it differs between machines, and no result depends on it.",
+    help="Directory for local copies of the shards of a cache at a URL; by default in your user "
+    "cache directory. Does not affect the results.",
 )
 @click.option(
     "--local-gib",
@@ -98,7 +97,7 @@ class _RunOptions:
     default=20.0,
     show_default=True,
     metavar="GIB",
-    help="The most disk space that these copies take.",
+    help="Maximum disk space for these copies.",
 )
 @reporting_options
 @click.pass_obj
@@ -120,14 +119,14 @@ def train_student(
       pipeline train-student --recipe distil-xlstm --cache cache --out run --resume --extend-to 9000
       pipeline train-student --recipe distil-xlstm --cache cache --out run-2 --init run
 
-    The third command continues a finished run, the last one starts a new run from its weights.
+    The third command continues a finished run; the last one starts a new run from its weights.
 
     Writes run/recipe.toml, run/metrics.jsonl, run/tensorboard, run/checkpoints and, at the end,
     run/model: a Hugging Face model directory.
 
-    Ctrl-C (or SIGTERM) abandons the current step, saves a checkpoint of the last finished one and
-    stops; a second Ctrl-C stops without saving. To continue after that, or after any other
-    interruption, run the same command with --resume.
+    On Ctrl-C or SIGTERM, the current step is abandoned and a checkpoint of the last finished step
+    is saved; a second Ctrl-C stops without saving. To continue after any interruption, run the same
+    command with --resume.
     """
     reporting = {name: options.pop(name) for name in ("quiet", "log_file", "as_json")}
     run = _RunOptions(**options)

@@ -10,25 +10,25 @@ from pipeline.options.threads_option import threads_option
 
 @click.command()
 @click.argument("cache", type=CacheLocation(exists=True))
-@click.option("--fresh", is_flag=True, help="Do not go on with an interrupted verification.")
+@click.option("--fresh", is_flag=True, help="Do not resume an interrupted verification.")
 @click.option(
     "--state",
     type=LocalPath(dir_okay=False),
     metavar="FILE",
-    help="Where to remember what was read; by default in your cache directory.",
+    help="File that records progress; by default in your user cache directory.",
 )
 @threads_option
 def verify(cache: Path | str, fresh: bool, state: Path | None, threads: int) -> None:
-    """Check every byte of a cache; name each bad file.
+    """Check every byte of a cache and list damaged files.
 
     \b
       pipeline verify cache
 
-    Exit code 0: every byte is as it was written. 1: something is not. Files that are no part of the
-    cache are named, and count for nothing. Changes nothing in the cache.
+    The exit code is 0 if every byte is as it was written, otherwise 1. Files that are not part of
+    the cache are listed, but do not affect the exit code. Nothing in the cache is changed.
 
-    To resume after an interruption, type the same command again: files that were read by then, and
-    were not changed since, are not read again. A verification that ended reads everything anew.
+    To resume after an interruption, run the same command again: files that were already read and
+    have not changed since are skipped. After a finished verification, everything is read again.
     """
     import cache_format
     from cache_format.tools.verify import verify as verify_cache
@@ -54,7 +54,7 @@ def verify(cache: Path | str, fresh: bool, state: Path | None, threads: int) -> 
         click.echo(line)
     num_bad = sum(problem.is_damage for problem in problems)
     if num_bad:
-        click.echo(f"{cache}: {num_bad} bad. Do as it says above, then verify again.")
+        click.echo(f"{cache}: {num_bad} damaged. Follow the steps above, then verify again.")
         raise click.exceptions.Exit(1)
     num_bytes = size(sum(shard.num_bytes for shard in opened.manifest.shards))
     click.echo(
@@ -62,4 +62,4 @@ def verify(cache: Path | str, fresh: bool, state: Path | None, threads: int) -> 
         f"({len(opened.manifest.shards)} shards, {num_bytes})."
     )
     if not opened.manifest.complete:
-        click.echo("It is not complete: its `pipeline cache-teacher` has not finished.")
+        click.echo("The cache is not complete: its `pipeline cache-teacher` has not finished.")

@@ -1,4 +1,4 @@
-"""The demo: one teacher cached once, two students trained from that cache, and what it bought.
+"""The demo: one teacher cached once, two students trained from that cache, and a comparison.
 
 Nothing here computes anything: it writes the corpus, types the ordinary commands, and reads what
 they left. Everything lies under one directory, and a second run reuses what it finds there.

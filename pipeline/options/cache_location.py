@@ -26,8 +26,8 @@ class LocalPath(click.Path):
         """A ``Path``."""
         if _LIKE_A_URL.match(str(value)):
             self.fail(
-                f"{str(value)!r} looks like a URL: only a path of this machine can be given here. "
-                "If that is one, put ./ before it.",
+                f"{str(value)!r} looks like a URL: only a local path can be given here. "
+                "If it is a local path, put ./ before it.",
                 param,
                 ctx,
             )
@@ -69,7 +69,7 @@ class CacheLocation(LocalPath):
         if match:
             url = f"{match[1].lower()}://{value[match.end() :]}"
             self.fail(
-                f"{str(value)!r} is no URL: did you mean {url!r}? If it is a path of this machine, "
+                f"{str(value)!r} is not a URL: did you mean {url!r}? If it is a local path, "
                 "put ./ before it.",
                 param,
                 ctx,

@@ -10,7 +10,7 @@ from stages.cache_teacher.config import ALL_UNITS, UnitRange
 from stages.cache_teacher.worker_share import WorkerShare
 
 if TYPE_CHECKING:
-    from stages.cache_teacher.engine.ray_engine import RaySettings
+    from stages.cache_teacher.engine.engine import Engine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,10 @@ class EngineOptions:
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint=hint) from error
 
-    def ray(self) -> "RaySettings | None":
+    def cluster(self) -> "Engine | None":
         """The cluster, if one is asked for."""
-        from stages.cache_teacher.engine.ray_engine import RaySettings
+        from stages.cache_teacher.engine.ray_engine import RayEngine
 
         if self.engine != "ray":
             return None
-        return RaySettings(num_workers=self.ray_workers, address=self.ray_address)
+        return RayEngine(num_workers=self.ray_workers, address=self.ray_address)

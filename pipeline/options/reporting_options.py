@@ -20,13 +20,15 @@ def reporting_options(command: _Command) -> _Command:
     quiet = click.option(
         "--quiet",
         is_flag=True,
-        help="No progress: warnings and errors on standard error, one line at the end.",
+        help="Print no progress: only warnings and errors on standard error, and one line at the "
+        "end.",
     )
     log_file = click.option(
         "--log-file",
         type=LocalPath(dir_okay=False),
         metavar="FILE",
-        help="Append progress, warnings, errors and the result to FILE, each line with the time.",
+        help="Append progress, warnings, errors and the result to FILE, each line with a "
+        "timestamp.",
     )
     as_json = click.option(
         "--json",
@@ -34,7 +36,7 @@ def reporting_options(command: _Command) -> _Command:
         is_flag=True,
         help="Print one JSON object per line to standard output, nothing else: the events start, "
         "phase, progress, validation, checkpoint, message, warning, and last done or error. "
-        "Progress for people stays on standard error; --quiet drops it. "
+        "Human-readable progress is printed to standard error, unless --quiet is given. "
         "`pipeline/reporting/events.py` lists the fields.",
     )
     return quiet(log_file(as_json(command)))
@@ -61,7 +63,7 @@ def open_reporter(
 def require_place(file: Path, out: Path | str, option: str) -> None:
     """Raise BadParameter where ``file`` lies in ``out``, or in no directory."""
     if isinstance(out, Path) and file.resolve().is_relative_to(out.resolve()):
-        raise click.BadParameter(f"{file} is inside {out}; name another place", param_hint=option)
+        raise click.BadParameter(f"{file} is inside {out}; choose another place", param_hint=option)
     if not file.resolve().parent.is_dir():
         raise click.BadParameter(f"{file.parent}: no such directory", param_hint=option)
 

@@ -1,4 +1,4 @@
-"""The recipe that goes on with a finished cache: its own, with a larger budget.
+"""The recipe for extending a finished cache: its own, with a larger budget.
 
 In: the cache. Out: its ``recipe.toml`` with the budget, and with the commits that the cache was
 made from in place of branches that may have moved on.
@@ -34,8 +34,8 @@ def places_text(place: Path | str, recipe: Recipe) -> str:
     """From where a teacher and a text will be read, which whoever made the cache has chosen."""
     config = recipe.cache_teacher
     return (
-        f"As the recipe in {place} says, the teacher is read from {config.teacher!r} and its text "
-        f"from {config.corpus!r}. What is not what the cache was made from is refused."
+        f"According to the recipe in {place}, the teacher is read from {config.teacher!r} and the "
+        f"corpus from {config.corpus!r}. They are refused if they are not those of the cache."
     )
 
 
@@ -54,7 +54,7 @@ def _require_more(cache: Cache, place: Path | str, num_tokens: int) -> None:
     held = manifest.num_tokens
     if num_tokens <= held:
         raise ValueError(
-            f"{place}: holds {held:,} tokens already: expected a budget above that, found "
+            f"{place}: already holds {held:,} tokens: expected a larger budget, found "
             f"{num_tokens:,}."
         )
     if manifest.is_whole_corpus:
@@ -75,8 +75,8 @@ def _require_there(cache: Cache, place: Path | str, recipe: Recipe, tokens: str)
         if not revision and not Path(path).expanduser().exists():
             raise ValueError(
                 f"{name} {path!r}, which {place} was made from, is no longer there (looked for in "
-                f"{Path.cwd()}). Put it back, go to the directory from where the cache was made, "
-                "or say where it is now:\n"
+                f"{Path.cwd()}). Put it back, change to the directory in which the cache was made, "
+                "or give its new location:\n"
                 f"  pipeline cache-teacher --recipe {recipe_in(place)} "
                 f"--out {quote(str(place))} --tokens {quote(tokens)} "
                 f"--set cache_teacher.{name}=PATH"

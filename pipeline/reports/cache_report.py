@@ -48,14 +48,14 @@ def _held_text(outcome: Outcome, out: Path | str, recipe_name: str) -> str:
     held = f"{out} holds {short(num_tokens)} tokens in {len(manifest.shards)} shards."
     if missing:
         return (
-            f"{held} This worker has made its share; {len(missing)} units of other workers were "
-            f"not finished ({_some(missing)}). The last worker to end completes the cache. What "
-            "a lost one leaves, the same command without --worker makes."
+            f"{held} This worker has finished its share; {len(missing)} units of other workers are "
+            f"not finished yet ({_some(missing)}). The last worker to finish completes the cache. "
+            "If a worker is lost, run the same command without --worker to make its units."
         )
     if not manifest.complete:
         return (
-            f"{held} It is a part: units before them, or after, are missing. When the other parts "
-            f"are made:\n  pipeline merge {quote(str(out))} OTHER... --out CACHE"
+            f"{held} It is a part: earlier or later units are missing. When the other parts are "
+            f"finished:\n  pipeline merge {quote(str(out))} OTHER... --out CACHE"
         )
     shares = shares_of(manifest)
     held = f"{held} Validation is {shares.validation_share:.1%} of the rows."

@@ -57,7 +57,7 @@ def plan_text(plan: "CachePlan", out: Path | str) -> str:
     rows = {
         "cache id": spec.cache_id
         if plan.is_identity_known
-        else "not known yet: principal components (hidden_projection=pca) need the teacher",
+        else "unknown: principal components (hidden_projection=pca) need the loaded teacher",
         "teacher": f"{plan.teacher_directory}, {short(plan.num_parameters)} parameters, "
         f"{spec.teacher.dtype}, attention {spec.teacher.attention}, "
         f"vocabulary {spec.teacher.vocab_size:,}, on {plan.device}",
@@ -71,8 +71,8 @@ def plan_text(plan: "CachePlan", out: Path | str) -> str:
         **({"note": "; ".join(plan.notes)} if plan.notes else {}),
     }
     first = (
-        f"{out} would get {short(plan.num_tokens_left)} tokens more, up to the budget of "
-        f"{short(plan.num_tokens)}, or the end of the corpus. Nothing was written."
+        f"{short(plan.num_tokens_left)} more tokens would be cached in {out}, up to the budget of "
+        f"{short(plan.num_tokens)} or the end of the corpus. Nothing was written."
         if plan.num_tokens_left
         else f"{out} holds the budget of {short(plan.num_tokens)} tokens: nothing to do."
     )
@@ -100,6 +100,6 @@ def _targets(plan: "CachePlan") -> str:
 
 def _size(plan: "CachePlan") -> str:
     if plan.bytes_per_token is None:
-        return "not known before something is cached: `pipeline estimate` measures it"
+        return "unknown until something is cached: `pipeline estimate` measures it"
     more = size(plan.bytes_per_token * plan.num_tokens_left)
-    return f"{plan.bytes_per_token:.1f} bytes/token so far, some {more} more"
+    return f"{plan.bytes_per_token:.1f} bytes/token so far, about {more} more"

@@ -60,7 +60,7 @@ def estimate_text(found: "Estimate") -> str:
     lines = [
         f"{'The whole corpus, ' if found.is_whole_corpus else ''}{short(found.num_tokens)} tokens: "
         f"{size(found.num_bytes)} on disk, "
-        f"{_duration(found.seconds)} on one such device",
+        f"{_duration(found.seconds)} on one device like this",
         f"  measured    {short(round(found.tokens_per_second))} tokens/s over "
         f"{short(found.probe_tokens)} tokens{_use(found)}",
         f"  documents   {short(round(found.num_documents))}, "

@@ -168,7 +168,8 @@ def _piece_of(cache: Cache) -> Callable[[int], str]:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no type of its own
         raise CacheError(
-            f"{path}: no tokenizer: {error}. Whoever made the cache wrote it so: ask for another."
+            f"{path}: not a valid tokenizer: {error}. The cache was written with this file: ask "
+            "its author for another cache."
         ) from error
     return lambda token_id: str(tokenizer.decode([token_id], skip_special_tokens=False))
 
@@ -219,7 +220,7 @@ def _state(summary: dict[str, Any]) -> str:
             f"NOT COMPLETE: units {ranges_text(units)}, as in a part; `pipeline merge` puts parts "
             "together, `pipeline cache-teacher` without --worker makes what workers have left"
         )
-    return "NOT COMPLETE: still being written, or cut short"
+    return "NOT COMPLETE: still being written, or interrupted"
 
 
 def _names_in_recipe(cache: Cache) -> dict[str, str] | None:

@@ -21,17 +21,17 @@ def merge_text(merged: Merged, out: Path | str) -> str:
         units = ", ".join(map(str, merged.differing_units[:10]))
         more = ", …" if len(merged.differing_units) > 10 else ""
         lines.append(
-            f"Units {units}{more} are in two caches with different bytes, as rounding differs "
-            f"between machines; the first was taken. In total: {len(merged.differing_units)}."
+            f"Units {units}{more} are in two caches with different bytes, because rounding differs "
+            f"between machines; the first was used. In total: {len(merged.differing_units)}."
         )
     again = f"pipeline cache-teacher --recipe {recipe_in(out)} --out {quote(str(out))}"
     if merged.missing_units:
-        lines.append("Units are missing. Merge what has them, or make them:")
+        lines.append("Units are missing. Merge a cache that has them, or make them:")
         lines += [f"  {again} --units {gap.start}:{gap.stop}" for gap in merged.missing_units]
     elif not merged.is_complete:
         lines += [
-            "No unit is missing in between. To cache what comes after the last one, or to check "
-            "that the corpus ends there:",
+            "There are no gaps between the units. To cache the units after the last one, or to "
+            "check that the corpus ends there:",
             f"  {again}",
         ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What the person at the terminal is told when a command fails.
+"""The error message that the user sees when a command fails.
 
 In: the exception that ended the command, the command's name and its recipe. Out: a message that
 ends with the next step.
@@ -15,13 +15,13 @@ _INTERRUPTED = {
     "cache-teacher": "Finished shards are kept: run the same command again to continue.",
     "train-student": "Run the same command with --resume to continue from the newest "
     "checkpoint, or without it if there is none yet.",
-    "pack": "Nothing partial was left: run the same command again to start over.",
-    "unpack": "What has arrived is kept: run the same command again to continue.",
+    "pack": "No partial file was left: run the same command again to start over.",
+    "unpack": "Files unpacked so far are kept: run the same command again to continue.",
     "merge": "Merged units are kept: run the same command again to continue.",
     "extend": "Finished shards are kept: run the same command again to continue.",
     "export": "Finished files are kept: run the same command again to continue.",
     "verify": "Run the same command again to check the remaining files.",
-    "demo": "What is finished is kept: run the same command again to continue.",
+    "demo": "Finished work is kept: run the same command again to continue.",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FREE_SPACE = NextStep(

@@ -1,7 +1,7 @@
-"""How a person does what an error advises: the command, the option or the settings to type.
+"""Turn the next step of an error into the command, option or settings to type.
 
-The packages below know no command line. Their errors say in words what to do next, and name it as
-an ``Action``; here each action has its command or its option.
+The packages below ``pipeline`` do not name commands. Their errors describe the next step in words,
+and identify it by an ``Action``; this module has the command or option for each action.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,17 +16,17 @@ _HOW: dict[Enum, str] = {
     Action.RUN_STAGE_ONE: "To run stage one again: the same `pipeline cache-teacher` command as "
     "before.",
     Action.FINISH_PARTS: "`pipeline merge` merges parts that were made by --units. The same "
-    "`pipeline cache-teacher` command without --worker makes what workers have left.",
+    "`pipeline cache-teacher` command without --worker makes units that workers did not finish.",
     Action.MERGE: "To merge caches: `pipeline merge CACHE... --out NEW`.",
-    Action.NAME_CACHE: "Stage one is `pipeline cache-teacher`; it writes a cache to its --out.",
+    Action.NAME_CACHE: "`pipeline cache-teacher` (stage one) writes a cache to its --out.",
     Action.PACK: "To pack a cache: `pipeline pack CACHE FILE`.",
     StageAction.RESUME: "To resume a run: its `pipeline train-student` command with --resume.",
     StageAction.EXTEND: "To extend a run: --resume --extend-to STEPS.",
-    StageAction.INITIAL_WEIGHTS: "Initial weights are named by --init; without it, a run begins "
-    "from random ones, or resumes from its own.",
-    StageAction.LOCAL_SPACE: "How much local copies may take is set by --local-gib.",
-    StageAction.RAY_ADDRESS: "The cluster is named by --ray-address.",
-    StageAction.RAY_WORKERS: "The number of workers is set by --ray-workers.",
+    StageAction.INITIAL_WEIGHTS: "--init sets the initial weights; without it, a run begins "
+    "from random weights, or resumes from its own.",
+    StageAction.LOCAL_SPACE: "--local-gib limits the disk space of local copies.",
+    StageAction.RAY_ADDRESS: "--ray-address sets the cluster.",
+    StageAction.RAY_WORKERS: "--ray-workers sets the number of workers.",
 }
 _IN_COMMAND: dict[tuple[str, Enum], str] = {
     ("cache-teacher", Action.RUN_STAGE_ONE): _AGAIN,
@@ -34,7 +34,7 @@ _IN_COMMAND: dict[tuple[str, Enum], str] = {
     ("train-student", Action.RUN_AGAIN): _RESUME,
     ("train-student", StageAction.RESUME): _RESUME,
     **{
-        (command, Action.CHOOSE_DIRECTORY): "The directory is named by --out."
+        (command, Action.CHOOSE_DIRECTORY): "--out sets the directory."
         for command in ("cache-teacher", "train-student", "merge", "demo")
     },
 }

@@ -81,7 +81,7 @@ class PipelineGroup(click.Group):
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # of Rust: a tokenizer that is none, say
                 raise
-            failure = RuntimeError(f"a library cannot go on with what it was given: {error}")
+            failure = RuntimeError(f"a library rejected its input: {error}")
             ctx.exit(_report_failure(failure, ctx.invoked_subcommand or "", session))
 
 

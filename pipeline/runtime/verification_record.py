@@ -42,6 +42,6 @@ def prepared_record(cache: Cache, state: Path | None, *, fresh: bool) -> tuple[P
             raise
         return None, (
             f"{record}: cannot be written ({error.strerror}): if this is interrupted, the next "
-            "verification starts over. --state names another file."
+            "verification starts over. Choose another file with --state."
         )
-    return record, "going on with an interrupted verification" if is_begun else ""
+    return record, "resuming an interrupted verification" if is_begun else ""

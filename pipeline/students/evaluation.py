@@ -132,8 +132,8 @@ def _notes(config: "StudentModelConfig", cache: "Cache", kl_note: str) -> list[s
     notes = [kl_note]
     if config.cache_id != cache.cache_id:
         notes.append(
-            "This is not the cache that the student was trained on, which may have held these "
-            "documents for training."
+            "This is not the cache that the student was trained on, so the student may have been "
+            "trained on these documents."
         )
     return notes
 
@@ -144,7 +144,7 @@ def _require_same_teacher(path: Path, config: "StudentModelConfig", cache: "Cach
 
     if config.teacher is None:
         raise ValueError(
-            f"{path / 'config.json'}: does not name the teacher of the student, so "
-            "no cache can be compared with it. Only students of `pipeline train-student` do."
+            f"{path / 'config.json'}: does not record the student's teacher, so "
+            "the student cannot be evaluated on a cache. `pipeline train-student` records it."
         )
     require_same_teacher(str(path), config.teacher, cache)

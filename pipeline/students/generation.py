@@ -1,4 +1,4 @@
-"""Let a student go on from a prompt.
+"""Generate text from a prompt with a student.
 
 In: the directory that a run wrote, or a Hugging Face model directory, and a prompt. Out: text,
 piece by piece.
@@ -30,7 +30,7 @@ def require_text(prompt: str) -> None:
     except UnicodeEncodeError as error:  # such bytes reach a program as surrogates
         raise ValueError(
             f"--prompt: not UTF-8 text: {error.object[error.start : error.end]!a} at "
-            f"character {error.start}. Type it again, in UTF-8."
+            f"character {error.start}. Pass it again, in UTF-8."
         ) from error
 
 
@@ -52,7 +52,7 @@ def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str
     tokenizer = load_student_tokenizer(run, model.config.head_rows)
     inputs = tokenizer(prompt, return_tensors="pt").to(device)
     if inputs["input_ids"].numel() == 0:
-        raise ValueError("the prompt is empty: a student goes on from at least one token")
+        raise ValueError("the prompt is empty: generation needs at least one token")
     set_seed(sampling.seed)
     choice: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:

@@ -24,7 +24,7 @@ def push_model(run: Path, repo_id: str, *, is_private: bool, revision: str | Non
 
     if get_token() is None:
         raise ValueError(
-            "no token for the Hugging Face Hub. Make one that may write at "
+            "no token for the Hugging Face Hub. Create one with write access at "
             "https://huggingface.co/settings/tokens, then `hf auth login`, or set HF_TOKEN."
         )
     api = HfApi()
@@ -35,7 +35,7 @@ def push_model(run: Path, repo_id: str, *, is_private: bool, revision: str | Non
         # None leaves the organisation's default to the Hub.
         api.create_repo(repo_id, private=is_private or None, exist_ok=True)
         if is_private and not api.model_info(repo_id).private:
-            raise ValueError("it was there before, and is public; --private does not change that")
+            raise ValueError("it already exists and is public; --private does not change that")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.upload_folder(
@@ -48,7 +48,7 @@ def push_model(run: Path, repo_id: str, *, is_private: bool, revision: str | Non
     except (HfHubHTTPError, ValueError) as error:
         raise ValueError(
             f"{repo_id}: cannot be uploaded to: {error}\nIts name has the form USER/NAME, and the "
-            "token must be one that may write there. The same command tries again."
+            "token must have write access to it. Run the same command to try again."
         ) from error
     except failures as error:
         raise ValueError(

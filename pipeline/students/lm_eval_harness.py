@@ -88,8 +88,8 @@ def _matching(task: str, manager: Any) -> list[str]:
     names: list[str] = manager.match_tasks([task])
     if not names:
         raise ValueError(
-            f"--tasks: lm-evaluation-harness knows no task {task!r}. `lm_eval ls tasks` lists what "
-            "it has; --include-path adds a directory with task files of your own."
+            f"--tasks: lm-evaluation-harness has no task {task!r}. `lm_eval ls tasks` lists its "
+            "tasks; --include-path adds a directory of custom task files."
         )
     return names
 

@@ -76,8 +76,8 @@ def _layers_of(spec: CacheSpec) -> tuple[int, ...]:
     chosen = spec.sketch.hidden_states
     if chosen.startswith("random_layers"):
         raise ValueError(
-            f"sketch.hidden_states: the cache's are {chosen!r}, drawn anew for every unit, which a "
-            "teacher in the loop does not know of. Set train_student.beta_start and beta_end to 0, "
+            f"sketch.hidden_states: the cache has {chosen!r}, other layers in every unit, which a "
+            "teacher in the loop does not support. Set train_student.beta_start and beta_end to 0, "
             "or make a cache with cache_teacher.hidden_states=mean_over_layers."
         )
     return chosen_layers(chosen, spec.teacher.num_layers, spec.seed, unit=0)
@@ -104,11 +104,11 @@ def _config(cache: Cache, place: str | None) -> CacheTeacherConfig:
 
 def _local_place(cache: Cache) -> str:
     """The directory that the cache's recipe names."""
-    step = "Name the teacher's directory: `--teacher-in-the-loop DIRECTORY`."
+    step = "Give the teacher's directory: `--teacher-in-the-loop DIRECTORY`."
     place = recipe_of(cache, step).cache_teacher.teacher
     if not Path(place).expanduser().is_dir():
         raise ValueError(
-            f"teacher {quote(place)}, which {cache.path} was made from, is no directory in "
+            f"teacher {quote(place)}, which {cache.path} was made from, is not a directory in "
             f"{Path.cwd()}. {step}"
         )
     return place
@@ -124,6 +124,6 @@ def _require_same(cache: Cache, source: TeacherSource) -> None:
     ]
     if differing:
         raise ValueError(
-            f"{source.directory}: not the teacher that {cache.path} was made by: teacher."
-            f"{'; teacher.'.join(differing)}. Name the directory of the one that was."
+            f"{source.directory}: not the teacher that {cache.path} was made with: teacher."
+            f"{'; teacher.'.join(differing)}. Give the directory of that teacher."
         )

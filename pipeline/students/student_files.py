@@ -54,14 +54,16 @@ def load_student_tokenizer(run: Path, head_rows: int) -> Any:
     Raises ValueError if there is none, or one whose ids the student does not have.
     """
     path = model_directory(run)
-    from stages.model_files.tokenizer_files import load_tokenizer
+    from stages.model_files.tokenizer_files import TOKENIZER_FILES, load_tokenizer
+    from stages.train_student.export.checksums import require_unchanged
 
+    require_unchanged(path, TOKENIZER_FILES)
     tokenizer = load_tokenizer(path)
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= head_rows:
         raise ValueError(
             f"{path}: its tokenizer makes ids up to {largest}, but the student has {head_rows} "
-            "embeddings. The two do not belong together: copy the whole directory again."
+            "embeddings. The files do not match: copy the whole directory again."
         )
     return tokenizer
 
@@ -91,10 +93,12 @@ def student_files(
     run has read it. ``say`` is told which step is used. Raises ValueError where there is no student
     or no cache of its teacher.
     """
-    from stages.train_student.export.model_directory import find_model_directory
+    from stages.train_student.export.model_directory import find_model_directory, newer_step
 
     path = find_model_directory(place)
     if path is not None:
+        if newer := newer_step(path):
+            say(f"{path}: the run has a checkpoint of step {newer}, which is newer than this model")
         yield StudentFiles(directory=path, source=path, step=None)
         return
     import cache_format
@@ -103,7 +107,7 @@ def student_files(
     checkpoint, problems = find_checkpoint(place)
     for problem in problems:
         say(problem)
-    say(f"{checkpoint.path}: step {checkpoint.step} of a training that has not finished")
+    say(f"{checkpoint.path}: step {checkpoint.step} of an unfinished run")
     with TemporaryDirectory(prefix="xlstm-student-") as temporary:
         directory = Path(temporary) / "model"
         where = cache if cache is not None else _cache_location(checkpoint.path)
@@ -120,13 +124,15 @@ def _cache_location(checkpoint: Path) -> str:
     run = checkpoint.resolve().parent.parent
     needed = f"{checkpoint}: the student's embedding, head and tokenizer are in its cache"
     if not (run / RUN_FILE).is_file():
-        raise ValueError(f"{needed}. Say by --cache where that is.")
+        raise ValueError(f"{needed}. Give its location with --cache.")
     location = read_record(run).cache_location
     if "://" not in location and not Path(location).is_dir():
         raise ValueError(
-            f"{needed}, which lay at {location} and is no longer there. Say by --cache where it is "
-            "now; another cache of the same teacher will do."
+            f"{needed}, which was at {location} and is no longer there. Give its new location with "
+            "--cache; another cache of the same teacher also works."
         )
     if "::" in location:  # to fsspec, a chain of drivers
-        raise ValueError(f"{needed}, but {location!r} is no place of a cache. Name it by --cache.")
+        raise ValueError(
+            f"{needed}, but {location!r} cannot be the location of a cache. Give it with --cache."
+        )
     return location

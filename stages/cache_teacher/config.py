@@ -1,4 +1,4 @@
-"""What stage one is told: the ``[cache_teacher]`` table of a recipe.
+"""The settings of stage one: the ``[cache_teacher]`` table of a recipe.
 
 Imports nothing heavy, so that a wrong recipe is refused at once.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
+from cache_format.metadata.spec_parts.targets import Kind
 from stages.cache_teacher.target_settings import SETTINGS_OF_KINDS
 
 
@@ -59,7 +60,7 @@ class CacheTeacherConfig:
     """What is validation: every n-th unit from unit 0 on, which shares no document with the others;
     or the last rows of every unit, one in n, so that a cache of few units has both splits."""
 
-    targets: Literal["top_k", "sampled", "top_k+sampled"] = "top_k"
+    targets: Kind = "top_k"
     """What is kept of a distribution: the k largest logits and the mass of the rest; ids drawn from
     all, with their counts (RS-KD, arXiv 2503.16870); or the k largest, and draws from the rest."""
     top_k: int = 64

@@ -1,9 +1,9 @@
 """Stage one from top to bottom: corpus → rows → teacher → targets and sketch → cache.
 
-In: the settings, and the place of a cache, new or begun. Out: a cache that holds the budget, or the
-whole corpus. A unit is made from the spec and its own documents alone, and counts once its receipt
-is there: so this may be killed at any moment and started again, and shared among threads, processes
-and machines in any way.
+Input: the settings, and the location of a new or unfinished cache. Output: a cache that holds the
+token budget, or the whole corpus. A unit depends only on the spec and its own documents, and is
+finished once its receipt exists: so this can be killed and restarted at any moment, and distributed
+over threads, processes and machines in any way.
 """
 
 import os
@@ -15,8 +15,8 @@ import torch
 from cache_format.metadata.manifest import Manifest
 from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig, UnitRange
 from stages.cache_teacher.corpus.units import open_corpus
+from stages.cache_teacher.engine.engine import Engine
 from stages.cache_teacher.engine.filling import Filling, Units
-from stages.cache_teacher.engine.ray_engine import RaySettings
 from stages.cache_teacher.engine.unit_maker import Job
 from stages.cache_teacher.reporting.progress import CacheProgress, Progress
 from stages.cache_teacher.setup.complete_cache import find_complete_cache
@@ -37,13 +37,13 @@ def cache_teacher(
     recipe_toml: str | None = None,
     report: Callable[[CacheProgress], None] = lambda _: None,
     units: Units = ALL_UNITS,
-    ray: RaySettings | None = None,
+    engine: Engine | None = None,
 ) -> Manifest:
-    """Fill the cache at ``out`` up to ``config.num_tokens`` positions, keeping what is there.
+    """Fill the cache at ``out`` up to ``config.num_tokens`` positions; finished units are kept.
 
-    ``out`` is a directory or a URL. ``report`` is called at every row and change of phase, from any
-    thread. ``recipe_toml`` is kept in the cache as ``recipe.toml``; by default ``config`` as TOML.
-    Returns the cache's manifest: its spec, its shards, and whether it is complete.
+    ``out`` is a directory or a URL. ``report`` is called for every row and change of phase, from
+    any thread. ``recipe_toml`` is stored in the cache as ``recipe.toml``; the default is ``config``
+    as TOML. Returns the cache's manifest: its spec, its shards, and whether it is complete.
 
     >>> from stages.cache_teacher import CacheTeacherConfig, cache_teacher
     >>> config = CacheTeacherConfig(
@@ -62,22 +62,23 @@ def cache_teacher(
     >>> sum(shard.num_tokens for shard in manifest.shards) >= 2_000
     True
 
-    With a range of ``units``, make those only; without an end, as many as the budget needs if those
-    before are like them. With a worker's share, make that; the last worker to end completes the
-    cache. With ``ray``, all units are made by that cluster's workers. The cache is complete if the
-    units from 0 on hold the budget or the corpus: others are parts, which can be merged.
+    If ``units`` is a range, only these units are made; if it has no end, as many as the budget is
+    estimated to need, assuming that earlier units are of the same size. If it is a worker's share,
+    only that is made; the last worker to finish completes the cache. With ``engine``, all units are
+    made by the cluster's workers. The cache is complete if the units from 0 on hold the budget or
+    the corpus; otherwise it is a part, which can be merged.
 
-    Raises ValueError for a teacher, corpus or document that cannot be used, CacheError where
-    ``out`` is another cache or no cache, and lets running out of memory through.
+    Raises ValueError for a teacher, corpus or document that cannot be used, and CacheError if
+    ``out`` is another cache or not a cache. Propagates out-of-memory errors.
     """
-    if ray is not None and units != ALL_UNITS:
+    if engine is not None and units != ALL_UNITS:
         raise ValueError("a cluster makes all units: leave out units and worker, or the cluster")
     recipe_toml = table_toml("cache_teacher", config) if recipe_toml is None else recipe_toml
     progress = Progress(config.num_tokens, units, report)
     progress.show("resolving")
     device = _device(config, units)
     # A cluster's workers have devices of their own.
-    config = with_teacher_dtype(config, out, None if ray else device, progress.say)
+    config = with_teacher_dtype(config, out, None if engine else device, progress.say)
     teacher = LazyTeacher(resolve_teacher(config), device, progress)
     with open_corpus(config) as corpus:
         opener = CacheOpener(config=config, out=out, corpus=corpus, teacher=teacher)
@@ -96,10 +97,10 @@ def cache_teacher(
             reference_shard=choose_reference_shard(finished.values()),
         )
         filling = Filling(job, writer, corpus, finished, units, progress)
-        if ray is None or filling.is_full():
+        if engine is None or filling.is_full():
             filling.make_here(recipe_toml)
         else:
-            filling.make_on_ray(ray, out, recipe_toml)
+            filling.make_elsewhere(engine, out, recipe_toml)
         return filling.close()
 
 

@@ -69,8 +69,8 @@ def _from_environment(environment: Mapping[str, str]) -> WorkerShare:
     if not has_array and "SLURM_PROCID" not in environment:
         raise ValueError(
             "auto: the environment has neither RANK and WORLD_SIZE (torchrun), nor SLURM_PROCID "
-            "and SLURM_NTASKS (srun), nor SLURM_ARRAY_TASK_ID (sbatch --array). Say which worker "
-            "this is: r/R, such as 0/8."
+            "and SLURM_NTASKS (srun), nor SLURM_ARRAY_TASK_ID (sbatch --array). Give the worker as "
+            "r/R, such as 0/8."
         )
 
     def number(name: str, default: int) -> int:

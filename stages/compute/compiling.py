@@ -66,9 +66,9 @@ class Compiled:
 
     def _warn(self, reason: str) -> None:
         warnings.warn(
-            f"{self._what} without torch.compile, at a fraction of the speed: {reason}. With g++ "
-            f"(on GPUs also triton) installed it is compiled; {self._setting}=off does without "
-            "and says nothing.",
+            f"{self._what} without torch.compile, at a fraction of the speed: {reason}. To compile "
+            f"it, install g++ (on GPUs also triton); to silence this warning, set "
+            f"{self._setting}=off.",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -39,8 +39,8 @@ def _has_bfloat16() -> bool:
 def slow_sentence(setting: str, dtype: str, instead: str) -> str:
     """What a run in ``dtype`` on such a CPU is told; ``setting`` names the recipe's key."""
     return (
-        f"{setting} is {dtype}, for which this CPU has no instructions: 7 to 15 times as slow as "
-        f"{instead}, where it was measured. Set it to {instead}, or use a GPU."
+        f"{setting} is {dtype}, for which this CPU has no instructions: in measurements it was 7 "
+        f"to 15 times slower than {instead}. Set it to {instead}, or use a GPU."
     )
 
 

@@ -115,8 +115,8 @@ def _refuse_code(directory: Path) -> None:
     fields = read_object(path, "Put it back from where it came.")
     if "auto_map" in fields:
         raise ValueError(
-            f"{path}: its tokenizer is Python code of its repository's own (auto_map), which is "
-            "never run here, and there is no tokenizer.json. Convert it once, where you trust that "
-            "code: load it with transformers and save `tokenizer.backend_tokenizer` as "
+            f"{path}: its tokenizer is Python code from its repository (auto_map), which is "
+            "never run here, and there is no tokenizer.json. If you trust that code, convert it "
+            "once: load it with transformers and save `tokenizer.backend_tokenizer` as "
             "tokenizer.json; or use a teacher that has one."
         )

@@ -1,4 +1,4 @@
-"""What stage two is told: the ``[train_student]`` table of a recipe.
+"""The settings of stage two: the ``[train_student]`` table of a recipe.
 
 Imports nothing heavy, so that a wrong recipe is refused at once. What the cache already holds
 (teacher, vocabulary, sequence length, sketch) is never asked for again.
@@ -114,14 +114,15 @@ class TrainStudentConfig:
         _require(
             self.sampled_softmax_size is None or not self.student.train_head,
             "sampled_softmax_size",
-            "absent where student.train_head is true, for what is trained is read as a whole",
+            "none if student.train_head is true, because training the head needs all of its "
+            "columns",
         )
         _require(len(set(self.report_to)) == len(self.report_to), "report_to", "each named once")
         for key in ("alpha_start", "alpha_end", "beta_start", "beta_end", "epoch_delta"):
             _require(0.0 <= getattr(self, key) <= 1.0, key, "from 0 to 1")
         beta = max(self.beta_start, self.beta_end)
         for key in ("alpha_start", "alpha_end"):
-            at_most = f"at most 1 − β = {1 - beta:g}, or the labels would weigh less than nothing"
+            at_most = f"at most 1 − β = {1 - beta:g}, or the labels' weight would be negative"
             _require(getattr(self, key) + beta <= 1.0 + 1e-9, key, at_most)
         for key in ("temperature_start", "temperature_end"):
             _require(1.0 <= getattr(self, key) <= 8.0, key, "from 1 to 8")
@@ -130,7 +131,7 @@ class TrainStudentConfig:
                 self.epoch_rule == "subtract"
                 or getattr(self, f"{name}_start") >= getattr(self, f"{name}_end"),
                 f"{name}_start",
-                f"at least {name}_end under the epoch rule scale_restart, which only lowers it",
+                f"at least {name}_end under the epoch rule scale_restart, which only decreases it",
             )
         for key in ("learning_rate", "max_grad_norm"):
             _require(getattr(self, key) > 0.0, key, "above 0")

@@ -1,4 +1,4 @@
-"""A new student, around what its teacher has left in a cache."""
+"""Build a new student around the teacher's embedding and head in a cache."""
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -21,7 +21,7 @@ def load_student(config: TrainStudentConfig, cache: Cache) -> Student:
         embedding = frozen["embedding"]
     except (SafetensorError, KeyError) as error:
         raise ValueError(
-            f"{path}: holds no teacher's embedding ({error}), though it is as it was written. Make "
+            f"{path}: has no teacher's embedding ({error}), though its checksum is correct. Make "
             "the cache again."
         ) from error
     teacher = cache.spec.teacher

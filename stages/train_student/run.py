@@ -1,10 +1,10 @@
-"""Stage two, from top to bottom in the order the data flows.
+"""Stage two from top to bottom, in the order in which the data flows.
 
 cache → loader → student → loss → optimizer → checkpoint → Hugging Face model directory. The teacher
-is never loaded: what a student needs of it (embedding, head, tokenizer) lies inside the cache.
+is not loaded: the cache contains its embedding, head and tokenizer.
 
 ``out/`` receives ``recipe.toml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and, at the
-end, ``model/``. Of several processes the first one writes.
+end, ``model/``. Of several processes, only the first one writes.
 """
 
 import dataclasses
@@ -42,11 +42,11 @@ def train_student(
     init: Path | None = None,
     extend_to: int | None = None,
 ) -> dict[str, float]:
-    """Train a student from ``cache``; returns its last validation's metrics.
+    """Train a student from ``cache``; returns the metrics of the last validation.
 
-    ``out`` is a new directory, or with ``resume`` that of the same run. ``report`` is called after
-    every step, validation and checkpoint. ``recipe_toml`` is kept as ``recipe.toml``; by default
-    ``config`` as TOML. The student is in ``out/model``, a Hugging Face model directory.
+    ``out`` is a new directory or, with ``resume``, that of the same run. ``report`` is called after
+    every step, validation and checkpoint. ``recipe_toml`` is stored as ``recipe.toml``; the default
+    is ``config`` as TOML. The student is saved to ``out/model``, a Hugging Face model directory.
 
     >>> from pathlib import Path
     >>> import cache_format
@@ -69,18 +69,18 @@ def train_student(
     >>> Path("my-run/model/config.json").is_file()
     True
 
-    With ``load_teacher`` the loss asks that teacher instead, over the same rows: for comparison.
-    A new run begins from the weights of the student at ``init``, if given; one that is resumed may
-    be told to go on to the step ``extend_to`` (see ``extension``).
-    Started by torchrun, all processes train one student.
+    With ``load_teacher``, the loss uses that teacher's full distribution on the same rows, for
+    comparison. A new run begins from the weights of the student at ``init``, if given; a resumed
+    run continues to the step ``extend_to``, if given (see ``extension``).
+    Under torchrun, all processes train one student.
 
-    Once ``stop`` is made anywhere, a checkpoint of the last finished step is written and
-    StoppedError raised; where that is a validation's, the resumed run begins with it. A process
-    that is alone abandons what it is at; several agree on it between steps, and between batches of
-    validation. Before there is a run to resume, StopNow is raised.
+    When ``stop`` is requested in any process, a checkpoint of the last finished step is written and
+    StoppedError is raised; a validation that was due at that step is run first on resume. A single
+    process abandons the step in progress; several processes stop together between steps, or between
+    batches of validation. Before there is a run to resume, StopNow is raised.
 
-    Raises ValueError where recipe, cache and ``out`` do not fit together, CacheError for a cache
-    that is corrupt or still being written, and NonFiniteLossError when the loss diverges.
+    Raises ValueError if recipe, cache and ``out`` do not match, CacheError if the cache is corrupt
+    or still being written, and NonFiniteLossError if the loss diverges.
     """
     if recipe_toml is None:
         recipe_toml = table_toml("train_student", config)

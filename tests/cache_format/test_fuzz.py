@@ -368,7 +368,7 @@ def _survives(inputs: Iterator[Input], num_inputs: int) -> None:
 @pytest.mark.parametrize(
     "scale", [1, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 )
-def test_whatever_the_bytes(scale: int, tmp_path: Path) -> None:
+def test_mutated_bytes_never_crash_or_decode_silently(scale: int, tmp_path: Path) -> None:
     """3,700 inputs by default, 148,000 in the slow test."""
     pa.set_cpu_count(1)
     spec = sample_spec(targets=drawn_targets(), sketch=pca_sketch())

@@ -56,7 +56,7 @@ def _assert_known(found: dict[str, list[dict[str, Any]]], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_it_decodes_to_its_known_rows(name: str) -> None:
+def test_golden_caches_decode_to_their_known_rows(name: str) -> None:
     _assert_known(decoded(GOLDEN / name), name)
 
 
@@ -218,6 +218,6 @@ def test_writing_it_again_decodes_to_the_same(tmp_path: Path, name: str) -> None
     _assert_known(decoded(tmp_path), name)
 
 
-def test_they_are_small() -> None:
+def test_golden_caches_stay_small() -> None:
     sizes = [path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()]
     assert sum(sizes) < 150_000

@@ -88,7 +88,7 @@ def test_a_cache_without_rows(tmp_path: Path) -> None:
     assert verify(cache) == []
 
 
-def test_without_sketch(tmp_path: Path) -> None:
+def test_reading_without_the_sketch_leaves_it_unread(tmp_path: Path) -> None:
     spec = write_sample_cache(tmp_path, sample_spec(with_sketch=False))
     _, row = cache_format.open(tmp_path).read_row("train", 0)
     assert_decoded(row, unit_rows(1, spec)[0], spec)
@@ -103,7 +103,7 @@ def test_rows_do_not_share_memory_with_the_next_read(root: Path) -> None:
     assert_decoded(cache.read_row("train", 0)[1], unit_rows(1, SPEC)[0], SPEC)
 
 
-def test_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_threads_read_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks())
     for unit in range(1, 9):
         if SPEC.split_of(unit) == "train":
@@ -154,17 +154,19 @@ def test_reading_writes_nothing(root: Path) -> None:
     assert state() == before
 
 
-def test_no_cache(tmp_path: Path) -> None:
+def test_a_directory_without_a_cache_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("")
     for path in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(ForeignDirectoryError, match=r"no cache: expected manifest\.json"):
+        with pytest.raises(ForeignDirectoryError, match=r"not a cache: expected manifest\.json"):
             cache_format.open(path)
 
 
 def test_a_part_is_called_one(tmp_path: Path) -> None:
     writer = CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks())
     fill(writer, [1, 3])
-    with pytest.raises(IncompleteCacheError, match=r"part.*units 1:2, 3:4;.*Merge the parts") as e:
+    with pytest.raises(
+        IncompleteCacheError, match=r"part.*units 1:2, 3:4;.*several parts, merge them"
+    ) as e:
         cache_format.open(tmp_path)
     assert e.value.next_step.actions == (Action.FINISH_PARTS,)
 
@@ -177,7 +179,7 @@ def test_a_cache_that_is_still_being_written(tmp_path: Path) -> None:
             writer.publish_manifest(100, complete=False)
         with pytest.raises(IncompleteCacheError, match="2 shards are finished") as e:
             cache_format.open(tmp_path)
-        assert "run stage one again: it goes on" in str(e.value)
+        assert "run stage one again: it resumes" in str(e.value)
         assert e.value.next_step.actions == (Action.RUN_STAGE_ONE,)
         cache = cache_format.open(tmp_path, allow_incomplete=True)
         assert not cache.manifest.complete

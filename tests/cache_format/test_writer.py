@@ -321,7 +321,7 @@ def test_the_manifest_takes_in_what_others_finished_meanwhile(
     assert units == [0, 1, 2, 3, 6, 7]
 
 
-def test_without_sketch(tmp_path: Path) -> None:
+def test_a_cache_without_hidden_states_has_no_sketch_columns(tmp_path: Path) -> None:
     spec: CacheSpec = write_sample_cache(tmp_path / "cache", sample_spec(with_sketch=False))
     cache = cache_format.open(tmp_path / "cache")
     assert cache.spec == spec

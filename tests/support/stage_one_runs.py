@@ -14,7 +14,7 @@ from stages.cache_teacher.corpus.unit_reader import PreparedUnit, UnitReader
 from stages.cache_teacher.reporting.progress import CacheProgress
 from stages.cache_teacher.run import cache_teacher
 from stages.cache_teacher.teacher import lazy_teacher, teacher
-from tests.support.tiny import tiny_config, tiny_texts, write_fineweb_parquet
+from tests.support.tiny import tiny_cache_config, tiny_texts, write_fineweb_parquet
 
 TEXTS = tiny_texts(80)
 
@@ -28,8 +28,8 @@ class Bench:
         self.reports: list[CacheProgress] = []
 
     def run(self, out: str = "cache", **changes: Any) -> Manifest:
-        units, ray = changes.pop("units", ALL_UNITS), changes.pop("ray", None)
-        config = tiny_config(changes.pop("teacher", self.teacher), self.corpus, **changes)
+        units, engine = changes.pop("units", ALL_UNITS), changes.pop("engine", None)
+        config = tiny_cache_config(changes.pop("teacher", self.teacher), self.corpus, **changes)
         self.reports = []
         return cache_teacher(
             config,
@@ -37,7 +37,7 @@ class Bench:
             recipe_toml="# a recipe\n",
             report=self.reports.append,
             units=units,
-            ray=ray,
+            engine=engine,
         )
 
     def open(self, out: str = "cache") -> Cache:

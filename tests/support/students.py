@@ -6,15 +6,19 @@ from typing import Any
 import torch
 
 import cache_format
+from stages.train_student.export.checksums import CHECKSUMS
 from stages.train_student.export.publish_model import publish_model
 from stages.train_student.new_student import load_student
-from tests.stages.train_student.test_run import tiny_config
+from tests.support.train_configs import tiny_train_config
 
 
-def publish_student(cache: Path, run: Path, **changes: Any) -> Path:
-    """``run`` with a model of ``cache``'s teacher, whose weights are noise."""
+def publish_student(cache: Path, run: Path, *, has_checksums: bool = False, **changes: Any) -> Path:
+    """``run`` with a model of ``cache``'s teacher, whose weights are noise.
+
+    By default without checksums: a test may change its files as a stranger would.
+    """
     opened = cache_format.open(cache)
-    config = tiny_config(dropout=0.0, **changes)
+    config = tiny_train_config(dropout=0.0, **changes)
     student = load_student(config, opened)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -23,4 +27,6 @@ def publish_student(cache: Path, run: Path, **changes: Any) -> Path:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     run.mkdir(exist_ok=True)
     publish_model(student, opened, run / "model", config=config)
+    if not has_checksums:
+        (run / "model" / CHECKSUMS).unlink()
     return run

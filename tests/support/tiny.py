@@ -103,7 +103,9 @@ def write_fineweb_parquet(
     return path
 
 
-def tiny_config(teacher: Path | str, corpus: Path | str, **changes: Any) -> CacheTeacherConfig:
+def tiny_cache_config(
+    teacher: Path | str, corpus: Path | str, **changes: Any
+) -> CacheTeacherConfig:
     """Settings of stage one that fit the tiny teacher; ``changes`` replace some."""
     settings: dict[str, Any] = {
         "teacher": str(teacher),
@@ -130,7 +132,7 @@ def tiny_cache(root: Path, num_documents: int = 80, **changes: Any) -> Path:
     teacher = save_tiny_teacher(root / "teacher")
     corpus = write_fineweb_parquet(root / "corpus.parquet", tiny_texts(num_documents))
     cache_teacher(
-        tiny_config(teacher, corpus, **changes),
+        tiny_cache_config(teacher, corpus, **changes),
         root / "cache",
         recipe_toml="# tiny\n",
         report=lambda _: None,

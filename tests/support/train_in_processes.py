@@ -9,7 +9,7 @@ import cache_format
 from stages.train_student.run import train_student
 from stages.train_student.tracking.run_progress import TrainProgress
 from stages.train_student.trainer.stopping import StopRequest
-from tests.stages.train_student.test_run import tiny_config
+from tests.support.train_configs import tiny_train_config
 
 
 def main(cache: str, out: str, arguments: str) -> None:
@@ -27,7 +27,7 @@ def main(cache: str, out: str, arguments: str) -> None:
         return bool(last == given["stop_after"]) and is_second
 
     train_student(
-        tiny_config(**given["changes"]),
+        tiny_train_config(**given["changes"]),
         cache_format.open(cache),
         Path(out),
         resume=True,

@@ -1,4 +1,4 @@
-"""What the format asks of a kind of target. The kinds themselves are modules, see ``kinds.py``.
+"""The interface of a target kind in the format. Each kind is a module, see ``kinds.py``.
 
 Shapes: T positions.
 """

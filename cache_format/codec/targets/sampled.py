@@ -39,7 +39,7 @@ def encode(
     num_samples = spec.targets.num_levels
     num_kept, position = kept_ids.check_kept_ids(row, scored, ranks)
     if not np.isneginf(row.tail_log_mass[scored, -1]).all():
-        raise ValueError("tail_log_mass: samples leave nothing out, expected −inf")
+        raise ValueError("tail_log_mass: samples have no tail, expected −inf")
     levels = named("counts", lambda: _levels_of_counts(row, num_kept, position, num_samples))
     log_z = np.zeros(len(num_kept))
     kept = kept_ids.Kept(kept_ids.to_entries(row, levels, ranks), log_z, scored)
@@ -55,7 +55,7 @@ def decode(cells: Cells, tokens: PackedTokens, spec: CacheSpec, ranks: RankTable
     counts = num_samples - found.entries.levels
     named("kept", lambda: _require_sums(counts, found, num_samples))
     if found.has_tail.any():
-        raise ValueError("tail_log_mass: expected none: samples leave nothing out")
+        raise ValueError("tail_log_mass: expected none: samples have no tail")
     row = kept_ids.to_row(found, logprobs, cells, spec, ranks)
     return replace(row, counts=counts.astype(np.uint16))
 
@@ -63,7 +63,7 @@ def decode(cells: Cells, tokens: PackedTokens, spec: CacheSpec, ranks: RankTable
 def describe(spec: TargetSpec, figures: Mapping[str, float]) -> str:
     """See ``TargetKind.describe``."""
     return (
-        f"{figures['mean_num_kept']:.1f} ids a position, from {spec.num_levels} draws at "
+        f"{figures['mean_num_kept']:.1f} ids per position, from {spec.num_levels} draws at "
         f"temperature {1 / spec.inverse_temperatures[0]:g}"
     )
 

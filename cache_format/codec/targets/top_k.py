@@ -43,4 +43,4 @@ def describe(spec: TargetSpec, figures: Mapping[str, float]) -> str:
     """See ``TargetKind.describe``."""
     del spec
     num_kept, mass = figures["mean_num_kept"], figures["mean_kept_mass"]
-    return f"{num_kept:.1f} ids a position, {mass:.2%} of the mass"
+    return f"{num_kept:.1f} ids per position, {mass:.2%} of the mass"

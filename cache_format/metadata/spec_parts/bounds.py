@@ -1,4 +1,4 @@
-"""How a spec refuses a value."""
+"""Raise the error for an invalid value of a spec field."""
 
 import re
 

@@ -23,7 +23,7 @@ class SketchSpec:
     """Random signs drawn anew for every unit; principal components, the same for all; or no hidden
     states at all."""
     hidden_states: str = "mean_over_layers"
-    """Which of the teacher's hidden states are projected, see ``sketch.chosen_layers``:
+    """Which of the teacher's hidden states are projected, see ``random_projection.chosen_layers``:
     ``mean_over_layers``, ``last``, ``layers:4,12`` (the mean of these) or ``random_layers:2``."""
     dim: int
     """Numbers per position; 0 when there is no sketch."""

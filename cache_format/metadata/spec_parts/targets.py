@@ -64,8 +64,8 @@ class TargetSpec:
     @property
     def format_version(self) -> str:
         """The lowest version of the format that knows all that this says."""
-        is_first = self.kind in ("top_k", "sampled") and self.inverse_temperatures[-1] == 1.0
-        return "1.0" if is_first else "1.1"
+        ends_at_one = self.inverse_temperatures[-1] == 1.0
+        return max(_VERSIONS[self.kind], "1.0" if ends_at_one else "1.1")
 
 
 def _require_top_k(spec: TargetSpec) -> None:
@@ -116,6 +116,9 @@ _RULES: dict[str, Callable[[TargetSpec], None]] = {
     "top_k+sampled": _require_top_k_sampled,
 }
 """What a spec of each kind has to satisfy."""
+
+_VERSIONS: dict[str, str] = {"top_k": "1.0", "sampled": "1.0", "top_k+sampled": "1.1"}
+"""The version of the format that each kind came with."""
 
 
 def _require_kept_ids(spec: TargetSpec) -> None:

@@ -58,7 +58,7 @@ class DocumentTokenizer:
         if largest >= self._vocab_size:
             raise ValueError(
                 f"the tokenizer made token id {largest}, but the vocabulary ends at "
-                f"{self._vocab_size - 1}. Tokenizer and teacher do not belong together."
+                f"{self._vocab_size - 1}. The tokenizer does not match the teacher."
             )
         return documents
 
@@ -80,8 +80,8 @@ class DocumentTokenizer:
         ids = [token.id for char in written for token in self._tokenizer.model.tokenize(char)]
         if control_id == self._unknown_id or not self.forbidden_ids.isdisjoint(ids):
             raise ValueError(
-                f"in a document, the tokenizer has nothing for {written!r} or for unknown text but "
-                f"the control token with id {control_id}. Use a teacher that tells them apart."
+                f"in a document, the tokenizer can represent {written!r} or unknown text only by "
+                f"the control token with id {control_id}. Use a teacher that distinguishes them."
             )
         return np.array(ids, np.int32)
 

@@ -53,8 +53,7 @@ def retrying(action: Callable[[], _T], what: str, *, first_pause: float | None =
     def given_up(error: Exception) -> NetworkFailedError:
         return NetworkFailedError(
             f"{what}: the network has failed {NUM_TRIES} times in a row, the last time with "
-            f"{_text(error)}. See that the machine reaches it, then run again: what is finished "
-            "is kept"
+            f"{_text(error)}. Check the connection, then run again: finished work is kept"
         )
 
     # Not all workers at the same moment.

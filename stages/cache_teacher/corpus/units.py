@@ -103,8 +103,8 @@ class Corpus:
                 )
         if num_read != min(self.spec.documents_per_unit, opened.num_documents - start):
             raise ValueError(
-                f"{opened.place(start + num_read)}: not there, though the file had "
-                f"{opened.num_documents:,} documents when it was opened. Put it back as it was."
+                f"{opened.place(start + num_read)}: missing, though the file had "
+                f"{opened.num_documents:,} documents when it was opened. Restore the file."
             )
         position = (
             f"{self._parts[number].name} (file {number + 1} of {len(self._parts)}), "
@@ -137,7 +137,7 @@ class Corpus:
         if self.spec.on_bad_document == "error":
             raise ValueError(
                 f"{place}: {document.reason}. "
-                'Repair it, or set on_bad_document = "skip" to leave such documents out.'
+                'Repair it, or set on_bad_document = "skip" to skip such documents.'
             )
 
 
@@ -210,8 +210,8 @@ def _refuse_remote_streams(config: CacheTeacherConfig, files: Sequence[DataFile]
     first = format_of(files[0].name)
     if first is not PARQUET:
         raise ValueError(
-            f"corpus {config.corpus!r}: {files[0].name} is {first.name}, of which every run would "
-            "have to fetch all to find one unit; from the Hub, only Parquet is read. Download the "
-            f"files (hf download --repo-type dataset {config.corpus} --local-dir corpus) and set "
-            "corpus to their directory, or convert them to Parquet."
+            f"corpus {config.corpus!r}: {files[0].name} is {first.name}. From the Hub, only "
+            "Parquet is read: other formats would have to be downloaded whole for each unit. "
+            f"Download the files (hf download --repo-type dataset {config.corpus} --local-dir "
+            "corpus) and set corpus to their directory, or convert them to Parquet."
         )

@@ -14,12 +14,12 @@ from cache_format.writer import CacheWriter
 from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig, UnitRange
 from stages.cache_teacher.corpus.unit_reader import PreparedUnit, UnitReader
 from stages.cache_teacher.corpus.units import Corpus
+from stages.cache_teacher.engine.engine import Engine
 from stages.cache_teacher.engine.local_engine import make_units
-from stages.cache_teacher.engine.ray_engine import RaySettings, make_units_on_ray
-from stages.cache_teacher.engine.ray_worker import RayJob
 from stages.cache_teacher.engine.token_budget import TokenBudget
 from stages.cache_teacher.engine.unit_maker import Job, UnitMaker
 from stages.cache_teacher.engine.unit_queue import UnitQueue
+from stages.cache_teacher.engine.worker import WorkerJob
 from stages.cache_teacher.reporting.progress import Progress
 from stages.cache_teacher.reporting.split_shares import expectation
 from stages.cache_teacher.worker_share import WorkerShare
@@ -56,11 +56,11 @@ class Filling:
         """Whether no unit is missing."""
         return self._queue.is_empty()
 
-    def make_on_ray(self, ray: RaySettings, out: Path | str, recipe_toml: str) -> None:
-        """Make what is missing on a cluster, whose workers load teachers of their own and open the
+    def make_elsewhere(self, engine: Engine, out: Path | str, recipe_toml: str) -> None:
+        """Make what is missing by ``engine``, whose workers load teachers of their own and open the
         cache at ``out``."""
         config, reference_shard = self._job.config, self._job.reference_shard
-        job = RayJob(config=config, out=out, reference_shard=reference_shard)
+        job = WorkerJob(config=config, out=out, reference_shard=reference_shard)
         self._job.teacher.unload()  # principal components may have needed it
 
         def made(entry: ShardEntry) -> None:
@@ -68,7 +68,7 @@ class Filling:
                 self._write_recipe(recipe_toml)
             self._made(entry)
 
-        make_units_on_ray(job, ray, self._queue, self._progress, made)
+        engine.make_units(job, self._queue, self._progress, made)
 
     def make_here(self, recipe_toml: str) -> None:
         """Make what is missing in threads of this process."""
@@ -151,7 +151,7 @@ def nothing_made(config: CacheTeacherConfig, units: Units) -> str:
     if isinstance(units, UnitRange) and units != ALL_UNITS:
         return (
             f"corpus {config.corpus!r}: none of the units from {units.first} on fills a row of "
-            f"{config.sequence_length} tokens: the corpus may have ended before them."
+            f"{config.sequence_length} tokens: the corpus may end before them."
         )
     return (
         f"corpus {config.corpus!r}: no unit fills a row of {config.sequence_length} tokens. "

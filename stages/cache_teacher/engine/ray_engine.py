@@ -22,9 +22,9 @@ from typing import Any
 
 from cache_format.errors import AdvisedError, NextStep
 from cache_format.metadata.receipt import ShardEntry
-from stages.cache_teacher.engine.ray_worker import MadeUnit, RayJob, RayWorker
 from stages.cache_teacher.engine.unit_maker import UNITS_IN_FLIGHT
 from stages.cache_teacher.engine.unit_queue import UnitQueue
+from stages.cache_teacher.engine.worker import EngineWorker, MadeUnit, WorkerJob
 from stages.cache_teacher.reporting.device_use import DeviceUse
 from stages.cache_teacher.reporting.progress import Progress
 from stages.next_steps import StageAction
@@ -36,8 +36,8 @@ _WAIT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class RaySettings:
-    """Which cluster, and how much of it."""
+class RayEngine:
+    """A Ray cluster: which, and how much of it."""
 
     num_workers: int | None = None
     """Actors, each with a teacher; by default one for each GPU that has a processor beside it, or
@@ -49,32 +49,31 @@ class RaySettings:
         if self.num_workers is not None and self.num_workers < 1:
             raise ValueError(f"ray_workers: must be 1 or more, found {self.num_workers}")
 
+    def make_units(
+        self,
+        job: WorkerJob,
+        queue: UnitQueue,
+        progress: Progress,
+        made: Callable[[ShardEntry], None],
+    ) -> None:
+        """See ``Engine.make_units``.
 
-def make_units_on_ray(
-    job: RayJob,
-    settings: RaySettings,
-    queue: UnitQueue,
-    progress: Progress,
-    made: Callable[[ShardEntry], None],
-) -> None:
-    """Make what ``queue`` gives; tell ``made`` of each.
-
-    Raises ValueError where Ray is not installed, the cluster cannot be reached or has no room for
-    so many workers, what a unit raised if it is a ValueError, and RuntimeError with the last cause
-    where units or workers keep failing. Then, and after Ctrl-C, all workers are killed: only whole
-    shards are there.
-    """
-    progress.show("waiting for workers")
-    with _cluster(settings) as ray:
-        pool = ActorPool(ray, job, settings.num_workers, queue, progress, made)
-        try:
-            pool.work()
-        finally:
-            pool.shutdown()
+        Raises ValueError where Ray is not installed, the cluster cannot be reached or has no room
+        for so many workers, what a unit raised if it is a ValueError, and RuntimeError with the
+        last cause where units or workers keep failing. Then, and after Ctrl-C, all workers are
+        killed: only whole shards are there.
+        """
+        progress.show("waiting for workers")
+        with _cluster(self) as ray:
+            pool = ActorPool(ray, job, self.num_workers, queue, progress, made)
+            try:
+                pool.work()
+            finally:
+                pool.shutdown()
 
 
 @contextmanager
-def _cluster(settings: RaySettings) -> Iterator[Any]:
+def _cluster(settings: RayEngine) -> Iterator[Any]:
     """Ray, connected to a cluster; one that was connected before stays so."""
     try:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent unless one says so
@@ -94,12 +93,12 @@ def _cluster(settings: RaySettings) -> Iterator[Any]:
         with _signals_kept():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (OSError, RuntimeError, ValueError) as error:
-        what = f"the cluster at {address} cannot be reached" if address else "Ray does not start"
+        what = f"the cluster at {address} cannot be reached" if address else "cannot be started"
         raise AdvisedError(
             f"Ray: {what}: {error}.",
             NextStep(
-                "See that `ray status` answers there, or name no address (nor $RAY_ADDRESS) for a "
-                "cluster of this machine alone.",
+                "Check that `ray status` works there, or give no address (nor $RAY_ADDRESS) to use "
+                "a local cluster.",
                 StageAction.RAY_ADDRESS,
             ),
         ) from error
@@ -146,7 +145,7 @@ def _num_workers_with_room(
         use = f"use {room} workers, or " if room else ""
         raise AdvisedError(
             f"Ray: {num_workers} workers need 1 {' and 1 '.join(needs)} each, on one "
-            f"machine; the cluster has {has}, which is room for {room}.",
+            f"machine; the cluster has {has}, enough for {room}.",
             NextStep(
                 f"To continue, {use}add machines to the cluster first (`ray status` shows them).",
                 StageAction.RAY_WORKERS,
@@ -176,7 +175,7 @@ class ActorPool:
     def __init__(
         self,
         ray: Any,
-        job: RayJob,
+        job: WorkerJob,
         num_workers: int | None,
         queue: UnitQueue,
         progress: Progress,
@@ -192,7 +191,7 @@ class ActorPool:
             max_concurrency=UNITS_IN_FLIGHT,
             max_restarts=0,
             max_task_retries=0,
-        )(RayWorker)
+        )(EngineWorker)
         self._workers: list[_Worker] = []
         self._again: list[int] = []
         self._num_tries: dict[int, int] = {}
@@ -281,7 +280,7 @@ class ActorPool:
             self._num_tries[unit] = self._num_tries.get(unit, 0) + 1
             if self._num_tries[unit] >= _TRIES_PER_UNIT:
                 raise RuntimeError(
-                    f"unit {unit}: {_TRIES_PER_UNIT} workers have failed while they made it. The "
-                    f"last one: {cause}"
+                    f"unit {unit}: {_TRIES_PER_UNIT} workers have failed on it. The last one: "
+                    f"{cause}"
                 ) from error
             heappush(self._again, unit)

@@ -196,7 +196,7 @@ class UnitMaker:
         )
         for row in rows:
             yield row
-            self._progress.count_row(unit, len(row.num_kept))
+            self._progress.count_row(unit, len(row.token_ids) - 1)
 
     def _check_stopping(self) -> None:
         if self._stopping.is_set():

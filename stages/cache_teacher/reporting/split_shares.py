@@ -43,7 +43,7 @@ class SplitShares:
             remedy = "a shorter cache_teacher.sequence_length"
         else:
             remedy = 'cache_teacher.validation_split = "rows" or fewer documents_per_unit'
-        return f"{problem}. More tokens make it less; so does, in a new cache, {remedy}."
+        return f"{problem}. More tokens lower the share; in a new cache, so does {remedy}."
 
 
 def shares_of(manifest: Manifest) -> SplitShares:

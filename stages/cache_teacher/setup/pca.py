@@ -42,12 +42,12 @@ def principal_components(
             break
     if num_positions < dim:
         raise ValueError(
-            f"sketch: {dim} principal components need as many positions, but the first unit has "
-            f"{num_positions}. Raise documents_per_unit, or lower hidden_projection_dim."
+            f"sketch: {dim} principal components need at least {dim} positions, but the first unit "
+            f"has {num_positions}. Raise documents_per_unit, or lower hidden_projection_dim."
         )
     if not bool(torch.isfinite(moment_DD).all()):
         raise ValueError(
-            "sketch: the teacher's hidden states are not finite, so that they have no principal "
+            "sketch: the teacher's hidden states are not finite, so they have no principal "
             "components. Try another teacher_dtype (float32, bfloat16)."
         )
     vectors_Dd = torch.linalg.eigh(moment_DD.cpu()).eigenvectors.flip(1)[:, :dim]

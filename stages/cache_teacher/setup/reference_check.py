@@ -83,10 +83,10 @@ def require_agreement(
     if problem is not None:
         raise CacheError(
             f"{writer.path}: the teacher does not reproduce what this cache holds: unit "
-            f"{reference_shard.unit}, {problem}. The weights' files are those that made the cache, "
-            "so what they are run with has changed: the attention kernel, the version of PyTorch "
-            "or transformers, the device, or something that alters weights when they are loaded. "
-            "Run it as it was run before, or make another cache; nothing was written."
+            f"{reference_shard.unit}, {problem}. The weight files are those that made the cache, "
+            "so their environment has changed: the attention kernel, the version of PyTorch or "
+            "transformers, the device, or something that alters weights when they are loaded. "
+            "Restore the environment, or make another cache; nothing was written."
         )
 
 

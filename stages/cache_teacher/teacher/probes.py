@@ -59,11 +59,11 @@ def refuse_unfaithful(model: Any, spec: TeacherSpec, head: Head, forward: Forwar
             if begin == 0:
                 raise ValueError(
                     f"{name}: its logits are not its head applied to its last hidden state. Use a "
-                    "teacher with a plain head."
+                    "teacher whose logits are."
                 )
             raise ValueError(
-                f"{name}: under attention {spec.attention!r} a document comes out differently "
-                f"behind another one than alone. {_other_attention(spec)}"
+                f"{name}: under attention {spec.attention!r} a document gives different logits "
+                f"after another one than alone. {_other_attention(spec)}"
             )
 
 
@@ -117,7 +117,7 @@ def _explained(name: str, spec: TeacherSpec) -> Iterator[None]:
         raise
     except _FAILURES as error:
         raise ValueError(
-            f"{name}: packed documents cannot go through it under attention {spec.attention!r}: "
+            f"{name}: fails on packed documents under attention {spec.attention!r}: "
             f"{type(error).__name__}: {error}. {_other_attention(spec)}"
         ) from error
 

@@ -127,7 +127,7 @@ def _head_weight(model: Any, spec: TeacherSpec) -> torch.Tensor:
     if head is None:
         raise ValueError(f"{name}: has no head; the teacher must be a causal language model")
     if getattr(head, "bias", None) is not None:
-        raise ValueError(f"{name}: its head has a bias, which a cache does not hold")
+        raise ValueError(f"{name}: its head has a bias, which a cache does not store")
     weight: torch.Tensor = head.weight
     expected = (spec.head_rows, spec.hidden_size)
     for part, found in (
@@ -168,7 +168,7 @@ def _load_model(source: TeacherSource) -> Any:
     model, info = loaded
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:5])
-        raise ValueError(f"{source.directory}: the weights lack {missing}; the model is not whole")
+        raise ValueError(f"{source.directory}: weights are missing: {missing}")
     return model.eval()
 
 

@@ -108,11 +108,11 @@ def _directory_of(config: CacheTeacherConfig) -> tuple[Path, str]:
 def _weight_files(directory: Path, name: str) -> list[str]:
     """The safetensors files that make up the model; pickled weights are refused, not read."""
     if not (directory / "config.json").is_file():
-        raise ValueError(f"{name}: {directory} holds no config.json, so it is no model directory")
+        raise ValueError(f"{name}: {directory} is not a model directory: it has no config.json")
     for path in sorted(directory.iterdir()):
         if _INSTEAD.fullmatch(path.name):
             raise ValueError(
-                f"{name}: {directory} holds {path.name}, by which transformers would load other "
+                f"{name}: {directory} holds {path.name}, which makes transformers load other "
                 "weights than the model's own. Merge an adapter into its model, and use a "
                 "directory that `save_pretrained` wrote and that holds nothing else."
             )
@@ -135,8 +135,8 @@ def _refuse_model(name: str, text_config: Any, sequence_length: int) -> None:
     """Raise ValueError for a model whose targets this stage would get wrong."""
     if getattr(text_config, "transformers_weights", None) is not None:
         raise ValueError(
-            f"{name}: its config.json names weights of its own (transformers_weights), which are "
-            "not those that a cache would be known by. Delete that key."
+            f"{name}: its config.json names other weight files (transformers_weights) than those "
+            "that identify a cache. Delete that key."
         )
     if getattr(text_config, "is_encoder_decoder", False):
         raise ValueError(f"{name}: an encoder-decoder; the teacher must be a causal language model")
@@ -144,8 +144,8 @@ def _refuse_model(name: str, text_config: Any, sequence_length: int) -> None:
         value = getattr(text_config, key, None)
         if value is not None and (value != 1 or key in _LOGIT_CAPS):
             raise ValueError(
-                f"{name}: changes its logits after the head ({key} = {value}), which a copy "
-                "of the head in a student would not do. Use a teacher without it."
+                f"{name}: changes its logits after the head ({key} = {value}), which a student "
+                "with a copy of the head would not do. Use a teacher without it."
             )
     longest = getattr(text_config, "max_position_embeddings", None)
     if longest is not None and sequence_length > longest:
@@ -172,7 +172,7 @@ def _refuse_windows(name: str, text_config: Any, sequence_length: int) -> None:
     if layer_types - known:
         kinds = ", ".join(sorted(layer_types - known))
         raise ValueError(
-            f"{name}: has layers ({kinds}) through which documents in one row would see each "
+            f"{name}: has layers ({kinds}) in which documents in one row would see each "
             "other. Use a teacher with full attention."
         )
     if layer_types == {"full_attention"}:
@@ -196,8 +196,9 @@ def _refuse_long_rope(name: str, text_config: Any, sequence_length: int) -> None
     )
     if longest is not None and sequence_length > longest:
         raise ValueError(
-            f"sequence_length: {sequence_length} is more than {longest}, beyond which {name} reads "
-            f"a document otherwise if one beside it is long (longrope). Lower it."
+            f"sequence_length: {sequence_length} is more than {longest}, beyond which {name} "
+            "treats a document differently if another one in the batch is long (longrope). Lower "
+            "it."
         )
 
 
@@ -207,14 +208,14 @@ def _refuse_vocabulary(
     if vocab_size > head_rows:
         raise ValueError(
             f"{name}: its tokenizer makes ids up to {vocab_size - 1}, but its head has "
-            f"{head_rows} rows. Tokenizer and model do not belong together."
+            f"{head_rows} rows. The tokenizer does not match the model."
         )
     if top_k > vocab_size:
         raise ValueError(f"top_k: {top_k} is more than the {vocab_size} ids of {name}")
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise ValueError(
-            f"{name}: its tokenizer ({type(tokenizer).__name__}) is not one of the tokenizers "
-            "library, which alone is known to keep control tokens out of documents. Use a teacher "
+            f"{name}: its tokenizer ({type(tokenizer).__name__}) is not from the tokenizers "
+            "library, the only one known to keep control tokens out of documents. Use a teacher "
             "with a tokenizer.json."
         )
     if tokenizer.eos_token_id is None:

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped.
+"""Checkpoints: everything a run needs to resume as if it had never stopped.
 
 ``step-0000500/tensors.safetensors`` holds the trained weights and AdamW's moments; ``state.json``,
 which is sealed, all else and the SHA-256 of the tensors. A checkpoint is published by rename: it is
@@ -150,7 +150,7 @@ def set_aside(problems: Sequence[Problem]) -> list[str]:
         aside = problem.path.with_name(f"{problem.path.name}.damaged")
         remove_directory(aside)
         problem.path.rename(aside)
-        messages.append(f"{problem.reason} It is passed over, and now called {aside.name}.")
+        messages.append(f"{problem.reason} It is skipped, and was renamed to {aside.name}.")
     return messages
 
 
@@ -161,7 +161,7 @@ def load(path: Path) -> Checkpoint:
     """
     state = parse_state(read_run_file(path / STATE_FILE), path / STATE_FILE)
     if state.step != _step_of(path):
-        raise ValueError(f"{path}: holds step {state.step}: it was renamed, or is a copy.")
+        raise ValueError(f"{path}: holds step {state.step}: it was renamed or copied.")
     file = path / _TENSORS_FILE
     if (found := _sha256(file)) != state.tensors_sha256:
         raise ValueError(

@@ -48,7 +48,7 @@ def extended(
         return tuple(extensions)
     if step == 0:
         raise AdvisedError(
-            f"extension to step {to_step}: the run has no checkpoint to go on from.",
+            f"extension to step {to_step}: the run has no checkpoint to continue from.",
             NextStep(
                 f"Set train_student.max_steps={to_step} instead.",
                 settings={"train_student.max_steps": to_step},
@@ -56,11 +56,11 @@ def extended(
         )
     if to_step <= step:
         raise ValueError(
-            f"extension to step {to_step}: the run has reached step {step}. Name a later step."
+            f"extension to step {to_step}: the run has reached step {step}. Choose a later step."
         )
     if to_step < end:
         raise ValueError(
-            f"extension to step {to_step}: the run goes on to step {end} already, and is not "
-            "shortened. Name a later step, or resume it without an extension."
+            f"extension to step {to_step}: the run already continues to step {end}, and cannot be "
+            "shortened. Choose a later step, or resume it without an extension."
         )
     return (*extensions_before(step, extensions), Extension(from_step=step, to_step=to_step))

@@ -1,4 +1,4 @@
-"""``run.json``: what a run is, and what is known of it beside.
+"""``run.json``: the identity of a run, and further information about it.
 
 The file is sealed. ``identity`` alone is compared when a run is resumed.
 """
@@ -49,7 +49,7 @@ def read_record(run: Path) -> RunRecord:
     """The record of the run in the directory ``run``. Raises ValueError if it is damaged."""
     path = run / RUN_FILE
     step = NextStep(
-        "So its checkpoints cannot be resumed, but a new run can begin from their weights: name "
+        "So its checkpoints cannot be resumed, but a new run can begin from their weights: use "
         f"{run} as its initial weights.",
         StageAction.INITIAL_WEIGHTS,
     )

@@ -1,4 +1,4 @@
-"""Which teacher a student has its embedding, head and tokenizer of."""
+"""Identify the teacher that a student's embedding, head and tokenizer come from."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ def teacher_identity(cache: Cache) -> dict[str, str]:
 
 
 def require_same_teacher(what: str, teacher: Mapping[str, str], cache: Cache) -> None:
-    """Raise ValueError unless ``cache`` is of the ``teacher`` that ``what`` learnt from."""
+    """Raise ValueError unless ``cache`` is of the ``teacher`` that ``what`` learned from."""
     if not isinstance(teacher, Mapping):  # a stranger's file may hold anything
         raise ValueError(f"{what}: damaged: teacher: expected an object, found {teacher!r:.200}.")
     other = teacher_identity(cache)
@@ -28,6 +28,6 @@ def require_same_teacher(what: str, teacher: Mapping[str, str], cache: Cache) ->
     ]
     if differing:
         raise ValueError(
-            f"{cache.path}: made by another teacher ({other['source']}) than {what} learnt from "
-            f"({teacher.get('source')}): {'; '.join(differing)}. Name a cache of its teacher."
+            f"{cache.path}: made by another teacher ({other['source']}) than {what} learned from "
+            f"({teacher.get('source')}): {'; '.join(differing)}. Use a cache of its teacher."
         )

@@ -1,4 +1,4 @@
-"""The loader: the batches of a run, in the order that ``row_order`` gives, read ahead.
+"""The loader: prefetches the batches of a run, in the order of ``row_order``.
 
 In: an open cache, the order, and which part of it this process trains on. Out: the micro-batches of
 each optimizer step, on the device.
@@ -32,8 +32,8 @@ _STEPS_AHEAD = 3
 def row_order(cache: Cache, config: TrainStudentConfig, num_rows: int) -> Sampler:
     """The order of the first ``num_rows`` training rows, which are those of whole shards.
 
-    Raises ValueError where the copies of a remote cache have no room for the shards that are mixed
-    at a time: each of them would be fetched again for almost every row.
+    Raises ValueError if the local copies of a remote cache have less room than the shards that are
+    shuffled together need: almost every row would then need a download.
     """
     entries = cache.shards("train")
     rows_of_shards = [len(cache.rows_of("train", entry)) for entry in entries]
@@ -45,11 +45,11 @@ def row_order(cache: Cache, config: TrainStudentConfig, num_rows: int) -> Sample
     if room is not None and needed > room:
         raise AdvisedError(
             f"train_student.shuffle_shards: the rows of {num_mixed} of {len(entries)} shards are "
-            f"mixed at a time. They take up to {needed:,} bytes, local copies of {cache.path} may "
-            f"take {room:,}.",
+            f"shuffled at a time. They take up to {needed:,} bytes, but local copies of "
+            f"{cache.path} may take only {room:,}.",
             NextStep(
-                f"Set shuffle_shards to about {max(1, num_mixed * room // needed):,}, or let "
-                f"them take {math.ceil(needed / 2**30 * 100) / 100:g} GiB or more.",
+                f"Set shuffle_shards to about {max(1, num_mixed * room // needed):,}, or raise the "
+                f"limit to {math.ceil(needed / 2**30 * 100) / 100:g} GiB or more.",
                 StageAction.LOCAL_SPACE,
             ),
         )

@@ -1,4 +1,4 @@
-"""Does the cache hold what the recipe asks for?
+"""Check that the cache contains what the recipe needs.
 
 In: stage two's settings, what their loss needs, and an open cache.
 """
@@ -33,8 +33,8 @@ def require_targets(
     if online:
         if config.sampled_softmax_size is not None:
             raise ValueError(
-                "train_student.sampled_softmax_size: a teacher in the loop gives all of its "
-                "logits, and they are compared with all of the student's. Set it to none."
+                "train_student.sampled_softmax_size: with a teacher in the loop, the loss needs "
+                "all logits of teacher and student. Set it to none."
             )
         return
     for key, asked in needs.temperatures.items():

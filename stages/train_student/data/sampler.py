@@ -88,7 +88,7 @@ def steps_per_epoch(rows_per_step: int, num_rows: int) -> int:
     """Whole steps in one pass. Raises ValueError if there is none."""
     if num_rows == 0:
         raise ValueError(
-            "the cache has no training rows: all that it holds is validation. Cache more tokens, "
+            "the cache has no training rows, only validation rows. Cache more tokens, "
             'or make another cache with cache_teacher.validation_split = "rows" or fewer '
             "cache_teacher.documents_per_unit."
         )

@@ -1,4 +1,4 @@
-"""What a batch holds at its scored positions, those whose label belongs to their own document.
+"""Select the scored positions of a batch, whose label belongs to the same document.
 
 B rows of a batch, T positions, P of all positions scored.
 """

@@ -1,4 +1,4 @@
-"""At which temperatures a cache knows its teacher's distribution. Imports nothing heavy."""
+"""The temperatures at which a cache gives its teacher's distribution. Imports nothing heavy."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -25,7 +25,7 @@ def require_temperature(targets: TargetSpec, key: str, asked: float) -> None:
     ``key`` is the setting that asks for it.
     """
     if not covers(targets.inverse_temperatures, asked):
-        raise _ERRORS[targets.kind](targets, key, asked)
+        raise _ERRORS.get(targets.kind, _outside_of_range)(targets, key, asked)
 
 
 def _outside_of_range(targets: TargetSpec, key: str, asked: float) -> ValueError:
@@ -54,8 +54,6 @@ def _not_that_of_samples(targets: TargetSpec, key: str, asked: float) -> ValueEr
 
 
 _ERRORS: Mapping[str, Callable[[TargetSpec, str, float], ValueError]] = {
-    "top_k": _outside_of_range,
     "sampled": _not_that_of_samples,
-    "top_k+sampled": _outside_of_range,
 }
-"""By kind of target, what is said of a temperature that its inverse temperatures do not cover."""
+"""What is said of a temperature outside of the cache's, where a kind has a reason of its own."""

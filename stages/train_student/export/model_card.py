@@ -1,10 +1,10 @@
-"""The README.md of a published student: what it is, what it learnt from, how to load it.
+"""The README.md of a published student: what it is, what it learned from, how to load it.
 
 In: the student, its cache, its recipe and its last validation. Out: Markdown with the front matter
 that the Hub reads.
 
-The licence is left to the teacher's page: most weights are the teacher's own, and nothing here
-knows its terms.
+The license is left to the teacher's page: most weights are the teacher's own, and this program does
+not know its terms.
 """
 
 import json
@@ -33,11 +33,11 @@ inputs = tokenizer(["The cell"], return_tensors="pt")
 print(tokenizer.batch_decode(model.generate(**inputs, max_new_tokens=32)))
 ```
 
-The model's code is in this directory. Where the package xlstm-distill is installed, its own is used
-after `import stages.train_student.students.{kind}`, without `trust_remote_code`. It brings kernels
-for GPUs that are not in this directory: the code here computes the same by PyTorch alone.
-The tokenizer is data alone: it never needs `trust_remote_code`. Text is generated from a recurrent
-state of constant size. Pad batches on the left."""
+The model's code is in this directory. If the package xlstm-distill is installed, the package's code
+is used after `import stages.train_student.students.{kind}`, without `trust_remote_code`. It
+includes GPU kernels that are not in this directory; the code here computes the same with PyTorch
+alone. The tokenizer contains no code and never needs `trust_remote_code`. Text is generated from a
+recurrent state of constant size. Pad batches on the left."""
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 _UNUSUAL = re.compile(r"[^\w./ -]", re.ASCII)
 _STUDENT = "train_student.student"
@@ -56,19 +56,19 @@ def model_card(
     sections = [
         _front_matter(spec) + f"# An xLSTM student of {_teacher(spec)}",
         _description(model, spec),
-        "## Load it\n\n" + _LOAD.replace("{kind}", model.config.model_type),
+        "## Usage\n\n" + _LOAD.replace("{kind}", model.config.model_type),
     ]
     shown = [label for label in VALIDATION if label.card is not None and label.key in metrics]
     if shown:
         lines = [f"| {label.card} | {metrics[label.key]:.4f} |" for label in shown]
         head = "| on the cache's validation split | |\n|---|---|\n"
-        sections.append("## Figures\n\n" + head + "\n".join(lines))
-    sections.append("## What it learnt from\n\n" + _sources(cache))
+        sections.append("## Results\n\n" + head + "\n".join(lines))
+    sections.append("## Training data\n\n" + _sources(cache))
     if config is not None:
         sections.append(f"## Recipe\n\n```toml\n{_recipe(config)}\n```")
     sections.append(
-        f"## Licence\n\nThat of the teacher, {_teacher(spec)}, applies to its embedding and head, "
-        "which are part of this model."
+        f"## License\n\nThe license of the teacher, {_teacher(spec)}, applies to its embedding and "
+        "head, which are part of this model."
     )
     return "\n\n".join(sections) + "\n"
 

@@ -1,8 +1,10 @@
 """Where the model of a run lies. Imports nothing heavy."""
 
+import re
 from pathlib import Path
 
 from cache_format.errors import AdvisedError, NextStep
+from cache_format.metadata.strict_json import read_object
 from stages.next_steps import StageAction
 
 
@@ -12,6 +14,22 @@ def find_model_directory(place: Path) -> Path | None:
         if (candidate / "config.json").is_file():
             return candidate
     return None
+
+
+def newer_step(model: Path) -> int | None:
+    """The step of the newest checkpoint beside ``model``, if that is newer than the model itself.
+
+    So it is in a run that was extended and has not finished.
+    """
+    steps = [
+        int(path.name.removeprefix("step-"))
+        for path in (model.parent / "checkpoints").glob("step-*")
+        if re.fullmatch(r"step-[0-9]+", path.name, re.ASCII)
+    ]
+    if not steps:
+        return None
+    step = read_object(model / "config.json", "").get("num_steps")
+    return max(steps) if isinstance(step, int) and max(steps) > step else None
 
 
 def has_checkpoint(place: Path) -> bool:
@@ -24,7 +42,7 @@ def no_student(place: Path) -> AdvisedError:
     if (place / "run.json").is_file():
         missing = "model" if has_checkpoint(place) else "checkpoint"
         return AdvisedError(
-            f"{place}: its training has not finished, and there is no {missing} yet.",
+            f"{place}: training has not finished, and there is no {missing} yet.",
             NextStep("Resume it.", StageAction.RESUME),
         )
     return AdvisedError(f"{place}: neither a run of stage two nor a model directory")

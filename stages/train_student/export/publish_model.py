@@ -1,8 +1,8 @@
 """The result of a run: a Hugging Face model directory.
 
-In: a student, the cache it learnt from and, for its model card, recipe and figures. Out: a
-directory with weights, config, the code that finds them, tokenizer and model card, published whole
-or not at all.
+In: a student, the cache it learned from and, for its model card, recipe and figures. Out: a
+directory with weights, config, the code that finds them, tokenizer, model card and checksums,
+published whole or not at all.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from cache_format.reader import Cache
 from cache_format.storage.atomic import replace_directory
 from stages.model_files.tokenizer_files import pass_on_tokenizer
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.export.checksums import write_checksums
 from stages.train_student.export.model_card import model_card
 from stages.train_student.students.student import Student
 
@@ -36,7 +37,9 @@ def publish_model(
     with replace_directory(target) as temporary:
         model.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        return pass_on_tokenizer(cache.attachments(), cache.attachment, temporary)
+        left_out = pass_on_tokenizer(cache.attachments(), cache.attachment, temporary)
+        write_checksums(temporary)
+        return left_out
 
 
 def require_tokenizer(cache: Cache) -> None:
@@ -55,7 +58,7 @@ def published_step(target: Path) -> int | None:
         step: int | None = config.get("num_steps")
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{target}: in the way of the student that this run has trained, and no student "
-            f"itself ({error}). Move it away and run again."
+            f"{target}: the trained student cannot be written here, because this is something else "
+            f"({error}). Move it away and run again."
         ) from error
     return step

@@ -10,11 +10,13 @@ from pathlib import Path
 from cache_format.metadata.strict_json import read_object
 from stages.model_files.tokenizer_files import CONFIG, TOKENIZER_FILES
 from stages.model_files.weight_files import INDEX, weight_files
+from stages.train_student.export.checksums import CHECKSUMS, require_unchanged
 from stages.train_student.students.registry import SETTINGS, student_kind
 from stages.train_student.students.student import DirectoryCode
 
 _STEP = "Upload what stage two wrote, or export the student anew."
-_OTHERS = ("config.json", "generation_config.json", INDEX, "README.md")
+_OTHERS = ("config.json", "generation_config.json", INDEX, "README.md", CHECKSUMS)
+_UNSEALED = ("README.md", CHECKSUMS)
 
 
 def published_files(directory: Path) -> list[str]:
@@ -28,10 +30,11 @@ def published_files(directory: Path) -> list[str]:
     for name in found:
         if not (directory / name).is_file() or (directory / name).is_symlink():
             raise ValueError(
-                f"{directory / name}: no ordinary file: what it leads to may lie anywhere. Copy "
+                f"{directory / name}: not a regular file, so its content may lie anywhere. Copy "
                 "the directory with `cp -rL`, look at what is in it, and upload the copy."
             )
     _refuse_foreign_code(directory, found, code)
+    require_unchanged(directory, [name for name in found if name not in _UNSEALED])
     return found
 
 

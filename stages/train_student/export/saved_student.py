@@ -42,9 +42,9 @@ def find_checkpoint(place: Path) -> tuple[Checkpoint, list[str]]:
     found, problems = load_newest(directory)
     if found is None and newest(directory) not in [problem.path for problem in problems]:
         found, problems = load_newest(directory)  # a run that goes on has replaced them all
-    messages = [f"{problem.reason} It is passed over." for problem in problems]
+    messages = [f"{problem.reason} It is skipped." for problem in problems]
     if found is None:
-        raise ValueError("\n".join([*messages, f"{directory}: no checkpoint is whole."]))
+        raise ValueError("\n".join([*messages, f"{directory}: no checkpoint is intact."]))
     return found, messages
 
 

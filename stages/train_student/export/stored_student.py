@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cache_format.metadata.strict_json import read_object
-from stages.model_files.weight_files import pickled_note, weight_files
+from stages.model_files.weight_files import INDEX, pickled_note, weight_files
+from stages.train_student.export.checksums import require_unchanged
 from stages.train_student.students.registry import SETTINGS, settings_class, student_kind
 from stages.train_student.students.stored_values import (
     are_ids,
@@ -72,6 +73,7 @@ def load_stored_student(directory: Path) -> Student:
         )
     try:
         _require_fit(directory, kind, config, _shapes(directory, names))
+        require_unchanged(directory, ["config.json", INDEX, *names])
         tensors = dict(_tensors(directory, names))
     except SafetensorError as error:
         raise ValueError(f"{directory}: the weights are damaged ({error}). {_STEP}") from error

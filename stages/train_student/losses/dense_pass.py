@@ -26,7 +26,10 @@ class DensePass:
     """The pass over both logits, compiled once for all chunks of a run."""
 
     def __init__(self, mode: Mode, device: torch.device) -> None:
-        names = {"what": "a teacher in the loop is learnt from", "setting": "train_student.compile"}
+        names = {
+            "what": "the loss with a teacher in the loop is computed",
+            "setting": "train_student.compile",
+        }
         self._both_terms = Compiled(_both_terms, mode, device, **names)
 
     @property

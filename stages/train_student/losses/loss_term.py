@@ -1,4 +1,4 @@
-"""What a term of the loss is: computed from what, returning what.
+"""The interface of a loss term: its inputs and outputs.
 
 ``FrobeniusTerm`` is one. Cross-entropy and KL, which share one pass over the vocabulary and have
 two weights, are an object of their own: ``VocabularyTerms``.
@@ -18,7 +18,7 @@ from stages.train_student.losses.dense_kl import DenseTargets
 
 @dataclass(frozen=True)
 class LossNormalizer:
-    """What a step's sums are divided by: its scored positions and its rows, over all processes."""
+    """The divisors of a step's sums: its scored positions and its rows, over all processes."""
 
     num_scored: int
     num_rows: int

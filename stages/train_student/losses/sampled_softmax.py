@@ -1,4 +1,4 @@
-"""A sample of a frozen head's columns, for one chunk to be trained on.
+"""Sample the columns of a frozen head that one chunk is trained on.
 
 In: the target tokens of the chunk and the ranks of all ids by frequency. Out: which columns to
 read, and how many ids each stands for.

@@ -1,4 +1,4 @@
-"""The target tokens of a position: the few ids that its label and its targets name.
+"""The target tokens of a position: its label and the few ids in its targets.
 
 In: the logits of a chunk, labels and targets. Out: first the log-masses of these ids, which
 ``vocabulary_pass`` adds to those of all other ids; then, given the latter, cross-entropy, KL and

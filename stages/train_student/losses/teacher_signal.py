@@ -1,4 +1,4 @@
-"""Where the loss learns what the teacher says: the cache, or the teacher in the loop.
+"""The source of the teacher's predictions: the cache, or the teacher in the loop.
 
 In: a batch and the weights of its step. Out: ``TeacherTargets``. A run chooses its signal once. The
 teacher in the loop is there to be compared with, never to be needed; the stages do not know each

@@ -29,9 +29,14 @@ class LossWeights:
     temperature: float
 
     @property
+    def cross_entropy(self) -> float:
+        """What the terms that need a teacher leave to the labels."""
+        return 1 - self.alpha - self.beta
+
+    @property
     def uses_teacher(self) -> bool:
-        """Whether any term but that of the labels has a weight."""
-        return bool(self.alpha or self.beta)
+        """Whether any term but cross-entropy has a weight."""
+        return self.cross_entropy != 1
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The pass over all logits of a chunk: their log-sums, then the gradient by each of them.
+"""The pass over all logits of a chunk: log-sum-exps, then the gradient for each logit.
 
 In: the student's logits z, with −inf in the place of the target tokens (``target_tokens``), and the
 log-masses of those. Out: log Σ exp(z) and log Σ exp(z/T) over the other ids, and the gradient by
@@ -84,7 +84,7 @@ class VocabularyPass:
     """The pass over the logits, compiled once for all chunks of a run."""
 
     def __init__(self, mode: Mode, device: torch.device) -> None:
-        names = {"what": "the student's loss is taken", "setting": "train_student.compile"}
+        names = {"what": "the student's loss is computed", "setting": "train_student.compile"}
         self._labels = Compiled(_labels, mode, device, **names)
         self._targets = Compiled(_targets, mode, device, **names)
         self._weighted_labels = Compiled(_weighted_labels, mode, device, **names)

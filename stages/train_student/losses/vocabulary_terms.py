@@ -71,7 +71,7 @@ class VocabularyTerms:
         """As a ``LossTerm``, but for two weights. Without α, the targets are not looked at."""
         T = weights.temperature
         both = VocabularyWeights(
-            cross_entropy=(1 - weights.alpha - weights.beta) / normalizer.num_scored,
+            cross_entropy=weights.cross_entropy / normalizer.num_scored,
             kl=weights.alpha * T * T / normalizer.num_scored,
             temperature=T,
         )

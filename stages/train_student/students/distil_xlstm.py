@@ -81,7 +81,7 @@ class _DistilXLSTM:
         config = model.config
         trainable, total = count_parameters(model)
         slstm = ", ".join(map(str, config.slstm_at)) or "none"
-        head = "an embedding that is a frozen copy of the teacher's and a head that began as one"
+        head = "a frozen copy of the teacher's embedding and a head initialized from the teacher's"
         if not config.train_head:
             head = "frozen copies of the teacher's embedding and head"
         return (
@@ -94,7 +94,7 @@ class _DistilXLSTM:
         blocks = {match[1] for name in weights if (match := _BLOCK.search(name))}
         if len(blocks) == settings.num_blocks:
             return ""
-        return f"num_blocks is {settings.num_blocks}, but the weights are of {len(blocks)} blocks."
+        return f"num_blocks is {settings.num_blocks}, but the weights have {len(blocks)} blocks."
 
 
 KIND: StudentKind[DistilXLSTMSettings, DistilXLSTMForCausalLM] = _DistilXLSTM()

@@ -22,7 +22,7 @@ class StudentModelConfig(Protocol):
     hidden_size: int
     head_rows: int
     teacher: dict[str, str] | None
-    """Source, revision and hashes of the teacher that it learnt from."""
+    """Source, revision and hashes of the teacher that it learned from."""
     cache_id: str | None
     """The cache that it learnt from."""
     num_steps: int | None

@@ -39,7 +39,7 @@ VALIDATION = (
         format=".4f",
         progress="loss",
         column="loss",
-        card="loss, nats a token",
+        card="loss, nats per token",
     ),
     MetricLabel(
         key="validation/perplexity",
@@ -60,7 +60,7 @@ VALIDATION = (
         format=".1%",
         progress="agreement",
         column="agreement",
-        card="agreement with the teacher's first choice",
+        card="agreement with the teacher's top-1",
     ),
     MetricLabel(key="validation/accuracy", format=".1%", column="accuracy", card="accuracy"),
     MetricLabel(key="validation/ece", format=".4f", column="ECE", card="calibration error"),
@@ -68,7 +68,7 @@ VALIDATION = (
         key="validation/teacher_loss",
         format=".4f",
         progress="teacher's loss",
-        card="teacher's loss, nats a token",
+        card="teacher's loss, nats per token",
     ),
 )
 

@@ -103,7 +103,7 @@ def _keep_until(path: Path, mark: MetricsMark, warn: Callable[[str], None]) -> b
             path.replace(aside)
         warn(
             f"{path}: its first {mark.num_bytes:,} bytes are not those that were written before "
-            f"the checkpoint. It begins anew; what is left of it is called {aside.name}."
+            f"the checkpoint. A new file is started; the old one was renamed to {aside.name}."
         )
     publish_bytes(path, kept)
     return kept

@@ -75,9 +75,9 @@ def _require_same_architecture(
     ]
     if differing:
         raise AdvisedError(
-            f"{path}: its weights do not fit this recipe: {'; '.join(differing)}.",
+            f"{path}: its weights do not match this recipe: {'; '.join(differing)}.",
             NextStep(
-                "Give [train_student.student] the same, or begin without initial weights.",
+                "Change [train_student.student] to match, or begin without initial weights.",
                 StageAction.INITIAL_WEIGHTS,
             ),
         )

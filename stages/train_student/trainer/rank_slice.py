@@ -38,21 +38,21 @@ def require_processes(config: TrainStudentConfig, num_ranks: int) -> None:
     if num_ranks <= num_micro_batches and (is_even or config.parallel == "ddp"):
         return
     if num_ranks > num_micro_batches:
-        problem = f"a step's micro-batches are {num_micro_batches}, for {num_ranks} processes"
+        problem = f"a step has {num_micro_batches} micro-batches, fewer than {num_ranks} processes"
     else:
         problem = (
-            f"{num_micro_batches} micro-batches cannot be dealt evenly to {num_ranks} processes, "
-            "as parallel=fsdp needs"
+            f"{num_micro_batches} micro-batches cannot be divided evenly among {num_ranks} "
+            "processes, as parallel=fsdp requires"
         )
     batch_size = max(1, rows // num_ranks)
     num_steps = num_ranks * max(1, rows // (num_ranks * batch_size))
     raise AdvisedError(
         f"train_student.gradient_accumulation_steps: {problem}.",
         NextStep(
-            f"A new run of {batch_size * num_steps} rows a step (now {rows}) would be "
+            f"For a new run, {batch_size * num_steps} rows per step (now {rows}) are "
             f"train_student.batch_size={batch_size} with "
-            f"train_student.gradient_accumulation_steps={num_steps}; a run that is resumed keeps "
-            f"its own, and takes at most {num_micro_batches} processes.",
+            f"train_student.gradient_accumulation_steps={num_steps}; a resumed run keeps "
+            f"its own values, and runs on at most {num_micro_batches} processes.",
             settings={
                 "train_student.batch_size": batch_size,
                 "train_student.gradient_accumulation_steps": num_steps,

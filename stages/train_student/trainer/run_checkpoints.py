@@ -68,7 +68,7 @@ class RunCheckpoints:
         own = found or checkpoint.load(path)
         if own.state.tensors_sha256 != digest:
             raise ValueError(
-                f"{path}: this process sees another checkpoint than the first one does. The run's "
+                f"{path}: this process sees another checkpoint than the first process. The run's "
                 "directory must be the same for all processes."
             )
         restore(self.model, self.updater.optimizer, own.tensors)
@@ -87,7 +87,7 @@ class RunCheckpoints:
         for message in checkpoint.set_aside(problems):
             self.warn(message)
         if problems and found is None:
-            self.warn("no checkpoint is whole: training starts over")
+            self.warn("no checkpoint is intact: training starts over")
         return found
 
     def _begin(self, record: RunRecord, initial: InitialWeights | None) -> None:
@@ -96,9 +96,9 @@ class RunCheckpoints:
             return
         if initial is None or initial.sha256 != sha256:
             raise AdvisedError(
-                f"{self.out}: no checkpoint is whole, so the run begins anew, from the weights of "
-                f"{record.init_location} as before.",
-                NextStep("Name them as its initial weights.", StageAction.INITIAL_WEIGHTS),
+                f"{self.out}: no checkpoint is intact, so the run has to start over from the "
+                f"weights of {record.init_location}.",
+                NextStep("Use them as its initial weights.", StageAction.INITIAL_WEIGHTS),
             )
         restore_weights(self.model, initial.weights)
         self.say(f"beginning from the weights of {initial.location}")

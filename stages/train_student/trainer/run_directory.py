@@ -55,8 +55,8 @@ def held(out: Path) -> Iterator[None]:
             raise AdvisedError(
                 f"{out}: another process is training into it.",
                 NextStep(
-                    "Wait for it, or choose another directory. Several processes share a run if "
-                    "torchrun starts them.",
+                    "Wait for it, or choose another directory. To train with several processes, "
+                    "use torchrun.",
                     Action.CHOOSE_DIRECTORY,
                 ),
             ) from error
@@ -86,7 +86,7 @@ def prepare(
     has_checkpoints = any((out / "checkpoints").glob("step-*"))
     if (out / "model").exists() and not has_checkpoints:
         raise AdvisedError(
-            f"{out} holds a finished student whose checkpoints are gone.",
+            f"{out} holds a finished student without checkpoints.",
             NextStep(
                 f"Choose another directory, or move {out / 'model'} away.", Action.CHOOSE_DIRECTORY
             ),
@@ -98,7 +98,7 @@ def prepare(
     if not identity_file.exists() and out.exists() and any(out.iterdir()):
         lost = f" ({identity_file.name} is missing)" if has_checkpoints else ""
         raise AdvisedError(
-            f"{out} holds something that is no run{lost}.",
+            f"{out} is not empty, and not a run{lost}.",
             NextStep("Choose another directory.", Action.CHOOSE_DIRECTORY),
         )
     num_shards = (len(cache.shards("train")), len(cache.shards("validation")))
@@ -146,14 +146,14 @@ def _check_same(
 ) -> RunRecord:
     if not resume:
         raise AdvisedError(
-            f"{out} holds a run already.",
+            f"{out} already holds a run.",
             NextStep(
                 "Resume it, or choose another directory.",
                 *(StageAction.RESUME, Action.CHOOSE_DIRECTORY),
             ),
         )
     record = read_record(out)
-    before = record.identity
+    before = with_new_settings(record.identity, config)
     num_shards = (before.get("num_train_shards", 0), before.get("num_validation_shards", 0))
     now = _identity(config, cache, *num_shards, online)
     key = "initial_weights_sha256"
@@ -165,7 +165,7 @@ def _check_same(
     if differing:
         text, actions = "Restore these settings to resume it, or choose another directory.", []
         if before.get(key) != now.get(key):
-            text += " It has its initial weights: none need be named."
+            text += " It already has its initial weights: do not set them again."
             actions = [StageAction.INITIAL_WEIGHTS]
         elif any(before.get(name) != now.get(name) for name in ("max_steps", "num_train_epochs")):
             text += " To train for longer, restore them and extend the run."
@@ -178,6 +178,13 @@ def _check_same(
     if moved != record:
         write_record(out, moved)
     return moved
+
+
+def with_new_settings(identity: dict[str, Any], config: TrainStudentConfig) -> dict[str, Any]:
+    """``identity`` with the defaults of settings that ``config`` has and that are newer than it."""
+    defaults = _settings_of(TrainStudentConfig(student=type(config.student)()))
+    student = defaults.pop("student") | identity.get("student", {})
+    return defaults | identity | {"student": student}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -209,10 +216,17 @@ def _identity(
     }
     if online:
         identity["teacher_in_the_loop"] = True
-    for key, value in dataclasses.asdict(config).items():
-        if key not in _MAY_CHANGE_ON_RESUME:
-            identity[key] = value
+    return identity | _settings_of(config)
+
+
+def _settings_of(config: TrainStudentConfig) -> dict[str, Any]:
+    """The settings that decide what a run computes, as they are on disk."""
+    settings = {
+        key: value
+        for key, value in dataclasses.asdict(config).items()
+        if key not in _MAY_CHANGE_ON_RESUME
+    }
     for key in config.student.speed_keys:
-        del identity["student"][key]
-    as_on_disk: dict[str, Any] = json.loads(json.dumps(identity))  # tuples become lists
+        del settings["student"][key]
+    as_on_disk: dict[str, Any] = json.loads(json.dumps(settings))  # tuples become lists
     return as_on_disk

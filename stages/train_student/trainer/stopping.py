@@ -23,7 +23,7 @@ class StoppedError(Exception):
     """The run was asked to stop, and has left a checkpoint of ``step``."""
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}, of which there is a checkpoint")
+        super().__init__(f"stopped after step {step}, which was saved as a checkpoint")
         self.step = step
 
 

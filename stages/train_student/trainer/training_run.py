@@ -268,8 +268,8 @@ class TrainingRun:
             metrics=self.validation,
         ):
             self._say(
-                f"{key} of the teacher's tokenizer_config.json is not in the student's: it names "
-                "code, or a file elsewhere"
+                f"{key} of the teacher's tokenizer_config.json is not copied to the student's: it "
+                "refers to code, or to another file"
             )
 
     def _diverged(self, what: str, value: float) -> NonFiniteLossError:

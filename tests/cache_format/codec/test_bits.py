@@ -18,7 +18,7 @@ def _cell(classes: list[int], raw: bytes) -> bytes:
 
 
 @given(st.lists(NUMBERS, max_size=40))
-def test_numbers_come_back(numbers: list[int]) -> None:
+def test_numbers_round_trip(numbers: list[int]) -> None:
     data = bits.encode_numbers(np.array(numbers, np.int64))
     assert bits.decode_numbers(data, len(numbers)).tolist() == numbers
 

@@ -19,14 +19,14 @@ NODES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6)
 
 
 @given(hnp.arrays(np.int32, st.integers(0, 50), elements=st.integers(0, 39)))
-def test_ids_come_back(ids: np.ndarray) -> None:
+def test_ids_round_trip(ids: np.ndarray) -> None:
     data = columns.encode_token_ids(ids, RANKS)
     assert data == encode_numbers(RANKS.ranks_by_id[ids])
     np.testing.assert_array_equal(columns.decode_token_ids(data, len(ids), RANKS), ids)
 
 
 @given(hnp.arrays(np.uint16, st.integers(0, 50)))
-def test_counts_come_back(num_kept: np.ndarray) -> None:
+def test_counts_round_trip(num_kept: np.ndarray) -> None:
     data = columns.encode_num_kept(num_kept, 65_535)
     np.testing.assert_array_equal(columns.decode_num_kept(data, len(num_kept), 65_535), num_kept)
 

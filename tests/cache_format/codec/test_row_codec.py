@@ -261,7 +261,7 @@ def test_gaps_that_fall_are_refused() -> None:
         ),
         ({"counts": None}, "counts: the spec says 'sampled', but the row has none"),
         ({"counts": np.ones(23, np.uint16)}, "counts: expected shape"),
-        ({"tail_log_mass": np.zeros((12, 1), np.float32)}, "tail_log_mass: samples leave nothing"),
+        ({"tail_log_mass": np.zeros((12, 1), np.float32)}, "tail_log_mass: samples have no tail"),
     ],
 )
 def test_samples_that_break_a_rule_are_refused(changes: dict[str, Any], message: str) -> None:

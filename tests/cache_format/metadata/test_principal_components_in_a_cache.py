@@ -56,7 +56,7 @@ def test_bytes_are_rows_of_float32_lowest_byte_first(root: Path) -> None:
     assert projection_bytes(np.array([[1.0]], np.float32)) == b"\0\0\x80\x3f"
 
 
-def test_it_comes_back(root: Path) -> None:
+def test_the_matrix_round_trips(root: Path) -> None:
     cache = cache_format.open(root)
     np.testing.assert_array_equal(cache.projection, W)
     assert verify(cache) == []
@@ -132,7 +132,7 @@ def test_a_damaged_one_is_named_and_made_good_again(root: Path, damaged: bytes) 
 def test_a_missing_one_is_named_and_the_targets_can_be_read(root: Path) -> None:
     (root / FILE).unlink()
     cache = cache_format.open(root)
-    with pytest.raises(MissingFileError, match=r"projection\.bin: missing\. Put"):
+    with pytest.raises(MissingFileError, match=r"projection\.bin: missing\. Restore"):
         _ = cache.projection
     (problem,) = verify(cache)
     assert problem.path == root / FILE
@@ -154,7 +154,7 @@ def _part(path: Path, units: list[int]) -> Path:
     return path
 
 
-def test_it_is_merged(tmp_path: Path) -> None:
+def test_merging_keeps_the_matrix(tmp_path: Path) -> None:
     parts = [_part(tmp_path / "a", [0, 1]), _part(tmp_path / "b", [2, 3])]
     inputs = [cache_format.open(part, allow_incomplete=True) for part in parts]
     out = tmp_path / "out"
@@ -177,7 +177,7 @@ def _unpacked(archive: bytes, target: Path | str) -> None:
     unpack(io.BytesIO(archive), target, name="a.tar.zst", report=lambda done, total: None)
 
 
-def test_it_is_packed(root: Path, tmp_path: Path) -> None:
+def test_an_archive_keeps_the_matrix(root: Path, tmp_path: Path) -> None:
     archive = _packed(root)
     _unpacked(archive, tmp_path / "new")
     assert contents(tmp_path / "new") == contents(root)
@@ -189,7 +189,7 @@ def test_it_is_packed(root: Path, tmp_path: Path) -> None:
 
 def test_an_archive_with_another_one_is_refused(root: Path, tmp_path: Path) -> None:
     """Every byte of it that is changed in the archive is noticed before anything is written."""
-    from tests.cache_format.tools.test_archive import archive_of, members
+    from tests.support.archives import archive_of, members
 
     files = members(root)
     names = [info.name for info, _ in files]

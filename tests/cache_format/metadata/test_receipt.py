@@ -25,9 +25,9 @@ def _as_of_unit_2(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f["segments"].pop(), "its segments do not fit its shard"),
-        (lambda f: f["segments"][1].__setitem__(0, -1), "its segments do not fit its shard"),
-        (lambda f: f["segments"][1].__setitem__(1, 10**9), "its segments do not fit its shard"),
+        (lambda f: f["segments"].pop(), "its segments do not match its shard"),
+        (lambda f: f["segments"][1].__setitem__(0, -1), "its segments do not match its shard"),
+        (lambda f: f["segments"][1].__setitem__(1, 10**9), "its segments do not match its shard"),
         (lambda f: f.update(num_tokens=f["num_tokens"] - 1), "tokens are not . rows of"),
         (lambda f: f["segments"][1].pop(), r"\[1\]: expected tuple"),
         (lambda f: f.pop("segments"), "expected tuple"),

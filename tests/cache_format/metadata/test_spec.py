@@ -152,7 +152,7 @@ def test_differences_name_dotted_fields_and_both_values() -> None:
     assert differences(SPEC, SPEC) == []
 
 
-def test_split() -> None:
+def test_every_nth_unit_is_validation() -> None:
     splits = [SPEC.split_of(unit) for unit in range(5)]
     assert splits == ["validation", "train", "train", "validation", "train"]
 

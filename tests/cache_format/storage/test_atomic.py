@@ -335,7 +335,7 @@ def test_directories_are_made_with_their_parents(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "link").symlink_to(tmp_path / "unmounted")
     for name in ("file", "link"):
-        with pytest.raises(StorageError, match=f"{name}: no directory: it is a file, or a link"):
+        with pytest.raises(StorageError, match=f"{name}: not a directory but a file, or a link"):
             atomic.make_directory(tmp_path / name)
 
 

@@ -42,16 +42,16 @@ def test_a_full_disk(error: Exception) -> None:
 @pytest.mark.parametrize(
     ("error", "text", "step"),
     [
-        (_os_error(errno.EIO), "Input/output error", "Look after the disk"),
-        (ForeignError("I/O error (os error 5)"), "Input/output error", "Look after the disk"),
+        (_os_error(errno.EIO), "Input/output error", "Check the disk"),
+        (ForeignError("I/O error (os error 5)"), "Input/output error", "Check the disk"),
         (_os_error(errno.EROFS), "Read-only file system", "Make its directory writable"),
         (_os_error(errno.EACCES), "Permission denied", "Make its directory writable"),
-        (_os_error(errno.EFBIG), "File too large", "Look after the disk"),
-        (_os_error(errno.EMFILE), "Too many open files", "Look after the disk"),
+        (_os_error(errno.EFBIG), "File too large", "Check the disk"),
+        (_os_error(errno.EMFILE), "Too many open files", "Check the disk"),
     ],
 )
 def test_a_refusal_to_write(error: Exception, text: str, step: str) -> None:
-    message = rf"file: could not be written: {text}\. Nothing was half-published\. {step}"
+    message = rf"file: could not be written: {text}\. No partial file was published\. {step}"
     with pytest.raises(StorageError, match=message) as caught, writing(PATH):
         raise error
     assert not isinstance(caught.value, NoSpaceError)
@@ -76,7 +76,7 @@ def test_what_is_no_refusal_to_write_passes_through(error: BaseException) -> Non
 
 
 def test_a_refusal_to_read() -> None:
-    message = r"file: could not be read: Input/output error\. That says nothing of what it holds"
+    message = r"file: could not be read: Input/output error\. The file itself may be intact"
     with pytest.raises(StorageError, match=message), reading(PATH):
         raise _os_error(errno.EIO)
     with pytest.raises(StorageError, match=r"Permission denied.*Make it readable"), reading(PATH):

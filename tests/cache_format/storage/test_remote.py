@@ -250,7 +250,7 @@ def test_no_bucket(
 ) -> None:
     error = FileNotFoundError("The specified bucket does not exist")
     monkeypatch.setattr(storage._fs, "pipe_file", Flaky(storage._fs, "pipe_file", error, 99))
-    with pytest.raises(StorageError, match=r"bucket does not exist\. Make the bucket"):
+    with pytest.raises(StorageError, match=r"bucket does not exist\. Create the bucket"):
         CacheWriter.create_or_open(f"{storage.root}/new", sample_spec(), sample_ranks())
     assert waits == []
 

@@ -187,9 +187,9 @@ def test_a_flipped_byte_is_named(written: str, tmp_path: Path) -> None:
 
 
 def test_no_such_bucket(bucket: str) -> None:
-    with pytest.raises(StorageError, match=r"spec\.json: could not be written.*Make the bucket"):
+    with pytest.raises(StorageError, match=r"spec\.json: could not be written.*Create the bucket"):
         CacheWriter.create_or_open(f"{bucket}-other/cache", SPEC, sample_ranks())
-    with pytest.raises(ValueError, match=r"no cache: expected manifest\.json"):
+    with pytest.raises(ValueError, match=r"not a cache: expected manifest\.json"):
         cache_format.open(f"{bucket}-other/cache")
 
 

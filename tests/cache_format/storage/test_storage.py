@@ -259,7 +259,7 @@ def test_a_place_that_holds_something_else(storage: Storage) -> None:
     storage.publish("thesis.tex", b"years of work")
     with pytest.raises(ForeignDirectoryError, match=r"not a cache.*thesis\.tex.*another directory"):
         CacheWriter.create_or_open(storage.root, SPEC, sample_ranks())
-    with pytest.raises(ForeignDirectoryError, match=r"no cache: expected manifest\.json"):
+    with pytest.raises(ForeignDirectoryError, match=r"not a cache: expected manifest\.json"):
         cache_format.open(storage.root)
     assert everything(storage) == {"thesis.tex": b"years of work"}
 

@@ -28,11 +28,12 @@ from cache_format.errors import (
 from cache_format.metadata.receipt import teacher_receipt_bytes
 from cache_format.metadata.recipe_file import seal_recipe
 from cache_format.storage.open import storage_at
-from cache_format.tools.archive import pack, unpack
+from cache_format.tools.archive import unpack
 from cache_format.tools.archive_stream import ArchivedFile, write_archive
 from cache_format.tools.verify import verify
 from cache_format.writer import CacheWriter
 from tests.support import ROOT
+from tests.support.archives import archive_of, compressed, members, packed, tar_of
 from tests.support.sample_cache import (
     build_teacher,
     contents,
@@ -44,43 +45,8 @@ from tests.support.sample_cache import (
 )
 
 
-def packed(root: Path | str, num_threads: int = 2) -> bytes:
-    sink = io.BytesIO()
-    cache = cache_format.open(root, allow_incomplete=True)
-    pack(cache, sink, num_threads=num_threads, report=lambda done, total: None)
-    return sink.getvalue()
-
-
 def unpacked(archive: bytes, target: Path | str, report: Any = lambda done, total: None) -> Any:
     return unpack(io.BytesIO(archive), target, name="a.tar.zst", report=report)
-
-
-def tar_of(archive: bytes) -> bytes:
-    return zstandard.ZstdDecompressor().decompressobj().decompress(archive)
-
-
-def members(root: Path) -> list[tuple[tarfile.TarInfo, bytes]]:
-    """Headers and contents of a packed cache, to be tampered with."""
-    found = []
-    with tarfile.open(fileobj=io.BytesIO(tar_of(packed(root)))) as tar:
-        for info in tar:
-            content = tar.extractfile(info)
-            assert content is not None
-            found.append((info, content.read()))
-    return found
-
-
-def archive_of(files: list[tuple[tarfile.TarInfo, bytes]]) -> bytes:
-    """A well-formed archive of whatever is given."""
-    blocks = [
-        info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
-        for info, content in files
-    ]
-    return compressed(b"".join(blocks) + bytes(1024))
-
-
-def compressed(tar: bytes, *, checksum: bool = True) -> bytes:
-    return zstandard.ZstdCompressor(write_checksum=checksum).compress(tar)
 
 
 class TestRoundTrip:
@@ -283,7 +249,7 @@ class TestDamage:
         assert len(places) - len(unnoticed) > 150
         assert len(unnoticed) < 6  # such as a larger window than is needed
 
-    def test_cut_short(self, root: Path, tmp_path: Path) -> None:
+    def test_an_archive_cut_anywhere_is_refused(self, root: Path, tmp_path: Path) -> None:
         archive = packed(root)
         wanted = contents(root)
         for length in {*range(0, len(archive), 211), *range(len(archive) - 20, len(archive))}:
@@ -301,8 +267,8 @@ class TestDamage:
             unpacked(damaged, tmp_path / "new")
         message = str(caught.value)
         assert f"shards/{shard_path(root, 3).name}: expected SHA-256" in message
-        assert f"stays in {tmp_path / 'new'}" in message
-        assert "unpack it: it goes on from there" in message
+        assert f"kept in {tmp_path / 'new'}" in message
+        assert "unpack it again: it resumes from there" in message
         assert len(list((tmp_path / "new/shards").iterdir())) == 3
         unpacked(packed(root), tmp_path / "new")
         assert contents(tmp_path / "new") == contents(root)
@@ -321,12 +287,12 @@ class TestDamage:
                 unpacked(changed, tmp_path / "new")
             assert not (tmp_path / "new/manifest.json").exists()
 
-    def test_no_checksum(self, root: Path, tmp_path: Path) -> None:
+    def test_a_frame_without_checksum_is_refused(self, root: Path, tmp_path: Path) -> None:
         with pytest.raises(CorruptArchiveError, match="no checksum"):
             unpacked(compressed(tar_of(packed(root)), checksum=False), tmp_path / "new")
 
     @pytest.mark.parametrize("data", [b"", b"x", b"PK\3\4 not a zstd file", bytes(100)])
-    def test_something_else(self, data: bytes, tmp_path: Path) -> None:
+    def test_other_files_are_no_archive(self, data: bytes, tmp_path: Path) -> None:
         with pytest.raises(
             CorruptArchiveError,
             match=r"a\.tar\.zst: at byte [05]: it (was cut short|does not begin)",
@@ -379,7 +345,9 @@ class TestMalice:
         ],
     )
     @pytest.mark.parametrize("which", [0, 1, 2, 3, 5, 7])
-    def test_an_entry(self, root: Path, tmp_path: Path, change: Change, which: int) -> None:
+    def test_entries_that_are_no_regular_files_are_refused(
+        self, root: Path, tmp_path: Path, change: Change, which: int
+    ) -> None:
         files = members(root)
         change(files[which][0])
         target = tmp_path / "a" / "new"
@@ -390,7 +358,7 @@ class TestMalice:
         assert not Path("/tmp/outside").exists()
         assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
 
-    def test_twice(self, root: Path, tmp_path: Path) -> None:
+    def test_a_file_that_comes_twice_is_refused(self, root: Path, tmp_path: Path) -> None:
         files = members(root)
         files.insert(7, files[7])
         with pytest.raises(CorruptArchiveError, match=r"expected the file 'receipts/00001\.json'"):

@@ -208,7 +208,7 @@ def test_more_rows_than_a_group(
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_it_goes_on(root: Path, out: Path, num_threads: int) -> None:
+def test_an_interrupted_export_resumes(root: Path, out: Path, num_threads: int) -> None:
     whole = contents(out)
     kept = out / "validation/00000.parquet"
     inode = kept.stat().st_ino

@@ -46,7 +46,7 @@ def interrupted(root: Path, record: Path, reads: Reads) -> list[str]:
     return names
 
 
-def test_it_goes_on(root: Path, tmp_path: Path, reads: Reads) -> None:
+def test_an_interrupted_verification_resumes(root: Path, tmp_path: Path, reads: Reads) -> None:
     record, before = tmp_path / "state" / "record", contents(root)
     first = interrupted(root, record, reads)
     seen: list[tuple[int, int]] = []
@@ -121,7 +121,7 @@ def test_a_record_of_which_little_was_written(root: Path, tmp_path: Path, cut: i
 
 def test_a_file_that_is_no_record_is_kept(root: Path) -> None:
     before = contents(root)
-    with pytest.raises(ValueError, match=r"manifest\.json: holds something that is no record"):
+    with pytest.raises(ValueError, match=r"manifest\.json: exists, but is not a record"):
         verify(cache_format.open(root), record=root / "manifest.json")
     assert contents(root) == before
 

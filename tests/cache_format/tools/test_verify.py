@@ -62,7 +62,7 @@ def test_every_problem_is_named(root: Path) -> None:
     ]
     assert all(str(problem.path) in problem.message for problem in problems)
     assert [problem.is_damage for problem in problems] == [True] * 3 + [False] * 5
-    assert "a half-written file, which is harmless" in problems[5].message
+    assert "an incomplete file, which is harmless" in problems[5].message
     assert "nothing refers to it" in problems[6].message
     assert seen[-1][0] == seen[-1][1]
 
@@ -114,9 +114,9 @@ def test_a_manifest_that_contradicts_its_receipts(root: Path, field: str, value:
     reseal(root / "manifest.json", change)
     cache = cache_format.open(root)
     (problem,) = verify(cache)
-    assert "manifest.json: says other things of unit 1 than receipts/00001.json" in problem.message
-    assert "made again from the receipts" in problem.message
-    with pytest.raises(CorruptFileError, match="says other things of unit 1"):
+    assert "manifest.json: disagrees about unit 1 with receipts/00001.json" in problem.message
+    assert "made again, from the receipts" in problem.message
+    with pytest.raises(CorruptFileError, match="disagrees about unit 1"):
         cache.read_row("train", 0)
 
 
@@ -159,7 +159,7 @@ class TestRecipe:
         CacheWriter.create_or_open(tmp_path / "other", spec, sample_ranks()).write_recipe("# a\n")
         recipe.write_bytes((tmp_path / "other/recipe.toml").read_bytes())
         (problem,) = verify(cache_format.open(root))
-        assert "its seal does not fit" in problem.message
+        assert "its seal does not match" in problem.message
 
     def test_what_is_too_large_for_a_recipe(self, root: Path, recipe: Path) -> None:
         recipe.write_bytes(seal_recipe("#" * (1 << 20), SPEC.cache_id))
@@ -175,9 +175,9 @@ class TestRecipe:
         recipe.unlink()
         recipe.symlink_to(secret)
         cache = cache_format.open(root)
-        with pytest.raises(CorruptFileError, match="its last line is no seal"):
+        with pytest.raises(CorruptFileError, match="its last line is not a seal"):
             pack(cache, io.BytesIO(), num_threads=1, report=lambda done, total: None)
-        with pytest.raises(CorruptFileError, match="its last line is no seal"):
+        with pytest.raises(CorruptFileError, match="its last line is not a seal"):
             merge([cache], tmp_path / "out")
         assert not (tmp_path / "out/recipe.toml").exists()
 

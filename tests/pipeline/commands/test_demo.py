@@ -23,7 +23,7 @@ def test_its_commands_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     ("error", "code", "expected"),
     [
         (ValueError("no teacher"), 1, "Error: no teacher"),
-        (KeyboardInterrupt(), 130, "Interrupted. What is finished is kept"),
+        (KeyboardInterrupt(), 130, "Interrupted. Finished work is kept"),
     ],
 )
 def test_a_failure_within_is_said_once(

@@ -75,7 +75,7 @@ REFUSALS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "no cache": (
         ("train-student", "--recipe", "small", "--cache", "corpus", "--out", "new"),
-        "no cache: expected manifest.json",
+        "not a cache: expected manifest.json",
     ),
     "cache is a file": (
         ("train-student", "--recipe", "small", "--cache", "x.bin", "--out", "new"),
@@ -85,9 +85,9 @@ REFUSALS: dict[str, tuple[tuple[str, ...], str]] = {
         ("train-student", "--recipe", "small", "--cache", "x.tar.zst", "--out", "new"),
         "pipeline unpack x.tar.zst CACHE",
     ),
-    "a run": (out(TRAIN, "run"), "run holds a run already"),
+    "a run": (out(TRAIN, "run"), "run already holds a run"),
     "another run": ((*out(TRAIN, "run"), "--resume"), "run holds another run"),
-    "no run": (out(TRAIN, "corpus"), "corpus holds something that is no run"),
+    "no run": (out(TRAIN, "corpus"), "corpus is not empty, and not a run"),
     "temperature": (
         (*TRAIN, "--set", "train_student.temperature_start=4.0"),
         "the cache holds temperatures from 1 to 2",

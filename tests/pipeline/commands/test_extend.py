@@ -52,7 +52,7 @@ def test_no_larger_budget(cache: Path) -> None:
     before = contents(cache)
     result = run("extend", cache, "--tokens", "500")
     assert result.exit_code == 1
-    assert "tokens already: expected a budget above that, found 500" in result.stderr
+    assert "tokens: expected a larger budget, found 500" in result.stderr
     assert contents(cache) == before
 
 
@@ -122,7 +122,7 @@ def test_a_recipe_that_is_none(cache: Path, text: str, problem: str) -> None:
 def test_it_is_said_from_where_is_read(cache: Path) -> None:
     stderr = done("extend", cache, "--tokens", "2K").stderr
     assert f"the teacher is read from {str(cache.parent / 'teacher')!r}" in stderr
-    assert f"its text from {str(cache.parent / 'corpus.parquet')!r}" in stderr
+    assert f"the corpus from {str(cache.parent / 'corpus.parquet')!r}" in stderr
 
 
 def test_commits_are_those_of_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,4 +29,4 @@ def test_row(tiny_cache: Path) -> None:
 def test_no_cache(tmp_path: Path) -> None:
     result = run("inspect", tmp_path)
     assert result.exit_code == 1
-    assert "no cache: expected manifest.json" in result.stderr
+    assert "not a cache: expected manifest.json" in result.stderr

@@ -91,12 +91,12 @@ main(sys.argv[1:], prog_name="pipeline")
         assert result.exit_code == 1
         assert f"Error: {archive}: at byte" in result.stderr
         assert "cut short" in result.stderr
-        assert "unpack it: it goes on from there" in result.stderr
+        assert "unpack it again: it resumes from there" in result.stderr
 
     def test_into_no_directory(self, tiny_cache: Path, tmp_path: Path) -> None:
         result = run("pack", tiny_cache, tmp_path / "nothing/a.tar.zst")
         assert result.exit_code == 1
-        assert f"there is no directory {tmp_path / 'nothing'}. Create it first" in result.stderr
+        assert f"no such directory: {tmp_path / 'nothing'}. Create it" in result.stderr
         assert "PIPELINE_DEBUG" not in result.stderr
 
 
@@ -112,9 +112,9 @@ class TestUnpack:
         result = run("unpack", tmp_path / "a", tmp_path / "new")
         assert result.exit_code == 1
         assert f"{tmp_path / 'a'}: at byte " in result.stderr
-        assert "It is no packed cache" in result.stderr
+        assert "It is not a packed cache" in result.stderr
         assert "To pack a cache: `pipeline pack CACHE FILE`" in result.stderr
-        assert "arrived whole" not in result.stderr
+        assert "unpacked so far" not in result.stderr
         assert not (tmp_path / "new").exists()
 
     def test_onto_another_cache(self, tiny_cache: Path, tmp_path: Path) -> None:

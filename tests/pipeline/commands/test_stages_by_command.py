@@ -64,7 +64,7 @@ def test_estimate(tmp_path: Path) -> None:
     text = run(*command)
     assert text.exit_code == 0, text.output
     assert text.stdout.startswith("1.00M tokens: ")
-    assert "on one such device" in text.stdout
+    assert "on one device like this" in text.stdout
     assert "next_logprob" in text.stdout
     assert "  validation  12.5% of the rows\n" in text.stdout
     figures = json.loads(run(*command, "--json").stdout)
@@ -114,7 +114,7 @@ def test_workers_share_a_cache(tmp_path: Path) -> None:
     )
     first = run(*command, "--worker", "1/2", "--summary", tmp_path / "first.json")
     assert first.exit_code == 0, first.output
-    assert "2 units of other workers were not finished (0, 2)" in first.stdout
+    assert "2 units of other workers are not finished yet (0, 2)" in first.stdout
     figures = json.loads((tmp_path / "first.json").read_text())
     assert not figures["complete"]
     assert figures["missing_units"] == [0, 2]
@@ -159,7 +159,7 @@ def test_train_student_where_no_directory_can_be(
     out = tmp_path / "file/run"
     result = run("train-student", "--recipe", recipe, "--cache", tiny_cache, "--out", out)
     assert result.exit_code == 1
-    assert f"Error: {tmp_path / 'file'}: no directory: it is a file" in result.stderr
+    assert f"Error: {tmp_path / 'file'}: not a directory but a file" in result.stderr
     assert "PIPELINE_DEBUG" not in result.stderr
 
 
@@ -168,7 +168,7 @@ def test_train_student_twice(student: tuple[Path, Result], tiny_cache: Path, rec
     refused = run(*command)
     assert refused.exit_code == 1
     assert "Run the same command with --resume." in refused.stderr
-    assert "The directory is named by --out." in refused.stderr
+    assert "--out sets the directory." in refused.stderr
     resumed = run(*command, "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert "resuming from" in resumed.stderr
@@ -210,15 +210,15 @@ def test_generate_from_an_unfinished_run(student: tuple[Path, Result], unfinishe
     assert result.exit_code == 0, result.output
     assert result.stdout == expected
     newest = unfinished / "checkpoints/step-0000002"
-    assert f"{newest}: step 2 of a training that has not finished\n" in result.stderr
+    assert f"{newest}: step 2 of an unfinished run\n" in result.stderr
     named = run("generate", unfinished / "checkpoints/step-0000001", *_TEXT)
     assert named.exit_code == 0, named.output
-    assert "step 1 of a training" in named.stderr
+    assert "step 1 of an unfinished run" in named.stderr
     (newest / "state.json").write_text("[]")
     older = run("generate", unfinished, *_TEXT)
     assert older.stdout == named.stdout
     assert "step-0000002" in older.stderr
-    assert "It is passed over.\n" in older.stderr
+    assert "It is skipped.\n" in older.stderr
     assert newest.is_dir()  # whoever only looks renames nothing
     result = run("generate", newest, *_TEXT)
     assert result.exit_code == 1
@@ -228,7 +228,7 @@ def test_generate_from_an_unfinished_run(student: tuple[Path, Result], unfinishe
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"num_blocks": 4096}, "num_blocks is 4096, but the weights are of 2 blocks"),
+        ({"num_blocks": 4096}, "num_blocks is 4096, but the weights have 2 blocks"),
         ({"feedforward_factor": 9.0}, "tensors: .*expected .*found"),
     ],
 )
@@ -257,11 +257,14 @@ def test_generate_where_the_cache_is_gone(
     write_record(unfinished, dataclasses.replace(record, cache_location=gone))
     result = run("generate", unfinished, *_TEXT)
     assert result.exit_code == 1
-    assert f"which lay at {gone} and is no longer there. Say by --cache" in result.stderr
+    assert (
+        f"which was at {gone} and is no longer there. Give its new location with --cache"
+        in result.stderr
+    )
     assert run("generate", unfinished, *_TEXT, "--cache", tiny_cache).exit_code == 0
     alone = shutil.copytree(unfinished / "checkpoints/step-0000002", tmp_path / "step-0000002")
     result = run("generate", alone, *_TEXT)
-    assert "are in its cache. Say by --cache where that is." in result.stderr
+    assert "are in its cache. Give its location with --cache." in result.stderr
     assert run("generate", alone, *_TEXT, "--cache", tiny_cache).exit_code == 0
     write_cache(tmp_path / "other", TARGETS["top_k"])
     result = run("generate", unfinished, *_TEXT, "--cache", tmp_path / "other")
@@ -278,7 +281,7 @@ def test_evaluate_an_unfinished_run(
     assert found["is_training_cache"]
     assert found["model"] == str(unfinished / "checkpoints/step-0000002")
     assert (found["checkpoint_step"], expected["checkpoint_step"]) == (2, None)
-    assert found["notes"][-1] == "The student is that of step 2, unfinished."
+    assert found["notes"][-1] == "The student is unfinished: it is from step 2."
 
 
 def test_generate_where_there_is_nothing_yet(unfinished: Path, tmp_path: Path) -> None:

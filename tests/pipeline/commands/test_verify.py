@@ -29,7 +29,7 @@ def test_every_bad_file_is_named(tiny_cache: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert str(flipped) in result.stdout
     assert str(missing) in result.stdout
-    assert f"{cache}: 2 bad." in result.stdout
+    assert f"{cache}: 2 damaged." in result.stdout
     assert result.stdout.count("`pipeline cache-teacher`") == 1
     assert len(result.stdout.splitlines()) == 4
 
@@ -39,7 +39,7 @@ def test_not_finished(tiny_cache: Path, tmp_path: Path) -> None:
     (cache / "manifest.json").unlink()
     result = run("verify", cache)
     assert result.exit_code == 0
-    assert "It is not complete" in result.stdout
+    assert "The cache is not complete" in result.stdout
 
 
 @pytest.mark.parametrize("threads", ["1", "3"])
@@ -66,11 +66,11 @@ def test_interrupted(tiny_cache: Path, cache_home: Path, monkeypatch: pytest.Mon
     (record,) = (path for path in cache_home.rglob("*") if path.is_file())
     shutil.copy(record, record.with_suffix(".copy"))
     result = done("verify", tiny_cache)
-    assert "going on with an interrupted verification" in result.stderr
+    assert "resuming an interrupted verification" in result.stderr
     assert not record.exists()
     shutil.copy(record.with_suffix(".copy"), record)
     result = done("verify", tiny_cache, "--fresh")
-    assert "going on" not in result.stderr
+    assert "resuming" not in result.stderr
     assert not record.exists()
 
 
@@ -89,7 +89,7 @@ def test_a_state_that_is_something_else(
     (tmp_path / "notes").write_text("mine")
     result = run("verify", tiny_cache, "--state", tmp_path / "notes", *options)
     assert result.exit_code == 1
-    assert "notes: holds something that is no record of a verification" in result.stderr
+    assert "notes: exists, but is not a record of a verification" in result.stderr
     assert (tmp_path / "notes").read_text() == "mine"
 
 

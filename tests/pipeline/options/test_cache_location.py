@@ -23,7 +23,7 @@ def test_paths(value: str) -> None:
 @pytest.mark.parametrize("value", ["s3://bucket/c", "memory://x", "file:///tmp/c"])
 def test_urls(value: str) -> None:
     assert _NEW_CACHE.convert(value, None, None) == value
-    with pytest.raises(click.BadParameter, match="only a path of this machine"):
+    with pytest.raises(click.BadParameter, match="only a local path"):
         LocalPath().convert(value, None, None)
 
 

@@ -317,7 +317,7 @@ class TestOverrides:
         assert attrgetter(path)(with_set(setting)) == value
 
     @pytest.mark.parametrize("text", ["", "train_student", "num_blocks=1", "train_student.=1"])
-    def test_not_a_setting(self, text: str) -> None:
+    def test_settings_without_table_or_value_are_refused(self, text: str) -> None:
         with pytest.raises(RecipeError, match=r"^--set .*: expected TABLE\.KEY=VALUE"):
             parse_override(text)
 

@@ -217,7 +217,7 @@ class TestFailures:
         result = run(*command, "--json", "--log-file", tmp_path / "log")
         assert result.exit_code == 1
         assert result.stdout == ""
-        assert "no cache: expected manifest.json" in result.stderr
+        assert "not a cache: expected manifest.json" in result.stderr
         assert not (tmp_path / "log").exists()
 
 
@@ -234,7 +234,7 @@ def test_dry_run(places: tuple[str, ...], tmp_path: Path) -> None:
     )
     text = run(*command)
     assert text.exit_code == 0, text.output
-    assert text.stdout.startswith(f"{out} would get 1.00M tokens more")
+    assert text.stdout.startswith(f"1.00M more tokens would be cached in {out}")
     for line in ("cache id", "teacher", "corpus", "targets", "rows", "validation", "held", "size"):
         assert f"\n  {line} " in text.stdout
     (*_, done) = events(run(*command, "--json"))

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.reporting.progress_bar import Bar, short, size
 from pipeline.reports.estimate_report import EstimateReport
-from tests.pipeline.reporting.test_stages import caching
+from tests.support.progress import caching
 
 
 class Clock:
@@ -51,7 +51,7 @@ class TestBesideATerminal:
             "verify: 100 of 100B (100.0%) · 50B/s · 00:00 left",
         ]
 
-    def test_nothing_to_do(self) -> None:
+    def test_a_total_of_zero_is_drawn_as_done(self) -> None:
         stream = io.StringIO()
         with Bar("verify", stream=stream, clock=Clock()) as bar:
             bar.show(0, 0, "")

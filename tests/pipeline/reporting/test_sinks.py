@@ -52,7 +52,7 @@ def test_standard_error() -> None:
     ]
 
 
-def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_keeps_warnings_errors_and_the_result(capsys: pytest.CaptureFixture[str]) -> None:
     for event in EVENTS:
         WarningsOnStderr().send(event)
         ResultOnStdout(first_line_only=True).send(event)
@@ -147,5 +147,7 @@ class TestReporter:
             ({"log_file": Path("log")}, [ProgressOnStderr, ResultOnStdout, LogFile]),
         ],
     )
-    def test_who_is_told(self, options: dict[str, Any], kinds: list[type]) -> None:
+    def test_every_sink_receives_the_events_it_asked_for(
+        self, options: dict[str, Any], kinds: list[type]
+    ) -> None:
         assert [type(sink) for sink in ReportingOptions(**options).sinks("cache")] == kinds

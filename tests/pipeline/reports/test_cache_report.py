@@ -7,7 +7,7 @@ import cache_format
 from cache_format.metadata.manifest import Manifest
 from cache_format.metadata.spec import CacheSpec
 from pipeline.reports.cache_report import Outcome, cached_text
-from tests.pipeline.reporting.test_stages import caching
+from tests.support.progress import caching
 from tests.support.sample_cache import sample_spec, write_sample_cache
 
 

@@ -247,7 +247,7 @@ def test_samples_say_how_many_and_at_which_temperature(tmp_path: Path) -> None:
     targets = sampled_targets(inverse_temperatures=(0.5,))
     cache = of_spec(tmp_path / "cache", sample_spec(targets=targets))
     text = summary_text(summarise(cache))
-    assert "ids a position, from 50 draws at temperature 2" in text
+    assert "ids per position, from 50 draws at temperature 2" in text
     assert "of the mass" not in text
     position = next(p for p in decode_row(cache, "train", 0)["positions"] if p["is_scored"])
     shares = [entry["p"] * 50 for entry in position["kept"]]

@@ -15,10 +15,10 @@ from stages.next_steps import StageAction
         (Action.RUN_STAGE_ONE, "verify", "the same `pipeline cache-teacher` command as before"),
         (Action.RUN_STAGE_ONE, "cache-teacher", "Run the same command again."),
         (Action.RUN_AGAIN, "train-student", "Run the same command with --resume."),
-        (Action.CHOOSE_DIRECTORY, "merge", "named by --out"),
+        (Action.CHOOSE_DIRECTORY, "merge", "--out sets"),
         (StageAction.RESUME, "generate", "`pipeline train-student` command with --resume"),
         (StageAction.RESUME, "train-student", "Run the same command with --resume."),
-        (StageAction.INITIAL_WEIGHTS, "train-student", "named by --init"),
+        (StageAction.INITIAL_WEIGHTS, "train-student", "--init sets"),
     ],
 )
 def test_an_action_has_a_command_or_an_option(action: Action, command: str, expected: str) -> None:

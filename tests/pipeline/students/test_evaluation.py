@@ -13,11 +13,11 @@ import cache_format
 from pipeline.commands.evaluate import evaluate
 from pipeline.students.evaluation import EvalOptions, evaluate_student, evaluation_text
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
-from tests.stages.train_student.test_run import run as train_run
-from tests.stages.train_student.test_run import tiny_config
 from tests.support import tiny
 from tests.support.student_caches import TARGETS, write_cache
 from tests.support.students import publish_student
+from tests.support.train_configs import tiny_train_config
+from tests.support.train_runs import run as train_run
 
 ALL = EvalOptions(num_rows=None, batch_size=3, device="cpu")
 
@@ -89,7 +89,7 @@ def test_the_teacher_s_confidence_is_that_of_its_first_choice(tiny_cache: Path, 
 def test_a_finished_run_has_the_figures_of_its_last_validation(
     tiny_cache: Path, tmp_path: Path
 ) -> None:
-    config = tiny_config(max_steps=2, validation_rows=10_000)
+    config = tiny_train_config(max_steps=2, validation_rows=10_000)
     metrics = train_run(config, tiny_cache, tmp_path / "run")
     found = evaluated(tmp_path / "run", tiny_cache)
     for key, value in found["student"].items():
@@ -129,7 +129,7 @@ def test_of_samples_what_cannot_be_known_is_left_out(tmp_path: Path) -> None:
     assert found["student"].keys() == {
         *("loss", "perplexity", "kl", "agreement", "accuracy", "ece")
     }
-    assert "cannot be known from samples" in found["notes"][0]
+    assert "cannot be computed from samples" in found["notes"][0]
     assert evaluation_text(found).splitlines()[1].split()[3:] == ["–", "–", "–", "–"]
     assert cache.spec.targets.kind == "sampled"
 
@@ -141,7 +141,7 @@ def test_another_cache_of_the_same_teacher_is_marked(
     from stages.cache_teacher.run import cache_teacher
 
     cache_teacher(
-        tiny.tiny_config(teacher, tiny_cache.parent / "corpus.parquet", top_k=5),
+        tiny.tiny_cache_config(teacher, tiny_cache.parent / "corpus.parquet", top_k=5),
         tmp_path / "cache",
         recipe_toml="",
         report=lambda _: None,
@@ -166,7 +166,7 @@ def test_a_model_that_names_no_teacher_is_refused(
     model = Path(shutil.copytree(run / "model", tmp_path / "model"))
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"teacher": None}))
-    with pytest.raises(ValueError, match=r"config\.json: does not name the teacher"):
+    with pytest.raises(ValueError, match=r"config\.json: does not record the student's teacher"):
         evaluated(model, tiny_cache)
 
 

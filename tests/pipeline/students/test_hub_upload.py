@@ -140,7 +140,9 @@ def test_what_the_hub_refuses_is_told_with_the_next_step(run: Path, hub: Hub) ->
         push_model(run, "me/student", is_private=False, revision=None)
 
 
-def test_offline(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_the_upload_is_refused_with_the_next_step(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     with pytest.raises(ValueError, match=r"(?s)the Hub cannot be reached: .*offline.*network"):
         push_model(run, "me/student", is_private=False, revision=None)
@@ -152,7 +154,9 @@ def test_a_name_that_is_none(run: Path, monkeypatch: pytest.MonkeyPatch) -> None
         push_model(run, "me/my/student", is_private=False, revision=None)
 
 
-def test_without_a_token(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_token_the_upload_names_how_to_log_in(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(ValueError, match=r"no token .*`hf auth login`, or set HF_TOKEN"):
         push_model(run, "me/student", is_private=False, revision=None)
@@ -162,5 +166,5 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither a run"):
         push_model(tmp_path, "me/student", is_private=False, revision=None)
     (tmp_path / "run.json").touch()
-    with pytest.raises(ValueError, match="its training has not finished"):
+    with pytest.raises(ValueError, match="training has not finished"):
         push_model(tmp_path, "me/student", is_private=False, revision=None)

@@ -216,7 +216,7 @@ def test_the_harness_s_own_command_needs_nothing_imported(
 
 @needs_harness
 @pytest.mark.usefixtures("only_own_tasks")
-def test_the_command(run: Path, tasks: Path, tiny_cache: Path) -> None:
+def test_evaluate_tasks_prints_a_table(run: Path, tasks: Path, tiny_cache: Path) -> None:
     result = CliRunner().invoke(
         evaluate,
         [
@@ -236,7 +236,7 @@ def test_the_command(run: Path, tasks: Path, tiny_cache: Path) -> None:
 @pytest.mark.usefixtures("only_own_tasks")
 def test_a_task_that_is_not_known_is_named(run: Path, tasks: Path) -> None:
     options = HarnessOptions(include_path=tasks, limit=None, batch_size=1, device="cpu")
-    with pytest.raises(ValueError, match="knows no task 'tiny_nothing'"):
+    with pytest.raises(ValueError, match="has no task 'tiny_nothing'"):
         run_tasks(run, ["tiny_last", "tiny_nothing"], options)
 
 

@@ -29,7 +29,12 @@ from stages.train_student.losses.terms import LossWeights
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from stages.train_student.new_student import load_student
 from tests.support.batches import ids_of
-from tests.support.tiny import save_tiny_teacher, tiny_config, tiny_texts, write_fineweb_parquet
+from tests.support.tiny import (
+    save_tiny_teacher,
+    tiny_cache_config,
+    tiny_texts,
+    write_fineweb_parquet,
+)
 from tests.support.train_configs import train_config
 
 CPU = torch.device("cpu")
@@ -50,7 +55,7 @@ def make_cache(root: Path, **changes: Any) -> Path:
     if not teacher.exists():
         save_tiny_teacher(teacher)
         write_fineweb_parquet(corpus, tiny_texts(60))
-    config = tiny_config(teacher, corpus, **(settings | changes))
+    config = tiny_cache_config(teacher, corpus, **(settings | changes))
     recipe = f"[cache_teacher]\nteacher = {json.dumps(str(teacher))}\n"
     target = root / f"cache-{len(list(root.iterdir()))}"
     cache_teacher(config, target, recipe_toml=recipe, report=lambda _: None)
@@ -264,7 +269,7 @@ def test_the_loss_curves_of_a_few_steps_are_the_same(scene: Scene, whole: Cache)
             optimizer.step()
         curves.append(torch.stack(losses))
     cached, online = curves
-    assert online[-1, 1] < 0.9 * online[0, 1]  # something was learnt
+    assert online[-1, 1] < 0.9 * online[0, 1]  # something was learned
     torch.testing.assert_close(online, cached, rtol=1e-3, atol=0)
 
 

@@ -15,12 +15,12 @@ from stages.cache_teacher.estimate import FRAMING, estimate
 from stages.cache_teacher.reporting.progress import CacheProgress
 from stages.cache_teacher.teacher.teacher import Teacher
 from tests.support.stage_one_runs import TEXTS, Bench
-from tests.support.tiny import tiny_config, write_fineweb_parquet
+from tests.support.tiny import tiny_cache_config, write_fineweb_parquet
 
 
 def test_bytes_are_those_of_the_cache(bench: Bench) -> None:
     manifest = bench.run(documents_per_unit=8, num_tokens=1000)
-    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=8)
+    config = tiny_cache_config(bench.teacher, bench.corpus, documents_per_unit=8)
     found = estimate(config, seconds=3600, report=lambda _: None)  # to the corpus's end
     shards = manifest.shards
     num_tokens = sum(shard.num_tokens for shard in shards)
@@ -41,7 +41,7 @@ def test_bytes_are_those_of_the_cache(bench: Bench) -> None:
 
 
 def test_it_ends_when_the_time_is_up(bench: Bench) -> None:
-    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=8)
+    config = tiny_cache_config(bench.teacher, bench.corpus, documents_per_unit=8)
     found = estimate(config, seconds=0.0, report=lambda _: None)
     whole = estimate(config, seconds=3600, report=lambda _: None)
     assert 0 < found.probe_tokens < whole.probe_tokens
@@ -93,7 +93,9 @@ def test_it_ends_when_the_time_is_up_with_what_it_has(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, num_passes: int
 ) -> None:
     """No unit is finished. The rows that are say all there is to know."""
-    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=80, rows_per_forward=2)
+    config = tiny_cache_config(
+        bench.teacher, bench.corpus, documents_per_unit=80, rows_per_forward=2
+    )
     whole = estimate(config, seconds=3600, report=lambda _: None)
     clock = Clock(monkeypatch)
     SlowModel(monkeypatch, num_passes, asleep=clock.advance)
@@ -109,7 +111,7 @@ def test_it_ends_when_the_time_is_up_with_what_it_has(
 
 
 def test_it_waits_for_the_first_forward_pass(bench: Bench) -> None:
-    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=80)
+    config = tiny_cache_config(bench.teacher, bench.corpus, documents_per_unit=80)
     reports: list[CacheProgress] = []
     found = estimate(config, seconds=0.0, report=reports.append)
     assert found.probe_tokens > 0
@@ -122,7 +124,9 @@ def test_forward_passes_are_small_on_a_cpu(
 ) -> None:
     """512 positions, unless the settings say fewer."""
     slow = SlowModel(monkeypatch, num_fast=1)
-    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=80, rows_per_forward=asked)
+    config = tiny_cache_config(
+        bench.teacher, bench.corpus, documents_per_unit=80, rows_per_forward=asked
+    )
     assert estimate(config, seconds=0.0, report=lambda _: None).probe_tokens == num_rows * 32
     assert slow.num_rows[0] == num_rows
 
@@ -130,7 +134,7 @@ def test_forward_passes_are_small_on_a_cpu(
 def test_ctrl_c_ends_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     SlowModel(monkeypatch, num_fast=1, asleep=lambda: os.kill(os.getpid(), signal.SIGINT))
-    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=80)
+    config = tiny_cache_config(bench.teacher, bench.corpus, documents_per_unit=80)
     try:
         with pytest.raises(KeyboardInterrupt):
             estimate(config, seconds=3600, report=lambda _: None)
@@ -146,7 +150,7 @@ def test_the_time_is_told_while_nothing_is_made(
     monkeypatch.setattr("stages.cache_teacher.estimate._TICK_SECONDS", 0.01)
     SlowModel(monkeypatch, num_fast=1)
     reports: list[CacheProgress] = []
-    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=80)
+    config = tiny_cache_config(bench.teacher, bench.corpus, documents_per_unit=80)
     estimate(config, seconds=0.5, report=reports.append)
     last = reports[-1].tokens_cached_this_run
     idle = [report.seconds for report in reports if report.tokens_cached_this_run == last]
@@ -155,14 +159,14 @@ def test_the_time_is_told_while_nothing_is_made(
 
 
 def test_less_than_a_unit_is_a_unit(bench: Bench) -> None:
-    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=10, num_tokens=1)
+    config = tiny_cache_config(bench.teacher, bench.corpus, documents_per_unit=10, num_tokens=1)
     found = estimate(config, seconds=0.0, report=lambda _: None)
     assert found.num_tokens == pytest.approx(10 * found.tokens_per_document, abs=1)
     assert not found.is_whole_corpus
 
 
 def test_units_of_the_probe_are_small(bench: Bench) -> None:
-    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=80)
+    config = tiny_cache_config(bench.teacher, bench.corpus, documents_per_unit=80)
     found = estimate(config, seconds=0.0, report=lambda _: None)
     assert found.documents_per_unit == 80
     assert found.num_shards == pytest.approx(found.num_documents / 80)
@@ -170,7 +174,7 @@ def test_units_of_the_probe_are_small(bench: Bench) -> None:
 
 def test_the_share_of_validation_is_that_of_the_units_asked_for(bench: Bench) -> None:
     """Not of the probe's, which are smaller; nor is anything said of those."""
-    config = tiny_config(bench.teacher, bench.corpus, documents_per_unit=80, num_tokens=5000)
+    config = tiny_cache_config(bench.teacher, bench.corpus, documents_per_unit=80, num_tokens=5000)
     messages: list[str] = []
     found = estimate(config, 0.0, report=lambda progress: messages.append(progress.message))
     num_units = math.ceil(found.num_shards)
@@ -180,24 +184,26 @@ def test_the_share_of_validation_is_that_of_the_units_asked_for(bench: Bench) ->
     assert set(messages) == {""}
 
 
-def test_nothing_is_left(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_temporary_cache_is_removed(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "temporary"
     place.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(place))
-    estimate(tiny_config(bench.teacher, bench.corpus), seconds=0.0, report=lambda _: None)
+    estimate(tiny_cache_config(bench.teacher, bench.corpus), seconds=0.0, report=lambda _: None)
     assert list(place.iterdir()) == []
 
 
 def test_what_cannot_be_cached_cannot_be_estimated(bench: Bench, tmp_path: Path) -> None:
     corpus = write_fineweb_parquet(tmp_path / "short.parquet", TEXTS[:1])
-    config = tiny_config(bench.teacher, corpus, sequence_length=120)
+    config = tiny_cache_config(bench.teacher, corpus, sequence_length=120)
     with pytest.raises(ValueError, match="no unit fills a row of 120 tokens"):
         estimate(config, seconds=0.0, report=lambda _: None)
 
 
 def test_short_documents_fill_a_row_together(bench: Bench, tmp_path: Path) -> None:
     corpus = write_fineweb_parquet(tmp_path / "short.parquet", ["the cat."] * 400)
-    config = tiny_config(
+    config = tiny_cache_config(
         bench.teacher, corpus, documents_per_unit=200, sequence_length=120, rows_per_forward=1
     )
     assert estimate(config, seconds=0.0, report=lambda _: None).probe_tokens > 0

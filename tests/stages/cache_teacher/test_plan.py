@@ -16,10 +16,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> CacheTeacherConfig:
     root = tmp_path_factory.mktemp("plan")
     teacher = tiny.save_tiny_teacher(root / "teacher", tie=False)
     corpus = tiny.write_fineweb_parquet(root / "corpus.parquet", tiny.tiny_texts(35))
-    return tiny.tiny_config(teacher, corpus, num_tokens=500)
+    return tiny.tiny_cache_config(teacher, corpus, num_tokens=500)
 
 
-def test_a_new_cache(config: CacheTeacherConfig, tmp_path: Path) -> None:
+def test_the_plan_of_a_new_cache(config: CacheTeacherConfig, tmp_path: Path) -> None:
     out = tmp_path / "cache"
     plan = plan_cache(config, out)
     assert not out.exists()
@@ -31,7 +31,9 @@ def test_a_new_cache(config: CacheTeacherConfig, tmp_path: Path) -> None:
     assert manifest.cache_id == plan.spec.cache_id
 
 
-def test_a_begun_cache(config: CacheTeacherConfig, tmp_path: Path) -> None:
+def test_the_plan_of_a_begun_cache_counts_finished_units(
+    config: CacheTeacherConfig, tmp_path: Path
+) -> None:
     out = tmp_path / "cache"
     manifest = cache_teacher(config, out, recipe_toml="", report=lambda _: None)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}

@@ -15,7 +15,9 @@ from tests.support import tiny
 @pytest.fixture
 def config(tiny_cache: Path) -> CacheTeacherConfig:
     """That of ``tiny_cache``."""
-    return tiny.tiny_config(tiny_cache.parent / "teacher", tiny_cache.parent / "corpus.parquet")
+    return tiny.tiny_cache_config(
+        tiny_cache.parent / "teacher", tiny_cache.parent / "corpus.parquet"
+    )
 
 
 def test_the_hub_is_not_asked(tmp_path: Path) -> None:
@@ -26,7 +28,7 @@ def test_the_hub_is_not_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes", [{}, {"num_tokens": 7}, {"device": "cuda"}, {"compile": "auto"}]
 )
-def test_the_same_cache(
+def test_the_same_cache_passes(
     config: CacheTeacherConfig, tiny_cache: Path, changes: dict[str, Any]
 ) -> None:
     check_early(dataclasses.replace(config, **changes), tiny_cache)
@@ -47,7 +49,7 @@ def test_the_same_cache(
         ({"seed": 1}, "seed"),
     ],
 )
-def test_another_cache(
+def test_another_cache_is_refused_by_field(
     config: CacheTeacherConfig, tiny_cache: Path, changes: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(SpecMismatchError, match=field):
@@ -56,12 +58,14 @@ def test_another_cache(
 
 def test_principal_components_of_a_cache_are_its_own(tmp_path: Path) -> None:
     cache = tiny.tiny_cache(tmp_path, 20, hidden_projection="pca", num_tokens=100)
-    config = tiny.tiny_config(
+    config = tiny.tiny_cache_config(
         tmp_path / "teacher", tmp_path / "corpus.parquet", hidden_projection="pca"
     )
     check_early(config, cache)
 
 
-def test_something_else(config: CacheTeacherConfig, tiny_cache: Path) -> None:
+def test_a_directory_with_other_files_is_refused(
+    config: CacheTeacherConfig, tiny_cache: Path
+) -> None:
     with pytest.raises(ForeignDirectoryError):
         check_early(config, tiny_cache.parent / "teacher")

@@ -18,14 +18,14 @@ def test_every_unit_is_one_workers() -> None:
     assert units == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
 
 
-def test_by_number() -> None:
+def test_a_share_is_parsed_from_r_slash_r() -> None:
     assert parsed("0/1") == (0, 1)
     assert parsed("7/8") == (7, 8)
     assert str(WorkerShare(worker=7, num_workers=8)) == "7/8"
 
 
 @pytest.mark.parametrize("text", ["", "3", "/", "1/", "-1/2", "a/b", "1/2/3", " 0/2", "1.0/2"])
-def test_anything_else(text: str) -> None:
+def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected r/R, such as 0/8"):
         parsed(text)
 

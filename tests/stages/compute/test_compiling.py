@@ -33,7 +33,7 @@ def test_a_compiler_that_fails_is_done_without() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_on_means_on() -> None:
+def test_compile_on_raises_where_the_compiler_fails() -> None:
     with pytest.raises(torch._dynamo.exc.Unsupported):
         Compiled(depends_on_values, "on", CPU, **NAMES)(torch.ones(3))
 
@@ -91,14 +91,14 @@ def test_once_it_has_run_nothing_is_done_without(
     assert function.is_compiled
 
 
-def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_runs_eagerly_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.warns(RuntimeWarning, match=r"no C\+\+ compiler"):
         function = Compiled(depends_on_values, "auto", CPU, **NAMES)
     assert function(torch.ones(2))[0].tolist() == [2, 2]
 
 
-def test_off_says_nothing() -> None:
+def test_compile_off_runs_eagerly_without_a_message() -> None:
     assert not Compiled(depends_on_values, "off", CPU, **NAMES).is_compiled
 
 

@@ -45,7 +45,7 @@ def test_a_pytorch_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not multiplies_fast(CPU, torch.float16)
 
 
-def test_a_gpu() -> None:
+def test_gpus_are_fast_in_half_precision() -> None:
     assert multiplies_fast(torch.device("cuda"), torch.float16)
 
 

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stages.compute.matmul import bfloat16_product, factor, product
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss, sparse_distillation_loss
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
-from tests.stages.train_student.losses.test_sparse_kl import CPU, MODES, gradients_of, loss_of
 from tests.support.dense_teachers import make_problem, sparse, with_draws
+from tests.support.loss_gradients import CPU, MODES, gradients_of, loss_of
 
 # Of values, and of a gradient's error over its norm.
 BOUNDS = {torch.bfloat16: 3e-2, torch.float16: 4e-3}

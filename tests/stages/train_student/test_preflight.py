@@ -35,7 +35,7 @@ def run(tiny_cache: Path, tmp_path: Path) -> Path:
     return out
 
 
-def test_a_new_run(tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_new_run_passes(tiny_cache: Path, tmp_path: Path) -> None:
     check(tiny_cache, tmp_path / "run")
     check(tiny_cache, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -71,13 +71,13 @@ def test_a_setting_of_the_student_may_change_on_resume_where_it_is_one_of_speed(
 
 def test_a_student_without_its_checkpoints(tiny_cache: Path, run: Path) -> None:
     (run / "model").mkdir()
-    with pytest.raises(ValueError, match="whose checkpoints are gone"):
+    with pytest.raises(ValueError, match="finished student without checkpoints"):
         check(tiny_cache, run, resume=True)
 
 
-def test_something_else(tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_refused(tiny_cache: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.json").write_text(json.dumps({}))
-    with pytest.raises(ValueError, match="something that is no run"):
+    with pytest.raises(ValueError, match="is not empty, and not a run"):
         check(tiny_cache, tmp_path)
 
 

@@ -21,7 +21,6 @@ import cache_format
 from stages.train_student.checkpoints import checkpoint
 from stages.train_student.checkpoints.checkpoint import load_newest
 from stages.train_student.checkpoints.run_record import read_record
-from stages.train_student.config import TrainStudentConfig
 from stages.train_student.losses.objective import Objective
 from stages.train_student.run import train_student
 from stages.train_student.tracking.metric_labels import STEP, VALIDATION
@@ -30,50 +29,8 @@ from stages.train_student.tracking.run_progress import TrainProgress
 from stages.train_student.trainer.stopping import StopNow, StoppedError, StopRequest
 from stages.train_student.trainer.training_run import NonFiniteLossError
 from tests.support.sample_cache import reseal
-from tests.support.train_configs import train_config
-
-
-def tiny_config(**changes: Any) -> TrainStudentConfig:
-    settings: dict[str, Any] = {
-        "num_blocks": 2,
-        "slstm_at": (0,),
-        "num_heads": 2,
-        "qkv_block_size": 4,
-        "learning_rate": 3e-3,
-        "batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "num_train_epochs": 4,
-        "max_steps": 9,
-        "dropout": 0.1,  # so that the generator's state matters
-        "precision": "fp32",
-        "loss_chunk": 40,
-        "compile": "off",
-        "logging_steps": 1,
-        "eval_steps": 4,
-        "validation_rows": 6,
-        "save_steps": 3,
-    }
-    return train_config(**(settings | changes))
-
-
-def run(
-    config: TrainStudentConfig,
-    cache: Path,
-    out: Path,
-    *,
-    resume: bool = False,
-    report: Callable[[TrainProgress], None] = lambda _: None,
-    stop: Callable[[], bool] = lambda: False,
-) -> dict[str, float]:
-    return train_student(
-        config,
-        cache_format.open(cache),
-        out,
-        resume=resume,
-        recipe_toml="# tiny\n",
-        report=report,
-        stop=StopRequest(is_made=stop),
-    )
+from tests.support.train_configs import tiny_train_config
+from tests.support.train_runs import metrics, run, weights
 
 
 class Stopped(Exception):
@@ -120,24 +77,14 @@ def train_and_die(cache: Path, out: Path, step: int | None, micro_batch: int | N
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Objective, "micro_batch_loss", dying)
-        run(tiny_config(), cache, out, resume=True, report=report)
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return load_file(out / "model" / "model.safetensors")
-
-
-def metrics(out: Path) -> list[dict[str, float]]:
-    """Lines of metrics.jsonl without what depends on the clock."""
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in rows]
+        run(tiny_train_config(), cache, out, resume=True, report=report)
 
 
 @pytest.fixture(scope="module")
 def whole(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    run(tiny_config(), tiny_cache, out)
+    run(tiny_train_config(), tiny_cache, out)
     return out
 
 
@@ -171,7 +118,7 @@ def test_a_killed_run_continues_bitwise(
     out = tmp_path / "run"
     for step in stops:
         run_killed(fork_server, tiny_cache, out, step=step)
-    run(tiny_config(), tiny_cache, out, resume=True)
+    run(tiny_train_config(), tiny_cache, out, resume=True)
     expected = weights(whole)
     for name, tensor in weights(out).items():
         assert torch.equal(tensor, expected[name]), name
@@ -185,7 +132,7 @@ def test_a_run_killed_between_micro_batches_continues_bitwise(
     out = tmp_path / "run"
     for micro_batch in (2, 10, 8, 4):  # every third step has a checkpoint
         run_killed(fork_server, tiny_cache, out, micro_batch=micro_batch)
-    run(tiny_config(), tiny_cache, out, resume=True)
+    run(tiny_train_config(), tiny_cache, out, resume=True)
     expected = weights(whole)
     for name, tensor in weights(out).items():
         assert torch.equal(tensor, expected[name]), name
@@ -194,7 +141,7 @@ def test_a_run_killed_between_micro_batches_continues_bitwise(
 
 def test_stopping_where_a_checkpoint_is_leaves_it(tiny_cache: Path, tmp_path: Path) -> None:
     """Also on a disk that has no room for another."""
-    out, config = tmp_path / "run", tiny_config(save_total_limit=1)
+    out, config = tmp_path / "run", tiny_train_config(save_total_limit=1)
     with pytest.raises(StoppedError):
         run(config, tiny_cache, out, stop=lambda: (out / "checkpoints/step-0000003").exists())
     path = out / "checkpoints" / "step-0000003" / "tensors.safetensors"
@@ -240,14 +187,14 @@ def test_a_stop_abandons_the_step_and_nothing_is_lost(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(f"stages.train_student.{place}", counting)
         with pytest.raises(StoppedError) as stopped:
-            run(tiny_config(), tiny_cache, out, stop=lambda: calls >= last)
+            run(tiny_train_config(), tiny_cache, out, stop=lambda: calls >= last)
     assert calls == last
     assert stopped.value.step == step
     newest, _ = load_newest(out / "checkpoints")
     assert newest is not None
     assert newest.step == step
-    run(tiny_config(), tiny_cache, out, resume=True)
-    run(tiny_config(), tiny_cache, out, resume=True)  # a validation is not written twice
+    run(tiny_train_config(), tiny_cache, out, resume=True)
+    run(tiny_train_config(), tiny_cache, out, resume=True)  # a validation is not written twice
     expected = weights(whole)
     for name, tensor in weights(out).items():
         assert torch.equal(tensor, expected[name]), name
@@ -269,9 +216,9 @@ def test_an_interrupted_micro_batch_leaves_the_step_before(
 
     monkeypatch.setattr(torch.Tensor, "backward", interrupted)
     with pytest.raises(StoppedError):
-        run(tiny_config(), tiny_cache, out)
+        run(tiny_train_config(), tiny_cache, out)
     monkeypatch.undo()
-    run(tiny_config(), tiny_cache, out, resume=True)
+    run(tiny_train_config(), tiny_cache, out, resume=True)
     assert metrics(out) == metrics(whole)
 
 
@@ -300,7 +247,7 @@ def test_nothing_that_changes_the_run_is_interrupted(tiny_cache: Path, tmp_path:
         for owner, name in places:
             patch.setattr(owner, name, outside(name, getattr(owner, name)))
         train_student(
-            tiny_config(max_steps=2),
+            tiny_train_config(max_steps=2),
             cache_format.open(tiny_cache),
             tmp_path / "run",
             resume=False,
@@ -321,7 +268,7 @@ def test_a_stop_before_there_is_a_run_leaves_no_checkpoint(
 
     with pytest.raises(StopNow):
         train_student(
-            tiny_config(),
+            tiny_train_config(),
             cache_format.open(tiny_cache),
             tmp_path / "run",
             resume=False,
@@ -337,12 +284,12 @@ def test_damaged_checkpoints_do_not_count_among_those_kept(
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(Stopped):
-        run(tiny_config(), tiny_cache, out, report=stop_after(8))
+        run(tiny_train_config(), tiny_cache, out, report=stop_after(8))
     (out / "checkpoints" / "step-0000006" / "tensors.safetensors").write_bytes(b"short")
     stop_at = out / "checkpoints" / "step-0000004"
     with pytest.raises(StoppedError):
         run(
-            tiny_config(save_total_limit=1, save_steps=4),
+            tiny_train_config(save_total_limit=1, save_steps=4),
             tiny_cache,
             out,
             resume=True,
@@ -358,7 +305,7 @@ def test_a_checkpoint_that_cannot_be_read_stops_the_run(
     """It may be whole: going on from the one before would throw away what it holds."""
     out = tmp_path / "run"
     with pytest.raises(Stopped):
-        run(tiny_config(), tiny_cache, out, report=stop_after(7))
+        run(tiny_train_config(), tiny_cache, out, report=stop_after(7))
 
     def refuse(path: Path) -> str:
         raise OSError(errno.EIO, "Input/output error", str(path))
@@ -366,7 +313,7 @@ def test_a_checkpoint_that_cannot_be_read_stops_the_run(
     with monkeypatch.context() as broken:
         broken.setattr("stages.train_student.checkpoints.checkpoint._sha256", refuse)
         with pytest.raises(OSError, match="Input/output error"):
-            run(tiny_config(), tiny_cache, out, resume=True)
+            run(tiny_train_config(), tiny_cache, out, resume=True)
     assert (out / "checkpoints" / "step-0000006").exists()
 
 
@@ -374,13 +321,13 @@ def test_two_runs_do_not_share_a_directory(tiny_cache: Path, tmp_path: Path) -> 
     def report(progress: TrainProgress) -> None:
         if progress.event == "step":
             with pytest.raises(ValueError, match="another process is training into it"):
-                run(tiny_config(), tiny_cache, tmp_path / "run", resume=True)
+                run(tiny_train_config(), tiny_cache, tmp_path / "run", resume=True)
 
-    run(tiny_config(max_steps=1), tiny_cache, tmp_path / "run", report=report)
+    run(tiny_train_config(max_steps=1), tiny_cache, tmp_path / "run", report=report)
 
 
 def test_fp16_resumes_bitwise_with_its_gradient_scaler(tiny_cache: Path, tmp_path: Path) -> None:
-    config = tiny_config(precision="fp16", max_steps=4, save_steps=2, eval_steps=9)
+    config = tiny_train_config(precision="fp16", max_steps=4, save_steps=2, eval_steps=9)
     run(config, tiny_cache, tmp_path / "whole")
     with pytest.raises(Stopped):
         run(config, tiny_cache, tmp_path / "run", report=stop_after(3))
@@ -393,7 +340,7 @@ def test_fp16_resumes_bitwise_with_its_gradient_scaler(tiny_cache: Path, tmp_pat
 def test_some_of_the_head_s_columns_are_drawn_alike_after_a_resume(
     whole: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
-    config = tiny_config(sampled_softmax_size=32, save_steps=4)
+    config = tiny_train_config(sampled_softmax_size=32, save_steps=4)
     run(config, tiny_cache, tmp_path / "whole")
     with pytest.raises(Stopped):
         run(config, tiny_cache, tmp_path / "run", report=stop_after(6))
@@ -408,7 +355,7 @@ def test_some_of_the_head_s_columns_are_drawn_alike_after_a_resume(
     assert drawn[1]["train/loss"] == pytest.approx(exact[1]["train/loss"], rel=0.1)
     assert drawn[-1]["validation/kl"] < drawn[0]["validation/kl"]
     with pytest.raises(ValueError, match="sampled_softmax_size was 32 and is None"):
-        run(tiny_config(), tiny_cache, tmp_path / "run", resume=True)
+        run(tiny_train_config(), tiny_cache, tmp_path / "run", resume=True)
 
 
 def test_the_teacher_is_never_loaded(
@@ -426,7 +373,7 @@ def test_the_teacher_is_never_loaded(
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
     monkeypatch.setattr(Qwen2ForCausalLM, "__init__", refuse)
-    run(tiny_config(max_steps=1), alone, tmp_path / "run")
+    run(tiny_train_config(max_steps=1), alone, tmp_path / "run")
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
@@ -442,7 +389,7 @@ def test_the_result_is_an_ordinary_hugging_face_model(whole: Path) -> None:
 
 def test_labels_alone_need_no_sketch(tiny_cache: Path, tmp_path: Path) -> None:
     alone = {"alpha_start": 0.0, "alpha_end": 0.0, "beta_start": 0.0, "beta_end": 0.0}
-    run(tiny_config(max_steps=2, **alone), tiny_cache, tmp_path / "run")
+    run(tiny_train_config(max_steps=2, **alone), tiny_cache, tmp_path / "run")
     step = next(row for row in metrics(tmp_path / "run") if "train/loss" in row)
     assert step["train/loss"] == pytest.approx(step["train/cross_entropy"])
     assert step["train/kl"] == step["train/frobenius"] == 0.0
@@ -451,7 +398,7 @@ def test_labels_alone_need_no_sketch(tiny_cache: Path, tmp_path: Path) -> None:
 def test_accumulation_equals_one_large_batch(tiny_cache: Path, tmp_path: Path) -> None:
     losses = []
     for name, sizes in (("a", (4, 1)), ("b", (1, 4))):
-        config = tiny_config(
+        config = tiny_train_config(
             max_steps=2,
             dropout=0.0,
             beta_start=0.0,  # L_F is a root over a micro-batch, so it alone depends on the split
@@ -484,9 +431,9 @@ def test_a_non_finite_loss_names_step_and_checkpoint(tiny_cache: Path, tmp_path:
         reseal(path / "state.json", lambda fields: fields.update(tensors_sha256=digest))
 
     with pytest.raises(Stopped):
-        run(tiny_config(), tiny_cache, tmp_path / "run", report=poison)
+        run(tiny_train_config(), tiny_cache, tmp_path / "run", report=poison)
     with pytest.raises(NonFiniteLossError, match=r"loss of step 3 is nan.*step-0000003"):
-        run(tiny_config(), tiny_cache, tmp_path / "run", resume=True)
+        run(tiny_train_config(), tiny_cache, tmp_path / "run", resume=True)
 
 
 def test_a_gradient_that_stays_not_finite_under_fp16_stops_the_run(
@@ -502,7 +449,7 @@ def test_a_gradient_that_stays_not_finite_under_fp16_stops_the_run(
         return loss + (loss * 0).sqrt() * 0, sums  # finite, with a gradient of 0/0
 
     monkeypatch.setattr(Objective, "micro_batch_loss", poisoned)
-    config = tiny_config(precision="fp16", max_steps=40, num_train_epochs=40, save_steps=100)
+    config = tiny_train_config(precision="fp16", max_steps=40, num_train_epochs=40, save_steps=100)
     steps: list[int] = []
     with pytest.raises(NonFiniteLossError, match=r"gradient norm of step 1\d is nan"):
         run(config, tiny_cache, tmp_path / "run", report=lambda p: steps.append(p.step))
@@ -516,7 +463,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
 ) -> None:
     for device, message in (("cuda", "PyTorch sees 0 GPUs"), ("gpu", "is not auto, cpu")):
         with pytest.raises(ValueError, match=message):
-            run(tiny_config(device=device), tiny_cache, tmp_path / "run")
+            run(tiny_train_config(device=device), tiny_cache, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -525,13 +472,19 @@ def test_a_corrupt_checkpoint_is_named_and_the_one_before_is_used(
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(Stopped):
-        run(tiny_config(), tiny_cache, out, report=stop_after(8))
+        run(tiny_train_config(), tiny_cache, out, report=stop_after(8))
     newest = out / "checkpoints" / "step-0000006" / "tensors.safetensors"
     damaged = bytearray(newest.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     newest.write_bytes(damaged)
     messages: list[str] = []
-    run(tiny_config(), tiny_cache, out, resume=True, report=lambda p: messages.append(p.message))
+    run(
+        tiny_train_config(),
+        tiny_cache,
+        out,
+        resume=True,
+        report=lambda p: messages.append(p.message),
+    )
     assert any("step-0000006" in message and "corrupt" in message for message in messages)
     assert any("resuming from" in message and "step-0000003" in message for message in messages)
     expected = weights(whole)
@@ -549,20 +502,20 @@ def test_a_directory_with_a_run_needs_resume_and_the_same_settings(
     whole: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="Resume it, or choose"):
-        run(tiny_config(), tiny_cache, whole)
+        run(tiny_train_config(), tiny_cache, whole)
     with pytest.raises(ValueError, match=r"learning_rate was 0\.003 and is 0\.1"):
-        run(tiny_config(learning_rate=0.1), tiny_cache, whole, resume=True)
+        run(tiny_train_config(learning_rate=0.1), tiny_cache, whole, resume=True)
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="holds something that is no run"):
-        run(tiny_config(), tiny_cache, tmp_path)
+    with pytest.raises(ValueError, match="is not empty, and not a run"):
+        run(tiny_train_config(), tiny_cache, tmp_path)
 
 
 def test_a_run_without_a_checkpoint_may_begin_anew_with_other_settings(
     tiny_cache: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(Stopped):
-        run(tiny_config(batch_size=4), tiny_cache, tmp_path / "run", report=stop_after(2))
-    run(tiny_config(max_steps=2), tiny_cache, tmp_path / "run")
+        run(tiny_train_config(batch_size=4), tiny_cache, tmp_path / "run", report=stop_after(2))
+    run(tiny_train_config(max_steps=2), tiny_cache, tmp_path / "run")
     assert [row["step"] for row in metrics(tmp_path / "run")] == [0, 1, 2, 2]
     assert read_record(tmp_path / "run").identity["batch_size"] == 2
 
@@ -572,8 +525,8 @@ def test_a_finished_student_is_not_passed_off_as_that_of_other_settings(
 ) -> None:
     out = Path(shutil.copytree(whole, tmp_path / "run"))
     shutil.rmtree(out / "checkpoints")
-    with pytest.raises(ValueError, match="finished student whose checkpoints are gone"):
-        run(tiny_config(seed=5), tiny_cache, out, resume=True)
+    with pytest.raises(ValueError, match="finished student without checkpoints"):
+        run(tiny_train_config(seed=5), tiny_cache, out, resume=True)
 
 
 def test_a_damaged_identity_is_named(whole: Path, tiny_cache: Path, tmp_path: Path) -> None:
@@ -581,7 +534,7 @@ def test_a_damaged_identity_is_named(whole: Path, tiny_cache: Path, tmp_path: Pa
     for text in ("", "[]", "{}"):
         (out / "run.json").write_text(text)
         with pytest.raises(ValueError, match=r"run\.json: damaged"):
-            run(tiny_config(), tiny_cache, out, resume=True)
+            run(tiny_train_config(), tiny_cache, out, resume=True)
 
 
 def test_checkpoints_and_model_can_be_read_by_others(whole: Path) -> None:
@@ -596,11 +549,13 @@ def test_a_run_keeps_to_its_rows_when_the_cache_is_extended(tmp_path: Path) -> N
     from tests.support import tiny
 
     cache = tiny.tiny_cache(tmp_path, num_tokens=700)
-    config = tiny_config(batch_size=1, gradient_accumulation_steps=1)
+    config = tiny_train_config(batch_size=1, gradient_accumulation_steps=1)
     run(config, cache, tmp_path / "whole")
     with pytest.raises(Stopped):
         run(config, cache, tmp_path / "run", report=stop_after(4))
-    longer = tiny.tiny_config(tmp_path / "teacher", tmp_path / "corpus.parquet", num_tokens=1400)
+    longer = tiny.tiny_cache_config(
+        tmp_path / "teacher", tmp_path / "corpus.parquet", num_tokens=1400
+    )
     cache_teacher(longer, cache, recipe_toml="# tiny\n", report=lambda _: None)
     run(config, cache, tmp_path / "run", resume=True)
     expected = weights(tmp_path / "whole")
@@ -626,7 +581,7 @@ def test_whatever_stage_one_was_told_to_keep_teaches(
 
     cache = tiny.tiny_cache(tmp_path, 40, **changes)
     start, end = temperatures
-    config = tiny_config(
+    config = tiny_train_config(
         temperature_start=start, temperature_end=end, max_steps=15, dropout=0.0, eval_steps=15
     )
     out = tmp_path / "run"
@@ -640,10 +595,10 @@ def test_whatever_stage_one_was_told_to_keep_teaches(
 
 def test_what_the_cache_cannot_answer_is_refused_at_once(tiny_cache: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds temperatures from 1 to 2, the recipe asks for 3"):
-        run(tiny_config(temperature_start=3.0), tiny_cache, tmp_path / "run")
+        run(tiny_train_config(temperature_start=3.0), tiny_cache, tmp_path / "run")
     with pytest.raises(ValueError, match="fewer than one step's 800"):
         run(
-            tiny_config(batch_size=200, gradient_accumulation_steps=4),
+            tiny_train_config(batch_size=200, gradient_accumulation_steps=4),
             tiny_cache,
             tmp_path / "run2",
         )

@@ -16,8 +16,9 @@ from stages.train_student.losses.schedules import learning_rate
 from stages.train_student.run import train_student
 from stages.train_student.tracking.run_progress import TrainProgress
 from stages.train_student.trainer.stopping import StoppedError, StopRequest
-from tests.stages.train_student.test_run import metrics, tiny_config, weights
 from tests.support.sample_cache import reseal
+from tests.support.train_configs import tiny_train_config
+from tests.support.train_runs import metrics, weights
 
 SHORT = {"max_steps": 4, "save_steps": 2, "eval_steps": 99, "save_total_limit": 9}
 
@@ -39,7 +40,7 @@ def run(
         said.append(progress.message)
 
     train_student(
-        tiny_config(**(SHORT | changes)),
+        tiny_train_config(**(SHORT | changes)),
         cache_format.open(cache),
         out,
         resume=resume,
@@ -85,7 +86,7 @@ def test_an_extended_run_keeps_what_it_was_and_goes_on_bitwise(
     before = metrics(copy)
     run(tiny_cache, copy, resume=True, extend_to=8)
     assert metrics(copy)[: len(before)] == before
-    config = tiny_config(**SHORT)
+    config = tiny_train_config(**SHORT)
     assert rates(copy) == [learning_rate(config, step, 4 if step < 4 else 8) for step in range(8)]
     assert json.loads((copy / "model/config.json").read_text())["num_steps"] == 8
     assert "for 8 optimizer steps" in (copy / "model/README.md").read_text()
@@ -131,7 +132,7 @@ def test_what_is_no_model_is_not_replaced(copy: Path, tiny_cache: Path) -> None:
     shutil.rmtree(copy / "model")
     (copy / "model").mkdir()
     (copy / "model" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="in the way of the student"):
+    with pytest.raises(ValueError, match="the trained student cannot be written here"):
         run(tiny_cache, copy, resume=True)
     assert (copy / "model" / "notes.txt").read_text() == "mine"
 
@@ -226,7 +227,7 @@ def test_another_checkpoint_is_another_run(
     out = tmp_path / "run"
     begun(tiny_cache, out, finished / "checkpoints/step-0000002")
     with pytest.raises(
-        ValueError, match=r"initial_weights_sha256 was .* and is .*none need be named"
+        ValueError, match=r"initial_weights_sha256 was .* and is .*do not set them again"
     ):
         run(tiny_cache, out, init=finished, resume=True)
     run(tiny_cache, out, resume=True)  # the weights are in its checkpoint
@@ -241,7 +242,7 @@ def test_where_no_checkpoint_is_whole_the_initial_weights_are_asked_for(
     out = tmp_path / "run"
     begun(tiny_cache, out, finished)
     (out / "checkpoints/step-0000000/state.json").write_text("[]")
-    with pytest.raises(ValueError, match=f"from the weights of {finished}/model as before"):
+    with pytest.raises(ValueError, match=f"start over from the weights of {finished}/model"):
         run(tiny_cache, out, resume=True)
     said = run(tiny_cache, out, resume=True, init=finished)
     assert any("beginning from the weights of" in line for line in said)

@@ -1,4 +1,4 @@
-"""Targets that name ids, as tensors: what is ragged in a row becomes rectangular.
+"""Convert targets that list ids to tensors: ragged rows become rectangular.
 
 R rows of a batch, T positions, P of them scored, K kept ids, J drawn ids, M inverse temperatures.
 """

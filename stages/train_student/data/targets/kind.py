@@ -1,4 +1,4 @@
-"""What stage two asks of a kind of target. The kinds themselves are modules, see ``kinds.py``.
+"""The interface of a target kind in stage two. Each kind is a module, see ``kinds.py``.
 
 R rows of a batch, T positions, P of them scored.
 """

@@ -8,9 +8,9 @@ from stages.train_student.data.targets.ids import IdTargets, kept_targets, spars
 
 KNOWS_PROBABILITIES = False
 KL_NOTE = (
-    "This cache holds samples. KL is taken at the temperature of the draws, and is too high by "
-    "what so few leave open; agreement is with the id that was drawn most. How often the teacher "
-    "is right, and how sure it is, cannot be known from samples, and is left out."
+    "This cache holds samples. KL is computed at the temperature of the draws, and is biased "
+    "upward because there are few draws; agreement is with the most frequently drawn id. The "
+    "teacher's accuracy and calibration cannot be computed from samples, and are omitted."
 )
 loss_targets = sparse_targets
 

@@ -20,7 +20,7 @@ from stages.train_student.data.targets.ids import (
 )
 
 KNOWS_PROBABILITIES = True
-KL_NOTE = "KL is an unbiased estimate of the whole."
+KL_NOTE = "KL is an unbiased estimate of the KL over the full vocabulary."
 loss_targets = sparse_targets
 
 

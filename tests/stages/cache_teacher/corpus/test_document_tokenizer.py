@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from stages.cache_teacher.corpus.document_tokenizer import DocumentTokenizer
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
-from tests.support.tiny import tiny_config, tiny_texts
+from tests.support.tiny import tiny_cache_config, tiny_texts
 
 EOS = "<|endoftext|>"
 CONTROL = [EOS, "<|im_end|>", "<|fim_prefix|>", "<pad>", "<s>"]
@@ -96,7 +96,7 @@ def test_no_control_id_is_in_a_document(kind: str, text: str) -> None:
 
 
 @given(text=st.lists(PIECES, max_size=8).map("".join) | st.text(max_size=20))
-def test_nothing_is_lost(text: str) -> None:
+def test_decoding_the_ids_gives_the_document_back(text: str) -> None:
     """Also no blank around a token that strips them, where that token is text."""
     tokenizer, documents = MADE["byte_level"]
     (ids,) = documents.encode([text])
@@ -143,7 +143,7 @@ def test_the_end_of_text_does_not_stand_for_unknown_text() -> None:
     tokenizer.add_special_tokens(["</s>"])
     documents = DocumentTokenizer(tokenizer, 2, 0)
     assert [ids.tolist() for ids in documents.encode(["the the"])] == [[1, 1]]
-    with pytest.raises(ValueError, match="nothing for '</s>' or for unknown text but the control"):
+    with pytest.raises(ValueError, match="represent '</s>' or unknown text only by the control"):
         documents.encode(["the é"])
 
 
@@ -167,7 +167,7 @@ def test_ids_up_to_the_vocabulary_are_fine_and_no_further() -> None:
 
 
 def test_the_tiny_teachers_adds_nothing(tiny_teacher: Path) -> None:
-    source = resolve_teacher(tiny_config(tiny_teacher, "unused"))
+    source = resolve_teacher(tiny_cache_config(tiny_teacher, "unused"))
     texts = ["the teacher and the student", "東京 42", f"the {EOS} student{EOS}"]
     ids = source.document_tokenizer.encode(texts)
     assert [source.tokenizer.decode(document) for document in ids] == texts

@@ -74,7 +74,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path, name: str
     corpus = resolve(settings(tmp_path / name, documents_per_unit=4))
     assert corpus.has_unit(2)
     write(tmp_path / name, TEXTS[:10])
-    with pytest.raises(ValueError, match=rf"{name}, .* 1[01]: not there, .* 12 documents"):
+    with pytest.raises(ValueError, match=rf"{name}, .* 1[01]: missing, .* 12 documents"):
         corpus.read_unit(2)
 
 

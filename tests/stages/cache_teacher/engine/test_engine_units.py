@@ -28,12 +28,12 @@ class TestUnitRange:
         assert UnitRange.parse(text) == UnitRange(first=first, end=end)
 
     @pytest.mark.parametrize("text", ["", ":", ":5", "5", "a:b", "-1:4", "1:2:3", " 1:2", "1.0:2"])
-    def test_anything_else(self, text: str) -> None:
+    def test_other_texts_are_no_unit_range(self, text: str) -> None:
         with pytest.raises(ValueError, match="expected FIRST:END, such as 100:200"):
             UnitRange.parse(text)
 
     @pytest.mark.parametrize("text", ["3:3", "3:2"])
-    def test_nothing_in_it(self, text: str) -> None:
+    def test_a_range_without_units_of_the_corpus_is_refused(self, text: str) -> None:
         with pytest.raises(ValueError, match="end: must be more than the first unit"):
             UnitRange.parse(text)
 

@@ -11,18 +11,18 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from stages.cache_teacher.config import UnitRange
-from stages.cache_teacher.engine.ray_engine import RaySettings
+from stages.cache_teacher.engine.ray_engine import RayEngine
 from stages.cache_teacher.reporting.progress import CacheProgress
 from stages.cache_teacher.run import cache_teacher
 from tests.support import ROOT
 from tests.support.sample_cache import contents
 from tests.support.stage_one_runs import Bench
-from tests.support.tiny import tiny_config
+from tests.support.tiny import tiny_cache_config
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = [pytest.mark.enable_socket, pytest.mark.timeout(180)]
 
-TWO = RaySettings(num_workers=2)
+TWO = RayEngine(num_workers=2)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def workers() -> list[int]:
             command = (path / "cmdline").read_bytes()
         except OSError:
             continue
-        if command.startswith(b"ray::RayWorker") and os.getpid() in ancestors(int(path.name)):
+        if command.startswith(b"ray::EngineWorker") and os.getpid() in ancestors(int(path.name)):
             found.append(int(path.name))
     return sorted(found)
 
@@ -63,16 +63,16 @@ def ancestors(process: int) -> Iterator[int]:
 def run_on_ray(
     bench: Bench,
     out: str,
-    settings: RaySettings = TWO,
+    settings: RayEngine = TWO,
     report: Callable[[CacheProgress], None] = lambda _: None,
     **changes: Any,
 ) -> Any:
     return cache_teacher(
-        tiny_config(bench.teacher, bench.corpus, **changes),
+        tiny_cache_config(bench.teacher, bench.corpus, **changes),
         bench.root / out,
         recipe_toml="# a recipe\n",
         report=report,
-        ray=settings,
+        engine=settings,
     )
 
 
@@ -116,7 +116,7 @@ def test_no_unit_beyond_the_budget_is_made_and_other_engines_go_on(bench: Bench)
     sizes = [entry.num_tokens for entry in bench.run("whole").shards]
     budget = sum(sizes[:6]) - 1
     bench.run(num_tokens=sum(sizes[:2]))
-    manifest = run_on_ray(bench, "cache", RaySettings(num_workers=1), num_tokens=budget)
+    manifest = run_on_ray(bench, "cache", RayEngine(num_workers=1), num_tokens=budget)
     assert [entry.unit for entry in manifest.shards] == list(range(6))
     bench.run()
     assert contents(bench.root / "cache") == contents(bench.root / "whole")
@@ -129,24 +129,24 @@ def test_what_a_worker_refuses_ends_the_run(bench: Bench) -> None:
     del weights["model.norm.weight"]
     save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
     bench.teacher = teacher
-    with pytest.raises(ValueError, match=r"the weights lack model\.norm\.weight"):
-        run_on_ray(bench, "cache", RaySettings(num_workers=1))
+    with pytest.raises(ValueError, match=r"weights are missing: model\.norm\.weight"):
+        run_on_ray(bench, "cache", RayEngine(num_workers=1))
     assert not list(bench.root.glob("cache/shards/*"))
 
 
 def test_a_cluster_makes_all_units(bench: Bench) -> None:
     with pytest.raises(ValueError, match="a cluster makes all units"):
         cache_teacher(
-            tiny_config(bench.teacher, bench.corpus),
+            tiny_cache_config(bench.teacher, bench.corpus),
             bench.root / "cache",
             recipe_toml="",
             report=lambda _: None,
             units=UnitRange(first=1),
-            ray=TWO,
+            engine=TWO,
         )
 
 
 def test_settings() -> None:
-    with pytest.raises(ValueError, match="ray_workers: must be 1 or more, found 0"):
-        RaySettings(num_workers=0)
-    assert RaySettings(num_workers=1).address is None
+    with pytest.raises(ValueError, match="workers: must be 1 or more, found 0"):
+        RayEngine(num_workers=0)
+    assert RayEngine(num_workers=1).address is None

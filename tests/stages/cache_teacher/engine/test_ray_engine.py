@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from stages.cache_teacher.engine.ray_engine import RaySettings, make_units_on_ray
-from stages.cache_teacher.engine.ray_worker import MadeUnit
+from stages.cache_teacher.engine.ray_engine import RayEngine
+from stages.cache_teacher.engine.worker import MadeUnit
 from stages.cache_teacher.reporting.device_use import DeviceUse
 
 Outcome = Callable[[int, int], Any]
@@ -115,12 +115,8 @@ def run(
     job: Any = None
     queue: Any = FakeQueue()
     try:
-        make_units_on_ray(
-            job,
-            RaySettings(num_workers=num_workers),
-            queue,
-            progress,
-            lambda entry: finished.append(entry.unit),
+        RayEngine(num_workers=num_workers).make_units(
+            job, queue, progress, lambda entry: finished.append(entry.unit)
         )
     finally:
         assert ray.num_killed == ray.num_hired  # nobody is left behind
@@ -181,9 +177,9 @@ GPUS: dict[str, float] = {"CPU": 16.0, "GPU": 4.0}
     [
         ([{"CPU": 3.0}], 4, r"4 workers need 1 CPU each.* has 3 CPUs, .*use 3 workers,"),
         ([GPUS, GPUS], 9, r"1 CPU and 1 GPU each.* has 32 CPUs and 8 GPUs.*use 8 workers,"),
-        ([GPUS, {"CPU": 64.0}], 5, r"has 80 CPUs and 4 GPUs, which is room for 4"),
-        ([{"CPU": 2.0, "GPU": 4.0}], 3, "room for 2"),
-        ([{"CPU": 0.0, "GPU": 4.0}], None, "room for 0. To continue, add machines"),
+        ([GPUS, {"CPU": 64.0}], 5, r"has 80 CPUs and 4 GPUs, enough for 4"),
+        ([{"CPU": 2.0, "GPU": 4.0}], 3, "enough for 2"),
+        ([{"CPU": 0.0, "GPU": 4.0}], None, "enough for 0. To continue, add machines"),
     ],
 )
 def test_workers_that_no_machine_has_room_for_are_refused(
@@ -230,8 +226,8 @@ def test_sigterm_is_given_back_where_ray_does_not_start(monkeypatch: pytest.Monk
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     nothing: Any = SimpleNamespace(show=lambda *_: None)
     try:
-        with pytest.raises(ValueError, match="Ray does not start: no shared memory"):
-            make_units_on_ray(nothing, RaySettings(), nothing, nothing, nothing)
+        with pytest.raises(ValueError, match="Ray: cannot be started: no shared memory"):
+            RayEngine().make_units(nothing, nothing, nothing, nothing)
         assert signal.getsignal(signal.SIGTERM) is before
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -241,7 +237,7 @@ def test_where_ray_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     nothing: Any = SimpleNamespace(show=lambda *_: None)
     with pytest.raises(ValueError, match=r"pip install 'xlstm-distill\[ray\]'"):
-        make_units_on_ray(nothing, RaySettings(), nothing, nothing, nothing)
+        RayEngine().make_units(nothing, nothing, nothing, nothing)
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])
@@ -256,7 +252,7 @@ def test_a_cluster_that_is_not_there(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setenv("RAY_ADDRESS", address if from_environment else "127.0.0.1:1")
-    settings = RaySettings(address=None if from_environment else address)
+    settings = RayEngine(address=None if from_environment else address)
     nothing: Any = SimpleNamespace(show=lambda *_: None)
     with pytest.raises(ValueError, match=f"the cluster at {address} cannot be reached: .*refused"):
-        make_units_on_ray(nothing, settings, nothing, nothing, nothing)
+        settings.make_units(nothing, nothing, nothing, nothing)

@@ -52,7 +52,9 @@ class TestIsNeeded:
         ("unit", "end", "held", "expected"),
         [(4, 9, 10**9, True), (4, None, 10**9, True), (6, None, 33, True), (6, None, 34, False)],
     )
-    def test_of_a_part(self, unit: int, end: int | None, held: int, expected: bool) -> None:
+    def test_needed_units_of_a_range_follow_its_own_sizes(
+        self, unit: int, end: int | None, held: int, expected: bool
+    ) -> None:
         assert is_needed_of_part(unit, UnitRange(first=4, end=end), 100, held) is expected
 
 

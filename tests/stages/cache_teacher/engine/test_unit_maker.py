@@ -270,11 +270,11 @@ def test_one_unit_alone(bench: Bench) -> None:
     from stages.cache_teacher.teacher.lazy_teacher import LazyTeacher
     from stages.cache_teacher.teacher.teacher_files import resolve_teacher
     from stages.compute.device import choose_device
-    from tests.support.tiny import tiny_config
+    from tests.support.tiny import tiny_cache_config
 
     whole = bench.run("whole")
     cache = bench.open("whole")
-    config = tiny_config(bench.teacher, bench.corpus)
+    config = tiny_cache_config(bench.teacher, bench.corpus)
     progress = Progress(config.num_tokens, ALL_UNITS, lambda _: None)
     teacher = LazyTeacher(resolve_teacher(config), choose_device("cpu"), progress)
     reader = UnitReader(resolve_corpus(config), teacher.source.document_tokenizer, cache.spec)

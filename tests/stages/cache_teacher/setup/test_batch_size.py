@@ -165,9 +165,9 @@ def test_a_real_step_takes_such_a_batch(tiny_teacher: Path) -> None:
     from stages.cache_teacher.teacher.forward import TeacherStep
     from stages.cache_teacher.teacher.teacher import Teacher
     from stages.cache_teacher.teacher.teacher_files import resolve_teacher
-    from tests.support.tiny import tiny_config
+    from tests.support.tiny import tiny_cache_config
 
-    config = tiny_config(tiny_teacher, "unused")
+    config = tiny_cache_config(tiny_teacher, "unused")
     source = resolve_teacher(config)
     teacher = Teacher(source, CPU)
     spec = sample_spec(teacher=source.spec, sequence_length=32)

@@ -9,7 +9,7 @@ from cache_format.errors import MissingFileError, SpecMismatchError
 from cache_format.metadata.principal_components import Projection
 from cache_format.writer import CacheWriter
 from stages.cache_teacher.config import ALL_UNITS
-from stages.cache_teacher.engine.ray_engine import RaySettings
+from stages.cache_teacher.engine.ray_engine import RayEngine
 from stages.cache_teacher.setup import pca
 from stages.cache_teacher.teacher.teacher import Teacher
 from stages.cache_teacher.worker_share import WorkerShare
@@ -67,9 +67,9 @@ def test_no_teacher_is_kept_where_a_cluster_makes_the_units(
         raise InterruptedError("the cluster has begun")
 
     monkeypatch.setattr("stages.cache_teacher.teacher.lazy_teacher.Teacher", loaded)
-    monkeypatch.setattr("stages.cache_teacher.engine.filling.make_units_on_ray", make_units)
+    monkeypatch.setattr(RayEngine, "make_units", make_units)
     with pytest.raises(InterruptedError, match="the cluster has begun"):
-        bench.run(ray=RaySettings(), **PCA)
+        bench.run(engine=RayEngine(), **PCA)
 
 
 def test_components_that_are_lost_are_fitted_again(
@@ -137,6 +137,6 @@ def test_who_is_overtaken_by_another_recipe_is_refused(
 
 def test_a_first_unit_without_rows(bench: Bench) -> None:
     bench.corpus = write_fineweb_parquet(bench.root / "short.parquet", ["a", *TEXTS])
-    with pytest.raises(ValueError, match="principal components need as many positions"):
+    with pytest.raises(ValueError, match="principal components need at least 8 positions"):
         bench.run(hidden_projection="pca", documents_per_unit=1)
     assert not (bench.root / "cache").exists()

@@ -11,14 +11,14 @@ from stages.cache_teacher.corpus.packing import PackedUnit, pack
 from stages.cache_teacher.setup.pca import principal_components
 from stages.cache_teacher.teacher.teacher import Teacher
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
-from tests.support.tiny import tiny_config, tiny_texts
+from tests.support.tiny import tiny_cache_config, tiny_texts
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def teacher(tiny_teacher: Path) -> Teacher:
-    return Teacher(resolve_teacher(tiny_config(tiny_teacher, "unused")), CPU)
+    return Teacher(resolve_teacher(tiny_cache_config(tiny_teacher, "unused")), CPU)
 
 
 @pytest.fixture(scope="module")

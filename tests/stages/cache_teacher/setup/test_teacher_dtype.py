@@ -10,7 +10,7 @@ from cache_format.errors import SpecMismatchError
 from stages.cache_teacher.setup.teacher_dtype import with_teacher_dtype
 from tests.support.half_precision_cpus import set_cpu
 from tests.support.stage_one_runs import Bench
-from tests.support.tiny import tiny_config
+from tests.support.tiny import tiny_cache_config
 
 CPU = torch.device("cpu")
 
@@ -34,7 +34,7 @@ def test_auto_is_what_the_device_is_fast_in(
 ) -> None:
     set_cpu(monkeypatch, bf16=bf16)
     lines: list[str] = []
-    config = tiny_config("teacher", "corpus", teacher_dtype="auto")
+    config = tiny_cache_config("teacher", "corpus", teacher_dtype="auto")
     found = with_teacher_dtype(config, tmp_path / "cache", device, lines.append)
     assert found.teacher_dtype == dtype
     assert len(lines) == (1 if said else 0)
@@ -46,7 +46,7 @@ def test_what_is_named_stays_and_its_cost_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: str
 ) -> None:
     lines: list[str] = []
-    config = tiny_config("teacher", "corpus", teacher_dtype=dtype)
+    config = tiny_cache_config("teacher", "corpus", teacher_dtype=dtype)
     for is_fast in (False, True):
         set_cpu(monkeypatch, bf16=is_fast, fp16=is_fast)
         assert with_teacher_dtype(config, tmp_path, CPU, lines.append) == config

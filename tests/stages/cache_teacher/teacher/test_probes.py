@@ -9,11 +9,11 @@ import torch
 from stages.cache_teacher.teacher import attention
 from stages.cache_teacher.teacher.teacher import Teacher
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
-from tests.support.tiny import tiny_config
+from tests.support.tiny import tiny_cache_config
 
 
 def load(directory: Path, **changes: Any) -> Teacher:
-    source = resolve_teacher(tiny_config(directory, "unused", **changes))
+    source = resolve_teacher(tiny_cache_config(directory, "unused", **changes))
     return Teacher(source, torch.device("cpu"))
 
 
@@ -45,7 +45,7 @@ def test_positions_that_do_not_restart_are_found(
         return index_T * (1 + is_later_BT)
 
     monkeypatch.setattr(attention, "_positions", stretched_later)
-    with pytest.raises(ValueError, match="comes out differently behind another one than alone"):
+    with pytest.raises(ValueError, match="gives different logits after another one than alone"):
         load(untied_teacher)
 
 

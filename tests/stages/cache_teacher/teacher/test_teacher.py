@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from stages.cache_teacher.teacher.teacher import Teacher
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
 from stages.compute.device import choose_device
-from tests.support.tiny import tiny_config
+from tests.support.tiny import tiny_cache_config
 
 STARTS = [[], [5], [1, 2, 31], [7, 19, 32]]
 
 
 def load(directory: Path, **changes: Any) -> Teacher:
-    config = tiny_config(directory, "unused", **changes)
+    config = tiny_cache_config(directory, "unused", **changes)
     return Teacher(resolve_teacher(config), torch.device("cpu"))
 
 
@@ -96,13 +96,13 @@ def test_flash_attention_needs_a_gpu(tiny_teacher: Path) -> None:
 def test_flash_attention_without_its_package_is_refused(tiny_teacher: Path) -> None:
     """transformers would fetch a compiled kernel in its place."""
     settings = {"attention": "flash_attention_2", "teacher_dtype": "bfloat16"}
-    source = resolve_teacher(tiny_config(tiny_teacher, "unused", **settings))
+    source = resolve_teacher(tiny_cache_config(tiny_teacher, "unused", **settings))
     with pytest.raises(ValueError, match="needs the flash-attn package; use varlen"):
         Teacher(source, torch.device("cuda"))
 
 
 def test_varlen_on_a_gpu_needs_half_precision(tiny_teacher: Path) -> None:
-    source = resolve_teacher(tiny_config(tiny_teacher, "unused", attention="varlen"))
+    source = resolve_teacher(tiny_cache_config(tiny_teacher, "unused", attention="varlen"))
     with pytest.raises(ValueError, match="varlen on a GPU needs half precision; use sdpa"):
         Teacher(source, torch.device("cuda"))
 
@@ -163,7 +163,7 @@ def test_weights_that_are_missing_are_named(tiny_teacher: Path, tmp_path: Path) 
     weights = load_file(copy / "model.safetensors")
     del weights["model.norm.weight"]
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"the weights lack model\.norm\.weight"):
+    with pytest.raises(ValueError, match=r"weights are missing: model\.norm\.weight"):
         load(copy)
 
 

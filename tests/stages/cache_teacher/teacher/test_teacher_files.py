@@ -9,11 +9,11 @@ import pytest
 
 from stages.cache_teacher.teacher import teacher_files
 from stages.cache_teacher.teacher.teacher_files import TeacherSource, resolve_teacher
-from tests.support.tiny import tiny_config
+from tests.support.tiny import tiny_cache_config
 
 
 def resolve(teacher: Path | str, **changes: Any) -> TeacherSource:
-    return resolve_teacher(tiny_config(teacher, "unused", **changes))
+    return resolve_teacher(tiny_cache_config(teacher, "unused", **changes))
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_pickled_weights_are_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("config.json", "holds no config.json"),
+        ("config.json", "is not a model directory: it has no config.json"),
         ("model.safetensors", "holds no safetensors weights"),
         ("tokenizer", "holds no tokenizer"),
     ],
@@ -233,5 +233,5 @@ def test_a_tokenizer_that_is_not_of_the_tokenizers_library(
     from transformers import ByT5Tokenizer
 
     monkeypatch.setattr(teacher_files, "load_tokenizer", lambda _: ByT5Tokenizer(extra_ids=0))
-    with pytest.raises(ValueError, match=r"its tokenizer \(ByT5Tokenizer\) is not one of the tok"):
+    with pytest.raises(ValueError, match=r"its tokenizer \(ByT5Tokenizer\) is not from the tok"):
         resolve(copy)

@@ -162,10 +162,10 @@ def only_a_file(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "empty": (unsealed(b""), "its seal does not fit"),
-    "a list": (unsealed(b"[]"), "its seal does not fit"),
-    "no JSON": (unsealed(b"\xff{"), "its seal does not fit"),
-    "nested": (unsealed(b"[" * 99999), "its seal does not fit"),
+    "empty": (unsealed(b""), "its seal does not match"),
+    "a list": (unsealed(b"[]"), "its seal does not match"),
+    "no JSON": (unsealed(b"\xff{"), "its seal does not match"),
+    "nested": (unsealed(b"[" * 99999), "its seal does not match"),
     "no seal": (unsealed(b'{"step": "x"}'), "it has no seal, or an older version"),
     "before seals": (as_before_seals, "it has no seal, or an older version"),
     "step no number": (sealed({"step": "x"}), "step: expected int, found 'x'"),
@@ -198,7 +198,7 @@ def test_damage_of_any_kind_is_passed_over_and_named(checkpoints: Path, damage: 
         raise ValueError(problem.reason)
     assert str(problem.path) in problem.reason
     (message,) = checkpoint.set_aside(problems)
-    assert message.endswith(f"It is passed over, and now called {problem.path.name}.damaged.")
+    assert message.endswith(f"It is skipped, and was renamed to {problem.path.name}.damaged.")
     assert checkpoint.load_newest(checkpoints)[1] == []
 
 
@@ -338,4 +338,4 @@ def test_a_pipe_in_a_checkpoint_is_not_waited_for(checkpoints: Path, name: str) 
     found, problems = checkpoint.load_newest(checkpoints)
     assert found is not None
     assert found.step == 3
-    assert "no ordinary file" in problems[0].reason
+    assert "not a regular file" in problems[0].reason

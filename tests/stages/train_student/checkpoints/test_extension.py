@@ -54,7 +54,7 @@ def test_an_extension_is_extended_replaced_or_asked_for_again() -> None:
         (0, 11, "max_steps=11 instead"),
         (10, 10, "has reached step 10"),
         (10, 9, "has reached step 10"),
-        (5, 9, "goes on to step 10 already, and is not shortened"),
+        (5, 9, "already continues to step 10, and cannot be shortened"),
     ],
 )
 def test_what_is_no_extension_is_refused(step: int, to_step: int, message: str) -> None:

@@ -19,9 +19,10 @@ from stages.train_student.data.loader import Loader, row_order
 from stages.train_student.data.sampler import RankSlice
 from stages.train_student.evaluation import validation
 from stages.train_student.trainer.run_directory import prepare
-from tests.stages.train_student.test_run import run, tiny_config
 from tests.support import tiny
 from tests.support.sample_cache import ROWS_OF_UNIT, fill, sample_ranks, sample_spec
+from tests.support.train_configs import tiny_train_config
+from tests.support.train_runs import run
 
 ROWS = sample_spec(validation_split="rows")
 Ids = set[tuple[int, ...]]
@@ -92,7 +93,7 @@ def test_a_cache_of_one_unit_trains_a_student(
 
     monkeypatch.setattr(loader, "read_batch", watched(trained))
     monkeypatch.setattr(validation, "read_batch", watched(validated))
-    config = tiny_config(
+    config = tiny_train_config(
         gradient_accumulation_steps=1, max_steps=None, num_train_epochs=2, validation_rows=10**6
     )
     metrics = run(config, path, tmp_path / "run")

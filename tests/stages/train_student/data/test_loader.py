@@ -184,10 +184,12 @@ class TestRoomForCopies:
             if room == needed:
                 row_order(cache, config, cache.num_rows("train"))
                 continue
-            with pytest.raises(ValueError, match=r"shuffle_shards: the rows .*them take") as e:
+            with pytest.raises(
+                ValueError, match=r"shuffle_shards: the rows .*raise the limit"
+            ) as e:
                 row_order(cache, config, cache.num_rows("train"))
             assert f"{needed:,} bytes" in str(e.value)
-            assert f"may take {room:,}" in str(e.value)
+            assert f"may take only {room:,}" in str(e.value)
 
     def test_a_local_cache_needs_no_room(self, tiny_cache: Path) -> None:
         assert cache_format.open(tiny_cache).max_local_bytes is None

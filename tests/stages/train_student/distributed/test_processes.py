@@ -16,9 +16,10 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from stages.train_student.tracking.run_progress import TrainProgress
 from stages.train_student.trainer.rank_slice import require_processes
 from stages.train_student.trainer.stopping import StoppedError
-from tests.stages.train_student.test_run import metrics, run, tiny_config
 from tests.support import ROOT
+from tests.support.train_configs import tiny_train_config
 from tests.support.train_in_processes import train_forked
+from tests.support.train_runs import metrics, run
 
 _SCRIPT = ROOT / "tests/support/train_in_processes.py"
 
@@ -115,7 +116,7 @@ SIZES = {
 def alone(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process, with dropout."""
     out = tmp_path_factory.mktemp("alone") / "run"
-    run(tiny_config(**SIZES), tiny_cache, out)
+    run(tiny_train_config(**SIZES), tiny_cache, out)
     return out
 
 
@@ -139,7 +140,7 @@ def test_one_may_have_more_micro_batches_than_the_other(
     two: Launcher, tiny_cache: Path, tmp_path: Path
 ) -> None:
     changes: dict[str, Any] = {"batch_size": 1, "gradient_accumulation_steps": 3, "max_steps": 3}
-    run(tiny_config(**changes), tiny_cache, tmp_path / "alone")
+    run(tiny_train_config(**changes), tiny_cache, tmp_path / "alone")
     done = two.train(tiny_cache, tmp_path / "run", **changes)
     assert done.returncode == 0, done.stderr
     assert_same_student(tmp_path / "run", tmp_path / "alone", 2e-5)
@@ -149,7 +150,7 @@ def test_a_trained_head_and_scaled_gradients_are_shared_too(
     two: Launcher, tiny_cache: Path, tmp_path: Path
 ) -> None:
     changes: dict[str, Any] = {"train_head": True, "precision": "fp16", "max_steps": 3}
-    run(tiny_config(**changes), tiny_cache, tmp_path / "alone")
+    run(tiny_train_config(**changes), tiny_cache, tmp_path / "alone")
     done = two.train(tiny_cache, tmp_path / "run", parallel="fsdp", **changes)
     assert done.returncode == 0, done.stderr
     # Halves are rounded, so some of what AdamW divides by is another number altogether.
@@ -160,7 +161,7 @@ def test_columns_of_the_head_are_drawn_for_a_micro_batch_wherever_it_is(
     two: Launcher, tiny_cache: Path, tmp_path: Path
 ) -> None:
     changes: dict[str, Any] = {"sampled_softmax_size": 32, "max_steps": 3}
-    run(tiny_config(**changes), tiny_cache, tmp_path / "alone")
+    run(tiny_train_config(**changes), tiny_cache, tmp_path / "alone")
     done = two.train(tiny_cache, tmp_path / "run", **changes)
     assert done.returncode == 0, done.stderr
     assert_same_student(tmp_path / "run", tmp_path / "alone", 2e-5)
@@ -181,7 +182,7 @@ def test_checkpoints_move_between_numbers_of_processes(
 
     with pytest.raises(StoppedError):
         run(
-            tiny_config(**SIZES),
+            tiny_train_config(**SIZES),
             tiny_cache,
             out,
             resume=True,
@@ -201,7 +202,7 @@ def test_all_stop_in_a_validation_that_a_resumed_run_begins_with(
     assert "StoppedError: stopped after step 4" in stopped.stderr
     validated = [row["step"] for row in metrics(out) if "validation/loss" in row]
     assert validated == [0]
-    run(tiny_config(**SIZES), tiny_cache, out, resume=True)
+    run(tiny_train_config(**SIZES), tiny_cache, out, resume=True)
     assert_same_student(out, alone, 2e-5)
     assert [row["step"] for row in metrics(out)] == [row["step"] for row in metrics(alone)]
 
@@ -241,11 +242,13 @@ def test_a_step_that_cannot_be_dealt_is_refused(
         "gradient_accumulation_steps": sizes[1],
         "parallel": parallel,
     }
-    with pytest.raises(ValueError, match=r"micro-batches .* processes") as refused:
-        require_processes(tiny_config(**changes), num_ranks)
+    with pytest.raises(ValueError, match=r"micro-batches.* processes") as refused:
+        require_processes(tiny_train_config(**changes), num_ranks)
     assert advice in str(refused.value)
 
 
 @pytest.mark.parametrize(("num_ranks", "parallel"), [(1, "fsdp"), (3, "ddp"), (4, "fsdp")])
 def test_a_step_that_can_be_dealt_is_not(num_ranks: int, parallel: str) -> None:
-    require_processes(tiny_config(gradient_accumulation_steps=4, parallel=parallel), num_ranks)
+    require_processes(
+        tiny_train_config(gradient_accumulation_steps=4, parallel=parallel), num_ranks
+    )

@@ -11,17 +11,17 @@ import cache_format
 from stages.train_student.evaluation.validation import score, validate, validation_batches
 from stages.train_student.losses.objective import make_objective
 from stages.train_student.new_student import load_student
-from tests.stages.train_student.test_run import tiny_config
 from tests.support.student_caches import TARGETS, write_cache
+from tests.support.train_configs import tiny_train_config
 
 
 def test_metrics_equal_those_of_full_logits(tiny_cache: Path) -> None:
     cache = cache_format.open(tiny_cache)
-    model: Any = load_student(tiny_config(), cache)
+    model: Any = load_student(tiny_train_config(), cache)
     vocab_size = cache.spec.teacher.vocab_size
     found = validate(
         model,
-        make_objective(model, cache, tiny_config(loss_chunk=17), torch.device("cpu")),
+        make_objective(model, cache, tiny_train_config(loss_chunk=17), torch.device("cpu")),
         cache,
         num_rows=5,
         max_rows=100,
@@ -72,8 +72,8 @@ def test_metrics_equal_those_of_full_logits(tiny_cache: Path) -> None:
 
 def test_of_samples_the_teacher_s_choices_are_not_known(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["sampled"])
-    model = load_student(tiny_config(), cache)
-    objective = make_objective(model, cache, tiny_config(), torch.device("cpu"))
+    model = load_student(tiny_train_config(), cache)
+    objective = make_objective(model, cache, tiny_train_config(), torch.device("cpu"))
     found = score(model, objective, validation_batches(cache, 5, 5, 2))
     assert {"validation/accuracy", "validation/ece", "validation/teacher_loss"} <= found.keys()
     assert not {"validation/teacher_accuracy", "validation/teacher_ece"} & found.keys()
@@ -81,8 +81,8 @@ def test_of_samples_the_teacher_s_choices_are_not_known(tmp_path: Path) -> None:
 
 def test_without_a_scored_position_there_is_an_error(tiny_cache: Path) -> None:
     cache = cache_format.open(tiny_cache)
-    model = load_student(tiny_config(), cache)
-    objective = make_objective(model, cache, tiny_config(), torch.device("cpu"))
+    model = load_student(tiny_train_config(), cache)
+    objective = make_objective(model, cache, tiny_train_config(), torch.device("cpu"))
     with pytest.raises(ValueError, match="no position has a label"):
         score(model, objective, iter(()))
     assert model.training

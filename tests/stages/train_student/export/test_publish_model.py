@@ -18,23 +18,23 @@ from stages.train_student.export.publish_model import publish_model
 from stages.train_student.modeling.distil_xlstm.directory_code import directory_code
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from stages.train_student.new_student import load_student
-from tests.stages.train_student.test_run import tiny_config
+from tests.support.train_configs import tiny_train_config
 
 
 @pytest.fixture(scope="module")
 def published(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = cache_format.open(tiny_cache)
-    config = tiny_config()
+    config = tiny_train_config()
     target = tmp_path_factory.mktemp("published") / "model"
     metrics = {"validation/loss": 4.25, "validation/ece": 0.0625, "validation/unknown": 1.0}
     publish_model(load_student(config, cache), cache, target, config=config, metrics=metrics)
     return target
 
 
-def test_what_is_in_the_directory(published: Path, tiny_cache: Path) -> None:
+def test_the_published_directory_has_exactly_these_files(published: Path, tiny_cache: Path) -> None:
     assert {path.name for path in published.iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors"),
-        *("README.md", "tokenizer.json", "tokenizer_config.json"),
+        *("README.md", "SHA256SUMS", "tokenizer.json", "tokenizer_config.json"),
         *directory_code(),
     }
     written = json.loads((published / "config.json").read_text())
@@ -44,17 +44,17 @@ def test_what_is_in_the_directory(published: Path, tiny_cache: Path) -> None:
     assert written["teacher"]["source"] == "local"
 
 
-def test_the_card(published: Path, tiny_cache: Path) -> None:
+def test_the_model_card_names_teacher_cache_and_metrics(published: Path, tiny_cache: Path) -> None:
     card = (published / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     front = card.split("---\n")[1]
     assert "base_model" not in front  # the tiny teacher is no model of the Hub
     assert "license" not in front
-    assert "| loss, nats a token | 4.2500 |\n| calibration error | 0.0625 |" in card
+    assert "| loss, nats per token | 4.2500 |\n| calibration error | 0.0625 |" in card
     assert "unknown" not in card
     assert cache_format.open(tiny_cache).cache_id in card
     recipe = tomllib.loads(card.split("```toml\n")[1].split("```")[0])["train_student"]
-    assert recipe["learning_rate"] == tiny_config().learning_rate
+    assert recipe["learning_rate"] == tiny_train_config().learning_rate
     assert recipe["student"]["slstm_at"] == [0]
     assert "slstm_backend" not in recipe["student"]  # a matter of speed
     assert "device" not in recipe
@@ -64,11 +64,13 @@ def test_a_card_without_recipe_and_figures_leaves_them_out(
     tiny_cache: Path, tmp_path: Path
 ) -> None:
     cache = cache_format.open(tiny_cache)
-    publish_model(load_student(tiny_config(train_head=True), cache), cache, tmp_path / "model")
+    publish_model(
+        load_student(tiny_train_config(train_head=True), cache), cache, tmp_path / "model"
+    )
     card = (tmp_path / "model" / "README.md").read_text()
     assert "## Recipe" not in card
-    assert "## Figures" not in card
-    assert "a head that began as one" in card
+    assert "## Results" not in card
+    assert "a head initialized from the teacher's" in card
     assert "An xLSTM student of a model that is not on the Hub" in card
 
 

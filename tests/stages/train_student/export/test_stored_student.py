@@ -53,7 +53,7 @@ def test_it_is_what_transformers_loads(tiny_cache: Path, tmp_path: Path, train_h
     assert ours.generation_config.to_dict() == theirs.generation_config.to_dict()
 
 
-def test_weights_in_parts(whole: Path, copy: Path) -> None:
+def test_sharded_weights_load_like_a_single_file(whole: Path, copy: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     (copy / "model.safetensors").unlink()
     weight_map = {name: f"model-{n % 2}.safetensors" for n, name in enumerate(tensors)}
@@ -92,7 +92,7 @@ def test_settings_that_no_student_has_are_passed_over(whole: Path, copy: Path) -
         ({"vocab_size": 0}, "vocab_size: impossible value 0"),
         ({"vocab_size": True}, "vocab_size: impossible value True"),
         ({"head_rows": 2**30}, r"expected the shape \[1073741824, 32\] by config.json, found"),
-        ({"num_blocks": 10**9}, "num_blocks is 1000000000, but the weights are of 2 blocks"),
+        ({"num_blocks": 10**9}, "num_blocks is 1000000000, but the weights have 2 blocks"),
         ({"num_heads": 3}, "num_heads = 3 must divide"),
         ({"slstm_at": [5]}, "settings make no student|weights are missing"),
         ({"slstm_at": 0}, "slstm_at: impossible value 0"),
@@ -133,13 +133,13 @@ def test_weights_that_do_not_fit_are_named(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 100, b'\x08\0\0\0\0\0\0\0{"a":1}}'])
-def test_weights_that_are_none(copy: Path, data: bytes) -> None:
+def test_damaged_weight_files_are_refused(copy: Path, data: bytes) -> None:
     (copy / "model.safetensors").write_bytes(data)
     with pytest.raises(ValueError, match="the weights are damaged"):
         load_stored_student(copy)
 
 
-def test_without_weights(copy: Path) -> None:
+def test_a_directory_without_safetensors_is_refused(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"no safetensors weights \(its pytorch_model\.bin is a"):
         load_stored_student(copy)

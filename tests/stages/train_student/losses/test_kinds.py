@@ -30,7 +30,7 @@ from tests.support.train_configs import train_config
 _RADEMACHER = SketchSpec(kind="rademacher", dim=8)
 
 
-def tiny_config(kind: str, **changes: Any) -> TrainStudentConfig:
+def config_for(kind: str, **changes: Any) -> TrainStudentConfig:
     start, end = TEMPERATURES.get(kind, (2.0, 1.0))
     settings: dict[str, Any] = {
         "num_blocks": 1,
@@ -79,7 +79,7 @@ class TestLoader:
             assert begin == len(draws.ids) > 0
 
     @pytest.mark.parametrize("kind", ["top_k", "sampled"])
-    def test_others_have_none(self, tmp_path: Path, kind: str) -> None:
+    def test_batches_of_caches_without_samples_have_none(self, tmp_path: Path, kind: str) -> None:
         cache = write_cache(tmp_path / "cache", TARGETS[kind])
         batch = read_batch(cache, "train", [0], with_sketch=False)
         assert ids_of(batch).samples is None
@@ -122,7 +122,7 @@ def test_the_frobenius_term_projects_the_student_as_the_teacher_was(
     tmp_path: Path, sketch: SketchSpec
 ) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["top_k"], sketch)
-    model, objective = objective_of(tiny_config("top_k"), cache)
+    model, objective = objective_of(config_for("top_k"), cache)
     batch = read_batch(cache, "train", [0, 1], with_sketch=True)
     _, terms = objective.micro_batch_loss(
         model, batch, LossWeights(0.0, 1.0, 1.0), LossNormalizer(batch.num_scored, 2)
@@ -145,7 +145,7 @@ def test_training_follows_the_teacher(tmp_path: Path, kind: str) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS[kind], pca_sketch())
     out = tmp_path / "run"
     last = train_student(
-        tiny_config(kind), cache, out, resume=False, recipe_toml="", report=lambda _: None
+        config_for(kind), cache, out, resume=False, recipe_toml="", report=lambda _: None
     )
     assert all(math.isfinite(value) for value in last.values())
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -160,7 +160,7 @@ def test_training_follows_the_teacher(tmp_path: Path, kind: str) -> None:
 def test_validation_says_how_far_the_student_is(tmp_path: Path, kind: str) -> None:
     """KL at T = 1 or at that of the samples, against float64 over the rows' own arrays."""
     cache = write_cache(tmp_path / "cache", TARGETS[kind])
-    model, objective = objective_of(tiny_config(kind), cache)
+    model, objective = objective_of(config_for(kind), cache)
     found = validate(model, objective, cache, num_rows=5, max_rows=5, batch_size=2)
     model.train(False)
     temperature = TEMPERATURES.get(kind, (1.0,))[0]

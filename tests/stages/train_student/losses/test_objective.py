@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import cache_format
 from cache_format.reader import Cache
@@ -21,46 +19,10 @@ from stages.train_student.losses.objective import Objective, make_objective
 from stages.train_student.losses.teacher_signal import OnlineSignal, TeacherStates
 from stages.train_student.losses.terms import LossWeights, WeightedTerm
 from stages.train_student.new_student import load_student
-from tests.stages.train_student.test_run import tiny_config
 from tests.support.batches import ids_of
+from tests.support.host_waits import NothingIsAsked
 from tests.support.student_caches import TARGETS, TEMPERATURES, write_cache
-
-_ASKS = ("nonzero", "_local_scalar_dense", "masked_select", "unique", "item", "equal.default")
-"""Operations whose result, or its size, the host would have to wait for."""
-
-
-_FROM_HOST = ("lift_fresh", "scalar_tensor")
-"""Operations that make tensors of Python's numbers and lists."""
-
-
-class NothingIsAsked(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Fails where an operation would make the host wait for a GPU.
-
-    That is where the host asks for values, and where it copies its own to the device: it waits
-    until the device has them, which is after all that was queued. What ``to`` copies between
-    devices is not seen where there is but one.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._of_host: list[torch.Tensor] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = str(func).removeprefix("aten.")
-        indices = args[1] if name.startswith("index") and isinstance(args[1], list) else ()
-        is_mask = any(index is not None and index.dtype == torch.bool for index in indices)
-        assert not name.startswith(_ASKS), name
-        assert not is_mask, f"{name} by a mask"
-        result = func(*args, **kwargs or {})
-        if name.startswith(_FROM_HOST):
-            assert result.ndim == 0, f"{name} of a list"
-            self._of_host.append(result)
-        elif name != "fill_.Tensor":  # x[:2] = 1.0: no copy, the number is an argument
-            leaves = tree_leaves((args, kwargs))
-            assert not any(leaf is one for leaf in leaves for one in self._of_host), name
-        return result
+from tests.support.train_configs import tiny_train_config
 
 
 def test_the_mode_finds_what_waits() -> None:
@@ -139,7 +101,7 @@ def test_forward_and_backward_wait_for_nothing(
     tiny_cache: Path, precision: Any, slstm_at: tuple[int, ...], train_head: bool
 ) -> None:
     cache = cache_format.open(tiny_cache)
-    config = tiny_config(slstm_at=slstm_at, precision=precision, train_head=train_head)
+    config = tiny_train_config(slstm_at=slstm_at, precision=precision, train_head=train_head)
     batch = read_batch(cache, "train", range(4), with_sketch=True)
     assert batch.is_document_start[:, 1:].any()
     require_that_nothing_is_asked(*tiny_objective(config, cache), batch, 1.3)
@@ -150,13 +112,13 @@ def test_nor_do_they_with_other_targets(tmp_path: Path, kind: str) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS[kind])
     batch = read_batch(cache, "train", range(3), with_sketch=False)
     temperature = TEMPERATURES.get(kind, (1.3,))[0]
-    require_that_nothing_is_asked(*tiny_objective(tiny_config(), cache), batch, temperature)
+    require_that_nothing_is_asked(*tiny_objective(tiny_train_config(), cache), batch, temperature)
 
 
 def test_nor_do_they_with_a_teacher_in_the_loop(tiny_cache: Path) -> None:
     cache = cache_format.open(tiny_cache)
     batch = read_batch(cache, "train", range(4), with_sketch=False)
-    model, objective = tiny_objective(tiny_config(), cache)
+    model, objective = tiny_objective(tiny_train_config(), cache)
     teacher = FakeTeacher(batch, objective.head_of(model))
     require_that_nothing_is_asked(
         model, replace(objective, signal=OnlineSignal(teacher)), batch, 1.3
@@ -170,7 +132,7 @@ def test_the_teacher_is_asked_before_the_student(
     """It waits for the device, on which nothing of the student may be queued by then."""
     cache = cache_format.open(tiny_cache)
     batch = read_batch(cache, "train", range(2), with_sketch=False)
-    model, objective = tiny_objective(tiny_config(), cache)
+    model, objective = tiny_objective(tiny_train_config(), cache)
     teacher, forward = FakeTeacher(batch, objective.head_of(model)), model.hidden_states
     num_asked: list[int] = []
 
@@ -189,7 +151,7 @@ def test_the_teacher_is_asked_before_the_student(
 
 def test_a_trained_head_is_the_model_s_own_and_there_once(tiny_cache: Path) -> None:
     cache = cache_format.open(tiny_cache)
-    model, objective = tiny_objective(tiny_config(train_head=True), cache)
+    model, objective = tiny_objective(tiny_train_config(train_head=True), cache)
     assert objective.head_VD is None
     with torch.no_grad():
         model.lm_head.weight.copy_(model.lm_head.weight * 2)  # as another checkpoint's would be
@@ -200,7 +162,7 @@ def test_a_trained_head_is_the_model_s_own_and_there_once(tiny_cache: Path) -> N
 
 def test_a_frozen_head_is_without_its_padding_rows(tiny_cache: Path) -> None:
     cache = cache_format.open(tiny_cache)
-    model, objective = tiny_objective(tiny_config(), cache)
+    model, objective = tiny_objective(tiny_train_config(), cache)
     assert objective.head_of(model) is objective.head_VD
     assert len(objective.head_of(model)) == cache.spec.teacher.vocab_size
     assert not objective.head_of(model).requires_grad
@@ -210,7 +172,7 @@ def test_a_batch_without_a_scored_position_adds_nothing(tiny_cache: Path) -> Non
     cache = cache_format.open(tiny_cache)
     batch = read_batch(cache, "train", range(2), with_sketch=True)
     labels, none = torch.full_like(batch.labels, -100), batch.scored[:0]
-    model, objective = tiny_objective(tiny_config(), cache)
+    model, objective = tiny_objective(tiny_train_config(), cache)
     loss, terms = objective.micro_batch_loss(
         model,
         replace(batch, labels=labels, scored=none),
@@ -237,7 +199,7 @@ class MeanSquare:
 def test_one_more_term_adds_its_loss_its_gradient_and_its_value(tiny_cache: Path) -> None:
     cache = cache_format.open(tiny_cache)
     batch = read_batch(cache, "train", range(2), with_sketch=True)
-    model, objective = tiny_objective(tiny_config(dropout=0.0), cache)
+    model, objective = tiny_objective(tiny_train_config(dropout=0.0), cache)
     further = (*objective.further_terms, WeightedTerm(MeanSquare(), lambda w: w.alpha / 2))
     longer = replace(objective, further_terms=further)
     names = ("loss", "cross_entropy", "kl", "frobenius")

@@ -13,9 +13,9 @@ from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
-from tests.stages.train_student.losses.test_objective import NothingIsAsked
-from tests.stages.train_student.losses.test_sparse_kl import CPU, MODES
 from tests.support.dense_teachers import make_problem, samples, sparse, with_draws
+from tests.support.host_waits import NothingIsAsked
+from tests.support.loss_gradients import CPU, MODES
 from tests.support.train_configs import train_config
 
 _VOCAB = 200
@@ -229,6 +229,6 @@ def test_bounds_of_the_setting() -> None:
     with pytest.raises(ValueError, match="sampled_softmax_size: must be 1 or more"):
         TrainStudentConfig(sampled_softmax_size=0)
     with pytest.raises(
-        ValueError, match=r"sampled_softmax_size: must be absent where student\.train_head is true"
+        ValueError, match=r"sampled_softmax_size: must be none if student\.train_head is true"
     ):
         train_config(sampled_softmax_size=64, train_head=True)

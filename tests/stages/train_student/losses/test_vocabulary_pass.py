@@ -11,7 +11,7 @@ from stages.train_student.losses.vocabulary_pass import (
     VocabularyPass,
     VocabularyWeights,
 )
-from tests.stages.train_student.losses.test_sparse_kl import CPU, MODES
+from tests.support.loss_gradients import CPU, MODES
 
 
 def columns(*values: float) -> TargetLogMasses:

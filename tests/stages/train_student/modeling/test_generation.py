@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.stages.train_student.modeling.test_modeling import EOS, make_ids, make_noisy_student
+from tests.support.noisy_students import EOS, make_ids, make_noisy_student
 
 PROMPTS = [make_ids(1, 9), make_ids(1, 4) + 1, make_ids(1, 6) + 2]
 SAMPLING = {

@@ -12,14 +12,7 @@ from transformers import AutoModelForCausalLM
 from stages.train_student.modeling.distil_xlstm import auto_classes  # noqa: F401 (registers them)
 from stages.train_student.modeling.distil_xlstm.build import build_student
 from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
-from tests.stages.train_student.modeling.test_modeling import (
-    EOS,
-    ROWS,
-    VOCAB,
-    WIDTH,
-    make_ids,
-    make_noisy_student,
-)
+from tests.support.noisy_students import EOS, ROWS, VOCAB, WIDTH, make_ids, make_noisy_student
 
 
 def load(path: Path, **options: Any) -> Any:

@@ -35,7 +35,7 @@ def test_blocks_are_counted_before_they_are_made() -> None:
     names = ["xlstm_block_stack.blocks.0.xlstm.a", "xlstm_block_stack.blocks.1.ffn.b", "head"]
     assert KIND.blocks_differ(settings, [*names, names[0]]) == ""
     found = KIND.blocks_differ(settings, names[:1])
-    assert found == "num_blocks is 2, but the weights are of 1 blocks."
+    assert found == "num_blocks is 2, but the weights have 1 blocks."
 
 
 def test_a_student_without_slstm_chooses_no_scan() -> None:

@@ -18,7 +18,7 @@ def refuse(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_what_is_written(tmp_path: Path) -> None:
+def test_each_report_is_one_json_line(tmp_path: Path) -> None:
     with MetricsLog(tmp_path, from_step=0) as log:
         log.write(1, {"loss": 2.0, "norm": float("inf")})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 2.0}

@@ -8,7 +8,7 @@ from stages.train_student.tracking.throughput import Throughput, peak_bytes
 CPU = torch.device("cpu")
 
 
-def test_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throughput_is_tokens_over_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     throughput = Throughput(1e9, CPU, "fp32", 1)

@@ -10,8 +10,9 @@ from stages.train_student.checkpoints.run_record import read_record
 from stages.train_student.preflight import check_early
 from stages.train_student.trainer.precision import choose_precision
 from stages.train_student.trainer.stopping import StoppedError
-from tests.stages.train_student.test_run import run, tiny_config
 from tests.support.half_precision_cpus import set_cpu
+from tests.support.train_configs import tiny_train_config
+from tests.support.train_runs import run
 
 CPU = torch.device("cpu")
 
@@ -49,7 +50,7 @@ def test_what_is_named_stays_and_its_cost_is_told(
 def test_a_run_keeps_its_precision_on_whatever_machine(
     tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, out = tiny_config(precision="auto", max_steps=2), tmp_path / "run"
+    config, out = tiny_train_config(precision="auto", max_steps=2), tmp_path / "run"
     set_cpu(monkeypatch, bf16=False)
     with pytest.raises(StoppedError):
         run(config, tiny_cache, out, stop=lambda: (out / "metrics.jsonl").exists())
@@ -58,13 +59,13 @@ def test_a_run_keeps_its_precision_on_whatever_machine(
     run(config, tiny_cache, out, resume=True)
     assert read_record(out).identity["precision"] == "fp32"
     with pytest.raises(ValueError, match="precision was 'fp32' and is 'bf16'"):
-        run(tiny_config(precision="bf16", max_steps=2), tiny_cache, out, resume=True)
+        run(tiny_train_config(precision="bf16", max_steps=2), tiny_cache, out, resume=True)
 
 
 def test_an_early_check_knows_what_the_run_has_chosen(
     tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, out = tiny_config(precision="auto", max_steps=1), tmp_path / "run"
+    config, out = tiny_train_config(precision="auto", max_steps=1), tmp_path / "run"
     set_cpu(monkeypatch, bf16=False)
     run(config, tiny_cache, out)
     check_early(config, cache_format.open(tiny_cache), out, resume=True, online=False)

@@ -96,7 +96,7 @@ def test_offsets_that_lead_astray_are_found_before_they_are_followed(tmp_path: P
 
 
 @pytest.mark.parametrize("num_shards", [1, 3])
-def test_what_datasets_saves(tmp_path: Path, num_shards: int) -> None:
+def test_directories_of_save_to_disk_are_read(tmp_path: Path, num_shards: int) -> None:
     import datasets
 
     dataset = datasets.Dataset.from_dict({"text": [*TEXTS, "last"]}).select(range(45))

@@ -1,7 +1,7 @@
 """What a process elsewhere makes units with: settings in, units out.
 
-In: the settings and the place of a cache that was begun. Out: entries of published units. Called by
-``ray_engine``, which runs one of these for each GPU; knows nothing of Ray itself.
+In: the settings and the place of a cache that was begun. Out: entries of published units. An engine
+of several processes runs one of these for each device.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from stages.compute.device import choose_device
 
 
 @dataclass(frozen=True, kw_only=True)
-class RayJob:
+class WorkerJob:
     """All that is sent to where units are made."""
 
     config: CacheTeacherConfig
@@ -39,13 +39,13 @@ class MadeUnit:
     peak_operations: float | None
 
 
-class RayWorker:
+class EngineWorker:
     """Makes units of a cache. Three threads may ``make`` at a time, after one has called ``load``.
 
     Making one does nothing but remember ``job``, so that what fails is raised by ``load``.
     """
 
-    def __init__(self, job: RayJob) -> None:
+    def __init__(self, job: WorkerJob) -> None:
         self._job = job
         self._progress = Progress(job.config.num_tokens, ALL_UNITS, lambda _: None)
         self._maker: UnitMaker | None = None
