@@ -61,7 +61,8 @@ def quantize_frequencies(weights: NDArray[np.float64]) -> Frequencies:
     by_remainder = np.argsort(np.floor(exact) - exact, 1, kind="stable")
     for row, order in zip(counts, by_remainder, strict=True):
         row[order[: TOTAL - int(row.sum())]] += 1
-    return counts.astype(np.uint16)
+    frequencies: Frequencies = counts.astype(np.uint16)
+    return frequencies
 
 
 def make_tables(frequencies: Frequencies) -> Tables:
@@ -74,7 +75,8 @@ def make_tables(frequencies: Frequencies) -> Tables:
     symbols = np.stack([np.repeat(every, row) for row in wide]).reshape(-1, TOTAL)
     slots = np.arange(TOTAL, dtype=np.uint32)
     offsets = slots - np.take_along_axis(starts, symbols.astype(np.int64), 1)
-    steps = (np.take_along_axis(wide, symbols.astype(np.int64), 1) << _WORD_BITS) | offsets
+    of_slots = np.take_along_axis(wide, symbols.astype(np.int64), 1)
+    steps = (of_slots << np.uint32(_WORD_BITS)) | offsets
     return Tables(wide, starts, symbols, steps)
 
 
