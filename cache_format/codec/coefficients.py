@@ -1,10 +1,10 @@
 """Transform coefficients, whole numbers that are mostly small, in few bytes.
 
 In: the coefficients of P positions, J each, and a ``CoefficientCode`` that was fitted on others
-like them. Out: one string of bytes, and back. A coefficient v of component j is clipped to ±m_j, its
-limit. As many components in a row as fit into a byte, each a digit 0 … 2m of base 2m + 1, make a
-symbol, which interleaved rANS codes with the frequencies of its place (see ``rans.py``). What is at
-a limit has its excess |v| − m_j ≥ 0 in a list of its own.
+like them. Out: one string of bytes, and back. A coefficient v of component j is clipped to ±m_j,
+its limit. As many components in a row as fit into a byte, each a digit 0 … 2m of base 2m + 1, make
+a symbol, which interleaved rANS codes with the frequencies of its place (see ``rans.py``). What is
+at a limit has its excess |v| − m_j ≥ 0 in a list of its own.
 
 Why bytes of several components: a coefficient takes a bit or two, and coding one costs as much time
 as coding a byte. Limits do not rise with j, so that neighbors share one.
