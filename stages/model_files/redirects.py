@@ -4,20 +4,26 @@ A cache is identified by the hashes of the usual files, and a student is publish
 directory with such a key is refused, wherever in its JSON the key is.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from cache_format.metadata.strict_json import read_object
-
 _REDIRECTS = ("configuration_files", "fast_tokenizer_files", "transformers_weights")
-_STEP = "Put it back from where the model came."
 
 
 def refuse_redirects(path: Path) -> None:
-    """Raise ValueError where the JSON file at ``path``, if any, names files to read instead."""
+    """Raise ValueError where the JSON file at ``path``, if any, names files to read instead.
+
+    Read as transformers reads it, which allows more than JSON, such as ``Infinity``; what it cannot
+    read either is left for it to name.
+    """
     if not path.is_file():
         return
-    for key in _keys(read_object(path, _STEP)):
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return
+    for key in _keys(value):
         if key in _REDIRECTS:
             raise ValueError(
                 f"{path}: {key} makes transformers read other files than those that identify the "

@@ -33,6 +33,7 @@ TOKENIZER_FILES = (*READ_FILES, "chat_template.jinja")
 """All that is passed on of a tokenizer, to a cache or with a student."""
 
 _CODE = ("auto_map", "init_inputs")
+_DATA_OR_PATH = ("vocab", "merges")  # which transformers reads as a file if it is a path
 _FAST_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")  # as 4.x and 5.x call it
 
 
@@ -47,6 +48,7 @@ def load_tokenizer(directory: Path) -> Any:
     refuse_redirects(directory / CONFIG)
     has_fast = (directory / "tokenizer.json").is_file()
     if not has_fast:
+        refuse_redirects(directory / "config.json")
         _refuse_code(directory)
     auto: Any = AutoTokenizer
     fast: Any = PreTrainedTokenizerFast
@@ -90,7 +92,7 @@ def _without_code(fields: dict[str, Any], *, has_fast: bool) -> dict[str, Any]:
     kept = {
         key: value
         for key, value in fields.items()
-        if key not in _CODE and not key.endswith(("_file", "_files"))
+        if not _names_other_files(key) and key not in _CODE
     }
     name = kept.get("tokenizer_class")
     if name is None:
@@ -100,6 +102,24 @@ def _without_code(fields: dict[str, Any], *, has_fast: bool) -> dict[str, Any]:
     if not _is_known_class(name):
         del kept["tokenizer_class"]
     return kept
+
+
+def _names_other_files(key: str) -> bool:
+    return key in _DATA_OR_PATH or key.endswith(("_file", "_files"))
+
+
+def require_no_code(directory: Path) -> None:
+    """Raise ValueError where a tokenizer's configuration has what is not passed on with it."""
+    path = directory / CONFIG
+    if not path.is_file():
+        return
+    fields = read_object(path, "Put it back from where it came.")
+    kept = _without_code(fields, has_fast=(directory / "tokenizer.json").is_file())
+    for key in fields:
+        if kept.get(key) != fields[key]:
+            raise ValueError(
+                f"{path}: {key} may name foreign code or another file. Delete that key."
+            )
 
 
 def _is_known_class(name: object) -> bool:
@@ -122,3 +142,9 @@ def _refuse_code(directory: Path) -> None:
             "once: load it with transformers and save `tokenizer.backend_tokenizer` as "
             "tokenizer.json; or use a teacher that has one."
         )
+    for key, value in fields.items():
+        if value and (_names_other_files(key) or key == "init_inputs"):
+            raise ValueError(
+                f"{path}: {key} makes transformers read another file than those that identify the "
+                "tokenizer, and there is no tokenizer.json. Delete that key."
+            )

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from cache_format.metadata.strict_json import read_object
 from stages.model_files.redirects import refuse_redirects
-from stages.model_files.tokenizer_files import CONFIG, TOKENIZER_FILES
+from stages.model_files.tokenizer_files import CONFIG, TOKENIZER_FILES, require_no_code
 from stages.model_files.weight_files import INDEX, weight_files
 from stages.train_student.export.checksums import CHECKSUMS, require_unchanged
-from stages.train_student.export.stored_student import stored_settings
+from stages.train_student.export.stored_student import read_config, stored_settings
 from stages.train_student.students.registry import SETTINGS, student_kind
 from stages.train_student.students.student import DirectoryCode
 
@@ -52,10 +52,12 @@ def _code_of(directory: Path) -> DirectoryCode:
 
 def _refuse_foreign_settings(path: Path) -> None:
     """Other keys than those of a student may name code or files to whoever loads the model."""
+    kind, _ = read_config(path)
     fields = read_object(path, _STEP)
-    model_type = fields.get("model_type")
-    known = stored_settings(student_kind(str(model_type))) if model_type in list(SETTINGS) else {}
-    foreign = sorted(fields.keys() - known.keys() - _WRITTEN_BY_TRANSFORMERS)
+    architectures = [kind.model_class.__name__]
+    if fields.get("architectures", architectures) != architectures:
+        raise ValueError(f"{path}: architectures: expected {architectures}. {_STEP}")
+    foreign = sorted(fields.keys() - stored_settings(kind).keys() - _WRITTEN_BY_TRANSFORMERS)
     if foreign:
         raise ValueError(
             f"{path}: {foreign[0]}: not a setting of a student. Delete it, or export the student "
@@ -74,8 +76,8 @@ def _refuse_foreign_code(directory: Path, names: list[str], code: DirectoryCode)
                 )
     if "config.json" in names:
         _refuse_foreign_settings(directory / "config.json")
-    for name in (CONFIG, "generation_config.json"):
-        refuse_redirects(directory / name)
+    refuse_redirects(directory / "generation_config.json")
+    require_no_code(directory)
     for name, text in code.files.items():
         if name in names and (directory / name).read_bytes() != text.encode():
             raise ValueError(

@@ -70,7 +70,7 @@ def load_stored_student(directory: Path) -> Student:
 
     Raises ValueError, with the file and what is wrong with it, where there is none that is whole.
     """
-    kind, config = _read_config(directory / "config.json")
+    kind, config = read_config(directory / "config.json")
     names = weight_files(directory)
     if not names:
         raise ValueError(
@@ -87,7 +87,7 @@ def load_stored_student(directory: Path) -> Student:
     return model
 
 
-def _read_config(path: Path) -> tuple[_Kind, Any]:
+def read_config(path: Path) -> tuple[_Kind, Any]:
     """Kind and settings of a student; whatever else the file holds is passed over."""
     fields = read_object(path, _STEP)
     kind = _kind(path, fields.get("model_type"))

@@ -48,3 +48,17 @@ def test_keys_without_a_value_and_files_that_are_not_there_pass(tmp_path: Path) 
     refuse_redirects(tmp_path / "config.json")
     (tmp_path / "config.json").write_text(json.dumps(dict.fromkeys(KEYS)))
     refuse_redirects(tmp_path / "config.json")
+
+
+def test_a_configuration_with_infinity_is_left_to_transformers(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"time_step_limit": [0.0, Infinity]}')
+    refuse_redirects(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("key", ["vocab", "merges", "vocab_file", "gguf_file", "init_inputs"])
+def test_without_a_tokenizer_json_no_other_file_is_named(tmp_path: Path, key: str) -> None:
+    teacher = save_tiny_teacher(tmp_path / "teacher")
+    (teacher / "tokenizer.json").unlink()
+    change(teacher / "tokenizer_config.json", **{key: "/etc/passwd"})
+    with pytest.raises(ValueError, match=rf"tokenizer_config\.json: {key} makes transformers read"):
+        load_tokenizer(teacher)

@@ -93,7 +93,7 @@ def test_missing_files_are_named(copy: Path, name: str, problem: str) -> None:
 
 def test_a_damaged_configuration_is_named(copy: Path) -> None:
     (copy / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json: damaged: not JSON"):
+    with pytest.raises(ValueError, match="configuration or tokenizer is unreadable"):
         resolve(copy)
 
 

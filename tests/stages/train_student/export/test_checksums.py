@@ -1,6 +1,7 @@
 """A published student whose files are not what was published."""
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -81,3 +82,26 @@ def test_a_checkpoint_that_is_newer_than_the_model_is_mentioned(
     with student_files(model.parent, None, said.append) as student:
         assert student.directory == model
     assert [("step 9999999" in line) for line in said] == [True] * is_said
+
+
+def test_checksums_that_are_no_regular_file_are_refused(model: Path) -> None:
+    path = model / CHECKSUMS
+    for make in (os.mkfifo, lambda where: where.symlink_to("/dev/zero"), Path.mkdir):
+        path.unlink()
+        make(path)
+        with pytest.raises((ValueError, OSError), match=CHECKSUMS):
+            load_stored_student(model)
+        if path.is_dir():
+            path.rmdir()
+            path.touch()
+    path.unlink()
+    path.symlink_to("nowhere")
+    with pytest.raises((ValueError, OSError), match=CHECKSUMS):
+        load_stored_student(model)
+
+
+def test_checksums_without_end_are_refused(model: Path) -> None:
+    with (model / CHECKSUMS).open("ab") as file:
+        file.truncate(1 << 34)
+    with pytest.raises(ValueError, match="SHA256SUMS: damaged"):
+        load_stored_student(model)
