@@ -93,12 +93,15 @@ def student_files(
     run has read it. ``say`` is told which step is used. Raises ValueError where there is no student
     or no cache of its teacher.
     """
-    from stages.train_student.export.model_directory import find_model_directory, newer_step
+    from stages.train_student.export.model_directory import (
+        find_model_directory,
+        newer_checkpoint_note,
+    )
 
     path = find_model_directory(place)
     if path is not None:
-        if newer := newer_step(path):
-            say(f"{path}: the run has a checkpoint of step {newer}, which is newer than this model")
+        if note := newer_checkpoint_note(path):
+            say(note)
         yield StudentFiles(directory=path, source=path, step=None)
         return
     import cache_format

@@ -22,6 +22,8 @@ def run(
     resume: bool = False,
     report: Callable[[TrainProgress], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
+    init: Path | None = None,
+    extend_to: int | None = None,
 ) -> dict[str, float]:
     return train_student(
         config,
@@ -31,6 +33,8 @@ def run(
         recipe_toml="# tiny\n",
         report=report,
         stop=StopRequest(is_made=stop),
+        init=init,
+        extend_to=extend_to,
     )
 
 

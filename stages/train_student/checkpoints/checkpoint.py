@@ -8,9 +8,11 @@ loader nor the dropout has a state: what they draw is a function of the step.
 
 import errno
 import hashlib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cache_format.errors import UnsupportedFormatError
 from cache_format.metadata import sealed_json
 from cache_format.storage.atomic import (
     open_regular,
@@ -114,8 +117,8 @@ def load_newest(
     """The newest whole checkpoint, and what is wrong with each newer one.
 
     ``check`` raises ValueError where what a checkpoint holds is not usable. Raises OSError for one
-    that cannot be read, as it may be whole, unless it is a link to itself; and
-    ForeignCheckpointError for one of another run.
+    that cannot be read, as it may be whole, unless it is a link to itself; ForeignCheckpointError
+    for one of another run; and UnsupportedFormatError for one that another version wrote.
     """
     problems: list[Problem] = []
     for path in newest_first(directory):
@@ -125,6 +128,10 @@ def load_newest(
             return checkpoint, problems
         except ForeignCheckpointError:
             raise
+        except UnsupportedFormatError as error:  # whole, as far as this version can know
+            raise UnsupportedFormatError(
+                f"{error} To resume the run without it, move {path} out of this directory."
+            ) from error
         except OSError as error:
             if not isinstance(error, _NOT_THERE) and error.errno != errno.ELOOP:
                 raise
@@ -152,11 +159,16 @@ def set_aside(problems: Sequence[Problem]) -> list[str]:
     """Rename what is not whole, so that it is neither counted nor in the way; says so of each."""
     messages = []
     for problem in problems:
-        aside = problem.path.with_name(f"{problem.path.name}.damaged")
-        remove_directory(aside)
+        aside = _free_name(f"{problem.path}.damaged")
         problem.path.rename(aside)
         messages.append(f"{problem.reason} It is skipped, and was renamed to {aside.name}.")
     return messages
+
+
+def _free_name(name: str) -> Path:
+    """``name``, or with the first number that makes it the name of nothing."""
+    numbered = (Path(f"{name}-{number}") for number in count(2))
+    return next(path for path in chain([Path(name)], numbered) if not os.path.lexists(path))
 
 
 def load(path: Path) -> Checkpoint:

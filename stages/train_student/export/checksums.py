@@ -32,6 +32,11 @@ def write_checksums(directory: Path) -> None:
     (directory / CHECKSUMS).write_text("".join(lines), encoding="ascii")
 
 
+def listed_files(directory: Path) -> set[str]:
+    """The names in ``SHA256SUMS``. Raises OSError where there is none, ValueError if damaged."""
+    return set(_read(directory / CHECKSUMS))
+
+
 def require_unchanged(directory: Path, names: Iterable[str]) -> None:
     """Raise ValueError where one of ``names`` that is there differs from ``SHA256SUMS``, if any."""
     path = directory / CHECKSUMS

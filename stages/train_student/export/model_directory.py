@@ -16,8 +16,8 @@ def find_model_directory(place: Path) -> Path | None:
     return None
 
 
-def newer_step(model: Path) -> int | None:
-    """The step of the newest checkpoint beside ``model``, if that is newer than the model itself.
+def newer_checkpoint_note(model: Path) -> str | None:
+    """A sentence, if the newest checkpoint beside ``model`` is newer than the model itself.
 
     So it is in a run that was extended and has not finished.
     """
@@ -29,7 +29,9 @@ def newer_step(model: Path) -> int | None:
     if not steps:
         return None
     step = read_object(model / "config.json", "").get("num_steps")
-    return max(steps) if isinstance(step, int) and max(steps) > step else None
+    if not isinstance(step, int) or max(steps) <= step:
+        return None
+    return f"{model}: the run has a checkpoint of step {max(steps)}, which is newer than this model"
 
 
 def has_checkpoint(place: Path) -> bool:

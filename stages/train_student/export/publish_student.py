@@ -16,6 +16,7 @@ from stages.train_student.checkpoints.saved_tensors import (
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.export.publish_model import publish_model, published_step
+from stages.train_student.export.published_files import is_complete
 from stages.train_student.new_student import load_student
 from stages.train_student.students.student import Student
 
@@ -43,7 +44,8 @@ def publish_student(
         if is_shared:
             student = load_student(config, cache)
             restore_weights(student, trained)
-        if target.exists() and published_step(target) == step and _holds(target, student):
+        is_there = target.exists() and published_step(target) == step
+        if is_there and is_complete(target) and _holds(target, student):
             return ()
         student.config.num_steps = step
         return publish_model(student, cache, target, config=config, metrics=metrics)

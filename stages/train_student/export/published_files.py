@@ -11,7 +11,7 @@ from cache_format.metadata.strict_json import read_object
 from stages.model_files.redirects import refuse_redirects
 from stages.model_files.tokenizer_files import CONFIG, TOKENIZER_FILES, require_no_code
 from stages.model_files.weight_files import INDEX, weight_files
-from stages.train_student.export.checksums import CHECKSUMS, require_unchanged
+from stages.train_student.export.checksums import CHECKSUMS, listed_files, require_unchanged
 from stages.train_student.export.stored_student import read_config, stored_settings
 from stages.train_student.students.registry import SETTINGS, student_kind
 from stages.train_student.students.student import DirectoryCode
@@ -39,6 +39,15 @@ def published_files(directory: Path) -> list[str]:
     _refuse_foreign_code(directory, found, code)
     require_unchanged(directory, [name for name in found if name not in _UNSEALED])
     return found
+
+
+def is_complete(directory: Path) -> bool:
+    """Whether all files are there that were published, as they were, with our own code."""
+    try:
+        found = published_files(directory)
+        return listed_files(directory) <= set(found)
+    except (ValueError, OSError):
+        return False
 
 
 def _code_of(directory: Path) -> DirectoryCode:

@@ -20,7 +20,7 @@ from stages.train_student.checkpoints.checkpoint import config_of
 from stages.train_student.checkpoints.saved_tensors import trained_parameters, trained_weights
 from stages.train_student.checkpoints.teacher_identity import require_same_teacher
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.export.model_directory import find_model_directory
+from stages.train_student.export.model_directory import find_model_directory, newer_checkpoint_note
 from stages.train_student.export.saved_student import find_checkpoint
 from stages.train_student.export.stored_student import load_stored_student
 from stages.train_student.students.registry import StudentSettings
@@ -34,6 +34,8 @@ class InitialWeights:
     """The model directory or the checkpoint, an absolute path."""
     sha256: str
     weights: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+    """What is to be known of the choice: newer checkpoints that are not used, and why."""
 
 
 def load_initial_weights(place: Path, config: TrainStudentConfig, cache: Cache) -> InitialWeights:
@@ -43,20 +45,24 @@ def load_initial_weights(place: Path, config: TrainStudentConfig, cache: Cache) 
     another teacher than that of ``cache``.
     """
     source: Any  # has the settings that shape weights as attributes
-    path = find_model_directory(place)
+    path, notes = find_model_directory(place), []
     if path is not None:
+        if note := newer_checkpoint_note(path):
+            notes.append(note)
         model = load_stored_student(path)
         kind, source, teacher = model.config.model_type, model.config, model.config.teacher
         weights = {name: p.detach() for name, p in trained_parameters(model).items()}
     else:
-        checkpoint, _ = find_checkpoint(place)
+        checkpoint, notes = find_checkpoint(place)
         path, source = checkpoint.path, config_of(checkpoint).student
         kind = source.kind
         teacher = checkpoint.state.identity.get("teacher")
         weights = trained_weights(checkpoint.tensors)
     _require_same_architecture(path, kind, source, config.student)
     require_same_teacher(str(path), teacher or {}, cache)
-    return InitialWeights(location=str(path.absolute()), sha256=_sha256(weights), weights=weights)
+    return InitialWeights(
+        location=str(path.absolute()), sha256=_sha256(weights), weights=weights, notes=tuple(notes)
+    )
 
 
 def _require_same_architecture(

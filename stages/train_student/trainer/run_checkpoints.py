@@ -100,6 +100,8 @@ class RunCheckpoints:
                 f"weights of {record.init_location}.",
                 NextStep("Use them as its initial weights.", StageAction.INITIAL_WEIGHTS),
             )
+        for note in initial.notes:
+            self.warn(note)
         restore_weights(self.model, initial.weights)
         self.say(f"beginning from the weights of {initial.location}")
 

@@ -161,6 +161,8 @@ def _check_same(
         now[key] = initial.sha256
     elif key in before:
         now[key] = before[key]
+    if isinstance(before.get("teacher"), dict):  # of an older version, it says less of the teacher
+        now["teacher"] = {k: v for k, v in now["teacher"].items() if k in before["teacher"]}
     differing = differences(before, now)
     if differing:
         text, actions = "Restore these settings to resume it, or choose another directory.", []

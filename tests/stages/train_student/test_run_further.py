@@ -10,12 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
-import cache_format
 from stages.train_student.checkpoints.run_record import read_record
 from stages.train_student.losses.schedules import learning_rate
-from stages.train_student.run import train_student
 from stages.train_student.tracking.run_progress import TrainProgress
-from stages.train_student.trainer.stopping import StoppedError, StopRequest
+from stages.train_student.trainer.stopping import StoppedError
+from tests.support import train_runs
 from tests.support.sample_cache import reseal
 from tests.support.train_configs import tiny_train_config
 from tests.support.train_runs import metrics, weights
@@ -39,14 +38,13 @@ def run(
     def report(progress: TrainProgress) -> None:
         said.append(progress.message)
 
-    train_student(
+    train_runs.run(
         tiny_train_config(**(SHORT | changes)),
-        cache_format.open(cache),
+        cache,
         out,
         resume=resume,
-        recipe_toml="# tiny\n",
         report=report,
-        stop=StopRequest(is_made=stop),
+        stop=stop,
         init=init,
         extend_to=extend_to,
     )

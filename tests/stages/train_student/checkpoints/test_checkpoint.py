@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cache_format.errors import UnsupportedFormatError
 from cache_format.metadata import sealed_json
 from stages.train_student.checkpoints import checkpoint
 from stages.train_student.checkpoints.checkpoint import Checkpoint, CheckpointState
@@ -181,7 +182,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "scaler": (sealed({"scaler": 3}), "scaler: expected dict"),
     "unknown field": (sealed({"extra": 1}), "extra: not a known field"),
     "missing field": (without_field, "scaler: missing"),
-    "version": (sealed({"format_version": "2.0"}), "format version 2.0"),
     "no tensors": (lambda path: (path / "tensors.safetensors").unlink(), "No such file"),
     "no state": (lambda path: (path / "state.json").unlink(), "No such file"),
     "a directory": (state_is_a_directory, "Is a directory"),
@@ -215,7 +215,14 @@ def test_what_is_damaged_twice_is_set_aside_twice(checkpoints: Path) -> None:
     assert sorted(path.name for path in checkpoints.iterdir()) == [
         "step-0000003",
         "step-0000006.damaged",
+        "step-0000006.damaged-2",
     ]
+
+
+def test_a_checkpoint_of_another_version_stops_and_stays(checkpoints: Path) -> None:
+    sealed({"format_version": "2.0"})(checkpoints / "step-0000006")
+    with pytest.raises(UnsupportedFormatError, match=r"2\.0.* move .*step-0000006 out of this"):
+        checkpoint.load_newest(checkpoints)
 
 
 def drop(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
