@@ -3,7 +3,6 @@
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -165,10 +164,13 @@ def test_only_the_command_line_knows_click() -> None:
 
 def test_no_test_module_is_imported() -> None:
     """What tests share lies in tests/support/."""
-    sources = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
+    folders = (ROOT / "tests", ROOT / "benchmarks")
+    sources = [path for folder in folders for path in folder.rglob("*.py")]
+    pattern = re.compile(r"^\s*(from|import) +tests\.\S*\btest_|^\s*from tests\S* import test_")
     importing = [
-        str(path.relative_to(ROOT))
+        f"{path.relative_to(ROOT)}: {line}"
         for path in sources
-        if re.search(r"^\s*from tests\.(\w+\.)*test_\w+ import", path.read_text(), re.MULTILINE)
+        for line in path.read_text().splitlines()
+        if pattern.search(line)
     ]
     assert importing == []

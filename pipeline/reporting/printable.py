@@ -1,7 +1,10 @@
 """Text from caches and models, as it may be shown on a terminal, which obeys control characters."""
 
-_BIDIRECTIONAL = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Controls that make a terminal show the characters after them in another order."""
+_LAYOUT = frozenset(
+    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # another order
+    "\u2028\u2029"  # another line
+)
+"""Characters that change where a terminal or an editor shows those around them."""
 
 
 def printable(text: str, *, keep: str = "\n\t") -> str:
@@ -18,4 +21,4 @@ def printable(text: str, *, keep: str = "\n\t") -> str:
 
 
 def _is_control(character: str) -> bool:
-    return ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 or character in _BIDIRECTIONAL
+    return ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 or character in _LAYOUT

@@ -28,7 +28,7 @@ def test_scale_restart_is_a_saw_tooth() -> None:
     assert before.alpha < weights.alpha
 
 
-def test_beta_may_rise() -> None:
+def test_beta_may_be_annealed_upwards() -> None:
     config = TrainStudentConfig(beta_start=0.1, beta_end=0.2)
     betas = [loss_weights(config, step, 1000).beta for step in range(50)]
     assert betas[0] == pytest.approx(0.1)
