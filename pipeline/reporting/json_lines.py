@@ -2,16 +2,13 @@
 
 import json
 import math
-import re
 import time
 from collections.abc import Mapping
 from typing import TextIO
 
 from pipeline.reporting.events import Event, timestamp
 from pipeline.reporting.lines import Clock, Pace
-
-_C1_OR_BIDIRECTIONAL = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Control characters that JSON does not have to escape."""
+from pipeline.reporting.printable import is_control
 
 
 class JsonLines:
@@ -27,7 +24,7 @@ class JsonLines:
             return
         fields = {"event": event.name, "time": timestamp(), **event.fields}
         line = json.dumps(_finite(fields), ensure_ascii=False)
-        print(_C1_OR_BIDIRECTIONAL.sub(_escaped, line), file=self._stream, flush=True)
+        print("".join(map(_escaped, line)), file=self._stream, flush=True)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -41,9 +38,12 @@ def tokens_of(event: Event) -> tuple[int, int]:
     return done, total
 
 
-def _escaped(character: re.Match[str]) -> str:
-    """As JSON escapes it; it is part of a string, because the rest of JSON is ASCII."""
-    return f"\\u{ord(character[0]):04x}"
+def _escaped(character: str) -> str:
+    """As JSON escapes it, if it is a control character that JSON leaves as it is.
+
+    It is then part of a string, because the rest of JSON is ASCII.
+    """
+    return f"\\u{ord(character):04x}" if is_control(character) else character
 
 
 def _finite(value: object) -> object:

@@ -14,11 +14,12 @@ def printable(text: str, *, keep: str = "\n\t") -> str:
     """
     return "".join(
         character.encode("unicode_escape").decode("ascii")
-        if character not in keep and _is_control(character)
+        if character not in keep and is_control(character)
         else character
         for character in text
     )
 
 
-def _is_control(character: str) -> bool:
+def is_control(character: str) -> bool:
+    """Whether a terminal obeys ``character`` instead of showing it."""
     return ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 or character in _LAYOUT

@@ -14,8 +14,11 @@ def test_control_characters_are_shown_as_python_escapes_them() -> None:
     assert printable("a\nb", keep="") == r"a\nb"
 
 
-@pytest.mark.parametrize("control", [*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
-def test_characters_that_change_the_order_on_screen_are_escaped(control: int) -> None:
+@pytest.mark.parametrize(
+    "control",
+    [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x61C, *range(0x2028, 0x202A), 0x200E, 0x200F],
+)
+def test_characters_that_change_the_layout_on_screen_are_escaped(control: int) -> None:
     assert printable(f"a{chr(control)}b") == f"a\\u{control:04x}b"
     assert printable(r"\u202e") == r"\u202e"
 
