@@ -173,7 +173,7 @@ def test_checkpoints_move_between_numbers_of_processes(
     """Two with all weights, stopped mid-epoch; then one; then two with their weights spread."""
     out = tmp_path / "run"
     stopped = two.train(tiny_cache, out, parallel="ddp", stop_after=2, **SIZES)
-    assert "StoppedError: stopped after step 2" in stopped.stderr
+    assert "StoppedError: stopped after step 2" in stopped.stderr, stopped.stderr
     last = 0
 
     def report(progress: TrainProgress) -> None:
@@ -199,7 +199,7 @@ def test_all_stop_in_a_validation_that_a_resumed_run_begins_with(
 ) -> None:
     out = tmp_path / "run"
     stopped = two.train(tiny_cache, out, parallel="fsdp", stop_after=4, **SIZES)
-    assert "StoppedError: stopped after step 4" in stopped.stderr
+    assert "StoppedError: stopped after step 4" in stopped.stderr, stopped.stderr
     validated = [row["step"] for row in metrics(out) if "validation/loss" in row]
     assert validated == [0]
     run(tiny_train_config(**SIZES), tiny_cache, out, resume=True)
@@ -212,16 +212,16 @@ def test_what_the_first_process_refuses_ends_all(
 ) -> None:
     done = two.train(tiny_cache, alone, learning_rate=0.1, **SIZES)
     assert done.returncode != 0
-    assert "learning_rate was 0.003 and is 0.1" in done.stderr
-    assert "OtherProcessFailedError" in done.stderr
+    assert "learning_rate was 0.003 and is 0.1" in done.stderr, done.stderr
+    assert "OtherProcessFailedError" in done.stderr, done.stderr
 
 
 def test_one_that_fails_ends_all_at_once(two: Launcher, tiny_cache: Path, tmp_path: Path) -> None:
     """The first process does not wait for the second, and what was saved can be gone on with."""
     done = two.train(tiny_cache, tmp_path / "run", fail_after=4, **SIZES)
     assert done.returncode != 0
-    assert "ValueError: the second process cannot go on" in done.stderr
-    assert "OtherProcessFailedError: another process of the run has ended" in done.stderr
+    assert "ValueError: the second process cannot go on" in done.stderr, done.stderr
+    assert "OtherProcessFailedError: another process of the run has ended" in done.stderr, done.stderr
     saved = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert saved == ["step-0000003"]
 
