@@ -221,7 +221,9 @@ def test_one_that_fails_ends_all_at_once(two: Launcher, tiny_cache: Path, tmp_pa
     done = two.train(tiny_cache, tmp_path / "run", fail_after=4, **SIZES)
     assert done.returncode != 0
     assert "ValueError: the second process cannot go on" in done.stderr, done.stderr
-    assert "OtherProcessFailedError: another process of the run has ended" in done.stderr, done.stderr
+    assert "OtherProcessFailedError: another process of the run has ended" in done.stderr, (
+        done.stderr
+    )
     saved = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert saved == ["step-0000003"]
 
