@@ -68,7 +68,7 @@ def done(*arguments: object) -> Result:
 class TestPayloads:
     """They are live: where they are trusted, they run."""
 
-    def test_remote_code_is_never_run(
+    def test_transformers_would_run_the_planted_code_if_remote_code_were_trusted(
         self, model: Path, canary: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from transformers import AutoTokenizer
@@ -80,11 +80,13 @@ class TestPayloads:
         tokenizer.from_pretrained(model, trust_remote_code=True)
         assert canary.exists()
 
-    def test_pickles_are_never_loaded(self, canary: Path) -> None:
+    def test_the_planted_pickle_would_run_if_it_were_loaded(self, canary: Path) -> None:
         pickle.loads(hostile.pickled(canary))
         assert canary.exists()
 
-    def test_templates_are_rendered_in_a_sandbox(self, model: Path, canary: Path) -> None:
+    def test_the_planted_chat_template_is_stopped_by_the_sandbox(
+        self, model: Path, canary: Path
+    ) -> None:
         tokenizer = load_tokenizer(model)
         assert "__subclasses__" in tokenizer.chat_template
         with pytest.raises((SecurityError, UndefinedError)):
@@ -93,7 +95,9 @@ class TestPayloads:
 
 
 class TestCache:
-    def test_training(self, cache: Path, tmp_path: Path, canary: Path) -> None:
+    def test_training_from_a_hostile_cache_runs_no_planted_code(
+        self, cache: Path, tmp_path: Path, canary: Path
+    ) -> None:
         messages = []
         train(
             tiny_train_config(max_steps=1, eval_steps=1, save_steps=1),
@@ -113,7 +117,9 @@ class TestCache:
         assert tokenizer.decode(tokenizer("the student")["input_ids"]) == "the student"
         assert not canary.exists()
 
-    def test_looking_moving_and_merging(self, cache: Path, tmp_path: Path, canary: Path) -> None:
+    def test_inspect_verify_pack_merge_and_export_run_no_planted_code(
+        self, cache: Path, tmp_path: Path, canary: Path
+    ) -> None:
         done("inspect", cache)
         done("inspect", cache, "--row", "0")
         done("verify", cache)
@@ -123,7 +129,9 @@ class TestCache:
         done("export", cache, tmp_path / "parquet")
         assert not canary.exists()
 
-    def test_its_teacher_in_the_loop(self, cache: Path, tmp_path: Path, canary: Path) -> None:
+    def test_training_with_the_teacher_of_a_hostile_cache_runs_no_planted_code(
+        self, cache: Path, tmp_path: Path, canary: Path
+    ) -> None:
         """The recipe leads to a directory that the stranger wrote, too."""
         teacher = shutil.copytree(cache.parent / "cache" / "teacher", tmp_path / "elsewhere")
         recipe = f"[cache_teacher]\nteacher = {json.dumps(str(teacher))}\n"
@@ -137,7 +145,7 @@ class TestCache:
         assert "elsewhere holds no safetensors weights (its adapter_model.bin" in result.stderr
         assert not canary.exists()
 
-    def test_a_recipe_that_names_a_secret(
+    def test_a_recipe_naming_a_private_file_puts_none_of_it_into_the_cache(
         self, tiny_cache: Path, cache: Path, tmp_path: Path
     ) -> None:
         """It is said from where is read, and nothing of it ends in the cache."""
@@ -157,12 +165,16 @@ class TestCache:
         assert contents(cache) == before
 
     @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", ".hidden", "a//b", ""])
-    def test_names_that_lead_out(self, cache: Path, name: str) -> None:
+    def test_attachment_names_that_lead_out_of_the_cache_are_refused(
+        self, cache: Path, name: str
+    ) -> None:
         hostile.write_teacher_receipt(cache, {name: (0, "0" * 64)})
         with pytest.raises(CorruptFileError, match="cannot be a file of a cache"):
             cache_format.open(cache).attachments()
 
-    def test_links_that_lead_out(self, cache: Path, tmp_path: Path) -> None:
+    def test_attachments_that_link_out_of_the_cache_are_refused(
+        self, cache: Path, tmp_path: Path
+    ) -> None:
         """What lies behind one is no more used than another wrong file."""
         (tmp_path / "secret").write_text("mine")
         path = cache / "teacher" / "tokenizer.json"
@@ -180,7 +192,7 @@ class TestCache:
         ],
         ids=["no tensors", "nested", "ambiguous"],
     )
-    def test_files_that_are_none_are_named_before_anything_is_trained(
+    def test_unreadable_model_files_are_named_before_training_starts(
         self, cache: Path, tmp_path: Path, name: str, data: bytes
     ) -> None:
         (cache / "teacher" / name).write_bytes(data)
@@ -188,7 +200,7 @@ class TestCache:
         with pytest.raises(ValueError, match=rf"{name}: .*[Mm]ake the cache again"):
             train(tiny_train_config(), cache, tmp_path / "run")
 
-    def test_a_tokenizer_that_is_none_is_named_by_inspect(self, cache: Path) -> None:
+    def test_an_unreadable_tokenizer_is_named_by_inspect(self, cache: Path) -> None:
         (cache / "teacher" / "tokenizer.json").write_text("{}")
         hostile.rehash_teacher(cache)
         result = invoke("inspect", cache, "--row", "0")
@@ -197,17 +209,23 @@ class TestCache:
 
 
 class TestModel:
-    def test_generating(self, model: Path, honest: Path, canary: Path) -> None:
+    def test_generating_from_a_hostile_model_runs_no_planted_code(
+        self, model: Path, honest: Path, canary: Path
+    ) -> None:
         words = ("--prompt", "the student", "--max-new-tokens", "4", "--temperature", "0")
         assert done("generate", model, *words).stdout == done("generate", honest, *words).stdout
         assert not canary.exists()
 
-    def test_evaluating(self, model: Path, tiny_cache: Path, canary: Path) -> None:
+    def test_evaluating_a_hostile_model_runs_no_planted_code(
+        self, model: Path, tiny_cache: Path, canary: Path
+    ) -> None:
         found = json.loads(done("evaluate", model, "--cache", tiny_cache, "--json").stdout)
         assert found["student"]["loss"] > 0
         assert not canary.exists()
 
-    def test_a_tokenizer_of_another_model(self, honest: Path, tmp_path: Path) -> None:
+    def test_a_tokenizer_with_ids_beyond_the_embeddings_is_refused(
+        self, honest: Path, tmp_path: Path
+    ) -> None:
         model = Path(shutil.copytree(honest, tmp_path / "model"))
         fields = json.loads((model / "tokenizer.json").read_text())
         fields["model"]["vocab"] = {k: v + 5000 for k, v in fields["model"]["vocab"].items()}
@@ -216,7 +234,9 @@ class TestModel:
         assert result.exit_code == 1
         assert "makes ids up to 5319, but the student has 328 embeddings" in result.stderr
 
-    def test_uploading(self, model: Path, honest: Path) -> None:
+    def test_a_model_with_foreign_code_or_settings_is_not_uploaded(
+        self, model: Path, honest: Path
+    ) -> None:
         with pytest.raises(ValueError, match=r"/config\.json: auto_map names foreign code"):
             published_files(model)
         shutil.copyfile(honest / "config.json", model / "config.json")
@@ -244,14 +264,14 @@ class TestModel:
         with pytest.raises(ValueError, match=r"README\.md: not a regular file"):
             published_files(model)
 
-    def test_pickled_weights_alone(self, model: Path, canary: Path) -> None:
+    def test_a_model_with_pickled_weights_alone_is_refused(self, model: Path, canary: Path) -> None:
         (model / "model.safetensors").unlink()
         result = invoke("generate", model, "--prompt", "a")
         assert result.exit_code == 1
         assert "adapter_model.bin is a pickle, which is never loaded" in result.stderr
         assert not canary.exists()
 
-    def test_text_that_would_command_the_terminal(
+    def test_generated_terminal_escape_sequences_are_shown_escaped(
         self, model: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def stream(run: Path, prompt: str, sampling: object, write: Any) -> None:
@@ -268,7 +288,7 @@ class TestTeacher:
         copied = Path(shutil.copytree(tiny_cache.parent / "teacher", tmp_path / "teacher"))
         return hostile.spoil_model(copied, canary)
 
-    def test_what_would_be_loaded_in_its_place_is_refused(
+    def test_files_that_redirect_loading_elsewhere_are_refused(
         self, teacher: Path, canary: Path
     ) -> None:
         config = stage_one_config(teacher, "unused")
@@ -288,7 +308,9 @@ class TestTeacher:
             resolve_teacher(config)
         assert not canary.exists()
 
-    def test_what_a_cache_receives(self, teacher: Path, tmp_path: Path, canary: Path) -> None:
+    def test_a_cache_of_a_hostile_teacher_receives_no_code_or_redirects(
+        self, teacher: Path, tmp_path: Path, canary: Path
+    ) -> None:
         from stages.cache_teacher.teacher.teacher import Teacher
 
         (teacher / "adapter_config.json").unlink()
@@ -306,7 +328,9 @@ class TestTeacher:
         assert "evil" not in (tmp_path / "out" / "tokenizer_config.json").read_text().lower()
         assert not canary.exists()
 
-    def test_a_tokenizer_that_is_code(self, teacher: Path, canary: Path) -> None:
+    def test_a_tokenizer_that_needs_remote_code_is_refused(
+        self, teacher: Path, canary: Path
+    ) -> None:
         """As that of Qwen 1 and ChatGLM: a clear word, where it would have to be run."""
         (teacher / "adapter_config.json").unlink()
         hostile.change_json(teacher / "config.json", {"transformers_weights": None})

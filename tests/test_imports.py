@@ -20,7 +20,7 @@ def _is_within(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
 
-def test_every_package_is_read() -> None:
+def test_imports_of_every_package_are_checked() -> None:
     assert {found.importer.partition(".")[0] for found in imports()} == set(OURS)
 
 
@@ -36,7 +36,7 @@ def test_packages_import_only_the_packages_below(package: str) -> None:
     assert upwards == []
 
 
-def test_stages_do_not_know_each_other() -> None:
+def test_the_two_stages_do_not_import_each_other() -> None:
     one, two = "stages.cache_teacher", "stages.train_student"
     crossing = [
         found
@@ -68,7 +68,7 @@ _COMMAND_LINE_LAYERS = "recipes reporting runtime options reports students demo 
         ("pipeline", _COMMAND_LINE_LAYERS),
     ],
 )
-def test_a_layer_imports_only_those_before_it(package: str, layers: str) -> None:
+def test_a_layer_imports_only_the_layers_before_it(package: str, layers: str) -> None:
     order = {layer: number for number, layer in enumerate(layers.split())}
     depth = package.count(".") + 1
     upwards = []
@@ -82,7 +82,7 @@ def test_a_layer_imports_only_those_before_it(package: str, layers: str) -> None
     assert upwards == []
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_there_are_no_import_cycles() -> None:
     """Imports in functions and for types count, too."""
     modules = {found.importer.removesuffix(".__init__") for found in imports()}
     graph: dict[str, set[str]] = {module: set() for module in modules}
@@ -120,7 +120,7 @@ def test_a_folder_can_be_taken_in_at_a_glance() -> None:
             assert not named, (folder, named)
 
 
-def test_cache_format_needs_little() -> None:
+def test_cache_format_imports_only_numpy_pyarrow_fsspec_and_zstandard() -> None:
     allowed = sys.stdlib_module_names | {"cache_format", "numpy", "pyarrow", "fsspec", "zstandard"}
     foreign = [
         found
@@ -145,7 +145,7 @@ def test_models_need_torch_transformers_and_xlstm_alone() -> None:
     assert foreign == []
 
 
-def test_only_its_kind_knows_a_student_s_code() -> None:
+def test_only_its_own_kind_imports_the_code_of_a_student() -> None:
     """All else asks the kind, so that a second one needs no place but its own and the registry."""
     models, kinds = "stages.train_student.modeling", "stages.train_student.students"
     users = {
@@ -156,7 +156,7 @@ def test_only_its_kind_knows_a_student_s_code() -> None:
     assert users == {f"{kinds}.registry", f"{kinds}.distil_xlstm"}
 
 
-def test_only_the_command_line_knows_click() -> None:
+def test_only_the_command_line_imports_click() -> None:
     users = [found for found in imports() if _is_within(found.imported, "click")]
     assert users
     assert [found for found in users if not _is_within(found.importer, "pipeline")] == []

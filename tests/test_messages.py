@@ -40,7 +40,7 @@ def named(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("package", ["cache_format", "stages"])
-def test_no_text_names_a_command_or_an_option(package: str) -> None:
+def test_library_messages_name_no_command_or_option(package: str) -> None:
     naming = {(name, word) for name, text in strings(package) for word in named(text)}
     assert naming == set()
 
@@ -55,11 +55,11 @@ def test_no_text_names_a_command_or_an_option(package: str) -> None:
         ("a --outer", []),
     ],
 )
-def test_what_is_looked_for(text: str, expected: list[str]) -> None:
+def test_the_search_finds_commands_and_options_in_text(text: str, expected: list[str]) -> None:
     assert named(text) == expected
 
 
-def test_what_the_command_line_adds_can_be_typed() -> None:
+def test_next_steps_added_by_the_command_line_are_valid_commands() -> None:
     """Each line names commands and options that there are."""
     every = [NextStep("", action) for action in (*Action, *StageAction)]
     for command in main.commands:

@@ -38,7 +38,9 @@ def losses(out: Path) -> list[tuple[int, float]]:
     return [(m["step"], m["train/loss"]) for m in metrics if "train/loss" in m]
 
 
-def test_stages_one_and_two(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_stages_run_on_an_object_store(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     url, local = f"{bucket}/cache", tmp_path / "cache"
     teacher = tiny.save_tiny_teacher(tmp_path / "teacher")
@@ -108,7 +110,7 @@ def _train_from_both(url: str, local: Path, tmp_path: Path) -> None:
     assert len(losses(tmp_path / "a")) == 12
 
 
-def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_object_store_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
     result = run("inspect", "gs://bucket/cache")
     assert result.exit_code == 1

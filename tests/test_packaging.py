@@ -54,14 +54,14 @@ def test_every_import_is_declared() -> None:
         assert top in declared | ours | sys.stdlib_module_names, found
 
 
-def test_files_that_ship() -> None:
+def test_recipes_and_the_format_readme_ship_with_the_package() -> None:
     package = resources.files("pipeline")
     assert (package / "recipes" / "distil-xlstm.toml").is_file()
     assert (package / "recipes" / "demo.toml").is_file()
     assert (resources.files("cache_format") / "README.md").is_file()
 
 
-def test_extras_are_imported_where_they_are_asked_for() -> None:
+def test_extras_are_imported_only_where_they_are_needed() -> None:
     from tests.support.import_graph import imports
 
     users: dict[str, set[str]] = {"ray": set(), "lm_eval": set(), "triton": set()}

@@ -50,7 +50,7 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
 
 
 @pytest.mark.parametrize("words", list(documented_commands()), ids=" ".join)
-def test_a_command_is_accepted_as_written(
+def test_documented_commands_are_accepted_by_the_command_line(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -73,7 +73,7 @@ def test_a_command_is_accepted_as_written(
         load_recipe(context.params["recipe_name"], overrides)
 
 
-def test_make_targets_exist() -> None:
+def test_documented_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = {
         name for text in _PAGES.values() for name in re.findall(r"^make ([a-z-]+)", text, re.M)
@@ -83,6 +83,6 @@ def test_make_targets_exist() -> None:
         assert f"\n{target}:" in makefile, target
 
 
-def test_nothing_is_left_to_fill_in() -> None:
+def test_no_placeholder_is_left_in_the_pages() -> None:
     for page, text in _PAGES.items():
         assert not re.findall(r"<!--|\b[A-Z]+_(?:SENTENCE|SECTION)\b", text), page

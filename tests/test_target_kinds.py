@@ -24,5 +24,5 @@ _REGISTERED: dict[str, Collection[str]] = {
 
 
 @pytest.mark.parametrize("where", _REGISTERED)
-def test_every_kind_is_known(where: str) -> None:
+def test_every_target_kind_is_handled_everywhere(where: str) -> None:
     assert sorted(_REGISTERED[where]) == sorted(get_args(Kind))

@@ -30,7 +30,7 @@ def logits_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_codec(logits_file: Path) -> None:
+def test_the_codec_benchmark_reports_sizes_divergence_and_speed(logits_file: Path) -> None:
     arguments = ["codec", "--json", "--repeats", "1", "--logits", str(logits_file)]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     figures = json.loads(result.output)
@@ -42,7 +42,9 @@ def test_codec(logits_file: Path) -> None:
     assert figures["decode_tokens_per_s_k64"] > 0
 
 
-def test_loader(logits_file: Path) -> None:
+def test_the_loader_benchmark_compares_speed_and_size_with_arrow_and_parquet(
+    logits_file: Path,
+) -> None:
     arguments = ["loader", "--json", "--repeats", "1", "--logits", str(logits_file)]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     figures = json.loads(result.output)

@@ -24,7 +24,7 @@ def _uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 pytestmark = pytest.mark.filterwarnings("ignore:.*without torch.compile:RuntimeWarning")
 
 
-def test_what_is_compared_is_one_loss() -> None:
+def test_the_compared_losses_have_equal_values_and_gradients() -> None:
     inputs = benchmark.make_inputs(SIZE).first(SIZE.tokens)
     assert all(len(ids.unique()) == SIZE.top_k for ids in inputs.targets.kept_ids_NK)
     dense, (dense_gradient,) = benchmark.dense_run(inputs)
@@ -33,7 +33,7 @@ def test_what_is_compared_is_one_loss() -> None:
     torch.testing.assert_close(gradient, dense_gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_it_prints_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_benchmark_prints_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     def here(function: Any, *arguments: Any) -> Any:
         return function(*arguments)
 
@@ -54,7 +54,7 @@ def test_it_prints_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason == "No module named 'cut_cross_entropy_that_is_not_there'"
 
 
-def test_the_peak_of_a_run_is_what_it_holds() -> None:
+def test_peak_memory_of_a_run_is_what_it_holds_at_once() -> None:
     def run(inputs: benchmark.Inputs) -> None:
         if len(inputs.labels_N) == SIZE.tokens:
             # Not from the heap, of which a process may have that much to spare.

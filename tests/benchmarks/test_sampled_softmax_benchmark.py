@@ -44,7 +44,7 @@ def test_a_student_with_logits_of_its_own_has_gradients_by_the_scene_s_head() ->
     assert few == list(benchmark.errors_of(replace(scene, student_PV=logits_PV), (64,), 3))
 
 
-def test_more_draws_are_less_noise() -> None:
+def test_more_samples_give_less_gradient_noise() -> None:
     few, many = benchmark.errors_of(made_up_scene(), (16, 1024), 12)
     assert 0 < many["gradient_noise"] < 0.4 * few["gradient_noise"]
 

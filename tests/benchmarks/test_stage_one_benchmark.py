@@ -9,7 +9,7 @@ from benchmarks import stage_one as module
 from benchmarks.__main__ import main
 
 
-def test_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stage_one_benchmark_prints_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(module.PRESETS, "94M", (32, 48, 2, 4, 2))
     monkeypatch.setattr(module, "HEAD_ROWS", 4_400)
     monkeypatch.setattr(module, "NUM_IDS", 4_300)

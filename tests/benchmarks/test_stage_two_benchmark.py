@@ -39,7 +39,9 @@ ARGUMENTS = (
 
 
 @pytest.mark.usefixtures("tiny_preset")
-def test_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_stage_two_benchmark_prints_its_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     peaks = {"cache": 3, "online": 4, "labels": 2}
     monkeypatch.setattr(stage_two, "peak_in_new_process", lambda work, setup, way: peaks[way])
     arguments = [*ARGUMENTS, "--work", str(tmp_path)]
@@ -57,14 +59,14 @@ def test_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_preset")
-def test_each_peak_is_of_a_process_of_its_own(tmp_path: Path) -> None:
+def test_each_peak_is_measured_in_its_own_process(tmp_path: Path) -> None:
     ballast = torch.ones(2**30, dtype=torch.uint8)  # would be inherited from what getrusage says
     result = CliRunner().invoke(main, [*ARGUMENTS, "--work", str(tmp_path)], catch_exceptions=False)
     figures = json.loads(result.stdout)
     assert all(2**27 < figures[f"{way}_peak_bytes"] < len(ballast) for way in WAYS)
 
 
-def test_what_a_cpu_held_at_most_is_not_less_after_it_is_freed() -> None:
+def test_peak_cpu_memory_does_not_fall_after_it_is_freed() -> None:
     before = peak_bytes(torch.device("cpu"))
     torch.ones(before + 2**26, dtype=torch.uint8)
     assert peak_bytes(torch.device("cpu")) >= before + 2**26
@@ -76,7 +78,9 @@ def write_tiny_corpus(target: Path, side: str, num_chars: int) -> None:
     write_fineweb_parquet(target, tiny_texts(40))
 
 
-def test_three_students_of_the_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_three_students_train_on_the_demo_with_the_same_settings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(online, "write_parquet", write_tiny_corpus)
     monkeypatch.setattr(online, "TEACHER", save_tiny_teacher(tmp_path / "teacher"))
     trained: dict[str, Any] = {}

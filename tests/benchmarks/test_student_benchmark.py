@@ -9,7 +9,7 @@ from benchmarks.__main__ import main
 from benchmarks.alternating import median_seconds, peak_allocated_bytes
 
 
-def test_student() -> None:
+def test_the_student_benchmark_prints_its_figures() -> None:
     sizes = {
         "width": "32",
         "positions": "24",
@@ -37,7 +37,7 @@ def test_student() -> None:
     assert len(set(figures["generation_state_bytes"].values())) == 1
 
 
-def test_peaks_count_what_lives_at_once() -> None:
+def test_peak_memory_counts_what_is_allocated_at_once() -> None:
     def run() -> None:
         first = torch.empty(1000)
         del first
@@ -49,7 +49,7 @@ def test_peaks_count_what_lives_at_once() -> None:
     assert peak_allocated_bytes(lambda: None) == 0
 
 
-def test_contenders_take_turns() -> None:
+def test_contenders_are_timed_alternately() -> None:
     order: list[str] = []
     found = median_seconds({name: lambda name=name: order.append(name) for name in "ab"}, 3)  # type: ignore[misc]
     assert order == ["a", "b"] * 4

@@ -9,7 +9,7 @@ from benchmarks import targets
 from benchmarks.__main__ import main
 
 
-def test_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_targets_benchmark_prints_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "NUM_DOCUMENTS", 60)
     monkeypatch.setattr(targets, "TOP_K", (32,))
     monkeypatch.setattr(targets, "NUM_DRAWS", (50,))

@@ -27,7 +27,7 @@ def _require(data: bytes, kind: str) -> None:
     require_message(pa.py_buffer(data), kind)
 
 
-def test_what_is_allowed() -> None:
+def test_well_formed_arrow_messages_are_accepted() -> None:
     schema, batch = _messages()
     _require(schema, "schema")
     _require(batch, "record batch")
@@ -40,7 +40,7 @@ def test_compressed_buffers_are_refused(compression: str) -> None:
         _require(_messages(compression)[1], "record batch")
 
 
-def test_the_other_kind_is_refused() -> None:
+def test_a_message_of_the_wrong_kind_is_refused() -> None:
     schema, batch = _messages()
     with pytest.raises(ValueError, match="of a schema, found one of a record batch"):
         _require(batch, "schema")
@@ -55,14 +55,14 @@ def test_more_than_one_message_is_refused() -> None:
             _require(data, kind)
 
 
-def test_every_truncation_is_refused() -> None:
+def test_every_truncated_message_is_refused() -> None:
     _, batch = _messages()
     for length in range(len(batch)):
         with pytest.raises(ValueError, match=r"Arrow cannot read it|found one of"):
             _require(batch[:length], "record batch")
 
 
-def test_offsets_that_lead_outside_are_refused() -> None:
+def test_offsets_outside_the_buffer_are_refused() -> None:
     """Each four bytes of a record batch's metadata in turn, far away in both directions."""
     _, batch = _messages()
     length = int.from_bytes(batch[4:8], "little")

@@ -19,19 +19,19 @@ NODES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6)
 
 
 @given(hnp.arrays(np.int32, st.integers(0, 50), elements=st.integers(0, 39)))
-def test_ids_round_trip(ids: np.ndarray) -> None:
+def test_token_ids_round_trip_as_frequency_ranks(ids: np.ndarray) -> None:
     data = columns.encode_token_ids(ids, RANKS)
     assert data == encode_numbers(RANKS.ranks_by_id[ids])
     np.testing.assert_array_equal(columns.decode_token_ids(data, len(ids), RANKS), ids)
 
 
 @given(hnp.arrays(np.uint16, st.integers(0, 50)))
-def test_counts_round_trip(num_kept: np.ndarray) -> None:
+def test_kept_counts_round_trip(num_kept: np.ndarray) -> None:
     data = columns.encode_num_kept(num_kept, 65_535)
     np.testing.assert_array_equal(columns.decode_num_kept(data, len(num_kept), 65_535), num_kept)
 
 
-def test_counts_are_steps() -> None:
+def test_kept_counts_are_stored_as_differences() -> None:
     data = columns.encode_num_kept(np.array([5, 5, 0, 3], np.uint16), 5)
     assert data == encode_numbers(np.array([10, 0, 9, 6]))  # 5, 0, −5, 3, signed
 
@@ -41,21 +41,21 @@ def test_counts_are_steps() -> None:
     STEPS,
     st.integers(1, 5),
 )
-def test_tails_are_off_by_half_a_step_at_most(tail: np.ndarray, step: float, each: int) -> None:
+def test_tails_round_trip_within_half_a_step(tail: np.ndarray, step: float, each: int) -> None:
     tail[::each] = -np.inf
     data = columns.encode_tail(tail, step)
     decoded = columns.decode_tail(data, tail.shape[0], tail.shape[1], step)
     np.testing.assert_allclose(decoded, tail, rtol=0, atol=step / 2)
 
 
-def test_tails_are_what_lies_off_the_line_through_two_nodes() -> None:
+def test_tails_are_stored_as_residuals_of_the_line_through_two_nodes() -> None:
     """In steps 8, 5, 1; and a position where nothing is left out."""
     tail = np.array([[8, 5, 1], [-np.inf] * 3]) / 64
     codes = [[1 + 16, 0], [1 + 5, 0], [1 + 1, 0]]  # 8; −3; 1 − 2 = −1
     assert columns.encode_tail(tail, 1 / 64) == encode_numbers(np.array(codes).reshape(-1))
 
 
-def test_nothing_left_out_at_some_nodes_only_is_refused() -> None:
+def test_a_tail_empty_at_some_nodes_only_is_refused() -> None:
     tail = np.array([[-1.0, -2.0], [-np.inf, -2.0]])
     with pytest.raises(ValueError, match="position 1: expected −inf at every node or at none"):
         columns.encode_tail(tail, 1 / 64)
@@ -64,7 +64,7 @@ def test_nothing_left_out_at_some_nodes_only_is_refused() -> None:
 
 
 @given(st.data(), STEPS)
-def test_next_logprobs_are_off_by_half_a_step_at_most(data: st.DataObject, step: float) -> None:
+def test_next_logprobs_round_trip_within_half_a_step(data: st.DataObject, step: float) -> None:
     values = data.draw(
         hnp.arrays(np.float32, st.integers(0, 30), elements=st.floats(-65504, 0, width=32))
     )
@@ -74,7 +74,7 @@ def test_next_logprobs_are_off_by_half_a_step_at_most(data: st.DataObject, step:
     np.testing.assert_allclose(decoded, values, rtol=1e-7, atol=step / 2)
 
 
-def test_next_logprobs_by_hand() -> None:
+def test_encoded_next_logprobs_match_values_worked_out_by_hand() -> None:
     """−20 steps where −24 were expected is 4, −25 is −1."""
     values, expected = _floats(-20 / 64, -25 / 64), np.array([-24.4, -24.4]) / 64
     data = columns.encode_next_logprob(values, expected, 1 / 64)
@@ -87,7 +87,7 @@ def test_next_logprob_a_rounding_error_above_zero_is_zero() -> None:
 
 
 @given(hnp.arrays(np.float32, NODES, elements=st.floats(-(2.0**100), 2.0**100, width=32)))
-def test_int8_sketches_are_off_by_half_their_scale_at_most(sketch: np.ndarray) -> None:
+def test_int8_sketches_round_trip_within_half_their_scale(sketch: np.ndarray) -> None:
     levels, scale = columns.encode_sketch(sketch, "int8")
     decoded = columns.decode_sketch(levels, scale, sketch.shape, "int8")
     bound = np.abs(sketch).max(axis=1, keepdims=True) / 254 * (1 + 2.0**-7) + 1e-30
@@ -96,7 +96,7 @@ def test_int8_sketches_are_off_by_half_their_scale_at_most(sketch: np.ndarray) -
 
 @pytest.mark.parametrize(("dtype", "width"), [("float16", 16), ("float32", 32)])
 @given(st.data())
-def test_floating_sketches_come_back_as_they_are(
+def test_floating_point_sketches_round_trip_exactly(
     dtype: Any, width: Any, data: st.DataObject
 ) -> None:
     elements = st.floats(width=width, allow_nan=False, allow_infinity=False)
@@ -106,12 +106,12 @@ def test_floating_sketches_come_back_as_they_are(
     np.testing.assert_array_equal(columns.decode_sketch(planes, scale, sketch.shape, dtype), sketch)
 
 
-def test_planes_are_lowest_bytes_first() -> None:
+def test_float16_sketches_store_the_low_byte_plane_first() -> None:
     planes, _ = columns.encode_sketch(np.array([[1.0, -2.0]], np.float32), "float16")
     assert zstd_cells.decompress(planes, 4) == bytes.fromhex("00003cc0")  # 3c00 and c000
 
 
-def test_an_int8_sketch_by_hand() -> None:
+def test_an_encoded_int8_sketch_matches_bytes_worked_out_by_hand() -> None:
     """1/127 = 2⁻⁷ · 1.00787…, in 8 bits rounded up 2⁻⁷ · 130/128."""
     levels, scale = columns.encode_sketch(np.array([[1.0, -0.5, 0.0]], np.float32), "int8")
     upper = int.from_bytes(zstd_cells.decompress(scale, 2), "little")
@@ -170,7 +170,9 @@ ZEROS = np.zeros(2)
         (lambda: columns.encode_sketch(_floats(0), "int8"), r"\[positions, dim\], found shape"),
     ],
 )
-def test_encoders_refuse(encode: Callable[[], bytes], message: str) -> None:
+def test_encoders_refuse_invalid_values_and_types(
+    encode: Callable[[], bytes], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         encode()
 
@@ -225,19 +227,19 @@ def _sketch(levels: list[int], upper: int) -> tuple[bytes, bytes]:
         ),
     ],
 )
-def test_decoders_refuse(decode: Callable[[], object], message: str) -> None:
+def test_decoders_refuse_values_out_of_range(decode: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         decode()
 
 
-def test_the_last_that_is_allowed() -> None:
+def test_decoders_accept_the_extreme_allowed_values() -> None:
     assert columns.decode_num_kept(_signed(5, -5), 2, 5).tolist() == [5, 0]
     assert columns.decode_next_logprob(_signed(-65_504), np.zeros(1), 1.0).tolist() == [-65_504]
     assert columns.decode_sketch(*_sketch([-127], 0x3F80), (1, 1), "int8").tolist() == [[-127]]
 
 
 @pytest.mark.parametrize("extra", [-1, 1])
-def test_decoders_refuse_other_counts(extra: int) -> None:
+def test_decoders_refuse_cells_of_another_number_of_values(extra: int) -> None:
     count = 4 + extra
     planes, scale = columns.encode_sketch(np.ones((2, 2), np.float32), "int8")
     decoders: list[Callable[[], object]] = [

@@ -25,7 +25,9 @@ def _entries(random: np.random.Generator, num_kept: np.ndarray, vocab_size: int)
 
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(0, 2**32))
-def test_round_trip(vocab_size: int, counts: list[int], seed: int) -> None:
+def test_kept_entries_round_trip_at_any_vocabulary_size(
+    vocab_size: int, counts: list[int], seed: int
+) -> None:
     num_kept = np.minimum(counts, vocab_size).astype(np.int64)
     if vocab_size == 2**24:
         num_kept = num_kept[:2]
@@ -38,9 +40,7 @@ def test_round_trip(vocab_size: int, counts: list[int], seed: int) -> None:
 
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(0, 2**32))
-def test_round_trip_of_ids_that_may_be_there_twice(
-    vocab_size: int, counts: list[int], seed: int
-) -> None:
+def test_entries_of_repeated_ids_round_trip(vocab_size: int, counts: list[int], seed: int) -> None:
     random, num_drawn = np.random.default_rng(seed), np.array(counts, np.int64)
     most = min(vocab_size, int(random.choice([1, 3, 2**24])))
     levels, ranks = (
@@ -53,7 +53,7 @@ def test_round_trip_of_ids_that_may_be_there_twice(
 
 
 @pytest.mark.parametrize("num_kept", [[300], [1], [300, 0, 1, 256, 255], [0], [0, 0, 0]])
-def test_many_or_few_at_a_position(num_kept: list[int]) -> None:
+def test_entries_round_trip_with_many_or_few_ids_at_a_position(num_kept: list[int]) -> None:
     counts = np.array(num_kept, np.int64)
     entries = _entries(np.random.default_rng(1), counts, 151_936)
     data = encode_entries(entries, counts, 151_936)
@@ -64,7 +64,7 @@ def test_many_or_few_at_a_position(num_kept: list[int]) -> None:
 
 
 @pytest.mark.parametrize("vocab_size", VOCAB_SIZES)
-def test_every_fall_and_the_largest_rank(vocab_size: int) -> None:
+def test_every_level_difference_and_the_largest_rank_round_trip(vocab_size: int) -> None:
     """One entry at each of 256 positions, so that its level is its fall."""
     num_kept = np.ones(256, np.int64)
     entries = Entries(np.arange(256), np.full(256, vocab_size - 1))
@@ -76,7 +76,7 @@ def _cell(symbols: list[list[int]], raw: bytes) -> bytes:
     return b"".join(with_length(zstd_cells.compress(bytes(group))) for group in symbols) + raw
 
 
-def test_entries_by_hand() -> None:
+def test_encoded_entries_match_bytes_worked_out_by_hand() -> None:
     """40 ids: C = 7, so 36 classes of falls, the last four of which begin at 32, 34, 38, 54.
 
     One position. Level 3, rank 5: class 3 of the fall, class 3 of the distance, raw bits 01.
@@ -90,7 +90,7 @@ def test_entries_by_hand() -> None:
     assert data == _cell(symbols, bytes([0b00111_1_01, 0b0011]))
 
 
-def test_groups_of_slots() -> None:
+def test_entries_are_coded_in_groups_of_slots() -> None:
     """65 entries: slot 0, 1 to 3, 4 to 15, 16 to 63, and 64."""
     entries = Entries(np.zeros(65, np.int64), np.arange(65))
     data = encode_entries(entries, np.array([65]), 256)
@@ -98,14 +98,14 @@ def test_groups_of_slots() -> None:
     assert data == _cell([[0] * size for size in sizes], b"")
 
 
-def test_sorted_by_level_then_by_rank_within_a_position() -> None:
+def test_entries_are_sorted_by_level_then_by_rank() -> None:
     entries = Entries(np.array([5, 1, 5, 0]), np.array([7, 9, 2, 8]))
     found = sort_entries(entries, np.array([3, 0, 1]))
     assert found.levels.tolist() == [1, 5, 5, 0]
     assert found.ranks.tolist() == [9, 2, 7, 8]
 
 
-def test_an_id_twice_at_one_level_is_refused() -> None:
+def test_a_repeated_id_at_one_level_is_refused() -> None:
     entries = Entries(np.array([1, 1]), np.array([4, 4]))
     with pytest.raises(ValueError, match="kept twice"):
         encode_entries(entries, np.array([2]), 40)
@@ -120,13 +120,13 @@ def _refused(data: bytes, num_kept: list[int], vocab_size: int, message: str) ->
         decode_entries(data, np.array(num_kept, np.int64), vocab_size)
 
 
-def test_symbols_outside_of_the_alphabet_are_refused() -> None:
+def test_symbols_outside_the_alphabet_are_refused() -> None:
     assert decode_entries(_cell([[251]], b"\0\0"), np.array([1]), 40)
     _refused(_cell([[252]], b"\0\0"), [1], 40, "symbols below 252, found 252")
     _refused(_cell([[255]], b"\0\0"), [1], 40, "symbols below 252, found 255")
 
 
-def test_ranks_outside_of_the_vocabulary_are_refused() -> None:
+def test_ranks_outside_the_vocabulary_are_refused() -> None:
     # Class 6 of the distance is 32 and 5 raw bits.
     assert decode_entries(_cell([[6]], bytes([7])), np.array([1]), 40).ranks.tolist() == [39]
     _refused(_cell([[6]], bytes([8])), [1], 40, "ranks below 40, found 0 and 40")
@@ -141,7 +141,7 @@ def test_levels_above_a_byte_are_refused() -> None:
     _refused(_cell([[35 * 7], [7]], largest[:1]), [2], 40, "levels up to 255 .* found 256 and 0")
 
 
-def test_a_cell_is_exactly_as_long_as_it_must_be() -> None:
+def test_a_cell_of_any_other_length_is_refused() -> None:
     num_kept = np.array([5, 0, 70], np.int64)
     data = encode_entries(_entries(np.random.default_rng(0), num_kept, 1000), num_kept, 1000)
     for wrong in [data + b"\0", *(data[:length] for length in range(len(data)))]:

@@ -36,7 +36,9 @@ def _round_trip(row: Row, spec: CacheSpec, ranks: RankTable | None = None) -> Ro
 
 
 @given(st.integers(0, 2**32), st.sampled_from([None, *DTYPES]), st.sampled_from([2, 104, 128, 255]))
-def test_round_trip(seed: int, dtype: Any, num_levels: int) -> None:
+def test_rows_round_trip_for_every_sketch_dtype_and_number_of_levels(
+    seed: int, dtype: Any, num_levels: int
+) -> None:
     targets = replace(SPEC.targets, num_levels=num_levels)
     spec = sample_spec(with_sketch=dtype is not None, targets=targets)
     if dtype is not None:
@@ -46,7 +48,7 @@ def test_round_trip(seed: int, dtype: Any, num_levels: int) -> None:
 
 
 @given(st.integers(0, 2**32), st.sampled_from([5, 50, 255]), st.sampled_from([1.0, 0.5, 1 / 3]))
-def test_samples_come_back_as_they_were(seed: int, num_draws: int, node: float) -> None:
+def test_sample_counts_round_trip_exactly(seed: int, num_draws: int, node: float) -> None:
     targets = sampled_targets(num_levels=num_draws, inverse_temperatures=(node,))
     spec = sample_spec(targets=targets)
     row = sample_row(seed, spec)
@@ -62,7 +64,7 @@ def test_samples_come_back_as_they_were(seed: int, num_draws: int, node: float) 
 
 
 @given(st.integers(0, 2**32), st.sampled_from(["flat", "peaked", "ties"]))
-def test_the_whole_vocabulary_is_kept(seed: int, shape: str) -> None:
+def test_rows_that_keep_the_whole_vocabulary_have_no_tail(seed: int, shape: str) -> None:
     """No tail anywhere, be the distribution even, all on one id, or one of many equals."""
     spec = sample_spec(targets=replace(SPEC.targets, top_k=40))
     random = np.random.default_rng(seed)
@@ -85,7 +87,7 @@ def test_the_whole_vocabulary_is_kept(seed: int, shape: str) -> None:
 
 
 @pytest.mark.parametrize("vocab_size", [1, 2, 3, 255, 256, 151_936, 2**24])
-def test_any_size_of_vocabulary(vocab_size: int) -> None:
+def test_rows_round_trip_at_any_vocabulary_size(vocab_size: int) -> None:
     random = np.random.default_rng(vocab_size)
     ranks = RankTable.by_weight(random.integers(0, 100, vocab_size))
     top_k = min(300, vocab_size)
@@ -117,7 +119,7 @@ def _zipf_logits(random: np.random.Generator, num_positions: int, vocab_size: in
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, 64), (2.0, 64), (1.0, 32)])
-def test_what_decoding_costs_in_nats(temperature: float, top_k: int) -> None:
+def test_decoding_costs_few_nats_of_kl_divergence(temperature: float, top_k: int) -> None:
     """KL(exact ‖ decoded) over the kept ids and the tail, with the default levels and step."""
     random = np.random.default_rng(0)
     num_positions, vocab_size = 400, 4000
@@ -161,7 +163,7 @@ def test_what_decoding_costs_in_nats(temperature: float, top_k: int) -> None:
     assert 1e-6 < divergence.mean() < 2e-4
 
 
-def test_a_row_without_scored_positions() -> None:
+def test_a_row_without_scored_positions_round_trips() -> None:
     row = replace(
         sample_row(0, SPEC),
         document_starts=np.arange(1, 13, dtype=np.int32),
@@ -178,7 +180,7 @@ def test_scored_means_the_next_token_is_of_the_same_document() -> None:
     assert np.flatnonzero(~row.scored()).tolist() == [0, 4, 11]
 
 
-def test_what_is_unspecified_may_be_anything() -> None:
+def test_values_at_unscored_positions_may_be_anything() -> None:
     row = sample_row(3, SPEC)
     scored = row.scored()
     assert not scored.all()
@@ -238,7 +240,7 @@ def test_rows_that_break_a_rule_are_refused(changes: dict[str, Any], message: st
         encode_row(replace(row, **changes), SPEC, sample_ranks())
 
 
-def test_gaps_that_fall_are_refused() -> None:
+def test_decreasing_logit_gaps_are_refused() -> None:
     row = replace(
         _row_of_one_document(SPEC),
         num_kept=np.array([3, *[2] * 11], np.uint16),
@@ -276,7 +278,7 @@ def test_samples_that_break_a_rule_are_refused(changes: dict[str, Any], message:
         encode_row(replace(row, **changes), spec, sample_ranks())
 
 
-def test_a_scored_position_keeps_something() -> None:
+def test_a_scored_position_without_kept_ids_is_refused() -> None:
     row = _row_of_one_document(SPEC)
     num_kept = row.num_kept.copy()
     num_kept[4] = 0

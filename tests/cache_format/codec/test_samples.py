@@ -46,7 +46,7 @@ def _draws(found: Row) -> TailSamples:
 @given(
     st.integers(0, 2**32), st.sampled_from([1, 2, 9, 64, 255]), st.sampled_from([2, 104, 128, 255])
 )
-def test_round_trip(seed: int, num_draws: int, num_levels: int) -> None:
+def test_rows_with_tail_samples_round_trip(seed: int, num_draws: int, num_levels: int) -> None:
     """Ids and counts exactly, log-probabilities up to 1/16 nat, likeliest first."""
     spec = replace(SPEC, targets=drawn_targets(num_draws=num_draws, num_levels=num_levels))
     row = sample_row(seed, spec)
@@ -54,7 +54,7 @@ def test_round_trip(seed: int, num_draws: int, num_levels: int) -> None:
 
 
 @given(st.integers(0, 2**32))
-def test_the_order_on_the_way_in_does_not_matter(seed: int) -> None:
+def test_the_input_order_of_tail_samples_does_not_matter(seed: int) -> None:
     row = sample_row(seed, SPEC)
     draws = _draws(row)
     random = np.random.default_rng(seed)
@@ -70,7 +70,7 @@ def test_the_order_on_the_way_in_does_not_matter(seed: int) -> None:
 
 
 @pytest.mark.parametrize("vocab_size", [2, 3, 256, 151_936])
-def test_any_size_of_vocabulary(vocab_size: int) -> None:
+def test_tail_samples_round_trip_at_any_vocabulary_size(vocab_size: int) -> None:
     random = np.random.default_rng(vocab_size)
     ranks = RankTable.by_weight(random.integers(0, 100, vocab_size))
     teacher = replace(SPEC.teacher, vocab_size=vocab_size, head_rows=vocab_size, eos_token_id=0)
@@ -105,7 +105,7 @@ def _row(gaps: list[float], draws: dict[int, int], *, tail: float = -2.0) -> Row
     )
 
 
-def test_draws_by_hand() -> None:
+def test_encoded_tail_samples_match_bytes_worked_out_by_hand() -> None:
     """40 ids: C = 7 (``test_entries``). Z = 1 + e⁻¹ + e⁻² = 1.5032, so log Z = 0.4076.
 
     The second kept id has log p = −1.4076, p^¼ = 0.7033, level (1 − 0.7033) · 128 = 38.0, rounded
@@ -133,7 +133,7 @@ def test_draws_by_hand() -> None:
     np.testing.assert_allclose(draws.gaps, expected, rtol=1e-6)
 
 
-def test_an_id_at_the_gap_of_the_last_kept_one() -> None:
+def test_a_tail_sample_at_the_gap_of_the_last_kept_id_round_trips() -> None:
     """Level 0 stands for what no draw lies above, so nothing has to be cut off there."""
     for last in np.linspace(0, 30, 400):
         row = replace(_row([last], {39: 9}), gaps=np.array([0, last], np.float32))
@@ -143,7 +143,7 @@ def test_an_id_at_the_gap_of_the_last_kept_one() -> None:
         assert abs(logprob - (-last - log_z)) <= 1 / 16 + 1e-5
 
 
-def test_what_lies_too_deep_is_as_deep_as_can_be_told() -> None:
+def test_a_tail_sample_below_the_lowest_level_gets_the_lowest_level() -> None:
     row = _row([1e30, 5.0], {38: 4, 39: 5})
     draws = _draws(_round_trip(row, SPEC))
     assert draws.ids.tolist() == [39, 38]
@@ -153,13 +153,13 @@ def test_what_lies_too_deep_is_as_deep_as_can_be_told() -> None:
 
 
 @pytest.mark.parametrize("num_draws", [1, 255])
-def test_one_id_has_all_draws(num_draws: int) -> None:
+def test_a_single_id_may_have_all_tail_samples(num_draws: int) -> None:
     spec = replace(SPEC, targets=drawn_targets(num_draws=num_draws))
     draws = _draws(_round_trip(_row([2.0], {17: num_draws}), spec))
     assert (draws.ids.tolist(), draws.counts.tolist()) == ([17], [num_draws])
 
 
-def test_the_same_id_at_the_end_of_one_position_and_the_beginning_of_the_next() -> None:
+def test_the_same_id_may_end_one_position_and_begin_the_next() -> None:
     """Draws of two positions are never taken for one another's."""
     one = _row([2.0], {17: 9})
     two = replace(
@@ -180,14 +180,14 @@ def test_the_same_id_at_the_end_of_one_position_and_the_beginning_of_the_next() 
     assert draws.counts.tolist() == [9, 9]
 
 
-def test_nothing_left_out_nothing_drawn() -> None:
+def test_without_a_tail_no_samples_are_stored() -> None:
     row = _row([], {}, tail=-np.inf)
     assert _cells(row, SPEC)["drawn"] == b""
     draws = _draws(_round_trip(row, SPEC))
     assert len(draws.ids) == len(draws.counts) == len(draws.gaps) == draws.num_ids.sum() == 0
 
 
-def test_a_row_without_scored_positions() -> None:
+def test_a_row_without_scored_positions_has_no_tail_samples() -> None:
     nothing = np.zeros(0, np.int32)
     row = replace(
         _row([], {}),
@@ -221,7 +221,7 @@ GOOD = _row([1.5, 4.0], {20: 5, 30: 4})
         ({"gaps": [0.5, 4.0]}, "position 0: .*at least that of the last kept id, found 0.5"),
     ],
 )
-def test_draws_that_break_a_rule_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_tail_samples_that_break_a_rule_are_refused(changes: dict[str, Any], message: str) -> None:
     arrays = {
         name: np.array(values, getattr(_draws(GOOD), name).dtype)
         for name, values in changes.items()
@@ -231,20 +231,20 @@ def test_draws_that_break_a_rule_are_refused(changes: dict[str, Any], message: s
         encode_row(replace(GOOD, draws=replace(_draws(GOOD), **arrays)), SPEC, RANKS)
 
 
-def test_draws_where_nothing_is_left_out_are_refused() -> None:
+def test_tail_samples_without_a_tail_are_refused() -> None:
     whole = replace(GOOD, tail_log_mass=np.full((12, 3), -np.inf, np.float32))
     with pytest.raises(ValueError, match=r"draws: position 0: .* otherwise 0, found 9"):
         encode_row(whole, SPEC, RANKS)
 
 
-def test_draws_that_the_spec_does_not_have_are_refused_and_the_other_way_round() -> None:
+def test_tail_samples_must_be_present_exactly_where_the_spec_has_them() -> None:
     with pytest.raises(ValueError, match="draws: the spec says 'top_k', but the row has one"):
         encode_row(GOOD, sample_spec(with_sketch=False), RANKS)
     with pytest.raises(ValueError, match=r"draws: the spec says 'top_k\+sampled', .* has none"):
         encode_row(replace(GOOD, draws=None), SPEC, RANKS)
 
 
-def test_another_number_of_draws_is_refused() -> None:
+def test_another_number_of_tail_samples_is_refused() -> None:
     cells = _cells(GOOD, SPEC)
     for num_draws in (8, 10, 1, 255):
         spec = replace(SPEC, targets=drawn_targets(num_draws=num_draws))
@@ -252,7 +252,7 @@ def test_another_number_of_draws_is_refused() -> None:
             decode_row(cells, GOOD.document_starts, spec, RANKS)
 
 
-def test_a_cell_is_exactly_as_long_as_it_must_be() -> None:
+def test_a_cell_of_any_other_length_is_refused() -> None:
     cells = _cells(GOOD, SPEC)
     cell = cells["drawn"]
     for wrong in [cell + b"\0", *(cell[:length] for length in range(len(cell)))]:
@@ -261,7 +261,7 @@ def test_a_cell_is_exactly_as_long_as_it_must_be() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.75, 1.0])
-def test_means_over_the_tail_are_unbiased(temperature: float) -> None:
+def test_means_over_tail_samples_are_unbiased(temperature: float) -> None:
     """As the README says, at the node of the draws and, weighed, at the others."""
     random = np.random.default_rng(0)
     num_positions, vocab_size, num_draws, top_k = 4000, 40, 9, 5

@@ -14,19 +14,19 @@ FRAME = zstd_cells.compress(CONTENT)
 
 
 @given(st.binary(max_size=5000))
-def test_round_trip(data: bytes) -> None:
+def test_any_bytes_round_trip_and_the_frame_names_their_size(data: bytes) -> None:
     frame = zstd_cells.compress(data)
     assert zstandard.frame_content_size(frame) == len(data)
     assert zstd_cells.decompress(frame, len(data)) == data
     assert zstd_cells.decompress(memoryview(frame), len(data)) == data
 
 
-def test_a_megabyte_of_one_byte() -> None:
+def test_a_megabyte_of_one_byte_round_trips() -> None:
     assert zstd_cells.decompress(zstd_cells.compress(bytes(2**20)), 2**20) == bytes(2**20)
 
 
 @pytest.mark.parametrize("num_bytes", [0, 99, 101, 2**40])
-def test_another_size_is_refused(num_bytes: int) -> None:
+def test_a_frame_of_another_size_than_expected_is_refused(num_bytes: int) -> None:
     with pytest.raises(
         ValueError, match=f"expected a frame of {num_bytes} bytes, found one of 100"
     ):
@@ -53,13 +53,13 @@ def test_what_claims_to_be_huge_is_refused_before_anything_is_allocated() -> Non
 
 
 @pytest.mark.parametrize("num_bytes", [7, 9, 200_000])
-def test_a_frame_that_holds_less_or_more_than_it_claims(num_bytes: int) -> None:
+def test_a_frame_that_holds_less_or_more_than_it_claims_is_refused(num_bytes: int) -> None:
     with pytest.raises(ValueError, match="zstd cannot read it"):
         zstd_cells.decompress(frame_that_claims(num_bytes), num_bytes)
 
 
 @pytest.mark.parametrize("length", range(len(FRAME)))
-def test_every_truncation_is_refused(length: int) -> None:
+def test_every_truncated_frame_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match=r"zstd cannot read it|found one of"):
         zstd_cells.decompress(FRAME[:length], 100)
 
@@ -83,7 +83,7 @@ def test_what_is_not_one_frame_with_its_size_is_refused(frame: bytes) -> None:
 
 
 @pytest.mark.parametrize("rest", [b"\0", zstd_cells.compress(b""), FRAME])
-def test_an_empty_frame_and_more_is_refused(rest: bytes) -> None:
+def test_data_after_an_empty_frame_is_refused(rest: bytes) -> None:
     with pytest.raises(ValueError, match="expected a frame of 0 bytes, found more"):
         zstd_cells.decompress(zstd_cells.compress(b"") + rest, 0)
 

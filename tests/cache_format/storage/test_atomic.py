@@ -43,7 +43,9 @@ WRITERS = [_write_file, _write_exclusive, _write_directory, _replace_directory]
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_only_the_target_is_left(write: Callable[[Path], None], tmp_path: Path) -> None:
+def test_publishing_leaves_no_temporary_files(
+    write: Callable[[Path], None], tmp_path: Path
+) -> None:
     write(tmp_path / "target")
     assert _names(tmp_path) == ["target"]
 
@@ -54,7 +56,7 @@ def _old_directory(path: Path) -> Path:
     return path
 
 
-def test_a_directory_replaces_what_was_there(tmp_path: Path) -> None:
+def test_replacing_a_directory_removes_the_old_one_and_leftovers(tmp_path: Path) -> None:
     target = _old_directory(tmp_path / "target")
     _old_directory(tmp_path / ".tmp-target-0123456789ab")  # one that was killed
     with atomic.replace_directory(target) as directory:
@@ -64,7 +66,7 @@ def test_a_directory_replaces_what_was_there(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["target"]
 
 
-def test_a_directory_that_cannot_be_replaced_stays(
+def test_a_directory_that_cannot_be_replaced_stays_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = _old_directory(tmp_path / "target")
@@ -82,7 +84,7 @@ def test_a_directory_that_cannot_be_replaced_stays(
     assert _names(target) == ["old"]
 
 
-def test_a_file_replaces_what_was_there(tmp_path: Path) -> None:
+def test_publishing_a_file_replaces_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"old")
     with atomic.atomic_file(target) as sink:
@@ -125,7 +127,7 @@ def test_an_exception_publishes_nothing(tmp_path: Path) -> None:
     assert target.read_bytes() == b"old"
 
 
-def test_exclusive_the_first_wins(tmp_path: Path) -> None:
+def test_of_two_exclusive_writes_the_first_wins(tmp_path: Path) -> None:
     target = tmp_path / "target"
     assert atomic.publish_exclusive(target, b"first")
     assert not atomic.publish_exclusive(target, b"second")
@@ -133,12 +135,14 @@ def test_exclusive_the_first_wins(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["target"]
 
 
-def test_exclusive_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exclusive_writes_work_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "link", _raising(errno.EPERM))
-    test_exclusive_the_first_wins(tmp_path)
+    test_of_two_exclusive_writes_the_first_wins(tmp_path)
 
 
-def test_a_directory_is_not_replaced(tmp_path: Path) -> None:
+def test_publishing_a_directory_never_replaces_an_existing_one(tmp_path: Path) -> None:
     target = tmp_path / "target"
     _write_directory(target)
     with pytest.raises(FileExistsError, match="target"):
@@ -172,7 +176,9 @@ def test_a_full_disk_is_named_and_leaves_nothing(
     assert target.exists()
 
 
-def test_a_write_that_meets_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_to_a_full_disk_raises_no_space_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real_open = os.open
 
     def full(path: Any, flags: int, mode: int = 0o777) -> int:
@@ -200,7 +206,9 @@ def test_a_failing_disk_is_named_and_leaves_nothing(
     assert _names(tmp_path) == []
 
 
-def test_what_is_synced_before_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_synced_before_they_are_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
     for name in ("fsync", "replace", "link", "rename"):
         monkeypatch.setattr(os, name, _recording(calls, name))
@@ -217,7 +225,7 @@ def test_what_is_synced_before_it_is_named(tmp_path: Path, monkeypatch: pytest.M
         assert calls == expected
 
 
-def test_leftovers_of_the_dead_are_removed_and_the_living_keep_theirs(tmp_path: Path) -> None:
+def test_leftovers_of_dead_processes_alone_are_removed(tmp_path: Path) -> None:
     (tmp_path / "keep").write_bytes(b"")
     script = (
         "import os, sys, pathlib, cache_format.storage.atomic as atomic\n"
@@ -300,7 +308,7 @@ def test_a_full_disk_is_known_by_its_text_in_other_libraries_errors(tmp_path: Pa
     assert _names(tmp_path) == []
 
 
-def test_one_at_a_time_while_it_is_locked(tmp_path: Path) -> None:
+def test_a_lock_admits_one_process_at_a_time(tmp_path: Path) -> None:
     def is_free() -> bool:
         descriptor = os.open(tmp_path, os.O_RDONLY)
         try:
@@ -319,7 +327,7 @@ def test_one_at_a_time_while_it_is_locked(tmp_path: Path) -> None:
     assert is_free()
 
 
-def test_a_file_system_without_locks_lets_everyone_in(
+def test_locking_is_skipped_where_the_file_system_has_no_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", _raising(errno.ENOLCK))
@@ -339,7 +347,7 @@ def test_directories_are_made_with_their_parents(tmp_path: Path) -> None:
             atomic.make_directory(tmp_path / name)
 
 
-def test_whatever_is_there_is_removed_and_links_are_not_followed(tmp_path: Path) -> None:
+def test_removing_a_tree_does_not_follow_links(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     _write_directory(elsewhere)
     (tmp_path / "link").symlink_to(elsewhere)

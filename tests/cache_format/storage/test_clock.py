@@ -48,7 +48,9 @@ def _set_times(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("backwards")
-def test_a_cache_made_while_the_clock_runs_backwards(tmp_path: Path, root: Path) -> None:
+def test_a_cache_written_while_the_clock_runs_backwards_is_whole(
+    tmp_path: Path, root: Path
+) -> None:
     path = tmp_path / "other"
     writer = CacheWriter.create_or_open(path, SPEC, sample_ranks())
     for unit in (2, 0):
@@ -96,7 +98,7 @@ def test_a_damaged_shard_of_any_age_is_found(root: Path, seconds: int) -> None:
 
 @pytest.mark.usefixtures("backwards")
 @pytest.mark.parametrize("seconds", [LONG_AGO, FAR_AHEAD])
-def test_leftovers_go_whatever_their_age(root: Path, seconds: int) -> None:
+def test_leftovers_of_any_age_are_removed(root: Path, seconds: int) -> None:
     before = contents(root)
     for directory in (root, root / "shards", root / "receipts"):
         for path in (directory / ".tmp-file", directory / ".tmp-directory"):
@@ -108,7 +110,7 @@ def test_leftovers_go_whatever_their_age(root: Path, seconds: int) -> None:
 
 
 @pytest.mark.usefixtures("backwards")
-def test_what_is_being_written_stays_whatever_its_age(tmp_path: Path) -> None:
+def test_files_being_written_stay_whatever_their_age(tmp_path: Path) -> None:
     with atomic_file(tmp_path / "target") as sink:
         sink.write(b"new")
         (half,) = tmp_path.iterdir()

@@ -35,7 +35,9 @@ def _small_disk(directory: Path, limit: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("limit", "step"), [("size", _PAGE_BYTES), ("nr_inodes", 1)])
-def test_a_disk_of_any_size_that_is_too_small(limit: str, step: int, tmp_path: Path) -> None:
+def test_a_full_disk_at_any_size_leaves_a_resumable_cache(
+    limit: str, step: int, tmp_path: Path
+) -> None:
     write_sample_cache(tmp_path / "whole")
     expected = contents(tmp_path / "whole")
     num_full = 0
@@ -57,7 +59,7 @@ def test_a_disk_of_any_size_that_is_too_small(limit: str, step: int, tmp_path: P
 
 
 @pytest.mark.parametrize("num_bytes", [0, 100, 700, 1500])
-def test_a_limit_on_the_size_of_files(num_bytes: int, tmp_path: Path) -> None:
+def test_a_file_size_limit_is_reported_as_an_error(num_bytes: int, tmp_path: Path) -> None:
     write_sample_cache(tmp_path / "whole")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))

@@ -32,7 +32,7 @@ def _os_error(number: int) -> OSError:
         ForeignError(f"I/O error: quota (os error {errno.EDQUOT})"),
     ],
 )
-def test_a_full_disk(error: Exception) -> None:
+def test_a_full_disk_raises_no_space_error(error: Exception) -> None:
     message = r"file: no space left.*Free some space"
     with pytest.raises(NoSpaceError, match=message) as caught, writing(PATH):
         raise error
@@ -50,7 +50,9 @@ def test_a_full_disk(error: Exception) -> None:
         (_os_error(errno.EMFILE), "Too many open files", "Check the disk"),
     ],
 )
-def test_a_refusal_to_write(error: Exception, text: str, step: str) -> None:
+def test_an_operating_system_write_error_names_file_and_next_step(
+    error: Exception, text: str, step: str
+) -> None:
     message = rf"file: could not be written: {text}\. No partial file was published\. {step}"
     with pytest.raises(StorageError, match=message) as caught, writing(PATH):
         raise error
@@ -69,13 +71,13 @@ def test_a_refusal_to_write(error: Exception, text: str, step: str) -> None:
         KeyboardInterrupt(),
     ],
 )
-def test_what_is_no_refusal_to_write_passes_through(error: BaseException) -> None:
+def test_other_errors_while_writing_propagate_unchanged(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, writing(PATH):
         raise error
     assert caught.value is error
 
 
-def test_a_refusal_to_read() -> None:
+def test_an_operating_system_read_error_names_file_and_next_step() -> None:
     message = r"file: could not be read: Input/output error\. The file itself may be intact"
     with pytest.raises(StorageError, match=message), reading(PATH):
         raise _os_error(errno.EIO)
@@ -84,14 +86,14 @@ def test_a_refusal_to_read() -> None:
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(), NotADirectoryError(), CacheError("x")])
-def test_what_is_no_refusal_to_read_passes_through(error: Exception) -> None:
+def test_other_errors_while_reading_propagate_unchanged(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, reading(PATH):
         raise error
     assert caught.value is error
 
 
 @pytest.mark.parametrize("around", [reading, writing])
-def test_what_is_named_keeps_its_name(
+def test_an_error_that_names_its_file_is_not_wrapped_again(
     around: Callable[[Path], AbstractContextManager[None]],
 ) -> None:
     with pytest.raises(StorageError, match=r"^inner: "), around(PATH), around(Path("inner")):

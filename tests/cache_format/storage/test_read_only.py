@@ -25,7 +25,7 @@ from tests.support.sample_cache import (
 SPEC = sample_spec()
 
 
-def test_everything_is_read_and_nothing_written(root: Path) -> None:
+def test_a_read_only_cache_is_read_without_any_write(root: Path) -> None:
     before = contents(root)
     expected = [row for _, row in cache_format.open(root).iter_rows("train")]
     with read_only(root), Disk(root.parent) as disk:
@@ -40,7 +40,7 @@ def test_everything_is_read_and_nothing_written(root: Path) -> None:
     assert contents(root) == before
 
 
-def test_an_unfinished_one_is_read_and_nothing_written(root: Path) -> None:
+def test_an_unfinished_read_only_cache_is_read_without_any_write(root: Path) -> None:
     (root / "manifest.json").unlink()
     with Disk(root.parent) as disk:
         cache = cache_format.open(root, allow_incomplete=True)
@@ -58,7 +58,7 @@ _WRITES: list[Callable[[CacheWriter], object]] = [
 
 
 @pytest.mark.parametrize("number", range(len(_WRITES)))
-def test_a_writer_says_what_it_cannot_do(root: Path, number: int) -> None:
+def test_a_writer_on_a_read_only_cache_names_what_it_cannot_write(root: Path, number: int) -> None:
     writer = CacheWriter.create_or_open(root, SPEC, sample_ranks())
     before = contents(root)
     with read_only(root), pytest.raises(StorageError) as caught:
@@ -70,7 +70,7 @@ def test_a_writer_says_what_it_cannot_do(root: Path, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(_WRITES)))
-def test_a_writer_on_a_file_system_that_is_mountedread_only(root: Path, number: int) -> None:
+def test_a_writer_on_a_read_only_mount_says_so(root: Path, number: int) -> None:
     before = contents(root)
     writer = CacheWriter.create_or_open(root, SPEC, sample_ranks())
     with (

@@ -73,7 +73,7 @@ CALLS: dict[str, tuple[str, Callable[[RemoteStorage], object]]] = {
 
 @pytest.mark.parametrize("error", ERRORS, ids=str)
 @pytest.mark.parametrize("call", CALLS)
-def test_a_failure_that_passes(
+def test_transient_failures_are_retried(
     call: str,
     error: Exception,
     storage: RemoteStorage,
@@ -94,7 +94,7 @@ def test_a_failure_that_passes(
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_failure_that_stays_is_named(
+def test_a_persistent_failure_is_raised_after_all_retries(
     call: str, storage: RemoteStorage, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, act = CALLS[call]
@@ -104,7 +104,7 @@ def test_a_failure_that_stays_is_named(
     assert len(waits) == 3
 
 
-def test_forbidden_is_not_tried_again(
+def test_permission_errors_are_not_retried(
     storage: RemoteStorage, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = PermissionError("Access Denied")
@@ -114,7 +114,7 @@ def test_forbidden_is_not_tried_again(
     assert waits == []
 
 
-def test_a_short_answer_is_asked_for_again(
+def test_a_truncated_response_is_requested_again(
     storage: RemoteStorage, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, answers = storage._fs.cat_file, [b"con"]
@@ -125,7 +125,7 @@ def test_a_short_answer_is_asked_for_again(
     assert len(waits) == 1
 
 
-def test_a_file_in_several_requests(
+def test_a_large_file_is_read_in_several_requests(
     storage: RemoteStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "_CHUNK_BYTES", 3)
@@ -133,7 +133,7 @@ def test_a_file_in_several_requests(
 
 
 @pytest.mark.parametrize("error", [OSError("412"), FileExistsError()], ids=str)
-def test_a_driver_s_way_to_say_that_it_is_there(
+def test_every_driver_error_for_an_existing_object_is_understood(
     error: Exception,
     storage: RemoteStorage,
     waits: list[float],
@@ -145,7 +145,7 @@ def test_a_driver_s_way_to_say_that_it_is_there(
     assert waits == []
 
 
-def test_a_lost_answer_ends_with_what_was_written(
+def test_a_write_whose_response_was_lost_still_counts(
     tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every upload arrives, and half of the answers do not: nothing is doubled or lost."""
@@ -167,7 +167,7 @@ def test_a_lost_answer_ends_with_what_was_written(
     assert [entry.unit for entry in cache.manifest.shards] == [0, 1, 2, 3]
 
 
-def test_two_writers_where_nothing_is_exclusive(
+def test_two_writers_without_exclusive_writes_still_leave_a_whole_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worst moment: both take the receipt for theirs, and each removes the other's shard."""
@@ -216,7 +216,9 @@ class Countdown:
         return change
 
 
-def test_stopped_before_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stopped_before_any_change_resumes_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What there is then is whole; the next run goes on, and ends with the same bytes."""
     write_sample_cache(tmp_path / "whole")
     expected = contents(tmp_path / "whole")
@@ -245,7 +247,7 @@ def test_stopped_before_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert num_stopped > 12
 
 
-def test_no_bucket(
+def test_a_missing_bucket_is_named_without_retries(
     storage: RemoteStorage, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = FileNotFoundError("The specified bucket does not exist")
@@ -255,7 +257,7 @@ def test_no_bucket(
     assert waits == []
 
 
-def test_the_empty_object_that_stands_for_a_directory(
+def test_directory_marker_objects_are_ignored(
     storage: RemoteStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some programs make one; drivers list it among what is in the directory."""
@@ -266,7 +268,7 @@ def test_the_empty_object_that_stands_for_a_directory(
     assert storage.files_below("shards") == ["shards/x"]
 
 
-def test_a_driver_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_names_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(url: str) -> None:
         raise ImportError("Install s3fs to access S3")
 
@@ -275,6 +277,6 @@ def test_a_driver_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
         storage_at("s3://bucket/cache")
 
 
-def test_a_protocol_that_nobody_knows() -> None:
+def test_an_unknown_url_protocol_is_refused() -> None:
     with pytest.raises(StorageError, match=r"^nonsense://cache: Protocol not known.*directory"):
         cache_format.open("nonsense://cache")

@@ -39,19 +39,21 @@ def tried(action: Callable[[], int]) -> int:
 
 
 @pytest.mark.parametrize("times", [0, 1, 2])
-def test_a_failure_that_passes(slept: list[float], times: int) -> None:
+def test_a_transient_failure_is_retried_after_growing_pauses(
+    slept: list[float], times: int
+) -> None:
     assert tried(failing(times, OSError("cut"))) == times + 1
     assert slept == [1.0, 3.0][:times]
 
 
-def test_one_that_stays_is_given_up(slept: list[float]) -> None:
+def test_a_persistent_failure_is_given_up_with_its_cause(slept: list[float]) -> None:
     with pytest.raises(RuntimeError, match="given up: cut") as caught:
         tried(failing(3, OSError("cut")))
     assert isinstance(caught.value.__cause__, OSError)
     assert slept == [1.0, 3.0]
 
 
-def test_a_verdict_is_raised_at_once(slept: list[float]) -> None:
+def test_a_non_retryable_failure_is_raised_at_once(slept: list[float]) -> None:
     with pytest.raises(ValueError, match="no"):
         tried(failing(1, ValueError("no")))
     assert slept == []

@@ -79,7 +79,9 @@ def written(bucket: str) -> str:
     return f"{bucket}/deep/cache"
 
 
-def test_killed_gone_on_with_and_the_same_as_on_disk(bucket: str, tmp_path: Path) -> None:
+def test_a_killed_and_resumed_cache_on_s3_equals_the_one_on_disk(
+    bucket: str, tmp_path: Path
+) -> None:
     """The program is killed for real, in the middle of the units."""
     url = f"{bucket}/cache"
     killed = subprocess.run([sys.executable, "-c", _KILLED, url, "9"])
@@ -96,7 +98,7 @@ def test_killed_gone_on_with_and_the_same_as_on_disk(bucket: str, tmp_path: Path
     assert verify(cache, num_threads=4) == []
 
 
-def test_two_processes_write_one_cache(bucket: str, tmp_path: Path) -> None:
+def test_two_processes_write_one_cache_with_the_same_bytes(bucket: str, tmp_path: Path) -> None:
     url = f"{bucket}/cache"
     script = "import sys; from tests.support import sample_cache as s; "
     script += "s.write_sample_cache(sys.argv[1])"
@@ -113,7 +115,7 @@ def test_of_two_that_create_an_object_the_first_wins(bucket: str) -> None:
     assert first.read("receipts/a") == b"first"
 
 
-def test_what_another_process_does_is_seen_at_once(bucket: str) -> None:
+def test_changes_by_another_process_are_visible_at_once(bucket: str) -> None:
     """Drivers remember listings; two of them, which know nothing of each other, stand for two."""
     first, second = RemoteStorage(bucket), RemoteStorage(bucket)
     second._fs = fsspec.filesystem("s3", skip_instance_cache=True)
@@ -129,7 +131,7 @@ def test_what_another_process_does_is_seen_at_once(bucket: str) -> None:
     assert second.list_names("shards") == ["1", "2"]
 
 
-def test_every_row_through_a_bound_of_two_shards(written: str, tmp_path: Path) -> None:
+def test_every_row_is_read_with_room_for_two_local_shards(written: str, tmp_path: Path) -> None:
     sizes = [entry.num_bytes for entry in cache_format.open(written).shards("train")]
     bound = 2 * max(sizes)
     assert sum(sizes) > 3 * bound
@@ -146,7 +148,7 @@ def test_every_row_through_a_bound_of_two_shards(written: str, tmp_path: Path) -
     assert len(list(directory.iterdir())) == 2
 
 
-def test_shards_that_go_while_they_are_read(
+def test_local_shards_evicted_while_they_are_read_stay_readable(
     written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cache_format.reader._BATCHES_KEPT", 0)
@@ -186,14 +188,14 @@ def test_a_flipped_byte_is_named(written: str, tmp_path: Path) -> None:
         cache_format.open(written)
 
 
-def test_no_such_bucket(bucket: str) -> None:
+def test_a_missing_bucket_is_named(bucket: str) -> None:
     with pytest.raises(StorageError, match=r"spec\.json: could not be written.*Create the bucket"):
         CacheWriter.create_or_open(f"{bucket}-other/cache", SPEC, sample_ranks())
     with pytest.raises(ValueError, match=r"not a cache: expected manifest\.json"):
         cache_format.open(f"{bucket}-other/cache")
 
 
-def test_no_server(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_named(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec.config
 
     monkeypatch.setattr("cache_format.storage.remote._WAITS_SECONDS", (0.0,))
@@ -203,7 +205,9 @@ def test_no_server(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
         cache_format.open(f"{bucket}/cache")
 
 
-def test_a_unit_is_uploaded_shard_first(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_is_uploaded_before_its_receipt(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names: list[str] = []
     for method in ("publish", "publish_exclusive"):
         real = getattr(RemoteStorage, method)

@@ -89,7 +89,7 @@ def used(directory: Path) -> int:
     return total
 
 
-def test_the_one_that_was_not_read_for_longest_gives_way(far: Counted, tmp_path: Path) -> None:
+def test_the_least_recently_read_shard_is_evicted(far: Counted, tmp_path: Path) -> None:
     local = LocalCopies(far, tmp_path, 3500)
     for name in (NAMES[0], NAMES[1], NAMES[2]):
         assert read(local, name) == name.encode().ljust(1000)
@@ -103,9 +103,7 @@ def test_the_one_that_was_not_read_for_longest_gives_way(far: Counted, tmp_path:
     assert far.fetched == Counter({name: 1 for name in NAMES[:4]} | {NAMES[1]: 2})
 
 
-def test_a_copy_that_gives_way_while_it_is_open_stays_readable(
-    far: Counted, tmp_path: Path
-) -> None:
+def test_an_evicted_shard_that_is_open_stays_readable(far: Counted, tmp_path: Path) -> None:
     local = LocalCopies(far, tmp_path, 1000)
     descriptor = local.open(NAMES[0], expected(NAMES[0]), "")
     read(local, NAMES[1])
@@ -114,7 +112,9 @@ def test_a_copy_that_gives_way_while_it_is_open_stays_readable(
     os.close(descriptor)
 
 
-def test_copies_of_an_earlier_process_are_used_and_count(far: Counted, tmp_path: Path) -> None:
+def test_shards_of_an_earlier_process_are_reused_and_count_in_the_bound(
+    far: Counted, tmp_path: Path
+) -> None:
     read(LocalCopies(far, tmp_path, 2000), NAMES[0])
     local = LocalCopies(far, tmp_path, 2000)
     for name in NAMES[:3]:
@@ -124,7 +124,9 @@ def test_copies_of_an_earlier_process_are_used_and_count(far: Counted, tmp_path:
     assert far.fetched[NAMES[0]] == 1
 
 
-def test_what_killed_processes_left_makes_room(far: Counted, tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed_to_make_room(
+    far: Counted, tmp_path: Path
+) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/.tmp-half").write_bytes(bytes(1000))
     read(LocalCopies(far, tmp_path, 1000), NAMES[0])
@@ -137,7 +139,7 @@ def test_a_shard_larger_than_the_bound_is_refused(far: Counted, tmp_path: Path) 
         read(LocalCopies(far, tmp_path / "other", 999), NAMES[0])
 
 
-def test_bytes_damaged_on_the_way_are_fetched_once_more(far: Counted, tmp_path: Path) -> None:
+def test_a_shard_damaged_in_transit_is_fetched_once_more(far: Counted, tmp_path: Path) -> None:
     local = LocalCopies(far, tmp_path, 5000)
     far.damaged[NAMES[0]] = 1
     assert read(local, NAMES[0]) == NAMES[0].encode().ljust(1000)
@@ -158,7 +160,7 @@ def test_a_failed_fetch_leaks_no_descriptor(far: Counted, tmp_path: Path) -> Non
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_dropped_copy_is_fetched_again(far: Counted, tmp_path: Path) -> None:
+def test_a_dropped_shard_is_fetched_again(far: Counted, tmp_path: Path) -> None:
     local = LocalCopies(far, tmp_path, 5000)
     read(local, NAMES[0])
     assert local.drop(NAMES[0])
@@ -167,7 +169,7 @@ def test_a_dropped_copy_is_fetched_again(far: Counted, tmp_path: Path) -> None:
     assert far.fetched[NAMES[0]] == 2
 
 
-def test_attachments_do_not_give_way(far: Counted, tmp_path: Path) -> None:
+def test_attachments_are_never_evicted(far: Counted, tmp_path: Path) -> None:
     local = LocalCopies(far, tmp_path, 1000)
     far.publish("teacher/config.json", b"{}")
     sha256 = hashlib.sha256(b"{}").hexdigest()
@@ -208,7 +210,7 @@ def test_threads_fetch_a_shard_once_and_keep_to_the_bound(far: Counted, tmp_path
     assert 1000 <= most <= 2000
 
 
-def test_a_file_that_gets_its_name_while_room_is_made_is_counted(
+def test_a_file_published_during_eviction_counts_in_the_bound(
     far: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One thread has listed the directory when the other is about to name what it fetched."""
@@ -239,7 +241,7 @@ def test_a_file_that_gets_its_name_while_room_is_made_is_counted(
     assert used(tmp_path / "shards") == 1000
 
 
-def test_processes_share_a_directory(tmp_path: Path) -> None:
+def test_processes_share_one_shard_directory_within_its_bound(tmp_path: Path) -> None:
     """Four of them read a cache on this disk as if it were far away, into one small directory."""
     script = (
         "import os, sys, hashlib, random\n"
@@ -291,7 +293,9 @@ class TestReading:
         """Every row is read from its file."""
         monkeypatch.setattr("cache_format.reader._BATCHES_KEPT", 0)
 
-    def test_a_bound_smaller_than_the_cache(self, url: str, tmp_path: Path) -> None:
+    def test_every_row_is_read_through_a_bound_smaller_than_the_cache(
+        self, url: str, tmp_path: Path
+    ) -> None:
         sizes = [entry.num_bytes for entry in cache_format.open(url).shards("train")]
         bound = 2 * max(sizes)
         cache = cache_format.open(url, local_directory=tmp_path, local_bytes=bound)
@@ -306,7 +310,7 @@ class TestReading:
         assert len(seen) == 5
         assert len(list((tmp_path / "whole" / cache.cache_id / "shards").iterdir())) == 5
 
-    def test_a_copy_deleted_meanwhile_is_fetched_again(self, url: str, tmp_path: Path) -> None:
+    def test_a_locally_deleted_shard_is_fetched_again(self, url: str, tmp_path: Path) -> None:
         cache = cache_format.open(url, local_directory=tmp_path)
         first = cache.read_row("train", 0)[1]
         for path in (tmp_path / cache.cache_id / "shards").iterdir():
@@ -314,7 +318,7 @@ class TestReading:
         assert_same_row(cache.read_row("train", 0)[1], first)
 
     @pytest.mark.parametrize("damage", ["flip", "cut"])
-    def test_a_copy_damaged_here_is_fetched_again(
+    def test_a_locally_damaged_shard_is_fetched_again(
         self, url: str, tmp_path: Path, damage: str
     ) -> None:
         cache = cache_format.open(url, local_directory=tmp_path)
@@ -325,7 +329,7 @@ class TestReading:
         path.write_bytes(data[: len(data) // 2] if damage == "cut" else data)
         assert_same_row(cache.read_row("train", 0)[1], first)
 
-    def test_threads_that_meet_a_damaged_copy_at_once(
+    def test_threads_that_meet_one_damaged_shard_all_get_its_rows(
         self, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         cache = cache_format.open(url, local_directory=tmp_path)
@@ -347,7 +351,9 @@ class TestReading:
             for _, row in pool.map(lambda index: cache.read_row("train", index), [0, 0]):
                 assert_same_row(row, first)
 
-    def test_a_shard_deleted_far_away(self, url: str, tmp_path: Path) -> None:
+    def test_a_remotely_deleted_shard_is_read_locally_or_named(
+        self, url: str, tmp_path: Path
+    ) -> None:
         cache = cache_format.open(url, local_directory=tmp_path)
         rows = [cache.read_row("train", index)[1] for index in range(2)]
         storage = RemoteStorage(url)
@@ -361,7 +367,7 @@ class TestReading:
         ):
             cache.read_row("train", 2)
 
-    def test_a_shard_damaged_far_away(self, url: str, tmp_path: Path) -> None:
+    def test_a_remotely_damaged_shard_is_named(self, url: str, tmp_path: Path) -> None:
         cache = cache_format.open(url, local_directory=tmp_path)
         storage, entry = RemoteStorage(url), cache.shards("train")[3]
         data = bytearray(storage.read(entry.file))
@@ -375,7 +381,7 @@ class TestReading:
                 cache.read_row("train", 6)
         assert not any((tmp_path / cache.cache_id / "shards").iterdir())
 
-    def test_the_default_directory(
+    def test_the_default_directory_follows_xdg_cache_home(
         self, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

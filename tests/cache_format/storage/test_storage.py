@@ -66,13 +66,13 @@ def everything(storage: Storage) -> dict[str, bytes]:
     return {name: storage.read(name) for name in storage.files_below("")}
 
 
-def test_what_a_file_is_called(storage: Storage) -> None:
+def test_locate_joins_the_root_and_the_name(storage: Storage) -> None:
     assert str(storage.locate("shards/a")) == f"{storage.root}/shards/a"
     assert storage.locate("") == storage.root
     assert not str(storage.root).endswith("/")
 
 
-def test_a_file_that_is_not_there(storage: Storage) -> None:
+def test_reading_a_missing_file_raises_file_not_found(storage: Storage) -> None:
     for name in ("a", "shards/a", "nothing/a"):
         assert storage.size(name) is None
         assert not storage.has(name)
@@ -113,7 +113,7 @@ def test_what_is_published_is_read(storage: Storage, data: bytes) -> None:
     assert everything(storage) == {"a": data, "receipts/b": data, "shards/c": data}
 
 
-def test_exclusive_the_first_wins(storage: Storage) -> None:
+def test_of_two_exclusive_writes_the_first_wins(storage: Storage) -> None:
     assert storage.publish_exclusive("receipts/a", b"first")
     assert not storage.publish_exclusive("receipts/a", b"second")
     assert storage.read("receipts/a") == b"first"
@@ -121,7 +121,7 @@ def test_exclusive_the_first_wins(storage: Storage) -> None:
     assert storage.publish_exclusive("receipts/a", b"third")
 
 
-def test_names(storage: Storage) -> None:
+def test_listings_give_the_names_within_a_directory(storage: Storage) -> None:
     for name in ("b", "a", "shards/x-2", "shards/x-1", "shardsother/y", "teacher/t/u"):
         storage.prepare(name.rpartition("/")[0])
         storage.publish(name, b"")
@@ -154,7 +154,7 @@ def test_an_exception_publishes_nothing(storage: Storage) -> None:
     assert everything(storage) == {}
 
 
-def test_a_directory(storage: Storage) -> None:
+def test_a_published_directory_can_be_listed_read_and_removed(storage: Storage) -> None:
     with storage.publish_directory("teacher") as directory:
         build_teacher(directory)
     assert storage.files_below("teacher") == ["teacher/config.json", "teacher/templates/chat.jinja"]
@@ -164,7 +164,7 @@ def test_a_directory(storage: Storage) -> None:
     assert storage.files_below("") == ["teachers"]
 
 
-def test_checked_chunks(storage: Storage) -> None:
+def test_size_and_checksum_are_checked_while_reading(storage: Storage) -> None:
     data = os.urandom(5000)
     digest = hashlib.sha256(data).hexdigest()
     storage.publish("a", data)
@@ -180,7 +180,7 @@ def test_checked_chunks(storage: Storage) -> None:
         list(checked_chunks(storage, "a", (5000, digest), "Do"))
 
 
-def test_local_files(storage: Storage, tmp_path: Path) -> None:
+def test_local_files_are_opened_at_their_checked_bytes(storage: Storage, tmp_path: Path) -> None:
     data = b"0123456789"
     expected = (10, hashlib.sha256(data).hexdigest())
     storage.publish("shards/a", data)
@@ -201,7 +201,9 @@ def test_local_files(storage: Storage, tmp_path: Path) -> None:
         files.path("teacher/c", expected, "Do this.")
 
 
-def test_a_whole_cache(empty: Storage, tmp_path: Path) -> None:
+def test_a_cache_written_in_two_runs_has_the_same_bytes_on_every_storage(
+    empty: Storage, tmp_path: Path
+) -> None:
     """Written in two runs, extended, read, verified and repaired; the same bytes as elsewhere."""
     storage, place, ranks = empty, empty.root, sample_ranks()
     writer = CacheWriter.create_or_open(place, SPEC, ranks)
@@ -242,7 +244,7 @@ def test_a_whole_cache(empty: Storage, tmp_path: Path) -> None:
     }
 
 
-def test_the_slower_of_two_writers_gives_way(empty: Storage) -> None:
+def test_the_slower_of_two_writers_keeps_the_unit_of_the_faster(empty: Storage) -> None:
     writer, rival = (CacheWriter.create_or_open(empty.root, SPEC, sample_ranks()) for _ in range(2))
 
     def rows() -> Iterator[object]:
@@ -255,7 +257,7 @@ def test_the_slower_of_two_writers_gives_way(empty: Storage) -> None:
     assert empty.list_names("shards") == [entry.file.removeprefix("shards/")]
 
 
-def test_a_place_that_holds_something_else(storage: Storage) -> None:
+def test_a_directory_of_other_files_is_refused_and_unchanged(storage: Storage) -> None:
     storage.publish("thesis.tex", b"years of work")
     with pytest.raises(ForeignDirectoryError, match=r"not a cache.*thesis\.tex.*another directory"):
         CacheWriter.create_or_open(storage.root, SPEC, sample_ranks())
@@ -264,7 +266,7 @@ def test_a_place_that_holds_something_else(storage: Storage) -> None:
     assert everything(storage) == {"thesis.tex": b"years of work"}
 
 
-def test_what_is_a_url(tmp_path: Path) -> None:
+def test_urls_and_local_paths_are_told_apart(tmp_path: Path) -> None:
     assert is_url("s3://bucket/cache")
     assert is_url("memory://cache")
     assert not is_url("C:/cache")

@@ -48,7 +48,7 @@ def assert_order(calls: list[Call]) -> list[Path]:
     return named
 
 
-def test_everything_is_durable_before_what_names_it(tmp_path: Path) -> None:
+def test_every_file_is_durable_before_the_file_that_names_it(tmp_path: Path) -> None:
     root = tmp_path / "new" / "cache"
     with Disk(tmp_path) as disk:
         write_sample_cache(root)
@@ -68,7 +68,7 @@ def test_everything_is_durable_before_what_names_it(tmp_path: Path) -> None:
     ]
 
 
-def test_principal_components_come_before_every_shard(tmp_path: Path) -> None:
+def test_principal_components_are_written_before_every_shard(tmp_path: Path) -> None:
     with Disk(tmp_path) as disk:
         write_sample_cache(tmp_path / "cache", sample_spec(sketch=pca_sketch()))
     named = [path.name for path in assert_order(disk.calls)]
@@ -89,7 +89,7 @@ def test_what_others_published_is_durable_before_the_manifest(tmp_path: Path) ->
     assert ("fsync", ".") in calls[:manifest]
 
 
-def test_a_removed_receipt_is_gone_for_good_before_its_shard_is_made_again(tmp_path: Path) -> None:
+def test_a_receipt_is_durably_removed_before_its_shard_is_made_again(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     write_sample_cache(root)
     shard_path(root, 1).unlink()

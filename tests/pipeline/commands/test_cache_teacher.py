@@ -20,7 +20,9 @@ from tests.support.command_line import run
         ([], "Missing option '--recipe'"),
     ],
 )
-def test_recipes_and_settings(tmp_path: Path, arguments: list[str], expected: str) -> None:
+def test_a_bad_recipe_or_setting_is_refused_and_nothing_is_written(
+    tmp_path: Path, arguments: list[str], expected: str
+) -> None:
     result = run("cache-teacher", "--out", tmp_path / "cache", *arguments)
     assert result.exit_code == 2
     assert expected in result.stderr
@@ -46,7 +48,7 @@ def test_recipes_and_settings(tmp_path: Path, arguments: list[str], expected: st
         (["--summary", "nowhere/summary.json"], "nowhere: no such directory"),
     ],
 )
-def test_who_makes_the_units(
+def test_bad_units_and_worker_options_are_refused_and_nothing_is_written(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],

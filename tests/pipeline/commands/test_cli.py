@@ -23,7 +23,7 @@ _COMMANDS = sorted(main.commands)
 
 
 class TestHelp:
-    def test_commands(self) -> None:
+    def test_the_command_line_has_exactly_these_commands(self) -> None:
         assert set(_COMMANDS) == {
             *("cache-teacher", "train-student", "recipes", "inspect", "verify"),
             "estimate",
@@ -32,7 +32,7 @@ class TestHelp:
         }
 
     @pytest.mark.parametrize("name", _COMMANDS)
-    def test_every_option_is_explained(self, name: str) -> None:
+    def test_every_option_of_every_command_has_help_text(self, name: str) -> None:
         text = run(name, "--help").output
         for parameter in main.commands[name].params:
             assert (parameter.opts[-1] if isinstance(parameter, click.Option) else "") in text
@@ -40,7 +40,9 @@ class TestHelp:
                 assert parameter.help or parameter.show_default, parameter.name
 
     @pytest.mark.parametrize("name", [None, *_COMMANDS])
-    def test_the_examples_are_valid(self, name: str | None) -> None:
+    def test_examples_in_help_use_only_existing_options_and_arguments(
+        self, name: str | None
+    ) -> None:
         """Every example's options and number of arguments are those of the command it names."""
         text = run(*([name] if name else []), "--help").output
         examples = re.findall(r"^ +pipeline ([a-z].*)$", text, flags=re.MULTILINE)
@@ -61,10 +63,10 @@ class TestHelp:
             ("demo", "Run it again to resume"),
         ],
     )
-    def test_resuming_is_explained(self, name: str, expected: str) -> None:
+    def test_help_says_how_to_resume(self, name: str, expected: str) -> None:
         assert expected in " ".join(run(name, "--help").output.split())
 
-    def test_short_help_is_not_cut(self) -> None:
+    def test_one_line_help_of_each_command_is_not_truncated(self) -> None:
         lines = run("--help").output.partition("Commands:\n")[2].splitlines()
         assert [line.split()[0] for line in lines] == list(main.commands)
         assert all(line.endswith(".") and not line.endswith("...") for line in lines)
@@ -84,7 +86,7 @@ print(sorted(heavy & set(sys.modules)))
         )
         assert finished.stdout.strip() == "[]", finished.stderr
 
-    def test_as_a_module(self) -> None:
+    def test_python_m_pipeline_runs_the_command_line(self) -> None:
         finished = subprocess.run(
             [sys.executable, "-m", "pipeline", "recipes"],
             capture_output=True,
@@ -97,7 +99,7 @@ print(sorted(heavy & set(sys.modules)))
 
 
 @pytest.mark.parametrize("name", ["inspect", "verify", "generate"])
-def test_a_path_that_is_not_there(name: str, tmp_path: Path) -> None:
+def test_a_nonexistent_path_is_a_usage_error(name: str, tmp_path: Path) -> None:
     more = ["--prompt", "x"] if name == "generate" else []
     result = run(name, tmp_path / "nothing", *more)
     assert result.exit_code == 2
@@ -120,26 +122,32 @@ class TestFailures:
     @pytest.mark.parametrize(
         "error", [ValueError("what, where, next"), OSError("what, where, next")]
     )
-    def test_known(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
+    def test_a_known_error_prints_its_message_without_a_traceback(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+    ) -> None:
         result = self.failed(monkeypatch, tmp_path, error)
         assert result.exit_code == 1
         assert "Error: what, where, next\n" in result.stderr
         assert "PIPELINE_DEBUG=1" in result.stderr
         assert "Traceback" not in result.stderr
 
-    def test_what_the_system_forbids(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_a_permission_error_names_the_path_and_the_fix(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         error = PermissionError(errno.EACCES, "Permission denied", "a/run")
         result = self.failed(monkeypatch, tmp_path, error)
         assert result.exit_code == 1
         assert "Error: a/run: Permission denied. Make it and its" in result.stderr
         assert "PIPELINE_DEBUG" not in result.stderr
 
-    def test_a_cache_error_says_all(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_a_cache_error_prints_its_message_alone(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         result = self.failed(monkeypatch, tmp_path, CorruptShardError("shard 3. Do this."))
         assert result.exit_code == 1
         assert result.stderr == "Error: shard 3. Do this.\n"
 
-    def test_debug_shows_the_traceback(
+    def test_pipeline_debug_shows_the_traceback(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         result = self.failed(monkeypatch, tmp_path, ValueError("bad"), PIPELINE_DEBUG="1")
@@ -147,26 +155,28 @@ class TestFailures:
         assert "Traceback" in result.stderr
         assert "in failing" in result.stderr
 
-    def test_out_of_memory_names_the_recipes_values(
+    def test_out_of_memory_suggests_lowering_the_values_of_the_recipe(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         result = self.failed(monkeypatch, tmp_path, RuntimeError("CUDA out of memory."))
         assert result.exit_code == 1
         assert "head_chunk (now 1024)" in result.stderr
 
-    def test_interrupted(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_ctrl_c_exits_130_and_says_what_is_kept(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         result = self.failed(monkeypatch, tmp_path, KeyboardInterrupt())
         assert result.exit_code == 130
         assert "Interrupted. Finished shards are kept" in result.stderr
 
-    def test_a_bug_keeps_its_traceback(
+    def test_an_assertion_error_keeps_its_traceback(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         result = self.failed(monkeypatch, tmp_path, AssertionError("a bug"))
         assert result.exit_code == 1
         assert isinstance(result.exception, AssertionError)
 
-    def test_a_reader_that_left_is_no_failure(
+    def test_a_closed_output_pipe_is_no_failure(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         """``pipeline inspect … | head``: click itself ends quietly."""
@@ -202,7 +212,7 @@ def test_a_signal_that_a_finalizer_drops_is_repeated(
     ("name", "code", "expected"),
     [("SIGINT", 130, "Interrupted."), ("SIGTERM", 143, "Terminated by a signal (SIGTERM).")],
 )
-def test_signals_to_a_process_of_its_own(
+def test_signals_end_a_real_process_with_the_right_exit_code(
     tmp_path: Path, name: str, code: int, expected: str
 ) -> None:
     """The signal itself, not the exception that stands for it elsewhere in this file."""

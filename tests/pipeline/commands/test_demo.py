@@ -8,7 +8,9 @@ import pytest
 from tests.support.command_line import fail_with, run
 
 
-def test_its_commands_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_demo_command_runs_the_commands_it_is_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def demo(out: Path, command: Callable[[list[str]], None], *, seed: int) -> None:
         assert (out, seed) == (tmp_path / "out", 3)
         command(["recipes"])
@@ -26,7 +28,7 @@ def test_its_commands_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         (KeyboardInterrupt(), 130, "Interrupted. Finished work is kept"),
     ],
 )
-def test_a_failure_within_is_said_once(
+def test_a_failure_of_a_command_within_the_demo_is_reported_once(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     error: BaseException,
@@ -45,7 +47,9 @@ def test_a_failure_within_is_said_once(
     assert "went on" not in result.output
 
 
-def test_wrong_usage_within(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_wrong_usage_within_the_demo_exits_2(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def demo(out: Path, command: Callable[[list[str]], None], *, seed: int) -> None:
         command(["cache-teacher"])
 

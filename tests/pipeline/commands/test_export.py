@@ -8,7 +8,9 @@ import cache_format
 from tests.support.command_line import done, run
 
 
-def test_files(tiny_cache: Path, tmp_path: Path) -> None:
+def test_export_writes_parquet_files_of_the_chosen_split_without_sketches(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
     result = done("export", tiny_cache, tmp_path / "out", "--split", "train", "--no-sketch")
     files = sorted((tmp_path / "out/train").iterdir())
     assert f"{len(files)} parquet files (" in result.stdout
@@ -19,6 +21,6 @@ def test_files(tiny_cache: Path, tmp_path: Path) -> None:
     assert "sketch" not in pq.read_schema(files[0]).names
 
 
-def test_another_format(tiny_cache: Path, tmp_path: Path) -> None:
+def test_an_unknown_export_format_is_refused(tiny_cache: Path, tmp_path: Path) -> None:
     result = run("export", tiny_cache, tmp_path / "out", "--format", "csv")
     assert result.exit_code == 2

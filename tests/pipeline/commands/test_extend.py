@@ -37,7 +37,7 @@ def cache(tiny_cache: Path, tmp_path: Path) -> Path:
     return home / "cache"
 
 
-def test_a_larger_budget(cache: Path) -> None:
+def test_a_larger_budget_adds_shards_and_updates_the_recipe(cache: Path) -> None:
     before = cache_format.open(cache).manifest
     result = done("extend", cache, "--num-tokens", "2K")
     manifest = cache_format.open(cache).manifest
@@ -48,7 +48,7 @@ def test_a_larger_budget(cache: Path) -> None:
     assert f"--recipe {cache / 'recipe.toml'} --cache {cache}" in result.stdout
 
 
-def test_no_larger_budget(cache: Path) -> None:
+def test_a_budget_that_is_not_larger_is_refused_and_nothing_changes(cache: Path) -> None:
     before = contents(cache)
     result = run("extend", cache, "--tokens", "500")
     assert result.exit_code == 1
@@ -56,13 +56,13 @@ def test_no_larger_budget(cache: Path) -> None:
     assert contents(cache) == before
 
 
-def test_no_number(cache: Path) -> None:
+def test_a_budget_that_is_no_number_is_refused(cache: Path) -> None:
     result = run("extend", cache, "--tokens", "many")
     assert result.exit_code == 2
     assert "--tokens many: expected a whole number" in result.stderr
 
 
-def test_the_whole_corpus(cache: Path) -> None:
+def test_a_cache_of_the_whole_corpus_cannot_be_extended(cache: Path) -> None:
     done("extend", cache, "--tokens", "1B")
     result = run("extend", cache, "--tokens", "2B")
     assert result.exit_code == 1
@@ -70,7 +70,9 @@ def test_the_whole_corpus(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "file"), [("teacher", "teacher"), ("corpus", "corpus.parquet")])
-def test_what_it_was_made_from_is_gone(cache: Path, tmp_path: Path, name: str, file: str) -> None:
+def test_a_moved_teacher_or_corpus_is_named_and_its_new_path_can_be_given(
+    cache: Path, tmp_path: Path, name: str, file: str
+) -> None:
     (tmp_path / "moved").mkdir()
     (cache.parent / file).rename(tmp_path / "moved" / file)
     result = run("extend", cache, "--tokens", "2K")
@@ -82,14 +84,14 @@ def test_what_it_was_made_from_is_gone(cache: Path, tmp_path: Path, name: str, f
     assert cache_format.open(cache).manifest.num_tokens_requested == 2000
 
 
-def test_without_a_recipe(cache: Path) -> None:
+def test_a_cache_without_a_recipe_is_refused(cache: Path) -> None:
     (cache / "recipe.toml").unlink()
     result = run("extend", cache, "--tokens", "2K")
     assert result.exit_code == 1
     assert "recipe.toml: missing. Extend it with the recipe" in result.stderr
 
 
-def test_a_damaged_recipe(cache: Path) -> None:
+def test_a_recipe_with_a_broken_seal_is_refused(cache: Path) -> None:
     path = cache / "recipe.toml"
     data = path.read_bytes()
     for changed in (b"\xff" + data, data[:-1], data.replace(b"top_k = 12", b"top_k = 13")):
@@ -110,7 +112,9 @@ def test_a_damaged_recipe(cache: Path) -> None:
     ],
     ids=["nested", "huge", "unknown"],
 )
-def test_a_recipe_that_is_none(cache: Path, text: str, problem: str) -> None:
+def test_a_sealed_recipe_that_does_not_parse_is_refused(
+    cache: Path, text: str, problem: str
+) -> None:
     cache_id = cache_format.open(cache).cache_id
     (cache / "recipe.toml").write_bytes(seal_recipe(text, cache_id))
     result = run("extend", cache, "--tokens", "2K")
@@ -119,13 +123,13 @@ def test_a_recipe_that_is_none(cache: Path, text: str, problem: str) -> None:
     assert problem in result.stderr
 
 
-def test_it_is_said_from_where_is_read(cache: Path) -> None:
+def test_extend_prints_where_teacher_and_corpus_are_read_from(cache: Path) -> None:
     stderr = done("extend", cache, "--tokens", "2K").stderr
     assert f"the teacher is read from {str(cache.parent / 'teacher')!r}" in stderr
     assert f"the corpus from {str(cache.parent / 'corpus.parquet')!r}" in stderr
 
 
-def test_commits_are_those_of_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_commits_are_those_of_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A branch in the recipe may have moved on; the spec has the commit."""
     opened = cache_format.open(cache)
     spec = opened.spec

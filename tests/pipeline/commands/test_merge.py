@@ -12,7 +12,7 @@ from tests.support.command_line import done, run
 from tests.support.sample_cache import contents
 
 
-def test_parts(tiny_cache: Path, tmp_path: Path) -> None:
+def test_merged_unit_ranges_are_a_complete_cache(tiny_cache: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     teacher, corpus = tiny_cache.parent / "teacher", tiny_cache.parent / "corpus.parquet"
     recipe.write_text(
@@ -39,7 +39,7 @@ def test_parts(tiny_cache: Path, tmp_path: Path) -> None:
     assert ": complete; " in done("merge", tmp_path / "a", "--out", tmp_path / "all").stdout
 
 
-def test_a_cache_without_a_manifest(tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_cache_without_a_manifest_is_merged_completely(tiny_cache: Path, tmp_path: Path) -> None:
     cache = shutil.copytree(tiny_cache, tmp_path / "cache")
     (cache / "manifest.json").unlink()
     result = done("merge", cache, "--out", tmp_path / "new")
@@ -47,13 +47,15 @@ def test_a_cache_without_a_manifest(tiny_cache: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "new").keys() == contents(tiny_cache).keys()
 
 
-def test_the_whole_corpus(tiny_cache: Path, tmp_path: Path) -> None:
+def test_merging_says_that_the_corpus_ended(tiny_cache: Path, tmp_path: Path) -> None:
     result = done("merge", tiny_cache, "--out", tmp_path / "new")
     assert ": complete; " in result.stdout
     assert "The corpus ended there." in result.stdout
 
 
-def test_into_a_url(tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merging_into_a_url_writes_nothing_locally(
+    tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     out = f"memory://{tmp_path.name}"
     assert f"{out}: complete; " in done("merge", tiny_cache, "--out", out).stdout
@@ -61,14 +63,14 @@ def test_into_a_url(tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert not list(tmp_path.iterdir())  # a URL is no directory
 
 
-def test_another_spec(tiny_cache: Path, tmp_path: Path) -> None:
+def test_caches_of_different_specs_are_refused(tiny_cache: Path, tmp_path: Path) -> None:
     other = tiny.tiny_cache(tmp_path / "other", 20, top_k=5)
     result = run("merge", tiny_cache, other, "--out", tmp_path / "new")
     assert result.exit_code == 1
     assert "targets.top_k: expected 12, found 5" in result.stderr
 
 
-def test_wrong_units(tmp_path: Path) -> None:
+def test_a_malformed_unit_range_is_refused(tmp_path: Path) -> None:
     result = run(
         *("cache-teacher", "--recipe", "demo", "--out", tmp_path / "a", "--units", "5"),
     )

@@ -16,7 +16,7 @@ from tests.support.sample_cache import contents
 
 
 class TestPack:
-    def test_there_and_back(self, tiny_cache: Path, tmp_path: Path) -> None:
+    def test_pack_and_unpack_give_the_same_files(self, tiny_cache: Path, tmp_path: Path) -> None:
         archive = tmp_path / "my cache.tar.zst"
         result = done("pack", tiny_cache, archive)
         assert "pipeline unpack 'my cache.tar.zst' CACHE" in result.stdout
@@ -26,21 +26,23 @@ class TestPack:
         assert "100.0%" in result.stderr
         assert contents(tmp_path / "new") == contents(tiny_cache)
 
-    def test_through_a_pipe(self, tiny_cache: Path, tmp_path: Path) -> None:
+    def test_pack_and_unpack_work_through_pipes(self, tiny_cache: Path, tmp_path: Path) -> None:
         packed = done("pack", tiny_cache, "-", "--threads", "1")
         done("pack", tiny_cache, tmp_path / "a.tar.zst")
         assert packed.stdout_bytes == (tmp_path / "a.tar.zst").read_bytes()
         done("unpack", "-", tmp_path / "new", stdin=packed.stdout_bytes)
         assert contents(tmp_path / "new") == contents(tiny_cache)
 
-    def test_a_file_that_is_there_is_kept(self, tiny_cache: Path, tmp_path: Path) -> None:
+    def test_an_existing_file_is_not_overwritten(self, tiny_cache: Path, tmp_path: Path) -> None:
         (tmp_path / "a.tar.zst").write_bytes(b"mine")
         result = run("pack", tiny_cache, tmp_path / "a.tar.zst")
         assert result.exit_code == 1
         assert "already exists" in result.stderr
         assert (tmp_path / "a.tar.zst").read_bytes() == b"mine"
 
-    def test_an_unfinished_cache(self, tiny_cache: Path, tmp_path: Path) -> None:
+    def test_an_unfinished_cache_is_packed_only_with_allow_incomplete(
+        self, tiny_cache: Path, tmp_path: Path
+    ) -> None:
         cache = shutil.copytree(tiny_cache, tmp_path / "cache")
         (cache / "manifest.json").unlink()
         result = run("pack", cache, tmp_path / "a.tar.zst")
@@ -50,7 +52,9 @@ class TestPack:
         done("pack", cache, tmp_path / "a.tar.zst", "--allow-incomplete")
         assert "NOT complete" in done("unpack", tmp_path / "a.tar.zst", tmp_path / "new").stdout
 
-    def test_killed(self, tiny_cache: Path, tmp_path: Path) -> None:
+    def test_a_killed_pack_publishes_nothing_and_the_next_removes_its_leftovers(
+        self, tiny_cache: Path, tmp_path: Path
+    ) -> None:
         """Nothing is half-published, and the next one removes what was left."""
         program = """
 import os, signal, sys
@@ -74,7 +78,7 @@ main(sys.argv[1:], prog_name="pipeline")
         done("pack", tiny_cache, out / "a.tar.zst")
         assert {path.name for path in out.iterdir()} == {".tmp-of-somebody-else", "a.tar.zst"}
 
-    def test_a_damaged_cache(self, tiny_cache: Path, tmp_path: Path) -> None:
+    def test_a_damaged_cache_is_not_packed(self, tiny_cache: Path, tmp_path: Path) -> None:
         cache = shutil.copytree(tiny_cache, tmp_path / "cache")
         shard = min((cache / "shards").iterdir())
         shard.write_bytes(bytes(shard.stat().st_size))
@@ -83,7 +87,9 @@ main(sys.argv[1:], prog_name="pipeline")
         assert shard.name in result.stderr
         assert not list(tmp_path.glob("*a.tar.zst*"))
 
-    def test_a_damaged_archive(self, tiny_cache: Path, tmp_path: Path) -> None:
+    def test_a_truncated_archive_is_refused_and_unpacking_can_resume(
+        self, tiny_cache: Path, tmp_path: Path
+    ) -> None:
         archive = tmp_path / "a.tar.zst"
         done("pack", tiny_cache, archive)
         archive.write_bytes(archive.read_bytes()[:-1000])
@@ -93,7 +99,9 @@ main(sys.argv[1:], prog_name="pipeline")
         assert "cut short" in result.stderr
         assert "unpack it again: it resumes from there" in result.stderr
 
-    def test_into_no_directory(self, tiny_cache: Path, tmp_path: Path) -> None:
+    def test_packing_into_a_missing_directory_is_refused(
+        self, tiny_cache: Path, tmp_path: Path
+    ) -> None:
         result = run("pack", tiny_cache, tmp_path / "nothing/a.tar.zst")
         assert result.exit_code == 1
         assert f"no such directory: {tmp_path / 'nothing'}. Create it" in result.stderr
@@ -101,13 +109,13 @@ main(sys.argv[1:], prog_name="pipeline")
 
 
 class TestUnpack:
-    def test_no_file(self, tmp_path: Path) -> None:
+    def test_unpacking_a_missing_file_is_a_usage_error(self, tmp_path: Path) -> None:
         result = run("unpack", tmp_path / "a.tar.zst", tmp_path / "new")
         assert result.exit_code == 2
         assert "a.tar.zst' does not exist" in result.stderr
 
     @pytest.mark.parametrize("content", [b"", b"PAR1" * 9, zstandard.compress(bytes(2000))])
-    def test_no_archive(self, tmp_path: Path, content: bytes) -> None:
+    def test_a_file_that_is_no_archive_is_refused(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "a").write_bytes(content)
         result = run("unpack", tmp_path / "a", tmp_path / "new")
         assert result.exit_code == 1
@@ -117,7 +125,9 @@ class TestUnpack:
         assert "unpacked so far" not in result.stderr
         assert not (tmp_path / "new").exists()
 
-    def test_onto_another_cache(self, tiny_cache: Path, tmp_path: Path) -> None:
+    def test_unpacking_onto_a_cache_of_another_spec_is_refused(
+        self, tiny_cache: Path, tmp_path: Path
+    ) -> None:
         done("pack", tiny_cache, tmp_path / "a.tar.zst")
         other = tiny.tiny_cache(tmp_path / "other", 20, top_k=5)
         result = run("unpack", tmp_path / "a.tar.zst", other)

@@ -4,18 +4,18 @@ from tests.support import ROOT
 from tests.support.command_line import run
 
 
-def test_list() -> None:
+def test_recipes_lists_the_shipped_recipes() -> None:
     lines = run("recipes").output.splitlines()
     assert [line.split()[0] for line in lines] == ["distil-xlstm", "small"]
     assert "Qwen2.5-1.5B" in lines[0]
 
 
-def test_print() -> None:
+def test_recipes_prints_a_recipe_as_shipped() -> None:
     shipped = ROOT / "pipeline" / "recipes" / "distil-xlstm.toml"
     assert run("recipes", "distil-xlstm").output == shipped.read_text()
 
 
-def test_unknown() -> None:
+def test_an_unknown_recipe_is_refused() -> None:
     result = run("recipes", "distil")
     assert result.exit_code == 2
     assert "distil: neither a file nor one of the shipped recipes" in result.stderr

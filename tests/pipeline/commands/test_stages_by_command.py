@@ -53,7 +53,7 @@ def student(
     return out, result
 
 
-def test_estimate(tmp_path: Path) -> None:
+def test_estimate_prints_text_or_json_for_a_tiny_teacher(tmp_path: Path) -> None:
     teacher = tiny.save_tiny_teacher(tmp_path / "teacher")
     corpus = tiny.write_fineweb_parquet(tmp_path / "corpus.parquet", tiny.tiny_texts(40))
     command = (
@@ -76,7 +76,7 @@ def test_estimate(tmp_path: Path) -> None:
     assert figures["bytes"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_cache_teacher(tmp_path: Path) -> None:
+def test_cache_teacher_makes_a_cache_of_a_tiny_teacher(tmp_path: Path) -> None:
     teacher = tiny.save_tiny_teacher(tmp_path / "teacher")
     corpus = tiny.write_fineweb_parquet(tmp_path / "corpus.parquet", tiny.tiny_texts(40))
     command = (
@@ -103,7 +103,7 @@ def test_cache_teacher(tmp_path: Path) -> None:
     assert found == shards
 
 
-def test_workers_share_a_cache(tmp_path: Path) -> None:
+def test_two_workers_by_command_complete_one_cache(tmp_path: Path) -> None:
     teacher = tiny.save_tiny_teacher(tmp_path / "teacher")
     corpus = tiny.write_fineweb_parquet(tmp_path / "corpus.parquet", tiny.tiny_texts(40))
     command = (
@@ -139,7 +139,9 @@ def test_workers_share_a_cache(tmp_path: Path) -> None:
     assert again["run"]["tokens_per_second"] is None
 
 
-def test_train_student(student: tuple[Path, Result]) -> None:
+def test_train_student_reports_steps_and_writes_metrics_and_recipe(
+    student: tuple[Path, Result],
+) -> None:
     out, result = student
     assert "step 2: validation: loss " in result.stderr
     assert "step 2: checkpoint" in result.stderr
@@ -152,7 +154,7 @@ def test_train_student(student: tuple[Path, Result]) -> None:
     )
 
 
-def test_train_student_where_no_directory_can_be(
+def test_train_student_refuses_an_out_that_cannot_be_a_directory(
     tmp_path: Path, tiny_cache: Path, recipe: Path
 ) -> None:
     (tmp_path / "file").touch()
@@ -163,7 +165,9 @@ def test_train_student_where_no_directory_can_be(
     assert "PIPELINE_DEBUG" not in result.stderr
 
 
-def test_train_student_twice(student: tuple[Path, Result], tiny_cache: Path, recipe: Path) -> None:
+def test_training_into_an_existing_run_needs_resume(
+    student: tuple[Path, Result], tiny_cache: Path, recipe: Path
+) -> None:
     command = ("train-student", "--recipe", recipe, "--cache", tiny_cache, "--out", student[0])
     refused = run(*command)
     assert refused.exit_code == 1
@@ -174,7 +178,7 @@ def test_train_student_twice(student: tuple[Path, Result], tiny_cache: Path, rec
     assert "resuming from" in resumed.stderr
 
 
-def test_generate(student: tuple[Path, Result]) -> None:
+def test_generate_gives_the_same_text_for_the_same_seed(student: tuple[Path, Result]) -> None:
     command = ("generate", student[0], "--prompt", "the teacher", "--max-new-tokens", "6")
     result = run(*command)
     assert result.exit_code == 0, result.output
@@ -186,7 +190,7 @@ def test_generate(student: tuple[Path, Result]) -> None:
     assert others != {result.stdout}
 
 
-def test_generate_the_likeliest(student: tuple[Path, Result]) -> None:
+def test_temperature_0_gives_the_same_text_for_every_seed(student: tuple[Path, Result]) -> None:
     command = ("generate", student[0] / "model", "--prompt", "a", "--max-new-tokens", "4")
     outputs = {run(*command, "--temperature", "0", "--seed", seed).stdout for seed in "012"}
     assert len(outputs) == 1
@@ -203,7 +207,9 @@ def unfinished(student: tuple[Path, Result], tmp_path: Path) -> Path:
 _TEXT = ("--prompt", "the teacher", "--max-new-tokens", "6")
 
 
-def test_generate_from_an_unfinished_run(student: tuple[Path, Result], unfinished: Path) -> None:
+def test_generate_uses_the_newest_checkpoint_of_an_unfinished_run(
+    student: tuple[Path, Result], unfinished: Path
+) -> None:
     """The newest checkpoint is what the model was made of; another one says other things."""
     expected = run("generate", student[0], *_TEXT).stdout
     result = run("generate", unfinished, *_TEXT)
@@ -249,7 +255,7 @@ def test_a_checkpoint_of_other_settings_makes_no_student(
     assert str(checkpoint.path) in str(raised.value)
 
 
-def test_generate_where_the_cache_is_gone(
+def test_generate_asks_for_the_cache_where_it_is_gone(
     unfinished: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     record = read_record(unfinished)
@@ -271,7 +277,7 @@ def test_generate_where_the_cache_is_gone(
     assert "made by another teacher" in result.stderr
 
 
-def test_evaluate_an_unfinished_run(
+def test_evaluate_uses_the_newest_checkpoint_of_an_unfinished_run(
     student: tuple[Path, Result], unfinished: Path, tiny_cache: Path
 ) -> None:
     options = ("--cache", tiny_cache, "--rows", "4", "--json")
@@ -284,7 +290,7 @@ def test_evaluate_an_unfinished_run(
     assert found["notes"][-1] == "The student is unfinished: it is from step 2."
 
 
-def test_generate_where_there_is_nothing_yet(unfinished: Path, tmp_path: Path) -> None:
+def test_generate_refuses_a_run_without_a_checkpoint(unfinished: Path, tmp_path: Path) -> None:
     shutil.rmtree(unfinished / "checkpoints")
     result = run("generate", unfinished, "--prompt", "a")
     assert result.exit_code == 1
@@ -294,7 +300,7 @@ def test_generate_where_there_is_nothing_yet(unfinished: Path, tmp_path: Path) -
     assert "neither a run of stage two nor a model directory" in result.stderr
 
 
-def test_train_on_by_command(
+def test_extend_to_and_init_train_a_finished_run_further(
     student: tuple[Path, Result], tiny_cache: Path, recipe: Path, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(student[0], tmp_path / "run"))
@@ -310,13 +316,13 @@ def test_train_on_by_command(
     assert f"beginning from the weights of {out}/model" in begun.stderr
 
 
-def test_generate_from_bytes_that_are_no_text(student: tuple[Path, Result]) -> None:
+def test_generate_refuses_a_prompt_that_is_not_utf8(student: tuple[Path, Result]) -> None:
     result = run("generate", student[0], "--prompt", "a\udcff")
     assert result.exit_code == 1
     assert "Error: --prompt: not UTF-8 text: '\\udcff' at character 1." in result.stderr
 
 
-def test_generate_from_nothing(student: tuple[Path, Result]) -> None:
+def test_generate_refuses_an_empty_prompt(student: tuple[Path, Result]) -> None:
     result = run("generate", student[0], "--prompt", "")
     assert result.exit_code == 1
     assert "the prompt is empty" in result.stderr

@@ -7,7 +7,7 @@ import pytest
 from tests.support.command_line import run
 
 
-def test_it_reads_its_own_table(tmp_path: Path) -> None:
+def test_settings_of_cache_teacher_are_refused_by_train_student(tmp_path: Path) -> None:
     result = run(
         *("train-student", "--recipe", "demo", "--cache", tmp_path, "--out", tmp_path / "run"),
         *("--set", "cache_teacher.top_k=8"),
@@ -17,7 +17,7 @@ def test_it_reads_its_own_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", ["inf", "nan", "1e300", "0"])
-def test_local_gib(tmp_path: Path, number: str) -> None:
+def test_an_impossible_local_gib_is_refused(tmp_path: Path, number: str) -> None:
     result = run(
         *("train-student", "--recipe", "demo", "--cache", tmp_path, "--out", tmp_path / "run"),
         *("--local-gib", number),

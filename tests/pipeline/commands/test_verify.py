@@ -11,7 +11,7 @@ from cache_format.storage.base import Storage, checked_chunks
 from tests.support.command_line import done, run
 
 
-def test_good(tiny_cache: Path) -> None:
+def test_an_intact_cache_passes_verification(tiny_cache: Path) -> None:
     result = run("verify", tiny_cache)
     assert result.exit_code == 0, result.output
     assert "every byte is as it was written" in result.stdout
@@ -34,7 +34,9 @@ def test_every_bad_file_is_named(tiny_cache: Path, tmp_path: Path) -> None:
     assert len(result.stdout.splitlines()) == 4
 
 
-def test_not_finished(tiny_cache: Path, tmp_path: Path) -> None:
+def test_an_unfinished_cache_verifies_and_is_called_incomplete(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
     cache = shutil.copytree(tiny_cache, tmp_path / "cache")
     (cache / "manifest.json").unlink()
     result = run("verify", cache)
@@ -43,13 +45,17 @@ def test_not_finished(tiny_cache: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", ["1", "3"])
-def test_nothing_is_left(tiny_cache: Path, cache_home: Path, threads: str) -> None:
+def test_a_finished_verification_leaves_no_state_file(
+    tiny_cache: Path, cache_home: Path, threads: str
+) -> None:
     result = done("verify", tiny_cache, "--threads", threads)
     assert "every byte is as it was written" in result.stdout
     assert [path for path in cache_home.rglob("*") if path.is_file()] == []
 
 
-def test_interrupted(tiny_cache: Path, cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_verification_resumes(
+    tiny_cache: Path, cache_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names: list[str] = []
 
     def interrupting(storage: Storage, name: str, *arguments: Any) -> Iterator[bytes]:
@@ -74,7 +80,7 @@ def test_interrupted(tiny_cache: Path, cache_home: Path, monkeypatch: pytest.Mon
     assert not record.exists()
 
 
-def test_a_state_of_ones_own(tiny_cache: Path, tmp_path: Path) -> None:
+def test_the_state_option_sets_where_progress_is_kept(tiny_cache: Path, tmp_path: Path) -> None:
     done("verify", tiny_cache, "--state", tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
     (tmp_path / "file").touch()
@@ -83,7 +89,7 @@ def test_a_state_of_ones_own(tiny_cache: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--fresh",)])
-def test_a_state_that_is_something_else(
+def test_a_state_file_of_something_else_is_kept(
     tiny_cache: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     (tmp_path / "notes").write_text("mine")
@@ -93,7 +99,9 @@ def test_a_state_that_is_something_else(
     assert (tmp_path / "notes").read_text() == "mine"
 
 
-def test_without_a_directory_for_it(tiny_cache: Path, cache_home: Path) -> None:
+def test_verification_runs_where_its_state_cannot_be_written(
+    tiny_cache: Path, cache_home: Path
+) -> None:
     cache_home.touch()  # a file where the directory should be
     result = done("verify", tiny_cache)
     assert "the next verification starts over" in result.stderr

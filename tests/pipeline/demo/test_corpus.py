@@ -15,7 +15,7 @@ def first_documents() -> dict[corpus.Side, list[corpus.Document]]:
     return {side: list(islice(corpus.documents(side), 60)) for side in sides}
 
 
-def test_no_module_is_on_both_sides(
+def test_no_module_is_in_both_training_and_validation(
     first_documents: dict[corpus.Side, list[corpus.Document]],
 ) -> None:
     for side, documents in first_documents.items():
@@ -33,7 +33,7 @@ def test_documents_are_english_prose_of_bounded_length(
     assert len(paragraphs) == len(set(paragraphs))
 
 
-def test_the_order_is_the_same_every_time(
+def test_the_corpus_order_is_deterministic(
     first_documents: dict[corpus.Side, list[corpus.Document]],
 ) -> None:
     assert list(islice(corpus.documents("demo"), 10)) == first_documents["demo"][:10]

@@ -15,13 +15,13 @@ _NEW_CACHE = CacheLocation(exists=False)
 @pytest.mark.parametrize(
     "value", ["cache", "/a/b:/c", "./s3:/bucket", "a:b", "C:/x", "dir/s3:/x", "-"]
 )
-def test_paths(value: str) -> None:
+def test_local_paths_are_accepted(value: str) -> None:
     assert LocalPath().convert(value, None, None) == Path(value)
     assert _NEW_CACHE.convert(value, None, None) == Path(value)
 
 
 @pytest.mark.parametrize("value", ["s3://bucket/c", "memory://x", "file:///tmp/c"])
-def test_urls(value: str) -> None:
+def test_urls_are_accepted_for_caches_alone(value: str) -> None:
     assert _NEW_CACHE.convert(value, None, None) == value
     with pytest.raises(click.BadParameter, match="only a local path"):
         LocalPath().convert(value, None, None)
@@ -32,7 +32,9 @@ def test_urls(value: str) -> None:
     [("s3:/bucket/c", "s3://bucket/c"), ("S3://bucket", "s3://bucket"), ("Gs:/b", "gs://b")],
 )
 @pytest.mark.parametrize("exists", [True, False])
-def test_nearly_urls(value: str, meant: str, exists: bool) -> None:
+def test_a_misspelled_url_is_refused_with_the_right_spelling(
+    value: str, meant: str, exists: bool
+) -> None:
     with pytest.raises(click.BadParameter, match=f"did you mean '{meant}'"):
         CacheLocation(exists=exists).convert(value, None, None)
 
@@ -50,7 +52,7 @@ def test_nearly_urls(value: str, meant: str, exists: bool) -> None:
         ("cache-teacher", "--recipe", "demo", "--out", "S3://b/c"),
     ],
 )
-def test_every_command(
+def test_a_url_is_refused_where_a_command_needs_a_local_path(
     arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

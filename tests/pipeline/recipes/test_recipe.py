@@ -62,26 +62,26 @@ def set_refusal(setting: str) -> str:
 
 
 class TestShipped:
-    def test_names(self) -> None:
+    def test_shipped_recipes_are_listed(self) -> None:
         assert {"demo", "distil-xlstm"} <= set(recipe_names())
 
     @pytest.mark.parametrize("name", recipe_names())
-    def test_loads_and_says_what_it_is(self, name: str) -> None:
+    def test_every_shipped_recipe_loads_and_has_a_description(self, name: str) -> None:
         assert load_recipe(name).description
 
-    def test_the_paper_is_the_default(self) -> None:
+    def test_the_paper_recipe_equals_the_defaults(self) -> None:
         recipe = load_recipe("distil-xlstm")
         assert recipe.cache_teacher == CacheTeacherConfig()
         assert recipe.train_student == TrainStudentConfig()
 
-    def test_the_paper_states_every_value(self) -> None:
+    def test_the_paper_recipe_states_every_key(self) -> None:
         document = tomllib.loads(recipe_text("distil-xlstm"))
         assert list(document["cache_teacher"]) == _keys(CacheTeacherConfig)
         student = document["train_student"].pop("student")
         assert list(student) == _keys(DistilXLSTMSettings)
         assert ["student", *document["train_student"]] == _keys(TrainStudentConfig)
 
-    def test_the_paper_says_where_every_value_is_from(self) -> None:
+    def test_the_paper_recipe_says_where_every_value_is_from(self) -> None:
         lines = recipe_text("distil-xlstm").splitlines()
         for previous, line in itertools.pairwise(lines):
             if "=" in line.partition("#")[0] and not line.startswith("description"):
@@ -104,7 +104,7 @@ class TestWhatIsLeftOpen:
         else:
             require_teacher_and_corpus(name, recipe)
 
-    def test_it_names_the_keys_that_are_open(self) -> None:
+    def test_an_unset_teacher_or_corpus_is_named(self) -> None:
         one = [parse_override("cache_teacher.teacher=t")]
         with pytest.raises(RecipeError) as caught:
             require_teacher_and_corpus("small", load_recipe("small", one))
@@ -112,11 +112,11 @@ class TestWhatIsLeftOpen:
         both = [*one, parse_override("cache_teacher.corpus=c")]
         require_teacher_and_corpus("small", load_recipe("small", both))
 
-    def test_it_names_the_command_that_fills_them_in(self) -> None:
+    def test_the_demo_recipe_alone_points_to_pipeline_demo(self) -> None:
         with pytest.raises(RecipeError, match="Run `pipeline demo`, which sets them"):
             require_teacher_and_corpus("demo", load_recipe("demo"))
 
-    def test_those_for_another_command_are_not_listed(self) -> None:
+    def test_the_demo_recipe_is_not_listed(self) -> None:
         assert list(listed_recipes()) == ["distil-xlstm", "small"]
 
 
@@ -125,7 +125,7 @@ class TestFiles:
         recipe = load_recipe(written(tmp_path, "[cache_teacher]\ntop_k = 8\n"))
         assert recipe == Recipe(cache_teacher=CacheTeacherConfig(top_k=8))
 
-    def test_values_become_what_the_fields_want(self, tmp_path: Path) -> None:
+    def test_toml_values_are_converted_to_the_types_of_the_fields(self, tmp_path: Path) -> None:
         text = """
             [cache_teacher]
             num_tokens = "1.5M"
@@ -149,19 +149,19 @@ class TestFiles:
         ):
             load_recipe("distil.toml")
 
-    def test_a_directory(self, tmp_path: Path) -> None:
+    def test_a_directory_is_refused_as_a_recipe(self, tmp_path: Path) -> None:
         with pytest.raises(
             RecipeError, match=r"a directory; expected the name of a shipped recipe or a TOML"
         ):
             load_recipe(str(tmp_path))
 
-    def test_not_text(self, tmp_path: Path) -> None:
+    def test_a_recipe_that_is_not_utf8_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "mine.toml"
         path.write_bytes(b"\xff\xfe")
         with pytest.raises(RecipeError, match=r"mine\.toml: a recipe is UTF-8 text"):
             load_recipe(str(path))
 
-    def test_not_toml_names_the_line(self, tmp_path: Path) -> None:
+    def test_invalid_toml_is_refused_with_its_line(self, tmp_path: Path) -> None:
         assert "line 2" in refusal(tmp_path, "[cache_teacher]\ntop_k = = 3\n")
 
 
@@ -204,7 +204,9 @@ class TestRefusals:
             ("description = 1", "description: expected a string, found 1"),
         ],
     )
-    def test_unknown(self, tmp_path: Path, text: str, expected: str) -> None:
+    def test_an_unknown_key_or_table_names_the_nearest(
+        self, tmp_path: Path, text: str, expected: str
+    ) -> None:
         assert expected in refusal(tmp_path, text)
 
     @pytest.mark.parametrize(
@@ -216,11 +218,11 @@ class TestRefusals:
             ("train_student.warmup_fraction=0", "warmup_ratio"),
         ],
     )
-    def test_a_key_of_an_earlier_version(self, old: str, new: str) -> None:
+    def test_a_renamed_key_is_refused_with_its_new_name(self, old: str, new: str) -> None:
         with pytest.raises(RecipeError, match=f'it is now called "{new}"'):
             load_recipe("distil-xlstm", [parse_override(old)])
 
-    def test_what_a_key_was_renamed_to_exists(self) -> None:
+    def test_the_new_name_of_every_renamed_key_exists(self) -> None:
         keys = {key for kinds in _TABLES.values() for kind in kinds for key in _keys(kind)}
         assert set(_RENAMED.values()) <= keys
         assert not set(_RENAMED) & keys
@@ -262,16 +264,18 @@ class TestRefusals:
             ("cache_teacher", 'num_tokens = "-1K"', 'found the string "-1K"'),
         ],
     )
-    def test_wrong_type(self, tmp_path: Path, table: str, line: str, expected: str) -> None:
+    def test_a_value_of_the_wrong_type_says_what_was_expected(
+        self, tmp_path: Path, table: str, line: str, expected: str
+    ) -> None:
         message = refusal(tmp_path, f"[{table}]\n{line}\n")
         assert f"[{table}] {line.partition(' ')[0]}: expected " in message
         assert expected in message
 
-    def test_impossible_value(self, tmp_path: Path) -> None:
+    def test_a_value_out_of_bounds_names_its_table_and_key(self, tmp_path: Path) -> None:
         message = refusal(tmp_path, "[cache_teacher]\ntop_p = 1.5\n")
         assert "[cache_teacher] top_p: must be above 0 and at most 1, found 1.5" in message
 
-    def test_impossible_default_beside_a_value(self, tmp_path: Path) -> None:
+    def test_a_default_that_contradicts_a_given_value_is_named(self, tmp_path: Path) -> None:
         message = refusal(tmp_path, "[train_student.student]\nnum_blocks = 2\n")
         assert "[train_student.student] slstm_at: must be rising block indices below" in message
         assert "found the default (0, 2, 4)" in message
@@ -291,7 +295,9 @@ class TestIntegers:
 
     @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**30 - 1])
     @pytest.mark.parametrize(("table", "key", "kind"), _INTEGERS)
-    def test_beyond_64_bits(self, table: str, key: str, kind: Any, number: int) -> None:
+    def test_integers_beyond_64_bits_are_refused(
+        self, table: str, key: str, kind: Any, number: int
+    ) -> None:
         message = set_refusal(f"{table}.{key}={number}")
         assert message.startswith(f"--set {table}.{key}={number}: must be ")
         assert message.endswith(f", found {number}")
@@ -301,16 +307,16 @@ class TestIntegers:
     @pytest.mark.parametrize(
         "key", ["cache_teacher.num_tokens", "train_student.max_steps", "train_student.eval_steps"]
     )
-    def test_the_range_is_named(self, key: str) -> None:
+    def test_a_refused_integer_names_the_64_bit_range(self, key: str) -> None:
         assert "an integer of 64 bits, from −2^63 to 2^63 − 1, found" in set_refusal(f"{key}=1e19")
         assert attrgetter(key)(with_set(f"{key}={2**63 - 1}")) == 2**63 - 1
 
-    def test_a_budget(self) -> None:
+    def test_a_token_budget_beyond_64_bits_is_refused(self) -> None:
         with pytest.raises(RecipeError, match=r"^--tokens 10000000000000B: must be an integer of"):
             load_recipe("small", [token_budget("10000000000000B")])
 
     @pytest.mark.parametrize("key", ["seed", "max_steps", "learning_rate", "precision"])
-    def test_one_that_python_does_not_write(self, tmp_path: Path, key: str) -> None:
+    def test_a_number_of_thousands_of_digits_is_refused(self, tmp_path: Path, key: str) -> None:
         message = refusal(tmp_path, f"[train_student]\n{key} = 0x{'f' * 9999}\n")
         assert f"[train_student] {key}: " in message
         assert message.endswith("a number of thousands of digits")
@@ -318,12 +324,12 @@ class TestIntegers:
 
 class TestOverrides:
     @pytest.mark.parametrize("kind", ["distil_xlstm", "'distil_xlstm'"])
-    def test_the_kind_may_be_set_after_its_keys(self, kind: str) -> None:
+    def test_the_student_kind_may_be_set_after_its_keys(self, kind: str) -> None:
         recipe = with_set("train_student.student.dropout=0.5", f"train_student.student.kind={kind}")
         assert recipe.train_student.student == DistilXLSTMSettings(dropout=0.5)
         assert "the known ones are" in set_refusal("train_student.student.kind=hybrid")
 
-    def test_the_last_one_wins(self) -> None:
+    def test_the_last_of_repeated_settings_wins(self) -> None:
         key = "train_student.student.num_heads"
         recipe = with_set(f"{key}=2", f"{key}=8")
         assert recipe.train_student.student == DistilXLSTMSettings(num_heads=8)
@@ -351,7 +357,9 @@ class TestOverrides:
             ("train_student.student.slstm_at=[1]", (1,)),
         ],
     )
-    def test_values(self, setting: str, value: object) -> None:
+    def test_set_converts_values_to_the_type_of_the_field(
+        self, setting: str, value: object
+    ) -> None:
         path = setting.partition("=")[0].strip()
         assert attrgetter(path)(with_set(setting)) == value
 
@@ -376,11 +384,11 @@ class TestOverrides:
         message = set_refusal(setting)
         assert f"[train_student.student] slstm_at (with --set {setting}): must" in message
 
-    def test_a_table_is_no_value(self) -> None:
+    def test_setting_a_table_to_a_value_is_refused(self) -> None:
         message = set_refusal("train_student.student=x")
         assert message.endswith("is a table: expected train_student.student.KEY=VALUE")
 
-    def test_tokens(self) -> None:
+    def test_the_tokens_option_sets_and_checks_the_budget(self) -> None:
         recipe = load_recipe("distil-xlstm", [token_budget("64K")])
         assert recipe.cache_teacher.num_tokens == 64_000
         with pytest.raises(RecipeError, match=r"^--tokens lots: expected a whole number"):
@@ -395,7 +403,7 @@ class TestToml:
         recipe = load_recipe(name)
         assert load_recipe(written(tmp_path, recipe.to_toml())) == recipe
 
-    def test_every_value_is_written(self) -> None:
+    def test_a_resolved_recipe_writes_every_value_that_is_not_none(self) -> None:
         document = tomllib.loads(Recipe().to_toml())
         nothing = {
             "cache_teacher": {"sampling_temperature", "rows_per_forward"},
@@ -439,7 +447,7 @@ class TestToml:
         assert load_recipe(str(path)) == recipe
 
 
-def test_a_refusal_imports_nothing_heavy() -> None:
+def test_refusing_a_recipe_or_setting_imports_nothing_heavy() -> None:
     program = """
 import sys
 from click.testing import CliRunner
@@ -460,5 +468,5 @@ print(sorted(heavy & set(sys.modules)))
     assert finished.stdout.strip() == "[]", finished.stderr
 
 
-def test_overrides_are_plain_values() -> None:
+def test_an_override_is_parsed_into_table_key_and_value() -> None:
     assert parse_override("a.b=c") == Override("--set a.b=c", "a", "b", "c")

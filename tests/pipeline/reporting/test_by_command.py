@@ -45,7 +45,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     )
 
 
-def test_cache_teacher(places: tuple[str, ...], tmp_path: Path) -> None:
+def test_cache_teacher_reports_to_json_log_file_and_terminal(
+    places: tuple[str, ...], tmp_path: Path
+) -> None:
     """The recipe `small`, with nothing but teacher and corpus named (and rows that fit them)."""
     command: Words = (
         "cache-teacher",
@@ -83,7 +85,9 @@ def test_cache_teacher(places: tuple[str, ...], tmp_path: Path) -> None:
     assert summary["cache"] == found[-1]["cache"]
 
 
-def test_train_student(tiny_cache: Path, tmp_path: Path) -> None:
+def test_train_student_reports_to_json_log_file_and_terminal(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
     (tmp_path / "recipe.toml").write_text(_RECIPE)
     command: Words = (
         "train-student",
@@ -162,7 +166,7 @@ class TestFailures:
             (AssertionError("a bug"), 1, "AssertionError: a bug"),
         ],
     )
-    def test_whatever_ends_the_command(
+    def test_whatever_ends_the_command_is_the_last_event(
         self,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
@@ -187,7 +191,7 @@ class TestFailures:
         assert (last["event"], last["exit_code"]) == ("error", exit_code)
         assert expected in last["message"]
 
-    def test_a_log_file_that_cannot_be_written(self, tmp_path: Path) -> None:
+    def test_a_log_file_that_cannot_be_written_is_refused(self, tmp_path: Path) -> None:
         command: Words = (
             "cache-teacher",
             "--recipe",
@@ -200,7 +204,7 @@ class TestFailures:
         assert "/proc/log" in result.stderr
         assert not (tmp_path / "out").exists()
 
-    def test_of_several_processes_the_first_one_speaks(
+    def test_only_the_first_of_several_processes_reports(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("RANK", "1")
@@ -221,7 +225,9 @@ class TestFailures:
         assert not (tmp_path / "log").exists()
 
 
-def test_dry_run(places: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    places: tuple[str, ...], tmp_path: Path
+) -> None:
     out = tmp_path / "cache"
     command: Words = (
         "cache-teacher",

@@ -40,7 +40,7 @@ class TestBesideATerminal:
             "cache: 3.00k of 10.0k tok (30.0%) · 100 tok/s · 01:10 left · more",
         ]
 
-    def test_the_end_is_said_once_however_far_it_is_overshot(self) -> None:
+    def test_the_end_is_printed_once_however_far_the_total_is_exceeded(self) -> None:
         stream, clock = io.StringIO(), Clock()
         with Bar("verify", unit="B", stream=stream, clock=clock) as bar:
             for done in (0, 90, 100, 110, 120):
@@ -51,7 +51,7 @@ class TestBesideATerminal:
             "verify: 100 of 100B (100.0%) · 50B/s · 00:00 left",
         ]
 
-    def test_a_total_of_zero_is_drawn_as_done(self) -> None:
+    def test_a_total_of_zero_is_shown_as_done(self) -> None:
         stream = io.StringIO()
         with Bar("verify", stream=stream, clock=Clock()) as bar:
             bar.show(0, 0, "")
@@ -59,7 +59,7 @@ class TestBesideATerminal:
 
 
 class TestOnATerminal:
-    def test_one_line_is_written_over(self) -> None:
+    def test_on_a_terminal_progress_overwrites_one_line(self) -> None:
         stream = Terminal()
         with Bar("cache", stream=stream) as bar:
             bar.show(2_000, 10_000, "at first")
@@ -71,7 +71,7 @@ class TestOnATerminal:
         assert "at last" in text
         assert text.count("\n") == 1  # when it is closed
 
-    def test_a_message_stands_on_a_line_of_its_own(self) -> None:
+    def test_a_message_is_printed_on_its_own_line(self) -> None:
         stream = Terminal()
         with Bar("cache", stream=stream) as bar:
             bar.show(1, 10, "")
@@ -98,7 +98,7 @@ def test_an_estimate_counts_seconds_and_not_the_budget() -> None:
     ]
 
 
-def test_an_estimate_on_a_terminal() -> None:
+def test_an_estimate_shows_seconds_and_tokens_on_a_terminal() -> None:
     stream = Terminal()
     with Bar("estimate", unit=" s", has_rate=False, stream=stream) as bar:
         EstimateReport(bar, seconds=60.0)(replace(caching(5), seconds=30.0))
@@ -108,9 +108,9 @@ def test_an_estimate_on_a_terminal() -> None:
 @pytest.mark.parametrize(
     ("number", "text"), [(0, "0"), (999, "999"), (1000, "1.00k"), (512_000_000, "512M")]
 )
-def test_short(number: int, text: str) -> None:
+def test_large_numbers_are_abbreviated(number: int, text: str) -> None:
     assert short(number) == text
 
 
-def test_size() -> None:
+def test_byte_sizes_are_abbreviated() -> None:
     assert size(1_234_567) == "1.23MB"

@@ -40,7 +40,7 @@ EVENTS = [
 ]
 
 
-def test_standard_error() -> None:
+def test_standard_error_receives_progress_messages_and_warnings() -> None:
     stream = io.StringIO()
     sink = ProgressOnStderr(Bar("cache", stream=stream))
     for event in EVENTS:
@@ -61,7 +61,7 @@ def test_quiet_keeps_warnings_errors_and_the_result(capsys: pytest.CaptureFixtur
     assert captured.out == "first\n"
 
 
-def test_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+def test_standard_output_receives_the_result_alone(capsys: pytest.CaptureFixture[str]) -> None:
     for event in EVENTS:
         ResultOnStdout(first_line_only=False).send(event)
     assert capsys.readouterr().out == "first\nsecond\n"
@@ -101,7 +101,7 @@ HOSTILE_EVENTS = [
 class TestControlCharacters:
     """Names of files and keys that are a stranger's."""
 
-    def test_on_standard_error(self) -> None:
+    def test_standard_error_escapes_control_characters(self) -> None:
         stream = io.StringIO()
         sink = ProgressOnStderr(Bar("cache", stream=stream))
         for event in HOSTILE_EVENTS:
@@ -112,7 +112,7 @@ class TestControlCharacters:
             rf"cache: 10 of 100 tok (10.0%) · a\n{ESCAPED}",
         ]
 
-    def test_on_a_terminal(self) -> None:
+    def test_a_terminal_progress_bar_escapes_control_characters(self) -> None:
         class Terminal(io.StringIO):
             def isatty(self) -> bool:
                 return True
@@ -124,7 +124,9 @@ class TestControlCharacters:
         assert ESCAPED in stream.getvalue()
         assert not {"\x07", "\u202e"} & set(stream.getvalue())
 
-    def test_of_the_quiet_and_of_the_result(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_quiet_output_and_the_result_escape_control_characters(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         for event in HOSTILE_EVENTS:
             WarningsOnStderr().send(event)
             ResultOnStdout(first_line_only=False).send(event)
@@ -132,7 +134,7 @@ class TestControlCharacters:
         assert captured.err == f"Warning: {ESCAPED}\n"
         assert captured.out == f"{ESCAPED}\n"
 
-    def test_in_a_log_file(self, tmp_path: Path) -> None:
+    def test_a_log_file_escapes_control_characters(self, tmp_path: Path) -> None:
         sink = LogFile(tmp_path / "log", "cache")
         for event in HOSTILE_EVENTS:
             sink.send(event)
@@ -144,7 +146,7 @@ class TestControlCharacters:
             ESCAPED,
         ]
 
-    def test_json_holds_the_text_itself(self) -> None:
+    def test_json_lines_hold_the_exact_text_in_json_escapes(self) -> None:
         stream, text = io.StringIO(), HOSTILE + "\x9b\x7f東"
         JsonLines(stream).send(said("message", text))
         assert json.loads(stream.getvalue())["message"] == text
@@ -166,18 +168,18 @@ class TestJsonLines:
             sink.send(event)
         return [json.loads(line) for line in stream.getvalue().splitlines()]
 
-    def test_one_object_a_line(self) -> None:
+    def test_json_lines_hold_one_event_a_line(self) -> None:
         found = self.lines(*EVENTS)
         assert [line["event"] for line in found] == [event.name for event in EVENTS]
         assert all(_TIME.fullmatch(line["time"]) for line in found)
         assert found[3]["message"] == "careful"
 
-    def test_progress_every_ten_seconds_and_at_the_end(self) -> None:
+    def test_json_progress_comes_every_ten_seconds_and_at_the_end(self) -> None:
         events = [progress(done) for done in (0, 20, 40, 60, 80, 99, 100, 110)]
         done = [line["tokens_done"] for line in self.lines(*events, seconds=4.0)]
         assert done == [0, 60, 100]
 
-    def test_what_is_not_finite_is_null(self) -> None:
+    def test_non_finite_numbers_are_null_in_json(self) -> None:
         metrics = {"train/gradient_norm": float("inf"), "train/loss": 1.0}
         (line,) = self.lines(progress(0, metrics=metrics, mfu=float("nan")))
         assert line["metrics"] == {"train/gradient_norm": None, "train/loss": 1.0}

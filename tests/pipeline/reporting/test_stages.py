@@ -17,14 +17,14 @@ def training(event: Any, **changes: Any) -> TrainProgress:
     )
 
 
-def test_what_is_known_of_the_device() -> None:
+def test_progress_shows_only_known_figures_of_the_device() -> None:
     assert device_figures(caching(1)) == []
     known = replace(caching(1), device_wait_share=0.034, mfu=0.517)
     assert device_figures(known) == ["teacher idle 3%", "MFU 52%"]
     assert cache_figures(known).startswith("teacher idle 3% · MFU 52% · 1.50MB · unit 3")
 
 
-def test_caching() -> None:
+def test_cache_progress_is_reported_once_per_phase() -> None:
     events: list[Event] = []
     report = CacheReport(events.append)
     for phase in ("resolving", "resolving", "loading teacher"):
@@ -88,13 +88,13 @@ def test_a_validation_names_the_temperature_of_its_kl(temperature: float, shown:
 
 
 @pytest.mark.parametrize("name", ["message", "warning"])
-def test_messages(name: str) -> None:
+def test_messages_and_warnings_carry_the_step(name: str) -> None:
     event = report(training(name, message="resuming from x"))
     assert (event.name, event.text) == (name, "step 7: resuming from x")
     assert event.fields == {"step": 7, "message": "resuming from x"}
 
 
-def test_a_checkpoint() -> None:
+def test_a_checkpoint_event_carries_step_and_path() -> None:
     event = report(training("checkpoint", message="run/checkpoints/step-7"))
     assert event.text == "step 7: checkpoint run/checkpoints/step-7"
     assert event.fields == {"step": 7, "path": "run/checkpoints/step-7"}

@@ -28,14 +28,14 @@ def test_the_share_of_validation_and_what_comes_next(tmp_path: Path) -> None:
     assert "train-student --recipe RECIPE --cache out" in text
 
 
-def test_too_much_validation_is_warned_of(tmp_path: Path) -> None:
+def test_too_large_a_validation_share_is_warned_of(tmp_path: Path) -> None:
     text = said_of(manifest_of(tmp_path, sample_spec()))
     assert "Validation is 50.0% of the rows. That is much more than 1 in 3" in text
     assert 'cache_teacher.validation_split = "rows"' in text
     assert "pipeline train-student" in text
 
 
-def test_where_all_is_validation_there_is_nothing_to_train_from(tmp_path: Path) -> None:
+def test_a_cache_of_validation_rows_alone_is_reported_as_untrainable(tmp_path: Path) -> None:
     manifest = manifest_of(tmp_path, sample_spec())
     text = said_of(replace(manifest, shards=manifest.shards[:1]))
     assert "Validation is 100.0% of the rows. That leaves nothing to train on" in text

@@ -77,12 +77,12 @@ def test_summary_text_names_what_matters(tiny_cache: Path) -> None:
     json.dumps(summary)
 
 
-def test_an_unfinished_cache_can_be_looked_at(tmp_path: Path, tiny_cache: Path) -> None:
+def test_an_unfinished_cache_can_be_inspected(tmp_path: Path, tiny_cache: Path) -> None:
     unfinished = copy_without(tiny_cache, tmp_path / "cache", "manifest.json")
     assert summary_text(summarise(unfinished)).startswith(f"{unfinished}: NOT COMPLETE")
 
 
-def test_a_part_is_called_one(tmp_path: Path, tiny_cache: Path) -> None:
+def test_a_cache_of_a_unit_range_is_called_a_part(tmp_path: Path, tiny_cache: Path) -> None:
     receipt = min((tiny_cache / "receipts").glob("0*.json")).relative_to(tiny_cache)
     part = copy_without(tiny_cache, tmp_path / "cache", "manifest.json", str(receipt))
     summary = summarise(part)
@@ -91,7 +91,7 @@ def test_a_part_is_called_one(tmp_path: Path, tiny_cache: Path) -> None:
     assert f"NOT COMPLETE: units 1:{end}, as in a part" in summary_text(summary)
 
 
-def test_a_perplexity_beyond_floats(tiny_cache: Path) -> None:
+def test_a_perplexity_beyond_float64_is_shown_as_inf(tiny_cache: Path) -> None:
     cache = cache_format.open(tiny_cache)
     entry = cache.manifest.shards[0]
     statistics = replace(entry.statistics, num_scored=1, sum_next_logprob=-1e4)
@@ -101,7 +101,7 @@ def test_a_perplexity_beyond_floats(tiny_cache: Path) -> None:
     assert "perplexity inf (loss 10000.0000 nats)" in summary_text(summary)
 
 
-def test_teacher_and_corpus_as_the_recipe_calls_them(tmp_path: Path, tiny_cache: Path) -> None:
+def test_teacher_and_corpus_are_named_as_in_the_recipe(tmp_path: Path, tiny_cache: Path) -> None:
     cache = copy_without(tiny_cache, tmp_path / "cache")
     recipe = '[cache_teacher]\nteacher = "models/\\u001bmine"\ncorpus = "data/web.parquet"\n'
     (cache / "recipe.toml").write_text(recipe)
@@ -111,7 +111,7 @@ def test_teacher_and_corpus_as_the_recipe_calls_them(tmp_path: Path, tiny_cache:
 
 
 @pytest.mark.parametrize("recipe", [b"[cache_teacher]\nof_tomorrow = 1\n", b"\xff", None])
-def test_without_a_recipe_that_parses(
+def test_a_missing_or_unreadable_recipe_is_left_out_of_the_summary(
     tmp_path: Path, tiny_cache: Path, recipe: bytes | None
 ) -> None:
     cache = copy_without(tiny_cache, tmp_path / "cache")
@@ -123,7 +123,7 @@ def test_without_a_recipe_that_parses(
     assert "  corpus      local" in summary_text(summary)
 
 
-def test_a_cache_without_a_shard_yet(tmp_path: Path, tiny_cache: Path) -> None:
+def test_a_cache_without_shards_can_be_inspected(tmp_path: Path, tiny_cache: Path) -> None:
     names = [
         f"{directory}/{p.name}"
         for directory in ("shards", "receipts")
@@ -145,7 +145,7 @@ def copy_without(cache: Path, target: Path, *names: str) -> Path:
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_row(tiny_cache: Path, split: str) -> None:
+def test_a_decoded_row_equals_the_row_that_the_reader_gives(tiny_cache: Path, split: str) -> None:
     cache = cache_format.open(tiny_cache)
     num_unscored = 0
     for index in range(cache.num_rows(split)):  # type: ignore[arg-type]
@@ -176,7 +176,7 @@ def check_distribution(position: dict[str, object]) -> None:
             assert entry["p"] == pytest.approx(position["p_next"], rel=0.07)  # 1/16 nat
 
 
-def test_row_text(tiny_cache: Path) -> None:
+def test_row_text_has_one_line_a_position(tiny_cache: Path) -> None:
     decoded = decode_row(tiny_cache, "train", 0)
     lines = row_text(decoded).splitlines()
     assert len(lines) == 2 + len(decoded["positions"])
@@ -186,13 +186,13 @@ def test_row_text(tiny_cache: Path) -> None:
     json.dumps(decoded)
 
 
-def test_text_is_the_tokenizers(tiny_cache: Path) -> None:
+def test_token_texts_are_decoded_by_the_tokenizer(tiny_cache: Path) -> None:
     decoded = decode_row(tiny_cache, "train", 0)
     text = "".join(position["token"]["text"] for position in decoded["positions"])
     assert " the" in text or " a" in text  # words of the corpus, blanks in front
 
 
-def test_a_row_that_is_not_there(tiny_cache: Path) -> None:
+def test_a_row_out_of_range_is_refused(tiny_cache: Path) -> None:
     num_rows = cache_format.open(tiny_cache).num_rows("train")
     with pytest.raises(ValueError, match=f"no row {num_rows}: train has {num_rows} rows"):
         decode_row(tiny_cache, "train", num_rows)
@@ -203,7 +203,7 @@ def of_spec(path: Path, spec: CacheSpec) -> Path:
     return path
 
 
-def test_draws_from_the_tail(tmp_path: Path) -> None:
+def test_the_summary_counts_tail_samples(tmp_path: Path) -> None:
     spec = sample_spec(targets=drawn_targets(), sketch=pca_sketch(hidden_states="layers:1,2"))
     cache = of_spec(tmp_path / "cache", spec)
     summary = summarise(cache)
@@ -223,7 +223,7 @@ def test_draws_from_the_tail(tmp_path: Path) -> None:
     assert "    drawn " in text  # its bytes
 
 
-def test_a_row_with_draws(tmp_path: Path) -> None:
+def test_a_decoded_row_shows_its_tail_samples(tmp_path: Path) -> None:
     cache = of_spec(tmp_path / "cache", sample_spec(targets=drawn_targets()))
     decoded = decode_row(cache, "train", 0)
     _, row = cache_format.open(cache).read_row("train", 0)
@@ -243,7 +243,7 @@ def test_a_row_with_draws(tmp_path: Path) -> None:
     json.dumps(decoded)
 
 
-def test_samples_say_how_many_and_at_which_temperature(tmp_path: Path) -> None:
+def test_the_summary_of_samples_names_their_number_and_temperature(tmp_path: Path) -> None:
     targets = sampled_targets(inverse_temperatures=(0.5,))
     cache = of_spec(tmp_path / "cache", sample_spec(targets=targets))
     text = summary_text(summarise(cache))

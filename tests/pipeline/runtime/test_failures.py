@@ -39,13 +39,13 @@ def test_out_of_memory_names_the_settings_to_lower(error: Exception) -> None:
     assert "--set train_student.loss_chunk=35" in two
 
 
-def test_lowering_stops_at_one() -> None:
+def test_a_proposed_lower_setting_is_at_least_one() -> None:
     smallest = Recipe(cache_teacher=CacheTeacherConfig(rows_per_forward=1, head_chunk=1))
     message = explain(MemoryError(), "cache-teacher", smallest)
     assert "--set cache_teacher.rows_per_forward=1 " in message
 
 
-def test_what_is_proposed_are_settings() -> None:
+def test_settings_proposed_for_out_of_memory_are_valid() -> None:
     from pipeline.recipes.recipe import load_recipe, parse_override
 
     for command in ("cache-teacher", "train-student"):
@@ -55,7 +55,7 @@ def test_what_is_proposed_are_settings() -> None:
         load_recipe("distil-xlstm", [parse_override(setting) for setting in proposed])
 
 
-def test_a_full_disk() -> None:
+def test_a_full_disk_names_the_file_and_how_to_resume() -> None:
     error = OSError(errno.ENOSPC, "No space left on device", "run/metrics.jsonl")
     message = explain(error, "train-student", RECIPE)
     assert "run/metrics.jsonl" in message
@@ -63,11 +63,11 @@ def test_a_full_disk() -> None:
     assert message.endswith("\nRun the same command with --resume.")
 
 
-def test_messages_of_our_own_are_left_alone() -> None:
+def test_messages_of_our_own_errors_are_unchanged() -> None:
     assert explain(ValueError("x: wrong. Do y."), "verify", None) == "x: wrong. Do y."
 
 
-def test_foreign_errors_are_named() -> None:
+def test_foreign_errors_are_shown_with_their_type() -> None:
     assert explain(RuntimeError("shape"), "verify", None) == "RuntimeError: shape"
     assert explain(ValueError(), "verify", None) == "ValueError: "
 
@@ -76,9 +76,9 @@ def test_foreign_errors_are_named() -> None:
     ("command", "next_step"),
     [("cache-teacher", "same command"), ("train-student", "--resume"), ("demo", "same command")],
 )
-def test_interrupted(command: str, next_step: str) -> None:
+def test_an_interrupted_command_says_how_to_resume(command: str, next_step: str) -> None:
     assert next_step in interrupted(command)
 
 
-def test_interrupted_where_nothing_is_kept() -> None:
+def test_an_interrupted_inspect_has_nothing_to_resume() -> None:
     assert interrupted("inspect") == "Interrupted."

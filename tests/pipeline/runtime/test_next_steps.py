@@ -30,23 +30,23 @@ def test_an_action_has_a_command_or_an_option(action: Action, command: str, expe
 @pytest.mark.parametrize(
     ("action", "command"), [(Action.CHOOSE_DIRECTORY, "unpack"), (Action.RUN_AGAIN, "pack")]
 )
-def test_nothing_is_added_where_the_text_says_all(action: Action, command: str) -> None:
+def test_a_next_step_without_a_command_adds_no_line(action: Action, command: str) -> None:
     error = AdvisedError("x: wrong.", NextStep("Do y.", action))
     assert explain(error, command, None) == "x: wrong. Do y."
 
 
-def test_settings_can_be_pasted() -> None:
+def test_suggested_settings_can_be_pasted_as_set_options() -> None:
     step = NextStep("Do y.", settings={"train_student.batch_size": 4, "train_student.seed": 2})
     (line,) = how_to([step], "train-student")
     assert line == "  --set train_student.batch_size=4 --set train_student.seed=2"
 
 
-def test_a_line_is_said_once() -> None:
+def test_the_same_next_step_is_printed_once() -> None:
     steps = [layout.RANKS_STEP, NextStep("Move it."), layout.unit_step(3, "it"), NextStep("")]
     assert len(how_to(steps, "verify")) == 1
 
 
-def test_a_damaged_file_of_a_cache() -> None:
+def test_a_damaged_cache_file_names_the_command_that_makes_it_again() -> None:
     message = explain(CorruptFileError("ranks.bin: damaged.", layout.RANKS_STEP), "verify", None)
     problem, line = message.split("\n")
     assert problem.startswith("ranks.bin: damaged. Delete ranks.bin and run stage one again: ")

@@ -22,14 +22,14 @@ def options(*, is_repeatable: bool) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("command", "option"), list(options(is_repeatable=False)))
-def test_a_single_value_given_twice(command: str, option: str) -> None:
+def test_an_option_of_a_single_value_given_twice_is_refused(command: str, option: str) -> None:
     result = CliRunner().invoke(main, [command, option, "1", f"{option}=2"])
     assert result.exit_code == 2
     assert re.search(rf"Option .*{option}\b.* was given 2 times; it takes one value", result.stderr)
     assert f"Usage: main {command} " in result.stderr
 
 
-def test_two_spellings_are_one_option() -> None:
+def test_two_spellings_count_as_the_same_option() -> None:
     words = ["extend", "cache", "--tokens", "1B", "--num-tokens", "2B"]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 2
@@ -37,13 +37,15 @@ def test_two_spellings_are_one_option() -> None:
 
 
 @pytest.mark.parametrize(("command", "option"), list(options(is_repeatable=True)))
-def test_what_may_be_repeated(command: str, option: str) -> None:
+def test_repeatable_options_may_be_repeated(command: str, option: str) -> None:
     value = ["train_student.seed=1"] if option == "--set" else []
     result = CliRunner().invoke(main, [command, option, *value, option, *value])
     assert "it takes one value" not in result.stderr
 
 
-def test_commands_run_by_another_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_repeated_options_are_refused_within_the_demo_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(
         "pipeline.demo.run.run_demo",
         lambda out, command, seed: command(["estimate", "--seconds", "1", "--seconds", "2"]),

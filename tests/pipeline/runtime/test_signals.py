@@ -148,7 +148,7 @@ class TestRequest:
             with pytest.raises(Terminated):
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    def test_a_block_that_may_be_interrupted_is(self) -> None:
+    def test_an_interruptible_block_is_interrupted_by_a_signal(self) -> None:
         reached = []
         with asked_to_stop() as request:
             with suppress(StopNow), request.interruptible():
@@ -160,7 +160,7 @@ class TestRequest:
         assert request.is_made()
         assert reached == ["begun"]
 
-    def test_after_such_a_block_a_signal_only_asks(self) -> None:
+    def test_after_an_interruptible_block_a_signal_only_requests_a_stop(self) -> None:
         with asked_to_stop() as request:
             with request.interruptible():
                 pass
@@ -178,13 +178,17 @@ class TestRequest:
         child.wait()
         assert is_running
 
-    def test_one_of_several_is_not_interrupted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_process_of_several_is_not_interrupted(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
         with asked_to_stop() as request, request.interruptible():
             os.kill(os.getpid(), signal.SIGINT)
             assert request.is_made()
 
-    def test_under_torchrun_it_is_the_same_one_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_under_torchrun_the_same_signal_again_is_no_second_request(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
         with asked_to_stop() as request:
             os.kill(os.getpid(), signal.SIGINT)
@@ -192,12 +196,12 @@ class TestRequest:
             assert request.is_made()
         assert type(request.exception()) is KeyboardInterrupt
 
-    def test_handlers_are_put_back(self) -> None:
+    def test_signal_handlers_are_restored(self) -> None:
         with asked_to_stop():
             assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
-    def test_what_is_ignored_stays_ignored(self) -> None:
+    def test_an_ignored_signal_stays_ignored(self) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with asked_to_stop() as request:
             os.kill(os.getpid(), signal.SIGINT)

@@ -98,7 +98,9 @@ def test_a_finished_run_has_the_figures_of_its_last_validation(
         assert found["teacher"][key] == metrics[f"validation/teacher_{key}"]
 
 
-def test_fewer_rows_and_progress(run: Path, tiny_cache: Path) -> None:
+def test_num_rows_limits_the_evaluation_and_progress_counts_to_it(
+    run: Path, tiny_cache: Path
+) -> None:
     told: list[tuple[int, int]] = []
     extent = EvalOptions(num_rows=5, batch_size=2, device="cpu")
     found = evaluate_student(
@@ -108,7 +110,7 @@ def test_fewer_rows_and_progress(run: Path, tiny_cache: Path) -> None:
     assert told == [(2, 5), (4, 5), (5, 5)]
 
 
-def test_table_and_json(run: Path, tiny_cache: Path) -> None:
+def test_evaluate_prints_a_table_or_json(run: Path, tiny_cache: Path) -> None:
     text = invoke(run, "--cache", tiny_cache, "--rows", "4")
     assert text.exit_code == 0, text.output
     lines = text.stdout.splitlines()
@@ -175,7 +177,7 @@ def test_a_model_that_is_no_student_is_refused(tiny_cache: Path) -> None:
         evaluated(tiny_cache.parent / "teacher", tiny_cache)
 
 
-def test_neither_cache_nor_tasks(run: Path) -> None:
+def test_evaluate_without_cache_and_tasks_is_a_usage_error(run: Path) -> None:
     result = invoke(run)
     assert result.exit_code == 2
     assert "give --cache, --tasks, or both" in result.stderr

@@ -116,7 +116,7 @@ def test_the_model_and_nothing_else_is_uploaded(run: Path, hub: Hub) -> None:
 
 
 @needs_loopback
-def test_to_a_branch_of_a_private_repository(run: Path, hub: Hub) -> None:
+def test_push_uploads_to_a_branch_of_a_private_repository(run: Path, hub: Hub) -> None:
     result = invoke(run / "model", "me/student", "--private", "--revision", "try")
     assert result.exit_code == 0, result.output
     assert hub.created[0].get("visibility", hub.created[0].get("private")) in ("private", True)
@@ -126,7 +126,7 @@ def test_to_a_branch_of_a_private_repository(run: Path, hub: Hub) -> None:
 
 
 @needs_loopback
-def test_private_is_not_given_up_where_the_repository_is_public(run: Path, hub: Hub) -> None:
+def test_private_is_refused_where_the_repository_is_public(run: Path, hub: Hub) -> None:
     hub.is_private = False
     with pytest.raises(ValueError, match="is public; --private does not change that"):
         push_model(run, "me/student", is_private=True, revision=None)
@@ -134,7 +134,7 @@ def test_private_is_not_given_up_where_the_repository_is_public(run: Path, hub: 
 
 
 @needs_loopback
-def test_what_the_hub_refuses_is_told_with_the_next_step(run: Path, hub: Hub) -> None:
+def test_a_refusal_of_the_hub_is_raised_with_the_next_step(run: Path, hub: Hub) -> None:
     hub.refuse = (403, "You have no right to write here")
     with pytest.raises(ValueError, match=r"(?s)me/student: cannot be.*no right.*USER/NAME"):
         push_model(run, "me/student", is_private=False, revision=None)
@@ -148,7 +148,7 @@ def test_offline_the_upload_is_refused_with_the_next_step(
         push_model(run, "me/student", is_private=False, revision=None)
 
 
-def test_a_name_that_is_none(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_repository_name_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     with pytest.raises(ValueError, match=r"cannot be uploaded to"):
         push_model(run, "me/my/student", is_private=False, revision=None)
@@ -162,7 +162,7 @@ def test_without_a_token_the_upload_names_how_to_log_in(
         push_model(run, "me/student", is_private=False, revision=None)
 
 
-def test_what_is_no_run(tmp_path: Path) -> None:
+def test_a_directory_without_a_finished_run_is_not_pushed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither a run"):
         push_model(tmp_path, "me/student", is_private=False, revision=None)
     (tmp_path / "run.json").touch()

@@ -282,12 +282,14 @@ def test_without_the_frobenius_term_no_layer_is_kept(whole: Cache) -> None:
 
 
 class TestRefused:
-    def test_another_teacher(self, whole: Cache, tmp_path: Path) -> None:
+    def test_a_teacher_other_than_that_of_the_cache_is_refused(
+        self, whole: Cache, tmp_path: Path
+    ) -> None:
         other = save_tiny_teacher(tmp_path / "other", seed=1)
         with pytest.raises(ValueError, match=r"not the teacher.*teacher\.weights_sha256: expected"):
             load_online_teacher(whole, CPU, with_mean=True, place=str(other))
 
-    def test_one_that_is_gone_unless_its_new_place_is_named(
+    def test_a_moved_teacher_is_refused_unless_its_new_path_is_given(
         self, tiny_cache: Path, tmp_path: Path
     ) -> None:
         recipe = f"[cache_teacher]\nteacher = {json.dumps(str(tmp_path / 'gone'))}\n"
@@ -299,7 +301,7 @@ class TestRefused:
         place = str(tiny_cache.parent / "teacher")
         assert load_online_teacher(cache, CPU, with_mean=False, place=place).head_VD.shape[1] == 32
 
-    def test_layers_drawn_for_every_unit(self, root: Path) -> None:
+    def test_layers_drawn_per_unit_are_refused_with_the_frobenius_term(self, root: Path) -> None:
         cache = cache_format.open(make_cache(root, top_k=8, hidden_states="random_layers:1"))
         with pytest.raises(ValueError, match=r"sketch\.hidden_states.*beta_start and beta_end"):
             load_online_teacher(cache, CPU, with_mean=True)
