@@ -19,7 +19,7 @@ from tests.support.sample_cache import (
 SPEC = sample_spec()
 
 
-def test_attachments(root: Path) -> None:
+def test_attachments_are_listed_and_read_by_name(root: Path) -> None:
     cache = cache_format.open(root)
     assert sorted(cache.attachments()) == ["config.json", "templates/chat.jinja"]
     assert cache.attachment("config.json").read_text() == '{"model_type": "sample"}'
@@ -29,7 +29,7 @@ def test_attachments(root: Path) -> None:
             cache.attachment(name)
 
 
-def test_damaged_attachments(root: Path) -> None:
+def test_a_damaged_attachment_is_named(root: Path) -> None:
     path = root / "teacher/config.json"
     path.write_text('{"model_type": "Sample"}')
     step = "Delete receipts/teacher.json and run"
@@ -43,7 +43,7 @@ def test_damaged_attachments(root: Path) -> None:
         cache_format.open(root).attachment("config.json")
 
 
-def test_two_processes_may_write_the_teacher(tmp_path: Path) -> None:
+def test_two_processes_may_write_the_attachments_at_once(tmp_path: Path) -> None:
     path = tmp_path / "cache"
     writer, rival = (CacheWriter.create_or_open(path, SPEC, sample_ranks()) for _ in range(2))
 
@@ -57,7 +57,7 @@ def test_two_processes_may_write_the_teacher(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["receipt", "file", "directory", "both"])
-def test_a_teacher_that_is_not_whole_is_written_again(root: Path, damage: str) -> None:
+def test_incomplete_attachments_are_written_again(root: Path, damage: str) -> None:
     before = contents(root)
     if damage in {"receipt", "both"}:
         (root / "receipts/teacher.json").unlink()
@@ -72,7 +72,7 @@ def test_a_teacher_that_is_not_whole_is_written_again(root: Path, damage: str) -
 
 
 @pytest.mark.parametrize("name", [".hidden", "with space", "tëst"])
-def test_names_that_a_cache_cannot_hold(tmp_path: Path, name: str) -> None:
+def test_attachments_with_invalid_names_or_links_are_refused(tmp_path: Path, name: str) -> None:
     writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC, sample_ranks())
     before = contents(tmp_path)
     with pytest.raises(ValueError, match="cannot be a file of a cache"):
@@ -86,7 +86,7 @@ def _touch(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def test_a_failure_of_the_builder_passes_through(tmp_path: Path) -> None:
+def test_a_failure_while_building_attachments_propagates(tmp_path: Path) -> None:
     writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC, sample_ranks())
 
     def build(directory: Path) -> None:

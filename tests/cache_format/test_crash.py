@@ -13,7 +13,9 @@ from tests.support.sample_cache import assert_decoded, contents, unit_rows, writ
 
 
 @pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
-def test_killed_at_every_publish_point(tmp_path: Path, step: int) -> None:
+def test_a_writer_killed_at_any_publish_point_resumes_to_the_same_bytes(
+    tmp_path: Path, step: int
+) -> None:
     """At every third one, and at each of them in the slow test."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.killed_writers", str(tmp_path), str(step)],
@@ -40,7 +42,7 @@ for name in sys.stdin.readline().split():
 """
 
 
-def test_processes_that_write_the_same_caches_at_once(tmp_path: Path) -> None:
+def test_concurrent_writers_of_the_same_caches_write_the_same_bytes(tmp_path: Path) -> None:
     write_sample_cache(tmp_path / "whole")
     names = [str(number) for number in range(20)]
     processes = [
@@ -81,7 +83,7 @@ def test_processes_that_write_the_same_caches_at_once(tmp_path: Path) -> None:
         ("cache_format.writer", {"torch", "click"}),
     ],
 )
-def test_what_importing_does_not_load(module: str, foreign: set[str]) -> None:
+def test_importing_a_module_does_not_load_heavy_packages(module: str, foreign: set[str]) -> None:
     script = f"import sys, {module}; print(*({foreign} & sys.modules.keys()))"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True

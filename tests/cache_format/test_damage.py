@@ -44,7 +44,7 @@ def _flipped(path: Path, positions: list[int], seed: int) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("num_flips", [120, pytest.param(1200, marks=pytest.mark.slow)])
-def test_a_flipped_bit_in_a_shard(root: Path, num_flips: int) -> None:
+def test_a_flipped_bit_in_a_shard_is_detected(root: Path, num_flips: int) -> None:
     entry = cache_format.open(root).shards("train")[0]
     path = root / entry.file
     expected = [row for _, row in cache_format.open(root).iter_rows("train")]
@@ -66,7 +66,7 @@ def test_a_flipped_bit_in_a_shard(root: Path, num_flips: int) -> None:
     assert verify(cache_format.open(root)) == []
 
 
-def test_a_flipped_bit_in_a_shard_that_was_read_before(root: Path) -> None:
+def test_a_flipped_bit_in_a_shard_read_before_is_detected(root: Path) -> None:
     cache = cache_format.open(root)
     entry = cache.shards("train")[0]
     cache.read_row("train", 0)
@@ -76,7 +76,7 @@ def test_a_flipped_bit_in_a_shard_that_was_read_before(root: Path) -> None:
             [cache.read_row("train", index) for index in range(entry.num_rows)]
 
 
-def test_a_flipped_bit_in_a_receipt(root: Path) -> None:
+def test_a_flipped_bit_in_a_receipt_is_detected(root: Path) -> None:
     path = root / "receipts/00001.json"
     for _ in _flipped(path, list(range(0, path.stat().st_size, 7)), seed=2):
         cache = cache_format.open(root)
@@ -86,7 +86,7 @@ def test_a_flipped_bit_in_a_receipt(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "receipts/teacher.json"])
-def test_a_flipped_bit_in_manifest_or_teacher_receipt(root: Path, name: str) -> None:
+def test_a_flipped_bit_in_manifest_or_teacher_receipt_is_detected(root: Path, name: str) -> None:
     path = root / name
     positions = list(range(path.stat().st_size))[:: 1 + path.stat().st_size // 800]
     for _ in _flipped(path, positions, seed=3):
@@ -94,7 +94,7 @@ def test_a_flipped_bit_in_manifest_or_teacher_receipt(root: Path, name: str) -> 
             cache_format.open(root).attachment("config.json")
 
 
-def test_a_flipped_bit_in_the_teacher(root: Path) -> None:
+def test_a_flipped_bit_in_an_attachment_is_detected(root: Path) -> None:
     path = root / "teacher/config.json"
     for _ in _flipped(path, list(range(path.stat().st_size)), seed=4):
         cache = cache_format.open(root)
@@ -103,7 +103,7 @@ def test_a_flipped_bit_in_the_teacher(root: Path) -> None:
             cache.attachment("config.json")
 
 
-def test_a_flipped_bit_in_the_principal_components(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_the_principal_components_is_detected(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     write_sample_cache(root, sample_spec(sketch=pca_sketch()))
     path = root / "projection.bin"
@@ -114,7 +114,7 @@ def test_a_flipped_bit_in_the_principal_components(tmp_path: Path) -> None:
             _ = cache.projection
 
 
-def test_a_flipped_bit_in_a_shard_with_draws(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_a_shard_with_tail_samples_is_detected(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     spec = sample_spec(targets=drawn_targets())
     write_sample_cache(root, spec)
@@ -133,7 +133,7 @@ def test_a_flipped_bit_in_a_shard_with_draws(tmp_path: Path) -> None:
                 assert_same_row(found, replace(row, sketch=None))
 
 
-def test_a_shard_cut_anywhere(root: Path) -> None:
+def test_a_shard_truncated_anywhere_is_refused(root: Path) -> None:
     entry = cache_format.open(root).shards("train")[0]
     path = root / entry.file
     whole = path.read_bytes()
@@ -149,7 +149,7 @@ def test_a_shard_cut_anywhere(root: Path) -> None:
         path.write_bytes(whole)
 
 
-def test_a_damaged_receipt_of_an_unfinished_cache(root: Path) -> None:
+def test_a_damaged_receipt_of_an_unfinished_cache_is_detected(root: Path) -> None:
     """Without a manifest, the receipt's own seal tells."""
     manifest, receipt = root / "manifest.json", root / "receipts/00001.json"
     whole = manifest.read_bytes()

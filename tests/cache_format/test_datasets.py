@@ -10,7 +10,7 @@ from tests.support.sample_cache import sample_spec, write_sample_cache
 
 
 @pytest.mark.parametrize("with_sketch", [True, False])
-def test_datasets_opens_the_shards(tmp_path: Path, with_sketch: bool) -> None:
+def test_the_datasets_library_opens_the_shards(tmp_path: Path, with_sketch: bool) -> None:
     spec = write_sample_cache(tmp_path / "cache", sample_spec(with_sketch=with_sketch))
     files = [str(path) for path in sorted((tmp_path / "cache" / "shards").iterdir())]
     rows = datasets.load_dataset(

@@ -16,6 +16,6 @@ def test_the_next_step_ends_the_message_and_is_kept() -> None:
         assert (error.next_step.actions, error.next_step.settings) == ((Action.MERGE,), {"a.b": 1})
 
 
-def test_an_error_without_one() -> None:
+def test_an_error_without_a_next_step_is_its_message() -> None:
     assert str(AdvisedError("x: wrong.")) == "x: wrong."
     assert str(AdvisedError("x:\n  wrong\n", "Do y.")) == "x:\n  wrong\nDo y."

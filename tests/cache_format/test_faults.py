@@ -160,7 +160,7 @@ def _rows_by_unit(cache: Cache) -> Iterator[tuple[ShardEntry, list[Row]]]:
 
 @pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_writer_whose_disk_fails_at_any_call(
+def test_a_writer_whose_disk_fails_at_any_call_leaves_a_resumable_cache(
     kind: str, step: int, whole: Path, tmp_path: Path
 ) -> None:
     """At every third call, and at each of them in the slow test."""
@@ -195,7 +195,7 @@ def _repair(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["failing", "read-only for good"])
-def test_a_complete_cache_stays_one_while_it_is_extended(
+def test_a_complete_cache_stays_complete_while_an_extension_fails(
     kind: str, whole: Path, tmp_path: Path
 ) -> None:
     path, fault, num_moments = tmp_path / "cache", FAULTS[kind], 0
@@ -212,7 +212,7 @@ def test_a_complete_cache_stays_one_while_it_is_extended(
     assert num_moments > 15
 
 
-def test_a_repair_whose_disk_fails_at_any_call(whole: Path, tmp_path: Path) -> None:
+def test_a_repair_whose_disk_fails_at_any_call_can_be_repeated(whole: Path, tmp_path: Path) -> None:
     path, num_moments = tmp_path / "cache", 0
 
     def damage(path: Path) -> None:
@@ -246,7 +246,7 @@ def _read_unfinished(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
 @pytest.mark.parametrize("read", [_read_everything, _read_unfinished])
-def test_a_read_that_fails_is_no_verdict(
+def test_a_failed_read_does_not_call_a_file_damaged(
     read: Callable[[Path], list[str]], number: int, whole: Path, tmp_path: Path
 ) -> None:
     path, moment, num_by_verify = tmp_path / "cache", 0, 0
@@ -277,7 +277,7 @@ def test_a_read_that_fails_is_no_verdict(
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_a_writer_that_cannot_read_takes_nothing_for_missing(
+def test_a_writer_that_cannot_read_treats_no_file_as_missing(
     is_there: bool, whole: Path, tmp_path: Path
 ) -> None:
     path, moment = tmp_path / "cache", 0

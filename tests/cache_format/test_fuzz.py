@@ -383,7 +383,9 @@ def test_mutated_bytes_never_crash_or_decode_silently(scale: int, tmp_path: Path
         _survives(inputs, count)
 
 
-def test_a_child_that_misbehaves_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fuzzer_detects_crashes_and_misbehaving_children(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each of what the test above watches for makes it fail."""
 
     def crash() -> None:

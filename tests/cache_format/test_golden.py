@@ -61,7 +61,7 @@ def test_golden_caches_decode_to_their_known_rows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_a_reader_written_from_the_readme_finds_the_same(name: str) -> None:
+def test_a_second_reader_written_from_the_readme_reads_the_same_rows(name: str) -> None:
     found: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for split, unit, row in second_reader.rows(GOLDEN / name):
         scored = row["num_kept"] > 0
@@ -71,7 +71,7 @@ def test_a_reader_written_from_the_readme_finds_the_same(name: str) -> None:
     _assert_known(found, name)
 
 
-def test_that_reader_shares_nothing_and_is_short() -> None:
+def test_the_second_reader_is_short_and_imports_nothing_of_ours() -> None:
     text = Path(second_reader.__file__).read_text()
     lines = [line for line in text.splitlines() if line.strip()]
     imports = [line for line in lines if line.startswith(("import ", "from "))]
@@ -86,7 +86,7 @@ def test_that_reader_shares_nothing_and_is_short() -> None:
         ("receipts/00001.json", 300),
     ],
 )
-def test_that_reader_refuses_damage(tmp_path: Path, file: str, offset: int) -> None:
+def test_the_second_reader_refuses_damaged_files(tmp_path: Path, file: str, offset: int) -> None:
     write_golden("pca", tmp_path)
     assert len(list(second_reader.rows(tmp_path))) == 2
     data = bytearray((tmp_path / file).read_bytes())
@@ -98,7 +98,7 @@ def test_that_reader_refuses_damage(tmp_path: Path, file: str, offset: int) -> N
 
 @pytest.mark.parametrize("hidden_states", ["mean_over_layers", "last", "layers:2,5,11"])
 @pytest.mark.parametrize("unit", [0, 70_000])
-def test_that_reader_takes_the_same_layers(hidden_states: str, unit: int) -> None:
+def test_the_second_reader_chooses_the_same_layers(hidden_states: str, unit: int) -> None:
     for rule in (hidden_states, "random_layers:1", "random_layers:4", "random_layers:12"):
         spec = {
             "sketch": {"hidden_states": rule},
@@ -110,7 +110,7 @@ def test_that_reader_takes_the_same_layers(hidden_states: str, unit: int) -> Non
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_the_known_rows_are_what_was_given(name: str) -> None:
+def test_the_known_rows_are_within_rounding_of_the_input(name: str) -> None:
     cache = cache_format.open(GOLDEN / name)
     for split, rows in golden_rows(name).items():
         found = [row for _, row in cache.iter_rows(split)]  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def test_the_known_rows_are_what_was_given(name: str) -> None:
             assert_decoded(row, given, SPECS[name])
 
 
-def test_some_known_values() -> None:
+def test_golden_top_k_values_match_those_worked_out_by_hand() -> None:
     """Worked out by hand from ``golden_row("top_k", 0)`` and sections 7.1 and 7.2 of the README."""
     _, row = cache_format.open(GOLDEN / "top_k").read_row("validation", 0)
     assert row.document_starts.tolist() == [2]
@@ -145,7 +145,7 @@ def test_some_known_values() -> None:
     np.testing.assert_allclose(row.sketch[0, :3], [-127 * scale, -29 * scale, 69 * scale])
 
 
-def test_some_known_samples() -> None:
+def test_golden_sample_counts_match_those_worked_out_by_hand() -> None:
     """50 draws: at position 2 of row 0 three ids, with 2 and 1 draws of the later ones."""
     _, row = cache_format.open(GOLDEN / "sampled").read_row("validation", 0)
     assert row.counts is not None
@@ -156,7 +156,7 @@ def test_some_known_samples() -> None:
     np.testing.assert_allclose(row.gaps[:4], gaps, rtol=1e-6)
 
 
-def test_some_known_draws() -> None:
+def test_golden_tail_samples_match_those_worked_out_by_hand() -> None:
     """Position 2 of row 0 keeps ids 22, 35 and 48 and has six draws of 61, 74 and 87: 3, 2 and 1.
 
     Its levels are 10, 49 and 75 (above). So c = 4 ln(53.5 / 128), and log p of the draws at gaps
@@ -174,7 +174,7 @@ def test_some_known_draws() -> None:
     assert all(np.add.reduceat(row.draws.counts, [0, 3, 7, 8]) == 6)
 
 
-def test_some_known_components() -> None:
+def test_golden_principal_components_match_the_known_matrix() -> None:
     cache = cache_format.open(GOLDEN / "pca")
     assert cache.projection is not None
     assert cache.projection.tolist() == [
@@ -183,7 +183,7 @@ def test_some_known_components() -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_caches_that_use_nothing_new_are_as_before(tmp_path: Path, name: str) -> None:
+def test_golden_specs_and_format_versions_stay_the_same(tmp_path: Path, name: str) -> None:
     """``spec.json``, which depends on no library, is the same to the byte; so is what it states."""
     write_golden(name, tmp_path)
     for file in ("spec.json", "ranks.bin"):
@@ -196,7 +196,7 @@ def test_caches_that_use_nothing_new_are_as_before(tmp_path: Path, name: str) ->
         assert cache_format.open(root).manifest.format_version == version
 
 
-def test_identity_and_verification() -> None:
+def test_golden_caches_keep_their_cache_id_and_verify() -> None:
     for name, spec in SPECS.items():
         cache = cache_format.open(GOLDEN / name)
         assert cache.spec == spec
@@ -212,12 +212,12 @@ def test_identity_and_verification() -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_writing_it_again_decodes_to_the_same(tmp_path: Path, name: str) -> None:
+def test_golden_caches_written_again_decode_to_the_same_rows(tmp_path: Path, name: str) -> None:
     """The bytes may differ between versions of zstd; what they decode to may not."""
     write_golden(name, tmp_path)
     _assert_known(decoded(tmp_path), name)
 
 
-def test_golden_caches_stay_small() -> None:
+def test_golden_caches_stay_below_150_kb() -> None:
     sizes = [path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()]
     assert sum(sizes) < 150_000

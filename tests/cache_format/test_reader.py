@@ -35,7 +35,7 @@ from tests.support.sample_cache import (
 SPEC = sample_spec()
 
 
-def test_a_receipt_by_another_name_is_none(root: Path) -> None:
+def test_a_receipt_by_another_name_is_ignored(root: Path) -> None:
     num_rows = cache_format.open(root).num_rows("train")
     (root / "manifest.json").unlink()
     shutil.copy(root / "receipts/00001.json", root / "receipts/000001.json")
@@ -44,7 +44,7 @@ def test_a_receipt_by_another_name_is_none(root: Path) -> None:
 
 
 @pytest.mark.parametrize("with_sketch", [True, False])
-def test_rows_by_split_and_index(root: Path, with_sketch: bool) -> None:
+def test_rows_are_read_by_split_and_index(root: Path, with_sketch: bool) -> None:
     cache = cache_format.open(str(root))
     expected = {
         "train": [(1, row) for row in unit_rows(1, SPEC)],
@@ -61,7 +61,7 @@ def test_rows_by_split_and_index(root: Path, with_sketch: bool) -> None:
     assert units == [0, 0, 0, 3, 3]
 
 
-def test_what_a_cache_tells(root: Path) -> None:
+def test_an_open_cache_has_path_spec_and_manifest(root: Path) -> None:
     cache = cache_format.open(root)
     assert cache.path == root
     assert cache.spec == SPEC
@@ -74,12 +74,12 @@ def test_what_a_cache_tells(root: Path) -> None:
 
 
 @pytest.mark.parametrize("index", [-1, 5])
-def test_rows_that_are_not_there(root: Path, index: int) -> None:
+def test_a_row_index_out_of_range_raises_index_error(root: Path, index: int) -> None:
     with pytest.raises(IndexError, match=f"row {index}: train has 5 rows"):
         cache_format.open(root).read_row("train", index)
 
 
-def test_a_cache_without_rows(tmp_path: Path) -> None:
+def test_a_cache_without_rows_opens_and_verifies(tmp_path: Path) -> None:
     CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks()).publish_manifest(0, complete=True)
     cache = cache_format.open(tmp_path)
     assert cache.num_rows("train") == 0
@@ -132,7 +132,9 @@ def test_many_threads_read_the_same_rows(tmp_path: Path, monkeypatch: pytest.Mon
     assert failures == []
 
 
-def test_the_last_batches_are_not_read_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_most_recent_batches_are_not_read_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = cache_format.open(root)
     cache.read_row("train", 0)
     shard_path(root, 1).unlink()
@@ -161,7 +163,7 @@ def test_a_directory_without_a_cache_is_refused(tmp_path: Path) -> None:
             cache_format.open(path)
 
 
-def test_a_part_is_called_one(tmp_path: Path) -> None:
+def test_opening_a_part_says_so_and_names_its_units(tmp_path: Path) -> None:
     writer = CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks())
     fill(writer, [1, 3])
     with pytest.raises(
@@ -171,7 +173,7 @@ def test_a_part_is_called_one(tmp_path: Path) -> None:
     assert e.value.next_step.actions == (Action.FINISH_PARTS,)
 
 
-def test_a_cache_that_is_still_being_written(tmp_path: Path) -> None:
+def test_a_cache_still_being_written_is_refused_unless_allowed(tmp_path: Path) -> None:
     writer = CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks())
     fill(writer, [0, 1])
     for manifest in (False, True):
@@ -193,7 +195,7 @@ def test_a_cache_that_is_still_being_written(tmp_path: Path) -> None:
     assert cache.attachment("config.json").exists()
 
 
-def test_a_missing_shard(root: Path) -> None:
+def test_a_missing_shard_is_named(root: Path) -> None:
     path = shard_path(root, 1)
     path.unlink()
     with pytest.raises(
@@ -205,7 +207,7 @@ def test_a_missing_shard(root: Path) -> None:
 
 
 @pytest.mark.parametrize("by", [-1, 1])
-def test_a_shard_of_another_size(root: Path, by: int) -> None:
+def test_a_shard_of_another_size_is_refused(root: Path, by: int) -> None:
     path = shard_path(root, 1)
     data = path.read_bytes()
     path.write_bytes(data[:by] if by < 0 else data + b"\0")
@@ -216,7 +218,7 @@ def test_a_shard_of_another_size(root: Path, by: int) -> None:
     assert [problem.path for problem in verify(cache_format.open(root))] == [path]
 
 
-def test_swapped_shards(root: Path) -> None:
+def test_swapped_shards_are_refused(root: Path) -> None:
     first, second = shard_path(root, 0), shard_path(root, 1)
     data = first.read_bytes(), second.read_bytes()
     first.write_bytes(data[1])
@@ -228,5 +230,5 @@ def test_swapped_shards(root: Path) -> None:
     assert {problem.path for problem in verify(cache)} == {first, second}
 
 
-def test_cache_is_what_open_returns(root: Path) -> None:
+def test_open_returns_a_cache(root: Path) -> None:
     assert isinstance(cache_format.open(root), Cache)

@@ -11,7 +11,7 @@ from tests.support.golden_cache import GOLDEN
 README = (ROOT / "cache_format/README.md").read_text(encoding="utf-8")
 
 
-def test_the_ten_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_example_of_the_format_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
     code = README.partition("```python\n")[2].partition("```")[0]
     assert code.count("path/to/cache") == 1
     exec(compile(code.replace("path/to/cache", str(GOLDEN / "top_k")), "README.md", "exec"), {})
@@ -19,7 +19,7 @@ def test_the_ten_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.startswith("1 rows of 6 positions\nafter [3] come [ 3 16 29 42] with [5.85")
 
 
-def test_the_version_is_the_programs() -> None:
+def test_the_format_readme_has_the_current_format_version() -> None:
     assert README.startswith(f"# The cache format, version {sealed_json.FORMAT_VERSION}\n")
 
 
@@ -37,11 +37,11 @@ def test_the_version_is_the_programs() -> None:
         ", ".join(f"`{name}`" for name in SKETCH_COLUMNS),
     ],
 )
-def test_what_the_spec_names(text: str) -> None:
+def test_the_format_readme_names_every_file_and_field(text: str) -> None:
     assert text in README
 
 
-def test_the_seal_as_it_is_described() -> None:
+def test_the_seal_is_as_the_format_readme_describes_it() -> None:
     ending = README.partition(',↵ "seal"')[2].partition("\n")[0]
     template = (',↵ "seal"' + ending).replace("↵", "\n")
     data = sealed_json.seal({"format_version": "1.0"}).decode()

@@ -28,7 +28,9 @@ def _race(directory: Path, num_processes: int, num_rounds: int, kind: str) -> No
 
 @pytest.mark.parametrize("kind", ["same", "different"])
 @pytest.mark.parametrize("num_processes", [2, 4])
-def test_processes_at_work_on_one_cache(num_processes: int, kind: str, tmp_path: Path) -> None:
+def test_processes_racing_on_one_cache_leave_it_whole(
+    num_processes: int, kind: str, tmp_path: Path
+) -> None:
     _race(tmp_path, num_processes, 16 // num_processes, kind)
 
 
@@ -36,11 +38,13 @@ def test_processes_at_work_on_one_cache(num_processes: int, kind: str, tmp_path:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["same", "different"])
 @pytest.mark.parametrize("num_processes", [2, 4])
-def test_processes_at_work_on_many_caches(num_processes: int, kind: str, tmp_path: Path) -> None:
+def test_processes_racing_on_many_caches_leave_them_whole(
+    num_processes: int, kind: str, tmp_path: Path
+) -> None:
     _race(tmp_path, num_processes, 100, kind)
 
 
-def test_shards_that_the_dead_left_go_once_their_unit_is_finished(root: Path) -> None:
+def test_shards_of_killed_writers_are_removed_once_their_unit_is_finished(root: Path) -> None:
     """A process whose bytes differ, killed between its shard and the receipt that it lost."""
     before = contents(root)
     (root / "shards/00001-0123456789abcdef.arrow").write_bytes(b"of a finished unit")
@@ -54,7 +58,7 @@ def test_shards_that_the_dead_left_go_once_their_unit_is_finished(root: Path) ->
     assert contents(root) == before
 
 
-def test_a_slower_process_does_not_take_a_complete_manifest_back(root: Path) -> None:
+def test_a_slower_process_does_not_overwrite_a_complete_manifest(root: Path) -> None:
     before = contents(root)
     writer = CacheWriter.create_or_open(root, sample_spec(), sample_ranks())
     writer.write_unit(4, [], num_documents=0)

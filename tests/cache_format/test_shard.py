@@ -43,7 +43,7 @@ def _open(schema: bytes, batch: bytes, num_absent: int = 0, unit: int = 1) -> pa
 
 
 @pytest.mark.parametrize(("spec", "num"), [(SPEC, 1 + 2 * 3), (PLAIN_SPEC, 1 + 3)])
-def test_segments_lie_behind_one_another_from_the_magic_on(spec: CacheSpec, num: int) -> None:
+def test_segments_are_contiguous_from_the_magic_on(spec: CacheSpec, num: int) -> None:
     shard = _shard(spec)
     data = shard.data.to_pybytes()
     assert data[:8] == b"ARROW1\0\0"
@@ -57,7 +57,7 @@ def test_segments_lie_behind_one_another_from_the_magic_on(spec: CacheSpec, num:
     assert data[end : end + 8] == b"\xff\xff\xff\xff\0\0\0\0"
 
 
-def test_a_sketch_segment_holds_all_of_the_sketch_and_nothing_else() -> None:
+def test_a_sketch_segment_holds_exactly_the_sketch() -> None:
     table = _table()
     _, targets, sketch, *_ = _parts(_shard())
     for column in table.column_names:
@@ -92,7 +92,7 @@ def test_the_same_rows_give_the_same_bytes() -> None:
     assert _shard(unit=2).sha256 != first.sha256
 
 
-def test_no_rows() -> None:
+def test_a_shard_without_rows_is_valid() -> None:
     shard = encode_shard([], SPEC, RANKS, 1)
     assert (shard.num_rows, shard.num_tokens, len(shard.segments)) == (0, 0, 1)
     assert shard.statistics.sum_kept_mass == 0.0
@@ -136,7 +136,7 @@ def test_a_row_that_breaks_a_rule_is_named_in_threads_too() -> None:
     assert taken < 25
 
 
-def test_statistics_of_draws() -> None:
+def test_shard_statistics_count_tail_samples() -> None:
     spec = replace(SPEC, targets=drawn_targets())
     rows = [sample_row(seed, spec) for seed in range(5)]
     statistics = encode_shard(rows, spec, RANKS, 1).statistics
@@ -148,7 +148,7 @@ def test_statistics_of_draws() -> None:
     assert _shard().statistics.sum_num_drawn is None
 
 
-def test_draws_lie_before_the_sketch() -> None:
+def test_tail_samples_are_stored_before_the_sketch() -> None:
     spec = replace(SPEC, targets=drawn_targets())
     rows = [sample_row(seed, spec) for seed in range(2)]
     shard = encode_shard(rows, spec, RANKS, 1)
@@ -160,7 +160,7 @@ def test_draws_lie_before_the_sketch() -> None:
     assert_decoded(row_of_batch(opened, 1, spec, RANKS), replace(rows[1], sketch=None), spec)
 
 
-def test_a_shard_without_the_draws_that_the_spec_names_is_refused() -> None:
+def test_a_shard_lacking_the_tail_samples_of_its_spec_is_refused() -> None:
     schema, targets, sketch, *_ = _parts(_shard())
     spec = replace(SPEC, targets=drawn_targets())
     data = schema.replace(SPEC.cache_id.encode(), spec.cache_id.encode())
@@ -169,7 +169,7 @@ def test_a_shard_without_the_draws_that_the_spec_names_is_refused() -> None:
 
 
 @pytest.mark.parametrize("with_sketch", [True, False])
-def test_a_batch_from_its_segments(with_sketch: bool) -> None:
+def test_a_batch_is_opened_from_its_segments(with_sketch: bool) -> None:
     schema, targets, sketch, *_ = _parts(_shard())
     batch, num_absent = (targets + sketch, 0) if with_sketch else (targets, len(sketch))
     opened = _open(schema, batch, num_absent)
@@ -204,7 +204,7 @@ def _with(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
 
 
 @pytest.mark.parametrize("extra", [pa.array([{"a": 1}] * 5), pa.nulls(5), pa.array(["a"] * 5)])
-def test_added_columns_and_another_order_do_not_matter(extra: pa.Array) -> None:
+def test_extra_columns_and_column_order_do_not_matter(extra: pa.Array) -> None:
     table = _table().append_column("surprise", extra)
     table = table.select(table.schema.names[::-1])
     opened = _open(*_rewritten(table))
@@ -212,7 +212,7 @@ def test_added_columns_and_another_order_do_not_matter(extra: pa.Array) -> None:
     assert_decoded(row_of_batch(opened, 0, SPEC, RANKS), ROWS[0], SPEC)
 
 
-def test_what_is_not_of_this_cache() -> None:
+def test_a_shard_of_another_unit_or_cache_is_refused() -> None:
     schema, targets, sketch, *_ = _parts(_shard())
     with pytest.raises(ValueError, match=r"says unit 1, expected 2"):
         _open(schema, targets + sketch, unit=2)
@@ -222,7 +222,7 @@ def test_what_is_not_of_this_cache() -> None:
         _open(*_rewritten(_table().replace_schema_metadata(None)))
 
 
-def test_columns_that_are_missing_or_of_another_type() -> None:
+def test_missing_or_mistyped_columns_are_refused() -> None:
     table = _table()
     with pytest.raises(ValueError, match="column kept: expected binary, found nothing"):
         _open(*_rewritten(table.drop_columns(["kept"])))
@@ -235,7 +235,7 @@ def test_columns_that_are_missing_or_of_another_type() -> None:
 
 
 @pytest.mark.parametrize("name", ["kept", "sketch_scale"])
-def test_cells_that_are_null_are_refused(name: str) -> None:
+def test_null_cells_are_refused(name: str) -> None:
     cells = _table().column(name).to_pylist()
     column = pa.array([cells[0], None, *cells[2:]], pa.binary())
     with pytest.raises(ValueError, match=f"column {name}: expected no nulls"):
@@ -243,13 +243,13 @@ def test_cells_that_are_null_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("lists", [[[1], None], [[1, None], []]])
-def test_document_starts_that_are_null_are_refused(lists: list[Any]) -> None:
+def test_null_document_starts_are_refused(lists: list[Any]) -> None:
     column = pa.array([*lists, [], [], []], pa.list_(pa.int32()))
     with pytest.raises(ValueError, match="column document_starts: expected no nulls"):
         _open(*_rewritten(_with(_table(), "document_starts", column)))
 
 
-def test_buffers_that_arrow_compressed_are_refused() -> None:
+def test_buffers_compressed_by_arrow_are_refused_unread() -> None:
     bomb = pa.array([bytes(2**28)] + [b""] * 4)
     schema, batch = _rewritten(_with(_table(), "kept", bomb), "zstd")
     assert len(batch) < 2**16
@@ -270,7 +270,7 @@ def test_a_list_that_claims_to_be_long_is_refused(number: int) -> None:
         _open(schema, batch.replace(offsets, other))
 
 
-def test_bytes_that_are_not_a_schema_and_a_batch() -> None:
+def test_bytes_other_than_a_schema_and_a_batch_are_refused() -> None:
     schema, targets, sketch, *rest = _parts(_shard())
     batch = targets + sketch
     for pair in (

@@ -11,13 +11,13 @@ from cache_format.threads import default_num_threads, in_threads, map_in_order
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_everything_is_done_once(num_threads: int) -> None:
+def test_in_threads_does_every_item_once(num_threads: int) -> None:
     done: list[int] = []
     in_threads(done.append, range(100), num_threads)
     assert sorted(done) == list(range(100))
 
 
-def test_the_first_failure_reaches_the_caller_and_ends_it() -> None:
+def test_the_first_failure_reaches_the_caller_and_stops_the_rest() -> None:
     done: list[int] = []
     has_failed = Event()
 
@@ -33,7 +33,7 @@ def test_the_first_failure_reaches_the_caller_and_ends_it() -> None:
     assert len(done) < 10_000
 
 
-def test_a_failure_ends_it_while_an_earlier_item_is_still_at_work() -> None:
+def test_a_failure_stops_the_rest_while_an_earlier_item_still_runs() -> None:
     begun: list[int] = []
     may_end = Event()
 
@@ -50,11 +50,11 @@ def test_a_failure_ends_it_while_an_earlier_item_is_still_at_work() -> None:
     assert sorted(begun) == [0, 1]
 
 
-def test_there_is_a_thread() -> None:
+def test_the_default_number_of_threads_is_1_to_8() -> None:
     assert 1 <= default_num_threads() <= 8
 
 
-def test_results_come_in_order() -> None:
+def test_map_in_order_gives_results_in_input_order() -> None:
     def work(number: int) -> int:
         time.sleep(0.002 * (number % 3))
         return number * number
@@ -100,7 +100,7 @@ def test_the_failure_of_the_first_item_that_fails_reaches_the_caller() -> None:
     assert len(begun) <= 6
 
 
-def test_what_the_items_raise_reaches_the_caller() -> None:
+def test_an_error_of_the_input_iterator_reaches_the_caller() -> None:
     def items() -> Iterator[int]:
         yield from range(5)
         raise OSError("no more")
@@ -111,7 +111,7 @@ def test_what_the_items_raise_reaches_the_caller() -> None:
             list(results)
 
 
-def test_a_caller_that_stops_leaves_nothing_behind() -> None:
+def test_a_caller_that_stops_early_leaves_no_running_items() -> None:
     may_end, done = Event(), []
 
     def work(number: int) -> None:

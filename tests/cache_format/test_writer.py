@@ -50,7 +50,7 @@ def _no_rows() -> Iterator[Row]:
     yield
 
 
-def test_what_a_cache_consists_of(written: Path) -> None:
+def test_a_cache_has_exactly_these_files(written: Path) -> None:
     shards = [entry.file for entry in cache_format.open(written).manifest.shards]
     assert sorted(contents(written)) == sorted(
         [
@@ -82,7 +82,7 @@ def test_the_same_spec_gives_the_same_bytes_in_whatever_order(
     assert contents(other) == contents(written)
 
 
-def test_finished_units_are_left_alone(written: Path) -> None:
+def test_finished_units_are_not_written_again(written: Path) -> None:
     before = contents(written)
     writer = CacheWriter.create_or_open(written, SPEC, sample_ranks())
     assert sorted(writer.finished_units()) == sorted(ROWS_OF_UNIT)
@@ -94,7 +94,7 @@ def test_finished_units_are_left_alone(written: Path) -> None:
     assert contents(written) == before
 
 
-def test_what_an_entry_says(written: Path) -> None:
+def test_a_manifest_entry_describes_its_unit(written: Path) -> None:
     entry = CacheWriter.create_or_open(written, SPEC, sample_ranks()).finished_units()[1]
     rows = unit_rows(1, SPEC)
     scored = [row.scored() for row in rows]
@@ -127,14 +127,14 @@ def _kept_mass(row: Row) -> float:
     return total
 
 
-def test_column_bytes_are_what_the_columns_take() -> None:
+def test_column_bytes_equal_the_encoded_column_sizes() -> None:
     shard = encode_shard([sample_row(i, SPEC) for i in range(40)], SPEC, sample_ranks(), 0)
     batches = sum(segment.length for segment in shard.segments[1:])
     framing = 20 * 900  # what Arrow writes about each of the 20 batches
     assert 0 < batches - sum(shard.statistics.column_bytes.values()) < framing
 
 
-def test_rows_are_taken_as_they_come(tmp_path: Path) -> None:
+def test_rows_may_come_from_an_iterator(tmp_path: Path) -> None:
     writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC, sample_ranks())
     entry = writer.write_unit(0, iter(unit_rows(0, SPEC)), num_documents=1)
     assert entry.num_rows == ROWS_OF_UNIT[0]
@@ -150,7 +150,7 @@ def test_a_row_that_breaks_a_rule_is_named_and_nothing_is_written(tmp_path: Path
     assert contents(tmp_path) == before
 
 
-def test_rows_may_be_encoded_in_threads(tmp_path: Path) -> None:
+def test_rows_encoded_in_threads_give_the_same_entry(tmp_path: Path) -> None:
     entries = []
     with ThreadPoolExecutor(3) as pool:
         for name, options in (("serial", None), ("threads", pool)):
@@ -166,7 +166,7 @@ def test_rows_may_be_encoded_in_threads(tmp_path: Path) -> None:
     assert contents(tmp_path / "serial") == contents(tmp_path / "threads")
 
 
-def test_a_longer_budget_extends(written: Path) -> None:
+def test_a_larger_budget_adds_units_to_the_manifest(written: Path) -> None:
     before = contents(written)
     writer = CacheWriter.create_or_open(written, SPEC, sample_ranks())
     writer.write_unit(4, [sample_row(9, SPEC)], num_documents=1)
@@ -179,7 +179,7 @@ def test_a_longer_budget_extends(written: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "receipt cut", "receipt gone", "discarded"])
-def test_a_unit_that_is_not_whole_is_made_again_and_no_other(written: Path, damage: str) -> None:
+def test_only_an_incomplete_unit_is_written_again(written: Path, damage: str) -> None:
     before = contents(written)
     writer = CacheWriter.create_or_open(written, SPEC, sample_ranks())
     entry = writer.finished_units()[1]
@@ -203,7 +203,7 @@ def test_a_unit_that_is_not_whole_is_made_again_and_no_other(written: Path, dama
     assert contents(written) == before
 
 
-def test_what_a_killed_process_left_of_a_unit_goes_when_the_unit_is_made(written: Path) -> None:
+def test_leftovers_of_a_killed_writer_are_removed_when_its_unit_is_written(written: Path) -> None:
     before = contents(written)
     writer = CacheWriter.create_or_open(written, SPEC, sample_ranks())
     writer.discard_unit(1)
@@ -212,7 +212,7 @@ def test_what_a_killed_process_left_of_a_unit_goes_when_the_unit_is_made(written
     assert contents(written) == before
 
 
-def test_the_slower_of_two_processes_gives_way(
+def test_the_slower_of_two_processes_keeps_the_unit_of_the_faster(
     written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer, rival = (CacheWriter.create_or_open(written, SPEC, sample_ranks()) for _ in range(2))
@@ -261,7 +261,7 @@ def test_a_foreign_directory_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert list(contents(tmp_path)) == ["thesis.tex"]
 
 
-def test_a_cache_that_another_process_creates_at_the_same_moment(
+def test_two_processes_may_create_one_cache_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is there in full when this process lists the directory."""
@@ -279,7 +279,7 @@ def test_a_cache_that_another_process_creates_at_the_same_moment(
     assert sorted(writer.finished_units()) == sorted(ROWS_OF_UNIT)
 
 
-def test_an_empty_directory_and_a_new_one_will_do(tmp_path: Path) -> None:
+def test_a_cache_is_created_in_an_empty_or_new_directory(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/.tmp-of-a-killed-process").write_bytes(b"")
     for path in (tmp_path / "empty", tmp_path / "deep" / "new", str(tmp_path / "text")):
@@ -304,7 +304,7 @@ def test_a_cache_of_another_major_version_is_refused(written: Path) -> None:
         CacheWriter.create_or_open(written, SPEC, sample_ranks())
 
 
-def test_the_manifest_takes_in_what_others_finished_meanwhile(
+def test_the_manifest_includes_units_finished_by_other_processes(
     written: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, rivals = LocalStorage.publish, [6, 7]
@@ -328,7 +328,7 @@ def test_a_cache_without_hidden_states_has_no_sketch_columns(tmp_path: Path) -> 
     assert "sketch" not in cache.manifest.shards[0].statistics.column_bytes
 
 
-def test_a_unit_made_elsewhere_is_adopted_once(written: Path, tmp_path: Path) -> None:
+def test_a_unit_written_elsewhere_is_adopted_once(written: Path, tmp_path: Path) -> None:
     manifest = cache_format.open(written).manifest
     entry = manifest.shards[1]
     receipt = (written / "receipts/00001.json").read_bytes()

@@ -68,13 +68,13 @@ def test_the_manifest_does_not_depend_on_the_order_of_the_work(
         assert contents(Path(directory)) == contents(root)
 
 
-def test_another_major_version(root: Path) -> None:
+def test_a_manifest_of_another_major_version_is_refused(root: Path) -> None:
     reseal(root / "manifest.json", lambda fields: fields.update(format_version="2.0"))
     with pytest.raises(UnsupportedFormatError, match=r"manifest\.json: format version 2\.0"):
         cache_format.open(root)
 
 
-def test_a_later_minor_version_with_more_fields(root: Path) -> None:
+def test_a_manifest_of_a_later_minor_version_with_more_fields_is_read(root: Path) -> None:
     def later(fields: dict[str, Any]) -> None:
         fields.update(format_version="1.9", new_field=[1])
         fields["shards"][1]["new_field"] = {"a": 1}
@@ -121,7 +121,7 @@ def _set_spec(fields: dict[str, Any], **changes: Any) -> None:
         (lambda f: f["shards"][0].update(sha256="0"), CorruptFileError, "expected 64 hex digits"),
     ],
 )
-def test_a_manifest_that_breaks_a_rule(
+def test_a_manifest_that_breaks_a_rule_is_refused_by_path(
     root: Path,
     change: Callable[[dict[str, Any]], None],
     error: type[CacheError],
@@ -133,7 +133,7 @@ def test_a_manifest_that_breaks_a_rule(
     assert str(root / "manifest.json") in str(caught.value)
 
 
-def test_what_could_not_be_read_again_is_not_written(root: Path) -> None:
+def test_a_manifest_that_could_not_be_read_back_is_not_written(root: Path) -> None:
     manifest = cache_format.open(root).manifest
     with pytest.raises(ValueError, match=r"^num_tokens_requested: must be an integer of 64 bits"):
         replace(manifest, num_tokens_requested=2**63).to_bytes()

@@ -31,7 +31,7 @@ def _overwrite_sketches(root: Path, unit: int) -> None:
     path.write_bytes(data)
 
 
-def test_damage_in_every_sketch_is_not_in_the_way_of_the_targets(root: Path) -> None:
+def test_targets_are_readable_where_every_sketch_is_damaged(root: Path) -> None:
     for unit in (0, 1, 3):
         _overwrite_sketches(root, unit)
     cache = cache_format.open(root)
@@ -46,7 +46,9 @@ def test_damage_in_every_sketch_is_not_in_the_way_of_the_targets(root: Path) -> 
             assert_decoded(found, replace(row, sketch=None), SPEC)
 
 
-def test_what_is_read_of_a_shard(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_is_read_once_and_without_sketches_if_unwanted(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The schema and the targets of each batch, each byte once; with sketches all of these too."""
     cache = cache_format.open(root)
     entry = cache.shards("train")[0]
@@ -78,7 +80,7 @@ def test_what_is_read_of_a_shard(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert sum(map(len, ranges)) == everything + 3 * segments[0].length
 
 
-def test_the_targets_are_the_same_with_and_without(root: Path) -> None:
+def test_targets_are_the_same_with_and_without_principal_components(root: Path) -> None:
     cache = cache_format.open(root)
     for index in range(cache.num_rows("train")):
         _, whole = cache.read_row("train", index)

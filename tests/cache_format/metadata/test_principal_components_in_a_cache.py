@@ -48,7 +48,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def test_bytes_are_rows_of_float32_lowest_byte_first(root: Path) -> None:
+def test_the_matrix_is_stored_as_little_endian_float32_rows(root: Path) -> None:
     data = (root / FILE).read_bytes()
     assert len(data) == num_bytes(SPEC) == 4 * 16 * 8
     np.testing.assert_array_equal(np.frombuffer(data, "<f4").reshape(16, 8), W)
@@ -62,14 +62,14 @@ def test_the_matrix_round_trips(root: Path) -> None:
     assert verify(cache) == []
 
 
-def test_a_cache_that_needs_none_has_none(tmp_path: Path) -> None:
+def test_a_cache_without_principal_components_has_no_matrix(tmp_path: Path) -> None:
     write_sample_cache(tmp_path / "other")
     cache = cache_format.open(tmp_path / "other")
     assert cache.projection is None
     assert not (tmp_path / "other" / FILE).exists()
 
 
-def test_columns_that_are_orthonormal_enough() -> None:
+def test_nearly_orthonormal_columns_are_accepted_and_others_refused() -> None:
     """An entry of the product may be off by 1e-3."""
     eye = np.eye(4, 2, dtype=np.float32)
     for factor, is_allowed in ((1.0, True), (1.0004, True), (1.0006, False), (np.inf, False)):
@@ -87,13 +87,13 @@ def test_columns_that_are_orthonormal_enough() -> None:
 
 
 @pytest.mark.parametrize("change", [-1, 1, -512])
-def test_bytes_of_another_length_are_refused(change: int) -> None:
+def test_a_matrix_file_of_another_length_is_refused(change: int) -> None:
     data = (projection_bytes(W) + b"\0")[: num_bytes(SPEC) + change]
     with pytest.raises(ValueError, match=f"expected 512 bytes, found {512 + change}"):
         projection_from_bytes(data, SPEC)
 
 
-def test_writers_need_the_one_that_the_spec_names(tmp_path: Path) -> None:
+def test_a_writer_needs_the_matrix_that_the_spec_names(tmp_path: Path) -> None:
     path, ranks = tmp_path / "cache", sample_ranks()
     with pytest.raises(ValueError, match=r"sketch\.kind is 'pca', but there is none"):
         CacheWriter.create_or_open(path, SPEC, ranks)
@@ -108,7 +108,7 @@ def test_writers_need_the_one_that_the_spec_names(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_cache_of_other_components_is_another_cache(root: Path) -> None:
+def test_a_cache_with_another_matrix_is_another_cache(root: Path) -> None:
     before = contents(root)
     other = sample_spec(sketch=pca_sketch(projection_sha256=projection_sha256(-W)))
     with pytest.raises(SpecMismatchError, match=r"sketch\.projection_sha256: expected"):
@@ -117,7 +117,7 @@ def test_a_cache_of_other_components_is_another_cache(root: Path) -> None:
 
 
 @pytest.mark.parametrize("damaged", [b"", b"\0" * 512, projection_bytes(-W)])
-def test_a_damaged_one_is_named_and_made_good_again(root: Path, damaged: bytes) -> None:
+def test_a_damaged_matrix_is_named_and_written_again(root: Path, damaged: bytes) -> None:
     before = contents(root)
     (root / FILE).write_bytes(damaged)
     cache = cache_format.open(root)
@@ -129,7 +129,7 @@ def test_a_damaged_one_is_named_and_made_good_again(root: Path, damaged: bytes) 
     assert contents(root) == before
 
 
-def test_a_missing_one_is_named_and_the_targets_can_be_read(root: Path) -> None:
+def test_a_missing_matrix_is_named_and_targets_stay_readable(root: Path) -> None:
     (root / FILE).unlink()
     cache = cache_format.open(root)
     with pytest.raises(MissingFileError, match=r"projection\.bin: missing\. Restore"):
@@ -139,7 +139,7 @@ def test_a_missing_one_is_named_and_the_targets_can_be_read(root: Path) -> None:
     assert cache.read_row("train", 0, with_sketch=False)[1].sketch is None
 
 
-def test_one_that_is_named_but_has_no_orthonormal_columns(tmp_path: Path) -> None:
+def test_a_sealed_matrix_without_orthonormal_columns_is_refused(tmp_path: Path) -> None:
     """As a faulty program would write it: its hash is right."""
     zeros = np.zeros((16, 8), np.float32)
     spec = sample_spec(sketch=pca_sketch(projection_sha256=projection_sha256(zeros)))
@@ -187,7 +187,7 @@ def test_an_archive_keeps_the_matrix(root: Path, tmp_path: Path) -> None:
     assert verify(cache_format.open(place)) == []
 
 
-def test_an_archive_with_another_one_is_refused(root: Path, tmp_path: Path) -> None:
+def test_an_archive_with_another_matrix_is_refused(root: Path, tmp_path: Path) -> None:
     """Every byte of it that is changed in the archive is noticed before anything is written."""
     from tests.support.archives import archive_of, members
 
@@ -202,7 +202,7 @@ def test_an_archive_with_another_one_is_refused(root: Path, tmp_path: Path) -> N
         assert not (tmp_path / "new").exists()
 
 
-def test_a_damaged_one_is_not_packed(root: Path, tmp_path: Path) -> None:
+def test_a_damaged_matrix_is_not_packed(root: Path, tmp_path: Path) -> None:
     shutil.copy(root / "ranks.bin", root / FILE)
     with pytest.raises(CorruptFileError, match=r"projection\.bin: damaged"):
         _packed(root)

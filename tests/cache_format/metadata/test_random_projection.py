@@ -10,7 +10,7 @@ import pytest
 from cache_format.metadata.random_projection import chosen_layers, sketch_signs
 
 
-def test_known_bits() -> None:
+def test_projection_signs_are_the_bits_of_shake_256() -> None:
     key = b"sketch" + bytes([5, 0, 0, 0, 0, 0, 0, 0]) + bytes([1, 1, 0, 0, 0, 0, 0, 0])
     first = hashlib.shake_256(key).digest(2)
     bits = [(byte >> bit) & 1 for byte in first for bit in range(8)]
@@ -21,20 +21,20 @@ def test_known_bits() -> None:
     assert signs.reshape(-1).tolist() == expected[:15]
 
 
-def test_golden_signs() -> None:
+def test_projection_signs_equal_the_golden_ones() -> None:
     assert sketch_signs(0, 0, 2, 8).tolist() == [
         [-1, 1, -1, 1, 1, -1, -1, 1],
         [1, 1, 1, -1, 1, 1, 1, -1],
     ]
 
 
-def test_units_and_seeds_differ() -> None:
+def test_projection_signs_differ_between_units_and_seeds() -> None:
     base = sketch_signs(0, 0, 64, 64)
     for other in (sketch_signs(0, 1, 64, 64), sketch_signs(1, 0, 64, 64)):
         assert abs(float((base * other).mean())) < 0.1
 
 
-def test_squared_norm_is_unbiased() -> None:
+def test_the_squared_norm_of_a_projection_is_unbiased() -> None:
     random = np.random.default_rng(0)
     x = random.normal(size=48)
     dim = 16
@@ -55,12 +55,14 @@ def test_squared_norm_is_unbiased() -> None:
         ("random_layers:6", (1, 2, 3, 4, 5, 6)),
     ],
 )
-def test_layers_that_no_unit_changes(hidden_states: str, expected: tuple[int, ...]) -> None:
+def test_fixed_layer_choices_are_the_same_for_every_unit(
+    hidden_states: str, expected: tuple[int, ...]
+) -> None:
     for unit in (0, 1, 10**9):
         assert chosen_layers(hidden_states, 6, 3, unit) == expected
 
 
-def test_known_random_layers() -> None:
+def test_random_layers_follow_from_shake_256() -> None:
     key = b"layers" + bytes([5, 0, 0, 0, 0, 0, 0, 0]) + bytes([1, 1, 0, 0, 0, 0, 0, 0])
     stream = hashlib.shake_256(key).digest(24)
     numbers = [int.from_bytes(stream[start : start + 8], "little") for start in (0, 8, 16)]
@@ -69,12 +71,12 @@ def test_known_random_layers() -> None:
     assert chosen_layers("random_layers:2", 3, 5, 257) == tuple(sorted(without))
 
 
-def test_golden_random_layers() -> None:
+def test_random_layers_equal_the_golden_ones() -> None:
     found = [chosen_layers("random_layers:3", 28, 0, unit) for unit in range(3)]
     assert found == [(1, 17, 23), (13, 25, 27), (6, 12, 18)]
 
 
-def test_every_choice_of_layers_is_as_likely() -> None:
+def test_every_choice_of_random_layers_is_equally_likely() -> None:
     """χ² over the 10 pairs of 5 layers; 27.9 is its 99.9 % quantile at 9 degrees of freedom."""
     num_units = 5000
     seen = Counter(chosen_layers("random_layers:2", 5, 1, unit) for unit in range(num_units))

@@ -35,7 +35,7 @@ def _as_of_unit_2(fields: dict[str, Any]) -> None:
         (_as_of_unit_2, "is of unit 2 .*expected unit 1"),
     ],
 )
-def test_a_receipt_that_breaks_a_rule(
+def test_a_sealed_receipt_that_breaks_a_rule_is_refused(
     root: Path, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
     """Sealed and named by the manifest, hence written so by a faulty program."""
@@ -48,7 +48,7 @@ def test_a_receipt_that_breaks_a_rule(
     assert [problem.path for problem in verify(cache_format.open(root))] == [path]
 
 
-def test_a_receipt_that_the_manifest_does_not_name(root: Path) -> None:
+def test_a_receipt_other_than_the_manifest_names_is_refused(root: Path) -> None:
     path = root / "receipts/00001.json"
     reseal(path, lambda fields: fields.update(num_documents=99))
     with pytest.raises(CorruptFileError, match="not the file that the manifest names") as caught:
@@ -57,7 +57,7 @@ def test_a_receipt_that_the_manifest_does_not_name(root: Path) -> None:
     assert [problem.path for problem in verify(cache_format.open(root))] == [path]
 
 
-def test_a_missing_receipt(root: Path) -> None:
+def test_a_missing_receipt_is_named_by_reader_and_verify(root: Path) -> None:
     path = root / "receipts/00001.json"
     path.unlink()
     with pytest.raises(MissingFileError, match=r"missing\. To make it again.*nothing else is"):
@@ -75,7 +75,7 @@ def _adopt_receipts(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../x", ".x", "a//b", ""])
-def test_a_teacher_receipt_that_names_paths_outside(root: Path, name: str) -> None:
+def test_a_teacher_receipt_naming_paths_outside_the_cache_is_refused(root: Path, name: str) -> None:
     path = root / "receipts/teacher.json"
     reseal(path, lambda fields: fields["files"].update({name: [0, "0" * 64]}))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -24,12 +24,12 @@ TEXT = replace(SPEC, corpus=replace(SPEC.corpus, special_tokens="text", text_doc
 
 
 @pytest.mark.parametrize("spec", [SPEC, DRAWN, PCA, ROWS, TEXT])
-def test_json_and_back(spec: CacheSpec) -> None:
+def test_specs_round_trip_through_json(spec: CacheSpec) -> None:
     text = json.dumps(spec.to_json())
     assert CacheSpec.from_json(json.loads(text)) == spec
 
 
-def test_fields_that_say_nothing_are_left_out() -> None:
+def test_unset_fields_are_left_out_of_the_json() -> None:
     new = {"num_draws", "draw_inverse_temperature"}
     assert not new & SPEC.to_json()["targets"].keys()
     assert new < DRAWN.to_json()["targets"].keys()
@@ -51,7 +51,7 @@ def test_fields_that_say_nothing_are_left_out() -> None:
         ("corpus", "text_documents"),
     ],
 )
-def test_null_is_refused_where_a_field_is_to_be_left_out(part: str, name: str) -> None:
+def test_an_explicit_null_for_an_omitted_field_is_refused(part: str, name: str) -> None:
     fields = SPEC.to_json()
     fields[part][name] = None
     with pytest.raises(ValueError, match=f"{part}.{name}: expected .*, found None"):
@@ -60,7 +60,7 @@ def test_null_is_refused_where_a_field_is_to_be_left_out(part: str, name: str) -
         CacheSpec.from_json(SPEC.to_json() | {"validation_split": None})
 
 
-def test_the_version_is_the_lowest_that_has_what_the_spec_says() -> None:
+def test_the_format_version_is_the_lowest_that_supports_the_spec() -> None:
     for old in (SPEC, sample_spec(with_sketch=False), sample_spec(targets=sampled_targets())):
         assert old.format_version == "1.0"
     for new in (
@@ -109,7 +109,7 @@ def test_cache_id_does_not_depend_on_how_a_number_was_written() -> None:
         replace(SPEC, sketch=replace(SPEC.sketch, dtype="float16")),
     ],
 )
-def test_every_field_counts(changed: CacheSpec) -> None:
+def test_every_field_changes_the_cache_id(changed: CacheSpec) -> None:
     assert changed.cache_id != SPEC.cache_id
     assert len(differences(SPEC, changed)) == 1
 
@@ -122,12 +122,14 @@ def test_every_field_counts(changed: CacheSpec) -> None:
         (PCA, replace(PCA, sketch=pca_sketch(projection_sha256="0" * 64))),
     ],
 )
-def test_every_new_field_counts(spec: CacheSpec, changed: CacheSpec) -> None:
+def test_every_field_of_later_kinds_changes_the_cache_id(
+    spec: CacheSpec, changed: CacheSpec
+) -> None:
     assert changed.cache_id != spec.cache_id
     assert len(differences(spec, changed)) == 1
 
 
-def test_differences_name_what_only_one_has() -> None:
+def test_differences_name_fields_that_only_one_spec_has() -> None:
     assert differences(SPEC, DRAWN) == [
         "targets.kind: expected 'top_k', found 'top_k+sampled'",
         "targets.num_draws: expected None, found 9",
@@ -207,7 +209,9 @@ BOUNDS: list[tuple[str, str, list[Any], list[Any]]] = [
 
 
 @pytest.mark.parametrize(("part", "name", "good", "bad"), BOUNDS)
-def test_bounds(part: str, name: str, good: list[Any], bad: list[Any]) -> None:
+def test_fields_out_of_bounds_are_refused(
+    part: str, name: str, good: list[Any], bad: list[Any]
+) -> None:
     def with_value(value: Any) -> CacheSpec:
         if part == "":
             return replace(SPEC, **{name: value})
@@ -231,7 +235,9 @@ def test_bounds(part: str, name: str, good: list[Any], bad: list[Any]) -> None:
         ("top_k", 20, 21),
     ],
 )
-def test_bounds_of_samples(name: str, good: Any, bad: Any) -> None:
+def test_fields_of_sampled_targets_out_of_bounds_are_refused(
+    name: str, good: Any, bad: Any
+) -> None:
     targets = sampled_targets(num_levels=20)
     replace(targets, **{name: good})
     with pytest.raises(ValueError, match=f"{name}: must be .*(sampled|draws)"):
@@ -248,13 +254,13 @@ def test_bounds_of_samples(name: str, good: Any, bad: Any) -> None:
         ("draw_inverse_temperature", 1.0, None),
     ],
 )
-def test_bounds_of_draws(name: str, good: Any, bad: Any) -> None:
+def test_fields_of_tail_samples_out_of_bounds_are_refused(name: str, good: Any, bad: Any) -> None:
     replace(DRAWN.targets, **{name: good})
     with pytest.raises(ValueError, match=f"{name}: must be .*top_k.sampled"):
         replace(DRAWN.targets, **{name: bad})
 
 
-def test_bounds_of_principal_components() -> None:
+def test_principal_components_out_of_bounds_are_refused() -> None:
     assert replace(PCA, sketch=pca_sketch(dim=16)).sketch.dim == 16
     with pytest.raises(ValueError, match=r"sketch.dim: must be at most 16 where kind is 'pca'"):
         replace(PCA, sketch=pca_sketch(dim=17))
@@ -292,7 +298,7 @@ def test_top_k_beyond_the_vocabulary_is_refused() -> None:
         ({"targets": SPEC.to_json()["targets"] | {"log_step": float("nan")}}, "log_step"),
     ],
 )
-def test_from_json_names_the_field(change: dict[str, Any], message: str) -> None:
+def test_from_json_names_the_invalid_field(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CacheSpec.from_json(SPEC.to_json() | change)
 

@@ -49,14 +49,16 @@ def specs() -> st.SearchStrategy[CacheSpec]:
 
 
 @given(specs(), st.integers(0, 10**6), st.integers(0, 10**5))
-def test_every_row_is_in_one_split(spec: CacheSpec, unit: int, num_rows: int) -> None:
+def test_every_row_is_in_exactly_one_split(spec: CacheSpec, unit: int, num_rows: int) -> None:
     train, validation = (rows_of_split(spec, split, unit, num_rows) for split in SPLITS)
     assert SPLITS == ("train", "validation")
     assert [*train, *validation] == list(range(num_rows))
 
 
 @given(st.integers(2, 10**6), st.integers(0, 10**6), st.integers(0, 10**5))
-def test_as_many_rows_as_the_format_says(every: int, unit: int, num_rows: int) -> None:
+def test_validation_has_as_many_rows_as_the_format_says(
+    every: int, unit: int, num_rows: int
+) -> None:
     spec = replace(ROWS, validation_every=every)
     found = len(rows_of_split(spec, "validation", unit, num_rows))
     share = Fraction(num_rows, every)
@@ -81,7 +83,7 @@ def test_unit_0_has_both_splits_if_it_has_two_rows(every: int, num_rows: int) ->
 
 
 @given(st.integers(2, 100), st.integers(0, 10**6))
-def test_of_units_of_one_row_it_is_the_units_that_are_divided(every: int, unit: int) -> None:
+def test_units_of_one_row_are_divided_as_whole_units(every: int, unit: int) -> None:
     of_rows, of_units = (replace(spec, validation_every=every) for spec in (ROWS, UNITS))
     for split in SPLITS:
         assert rows_of_split(of_rows, split, unit, 1) == rows_of_split(of_units, split, unit, 1)
@@ -117,19 +119,19 @@ def test_the_shards_are_those_of_a_cache_that_divides_units(divided: Path, root:
         assert (one.split, other.split) == (None, UNITS.split_of(unit))
 
 
-def test_a_whole_split_is_refused_where_rows_are_divided(divided: Path) -> None:
+def test_a_unit_of_one_split_is_refused_where_rows_are_divided(divided: Path) -> None:
     reseal(divided / "manifest.json", lambda fields: fields["shards"][1].update(split="train"))
     with pytest.raises(CorruptFileError, match="unit 1: wrong split"):
         cache_format.open(divided)
 
 
-def test_no_split_is_refused_where_units_are_divided(root: Path) -> None:
+def test_a_unit_without_a_split_is_refused_where_units_are_divided(root: Path) -> None:
     reseal(root / "manifest.json", lambda fields: fields["shards"][1].pop("split"))
     with pytest.raises(CorruptFileError, match="unit 1: wrong split"):
         cache_format.open(root)
 
 
-def test_order_of_the_work_and_later_units_change_no_row(tmp_path: Path) -> None:
+def test_write_order_and_later_units_move_no_row_to_another_split(tmp_path: Path) -> None:
     """Units 3, 0 and 1 first; then the others, as a longer budget makes them."""
 
     def by_unit() -> dict[str, dict[int, list[list[int]]]]:
@@ -154,7 +156,7 @@ def test_order_of_the_work_and_later_units_change_no_row(tmp_path: Path) -> None
         assert some[split].items() <= everything[split].items()
 
 
-def test_merged_parts_are_divided_as_before(divided: Path, tmp_path: Path) -> None:
+def test_merged_parts_keep_their_splits(divided: Path, tmp_path: Path) -> None:
     for name, units in (("a", [0, 2]), ("b", [1, 3])):
         writer = CacheWriter.create_or_open(tmp_path / name, ROWS, sample_ranks())
         fill(writer, units)
@@ -166,7 +168,9 @@ def test_merged_parts_are_divided_as_before(divided: Path, tmp_path: Path) -> No
     assert verify(merged) == []
 
 
-def test_export_puts_a_shard_into_both_directories(divided: Path, tmp_path: Path) -> None:
+def test_export_writes_a_divided_shard_into_both_split_directories(
+    divided: Path, tmp_path: Path
+) -> None:
     cache = cache_format.open(divided)
     out = tmp_path / "out"
     done: list[tuple[int, int]] = []

@@ -7,7 +7,7 @@ import pytest
 from cache_format.metadata.strict_json import parse_object, read_object
 
 
-def test_what_has_one_meaning() -> None:
+def test_unambiguous_json_is_parsed() -> None:
     data = '{"a": [1, 2.5, true, null, "größer \\ud83d\\ude00"], "b": {"a": -1e300}}'
     assert parse_object(data.encode()) == {
         "a": [1, 2.5, True, None, "größer 😀"],
@@ -44,7 +44,7 @@ def test_ambiguous_json_is_refused(data: bytes, problem: str, tmp_path: Path) ->
         read_object(path, "Copy it again.")
 
 
-def test_a_file_without_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_oversized_json_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cache_format.metadata.strict_json._MAX_BYTES", 1000)
     with pytest.raises(ValueError, match="zero: damaged: more than 1,000 bytes"):
         read_object(Path("/dev/zero"), "Copy it again.")

@@ -12,7 +12,7 @@ from cache_format.metadata.vocabulary_ranks import RankTable
 
 
 @given(st.integers(1, 300), st.integers(0, 2**32))
-def test_bytes_and_back(vocab_size: int, seed: int) -> None:
+def test_rank_tables_round_trip_through_bytes(vocab_size: int, seed: int) -> None:
     ids = np.random.default_rng(seed).permutation(vocab_size).astype(np.int32)
     table = RankTable(ids)
     data = table.to_bytes()
@@ -22,11 +22,11 @@ def test_bytes_and_back(vocab_size: int, seed: int) -> None:
     assert found.sha256 == hashlib.sha256(data).hexdigest()
 
 
-def test_bytes_are_int32_lowest_byte_first() -> None:
+def test_rank_tables_are_stored_as_little_endian_int32() -> None:
     assert RankTable(np.array([1, 0], np.int32)).to_bytes() == b"\1\0\0\0\0\0\0\0"
 
 
-def test_by_weight_the_heaviest_first_and_the_lowest_id_of_equals() -> None:
+def test_ranks_order_by_weight_and_ties_by_lowest_id() -> None:
     table = RankTable.by_weight(np.array([0, 5, 0, 7, 5]))
     assert table.ids_by_rank.tolist() == [3, 1, 4, 0, 2]
 
@@ -34,7 +34,7 @@ def test_by_weight_the_heaviest_first_and_the_lowest_id_of_equals() -> None:
 @pytest.mark.parametrize(
     "ids", [[0, 0], [0, 2], [1, 2], [-1, 1], [0, -1], [0, 2**31 - 1], [-(2**31), 1]]
 )
-def test_what_is_no_permutation_is_refused(ids: list[int]) -> None:
+def test_a_table_that_is_no_permutation_is_refused(ids: list[int]) -> None:
     """And nothing as large as the largest id is allocated."""
     tracemalloc.start()
     try:
@@ -46,6 +46,6 @@ def test_what_is_no_permutation_is_refused(ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("num_bytes", [0, 7, 9, 12])
-def test_bytes_of_another_length_are_refused(num_bytes: int) -> None:
+def test_a_rank_table_of_another_length_is_refused(num_bytes: int) -> None:
     with pytest.raises(ValueError, match=f"ranks: expected 8 bytes, found {num_bytes}"):
         RankTable.from_bytes(bytes(num_bytes), 2)

@@ -50,7 +50,7 @@ def unpacked(archive: bytes, target: Path | str, report: Any = lambda done, tota
 
 
 class TestRoundTrip:
-    def test_every_byte_is_the_same(self, root: Path, tmp_path: Path) -> None:
+    def test_pack_and_unpack_give_the_same_bytes(self, root: Path, tmp_path: Path) -> None:
         recipe = seal_recipe('description = "größer"\n', sample_spec().cache_id)
         (root / "recipe.toml").write_bytes(recipe)
         seen: list[tuple[int, int]] = []
@@ -64,14 +64,14 @@ class TestRoundTrip:
         )
         assert seen[-1] == (total, total)
 
-    def test_the_archive_is_a_function_of_the_cache(self, root: Path, tmp_path: Path) -> None:
+    def test_the_archive_bytes_depend_on_the_cache_alone(self, root: Path, tmp_path: Path) -> None:
         first = packed(root, num_threads=1)
         assert packed(root, num_threads=3) == first
         for path in root.rglob("*"):
             os.utime(path, (1, 1))
         assert packed(shutil.copytree(root, tmp_path / "elsewhere")) == first
 
-    def test_threads_on_more_than_one_block(self) -> None:
+    def test_the_number_of_threads_does_not_change_the_archive(self) -> None:
         data = np.random.default_rng(0).bytes(9 << 20) + bytes(9 << 20)
         chunks = [data[i : i + (1 << 20)] for i in range(0, len(data), 1 << 20)]
         archives = set()
@@ -85,12 +85,12 @@ class TestRoundTrip:
             assert content is not None
             assert content.read() == data
 
-    def test_other_tools_read_it(self, root: Path, tmp_path: Path) -> None:
+    def test_tar_and_zstd_can_read_the_archive(self, root: Path, tmp_path: Path) -> None:
         with tarfile.open(fileobj=io.BytesIO(tar_of(packed(root)))) as tar:
             tar.extractall(tmp_path / "new", filter="data")
         assert contents(tmp_path / "new") == contents(root)
 
-    def test_the_order(self, root: Path) -> None:
+    def test_the_archive_holds_its_files_in_a_fixed_order(self, root: Path) -> None:
         names = [info.name for info, _ in members(root)]
         assert names[:6] == [
             *("manifest.json", "spec.json", "ranks.bin", "receipts/teacher.json"),
@@ -99,7 +99,7 @@ class TestRoundTrip:
         assert names[6:8] == ["receipts/00000.json", f"shards/{shard_path(root, 0).name}"]
         assert names[-1] == f"shards/{shard_path(root, 3).name}"
 
-    def test_from_one_url_to_another(self, root: Path, tmp_path: Path) -> None:
+    def test_caches_are_packed_from_and_unpacked_to_urls(self, root: Path, tmp_path: Path) -> None:
         archive = packed(root)
         place = f"memory://{tmp_path.name}/cache"
         unpacked(archive, place)
@@ -110,7 +110,7 @@ class TestRoundTrip:
         unpacked(archive, place)
         assert packed(place) == archive
 
-    def test_without_a_teacher(self, tmp_path: Path) -> None:
+    def test_a_cache_without_attachments_is_packed_and_unpacked(self, tmp_path: Path) -> None:
         writer = CacheWriter.create_or_open(
             tmp_path / "cache", sample_spec(with_sketch=False), sample_ranks()
         )
@@ -128,7 +128,7 @@ class TestRoundTrip:
             cache_format.open(tmp_path / "new")
         fill(CacheWriter.create_or_open(tmp_path / "new", sample_spec(), sample_ranks()), [2, 3])
 
-    def test_a_damaged_source_is_named(self, root: Path) -> None:
+    def test_a_damaged_file_of_the_packed_cache_is_named(self, root: Path) -> None:
         for path in (
             *(shard_path(root, 1), root / "teacher/config.json"),
             *(root / "receipts/00001.json", root / "receipts/teacher.json"),
@@ -139,13 +139,15 @@ class TestRoundTrip:
                 packed(root)
             path.write_bytes(whole)
 
-    def test_a_name_that_no_header_holds(self) -> None:
+    def test_a_name_too_long_for_a_tar_header_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"^a{101}: cannot be packed"):
             write_archive(io.BytesIO(), [ArchivedFile("a" * 101, 0, [])], 1)
 
 
 class TestGoingOn:
-    def test_what_is_there_is_kept(self, root: Path, tmp_path: Path) -> None:
+    def test_unpacking_keeps_intact_files_and_replaces_damaged_ones(
+        self, root: Path, tmp_path: Path
+    ) -> None:
         archive = packed(root)
         unpacked(archive, tmp_path / "new")
         before = {path: path.stat().st_ino for path in (tmp_path / "new").rglob("*.arrow")}
@@ -157,7 +159,7 @@ class TestGoingOn:
         kept = [path for path, inode in before.items() if path.stat().st_ino == inode]
         assert {path.name[:5] for path in kept} >= {"00000", "00002"}
 
-    def test_a_larger_archive_of_the_same_cache(self, tmp_path: Path) -> None:
+    def test_unpacking_a_larger_archive_extends_the_cache(self, tmp_path: Path) -> None:
         writer = CacheWriter.create_or_open(tmp_path / "cache", sample_spec(), sample_ranks())
         writer.write_attachments(build_teacher)
         fill(writer, [0, 1])
@@ -171,14 +173,18 @@ class TestGoingOn:
             unpacked(smaller, tmp_path / "new")
         assert contents(tmp_path / "new") == contents(tmp_path / "cache")
 
-    def test_another_cache_is_refused(self, root: Path, tmp_path: Path) -> None:
+    def test_unpacking_onto_a_cache_of_another_spec_is_refused(
+        self, root: Path, tmp_path: Path
+    ) -> None:
         write_sample_cache(tmp_path / "other", sample_spec(seed=8))
         before = contents(tmp_path / "other")
         with pytest.raises(SpecMismatchError, match="seed: expected 7, found 8"):
             unpacked(packed(root), tmp_path / "other")
         assert contents(tmp_path / "other") == before
 
-    def test_units_of_other_bytes_are_refused(self, root: Path, tmp_path: Path) -> None:
+    def test_unpacking_onto_units_of_other_bytes_is_refused(
+        self, root: Path, tmp_path: Path
+    ) -> None:
         writer = CacheWriter.create_or_open(tmp_path / "other", sample_spec(), sample_ranks())
         writer.write_unit(1, [], num_documents=0)
         before = contents(tmp_path / "other")
@@ -186,19 +192,23 @@ class TestGoingOn:
             unpacked(packed(root), tmp_path / "other")
         assert contents(tmp_path / "other") == before
 
-    def test_another_teachers_files_are_refused(self, root: Path, tmp_path: Path) -> None:
+    def test_unpacking_onto_files_of_another_teacher_is_refused(
+        self, root: Path, tmp_path: Path
+    ) -> None:
         writer = CacheWriter.create_or_open(tmp_path / "other", sample_spec(), sample_ranks())
         writer.write_attachments(lambda directory: None)
         with pytest.raises(ForeignDirectoryError, match="other files of the teacher"):
             unpacked(packed(root), tmp_path / "other")
 
-    def test_a_directory_that_is_no_cache_is_refused(self, root: Path, tmp_path: Path) -> None:
+    def test_unpacking_into_a_directory_of_other_files_is_refused(
+        self, root: Path, tmp_path: Path
+    ) -> None:
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "thesis.tex").touch()
         with pytest.raises(ForeignDirectoryError, match=r"thesis\.tex"):
             unpacked(packed(root), tmp_path / "mine")
 
-    def test_killed_while_it_arrives(self, root: Path, tmp_path: Path) -> None:
+    def test_an_unpack_killed_midway_resumes(self, root: Path, tmp_path: Path) -> None:
         """SIGKILL as soon as the second unit is there; the rest of the stream never comes."""
         archive, target = packed(root), tmp_path / "new"
         program = (
@@ -226,7 +236,9 @@ class TestGoingOn:
 
 
 class TestDamage:
-    def test_a_flipped_bit(self, root: Path, tmp_path: Path) -> None:
+    def test_a_flipped_bit_of_an_archive_is_detected_or_harmless(
+        self, root: Path, tmp_path: Path
+    ) -> None:
         """It is noticed, and what stays is right; or it is one that changes nothing."""
         archive = packed(root)
         wanted = contents(root)
@@ -249,7 +261,7 @@ class TestDamage:
         assert len(places) - len(unnoticed) > 150
         assert len(unnoticed) < 6  # such as a larger window than is needed
 
-    def test_an_archive_cut_anywhere_is_refused(self, root: Path, tmp_path: Path) -> None:
+    def test_an_archive_truncated_anywhere_is_refused(self, root: Path, tmp_path: Path) -> None:
         archive = packed(root)
         wanted = contents(root)
         for length in {*range(0, len(archive), 211), *range(len(archive) - 20, len(archive))}:
@@ -259,7 +271,9 @@ class TestDamage:
             assert_begun_rightly(target, wanted)
             shutil.rmtree(target, ignore_errors=True)
 
-    def test_what_arrived_stays_and_is_gone_on_with(self, root: Path, tmp_path: Path) -> None:
+    def test_a_truncated_archive_leaves_finished_units_and_resumes(
+        self, root: Path, tmp_path: Path
+    ) -> None:
         tar = tar_of(packed(root))
         place = tar.rindex(shard_path(root, 3).name.encode()) + 600
         damaged = compressed(tar[:place] + bytes([tar[place] ^ 1]) + tar[place + 1 :])
@@ -273,7 +287,7 @@ class TestDamage:
         unpacked(packed(root), tmp_path / "new")
         assert contents(tmp_path / "new") == contents(root)
 
-    def test_more_than_an_archive(self, root: Path, tmp_path: Path) -> None:
+    def test_data_after_the_archive_is_refused(self, root: Path, tmp_path: Path) -> None:
         archive = packed(root)
         tar = tar_of(archive)
         for changed in (
@@ -292,7 +306,9 @@ class TestDamage:
             unpacked(compressed(tar_of(packed(root)), checksum=False), tmp_path / "new")
 
     @pytest.mark.parametrize("data", [b"", b"x", b"PK\3\4 not a zstd file", bytes(100)])
-    def test_other_files_are_no_archive(self, data: bytes, tmp_path: Path) -> None:
+    def test_files_of_another_kind_are_refused_as_archives(
+        self, data: bytes, tmp_path: Path
+    ) -> None:
         with pytest.raises(
             CorruptArchiveError,
             match=r"a\.tar\.zst: at byte [05]: it (was cut short|does not begin)",
@@ -358,13 +374,15 @@ class TestMalice:
         assert not Path("/tmp/outside").exists()
         assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
 
-    def test_a_file_that_comes_twice_is_refused(self, root: Path, tmp_path: Path) -> None:
+    def test_a_duplicate_archive_entry_is_refused(self, root: Path, tmp_path: Path) -> None:
         files = members(root)
         files.insert(7, files[7])
         with pytest.raises(CorruptArchiveError, match=r"expected the file 'receipts/00001\.json'"):
             unpacked(archive_of(files), tmp_path / "new")
 
-    def test_teachers_files_in_each_others_way(self, root: Path, tmp_path: Path) -> None:
+    def test_attachment_names_that_are_both_file_and_directory_are_refused(
+        self, root: Path, tmp_path: Path
+    ) -> None:
         """``a`` cannot be both a file and the directory of another."""
         names = ("a", "a/b")
         empty = (0, hashlib.sha256(b"").hexdigest())
@@ -384,7 +402,9 @@ class TestMalice:
             unpacked(sink.getvalue(), tmp_path / "new")
         assert not (tmp_path / "new/teacher").exists()
 
-    def test_a_bomb_needs_no_memory(self, root: Path, tmp_path: Path) -> None:
+    def test_a_decompression_bomb_is_refused_in_bounded_memory(
+        self, root: Path, tmp_path: Path
+    ) -> None:
         """What a few kilobytes become is read block by block, and refused."""
         info = tarfile.TarInfo("manifest.json")
         info.size = 1 << 26

@@ -118,7 +118,7 @@ def _take_older_shard(root: Path, other: Path) -> None:
     "exchange",
     [_swap_shards, _swap_receipts, _swap_both, _take_shard, _take_both, _take_older_shard],
 )
-def test_files_in_each_others_place(
+def test_exchanged_shards_or_receipts_are_refused(
     root: Path, other: Path, exchange: Callable[[Path, Path], None]
 ) -> None:
     exchange(root, other)
@@ -139,7 +139,7 @@ def test_files_in_each_others_place(
         (_take_both, "belongs to another cache"),
     ],
 )
-def test_receipts_in_each_others_place_before_there_is_a_manifest(
+def test_exchanged_receipts_of_an_unfinished_cache_are_refused(
     root: Path, other: Path, exchange: Callable[[Path, Path], None], message: str
 ) -> None:
     before = contents(root)
@@ -151,7 +151,7 @@ def test_receipts_in_each_others_place_before_there_is_a_manifest(
     assert contents(root) == before
 
 
-def test_shards_that_a_faulty_program_put_in_each_others_place(root: Path) -> None:
+def test_shards_exchanged_together_with_their_receipts_are_refused(root: Path) -> None:
     """Every hash fits; the shards themselves say which unit they are of."""
     _exchange(shard_path(root, 0), shard_path(root, 1))
     first, second = (dict(_fields(root, unit)) for unit in (0, 1))
@@ -163,7 +163,7 @@ def test_shards_that_a_faulty_program_put_in_each_others_place(root: Path) -> No
             cache_format.open(root).read_row(split, 0)  # type: ignore[arg-type]
 
 
-def test_a_shard_of_another_cache_that_a_faulty_program_adopted(root: Path, other: Path) -> None:
+def test_a_shard_of_another_cache_with_a_sealed_receipt_is_refused(root: Path, other: Path) -> None:
     shard_path(root, 1).write_bytes(shard_path(other, 1).read_bytes())
     _take_layout(root, 1, _fields(other, 1))
     _adopt(root, [1])
@@ -195,7 +195,9 @@ def _take_layout(root: Path, unit: int, layout: dict[str, Any]) -> None:
     ["/etc/passwd", "../other/shards/{name}", "shards/../{name}", "{name}", "{cache}/{name}"],
 )
 @pytest.mark.parametrize("in_manifest", [True, False])
-def test_no_path_leads_out(root: Path, other: Path, file: str, in_manifest: bool) -> None:
+def test_shard_paths_that_lead_out_of_the_cache_are_refused(
+    root: Path, other: Path, file: str, in_manifest: bool
+) -> None:
     path = root / ("manifest.json" if in_manifest else "receipts/00001.json")
     file = file.format(name=shard_path(root, 1).name, cache=root)
 
@@ -236,7 +238,7 @@ def test_links_to_another_disk_are_followed(root: Path, tmp_path: Path, what: st
 
 
 @pytest.mark.parametrize("what", ["shards", "receipts", "teacher"])
-def test_a_link_to_a_disk_that_is_not_there(root: Path, tmp_path: Path, what: str) -> None:
+def test_a_link_to_a_missing_disk_is_named(root: Path, tmp_path: Path, what: str) -> None:
     """Nothing of the cache is called damaged, and no unit is made in its place."""
     (root / what).rename(tmp_path / "unmounted")
     (root / what).symlink_to(tmp_path / "mount")
@@ -257,7 +259,7 @@ def _read(cache: Cache) -> None:
 
 
 @pytest.mark.parametrize("what", ["shard", "receipt", "teacher/config.json"])
-def test_what_changes_under_an_open_cache(root: Path, what: str) -> None:
+def test_files_changed_under_an_open_cache_never_give_wrong_rows(root: Path, what: str) -> None:
     """All was read and found whole before; a receipt is not needed a second time."""
     cache = cache_format.open(root)
     rows = [row for _, row in cache.iter_rows("train")]
@@ -296,7 +298,7 @@ def test_a_changed_shard_is_an_error_once_its_rows_are_forgotten(
         cache.read_row("train", 0)
 
 
-def test_a_unit_made_again_with_other_bytes_under_an_open_cache(root: Path) -> None:
+def test_a_unit_rewritten_with_other_bytes_under_an_open_cache_is_refused(root: Path) -> None:
     """The reader keeps to the manifest that it opened: an error, never a mixture."""
     cache = cache_format.open(root)
     writer = CacheWriter.create_or_open(root, SPEC, sample_ranks())

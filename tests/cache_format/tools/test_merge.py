@@ -52,7 +52,7 @@ def merged(out: Path | str, *inputs: Path | str, **options: Any) -> Merged:
     return merge(caches, out, **options)
 
 
-def test_parts_become_the_whole(root: Path, tmp_path: Path) -> None:
+def test_merged_parts_equal_the_whole_cache(root: Path, tmp_path: Path) -> None:
     a, b = part(tmp_path / "a", [0, 1]), part(tmp_path / "b", [2, 3], teacher=False)
     (b / "recipe.toml").write_bytes(seal_recipe("# b\n", sample_spec().cache_id))
     before = contents(a), contents(b)
@@ -75,7 +75,7 @@ def test_parts_become_the_whole(root: Path, tmp_path: Path) -> None:
     assert seen[-1][0] == seen[-1][1] > 0
 
 
-def test_shards_are_links_where_there_are_links(
+def test_merged_shards_are_hard_links_where_possible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a = part(tmp_path / "a", [0, 1])
@@ -95,7 +95,7 @@ def test_shards_are_links_where_there_are_links(
     assert contents(tmp_path / "copied") == contents(tmp_path / "linked")
 
 
-def test_into_a_url_and_from_one(root: Path, tmp_path: Path) -> None:
+def test_caches_are_merged_into_and_from_urls(root: Path, tmp_path: Path) -> None:
     place = f"memory://{tmp_path.name}/cache"
     a, b = part(tmp_path / "a", [0, 1]), part(tmp_path / "b", [2, 3])
     assert not merged(place, a).is_complete
@@ -105,7 +105,7 @@ def test_into_a_url_and_from_one(root: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == contents(root)
 
 
-def test_a_missing_unit_is_named(tmp_path: Path) -> None:
+def test_a_merge_reports_missing_units(tmp_path: Path) -> None:
     a, b = part(tmp_path / "a", [0]), part(tmp_path / "b", [3])
     result = merged(tmp_path / "out", a, b)
     assert (result.is_complete, result.missing_units) == (False, (range(1, 3),))
@@ -116,12 +116,12 @@ def test_a_missing_unit_is_named(tmp_path: Path) -> None:
     assert verify(cache_format.open(tmp_path / "out")) == []
 
 
-def test_the_first_unit_is_missing(tmp_path: Path) -> None:
+def test_a_merge_reports_a_missing_first_unit(tmp_path: Path) -> None:
     result = merged(tmp_path / "out", part(tmp_path / "a", [1, 3], num_tokens=1))
     assert (result.is_complete, result.missing_units) == (False, (range(0, 1), range(2, 3)))
 
 
-def test_too_few_tokens_are_not_complete(tmp_path: Path) -> None:
+def test_a_merge_below_the_token_budget_is_not_complete(tmp_path: Path) -> None:
     a, b = part(tmp_path / "a", [0, 1]), part(tmp_path / "b", [2, 3], num_tokens=121)
     result = merged(tmp_path / "out", a, b)
     assert (result.is_complete, result.missing_units) == (False, ())
@@ -138,7 +138,7 @@ def test_the_end_of_the_corpus_is_known_from_a_complete_cache(root: Path, tmp_pa
     assert cache_format.open(tmp_path / "out").manifest.num_tokens_requested == 600
 
 
-def test_into_a_cache_that_is_there(tmp_path: Path) -> None:
+def test_merging_into_an_existing_cache_adds_units(tmp_path: Path) -> None:
     """It may be one of the inputs; what is complete stays so until there is more."""
     out = part(tmp_path / "out", [0, 1])
     CacheWriter.create_or_open(out, sample_spec(), sample_ranks()).publish_manifest(
@@ -155,7 +155,9 @@ def test_into_a_cache_that_is_there(tmp_path: Path) -> None:
     assert contents(out) == before
 
 
-def test_what_is_cut_short_in_the_target_is_taken_from_another(root: Path, tmp_path: Path) -> None:
+def test_a_truncated_shard_of_the_target_is_replaced_from_an_input(
+    root: Path, tmp_path: Path
+) -> None:
     wanted = contents(root)
     whole = shutil.copytree(root, tmp_path / "whole")
     path = shard_path(root, 1)
@@ -166,7 +168,7 @@ def test_what_is_cut_short_in_the_target_is_taken_from_another(root: Path, tmp_p
     assert contents(root) == wanted
 
 
-def test_the_first_of_two_different_units_is_taken(tmp_path: Path) -> None:
+def test_of_two_different_units_the_first_is_taken(tmp_path: Path) -> None:
     a, b = part(tmp_path / "a", [0, 2, 3]), part(tmp_path / "b", [0])
     other = CacheWriter.create_or_open(b, sample_spec(), sample_ranks())
     other.write_unit(1, [sample_row(5, sample_spec())], num_documents=1)
@@ -178,7 +180,7 @@ def test_the_first_of_two_different_units_is_taken(tmp_path: Path) -> None:
     assert shard_path(tmp_path / "out", 1).name == shard_path(b, 1).name
 
 
-def test_another_spec_is_refused(root: Path, tmp_path: Path) -> None:
+def test_caches_of_another_spec_are_refused(root: Path, tmp_path: Path) -> None:
     write_sample_cache(tmp_path / "other", sample_spec(seed=8))
     with pytest.raises(SpecMismatchError, match="seed: expected 7, found 8"):
         merged(tmp_path / "out", root, tmp_path / "other")
@@ -189,7 +191,7 @@ def test_another_spec_is_refused(root: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "other") == before
 
 
-def test_another_teachers_files_are_refused(root: Path, tmp_path: Path) -> None:
+def test_caches_with_files_of_another_teacher_are_refused(root: Path, tmp_path: Path) -> None:
     writer = CacheWriter.create_or_open(tmp_path / "other", sample_spec(), sample_ranks())
 
     def build(directory: Path) -> None:
@@ -203,7 +205,7 @@ def test_another_teachers_files_are_refused(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_directory_that_is_no_cache(root: Path, tmp_path: Path) -> None:
+def test_merging_into_a_directory_of_other_files_is_refused(root: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ForeignDirectoryError):
         merged(tmp_path, root)
@@ -237,14 +239,14 @@ def test_units_after_the_manifest_are_merged_too(tmp_path: Path) -> None:
     assert merged(tmp_path / "out", a).is_complete
 
 
-def test_killed_before_the_ranks_were_written(root: Path, tmp_path: Path) -> None:
+def test_a_merge_killed_before_writing_the_ranks_resumes(root: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     shutil.copy(root / "spec.json", tmp_path / "out")
     assert merged(tmp_path / "out", root).is_complete
     assert contents(tmp_path / "out") == contents(root)
 
 
-def test_killed_at_every_unit_and_gone_on_with(root: Path, tmp_path: Path) -> None:
+def test_a_merge_killed_at_any_unit_resumes(root: Path, tmp_path: Path) -> None:
     program = """
 import os, signal, sys
 from pathlib import Path

@@ -63,7 +63,7 @@ def assert_is_row(found: dict[str, Any], row: Row) -> None:
         np.testing.assert_array_equal(found["sketch"], row.sketch)
 
 
-def test_files_and_columns(root: Path, out: Path) -> None:
+def test_the_export_has_these_files_and_columns(root: Path, out: Path) -> None:
     assert sorted(contents(out)) == [
         *("train/00001.parquet", "validation/00000.parquet", "validation/00003.parquet"),
     ]  # unit 2 has no rows
@@ -76,7 +76,7 @@ def test_files_and_columns(root: Path, out: Path) -> None:
     assert schema.metadata[b"cache_id"].decode() == cache_format.open(root).cache_id
 
 
-def test_pyarrow(root: Path, out: Path) -> None:
+def test_pyarrow_reads_the_exported_rows(root: Path, out: Path) -> None:
     for split in ("train", "validation"):
         found = pq.read_table(out / split).sort_by([("unit", "ascending"), ("row", "ascending")])
         pairs = list(cache_format.open(root).iter_rows(split))
@@ -85,7 +85,9 @@ def test_pyarrow(root: Path, out: Path) -> None:
             assert_is_row(columns, row)
 
 
-def test_datasets(root: Path, out: Path, tmp_path: Path) -> None:
+def test_the_datasets_library_reads_the_exported_rows(
+    root: Path, out: Path, tmp_path: Path
+) -> None:
     import datasets
 
     loaded = datasets.load_dataset("parquet", data_dir=str(out), cache_dir=str(tmp_path / "hf"))
@@ -94,7 +96,7 @@ def test_datasets(root: Path, out: Path, tmp_path: Path) -> None:
         assert_is_row(columns, row)
 
 
-def test_polars(root: Path, out: Path) -> None:
+def test_polars_reads_the_exported_rows(root: Path, out: Path) -> None:
     import polars
 
     frame = polars.scan_parquet(out / "train" / "*.parquet").collect()
@@ -106,7 +108,7 @@ def test_polars(root: Path, out: Path) -> None:
     assert mean == pytest.approx(scored.mean(), abs=1e-6)
 
 
-def test_duckdb(root: Path, out: Path) -> None:
+def test_duckdb_reads_the_exported_rows(root: Path, out: Path) -> None:
     import duckdb
 
     with duckdb.connect() as database:
@@ -122,7 +124,7 @@ def test_duckdb(root: Path, out: Path) -> None:
     assert mean == pytest.approx(scored.mean(), abs=1e-6)
 
 
-def test_one_split_without_sketches(root: Path, tmp_path: Path) -> None:
+def test_one_split_is_exported_without_sketches(root: Path, tmp_path: Path) -> None:
     what = Export(splits=("validation",), with_sketch=False)
     paths = export_parquet(cache_format.open(root), tmp_path / "out", what)
     assert [path.name for path in paths] == ["00000.parquet", "00003.parquet"]
@@ -130,14 +132,14 @@ def test_one_split_without_sketches(root: Path, tmp_path: Path) -> None:
     assert "sketch" not in pq.read_schema(paths[0]).names
 
 
-def test_a_cache_without_hidden_states(tmp_path: Path) -> None:
+def test_a_cache_without_hidden_states_is_exported_without_sketches(tmp_path: Path) -> None:
     write_sample_cache(tmp_path / "cache", sample_spec(with_sketch=False))
     (path,) = export_parquet(cache_format.open(tmp_path / "cache"), tmp_path / "out", TRAIN)
     assert "sketch" not in pq.read_schema(path).names
     assert_is_row(pq.read_table(path).to_pylist()[0], train_rows(tmp_path / "cache")[0])
 
 
-def test_samples_have_their_counts(tmp_path: Path) -> None:
+def test_sampled_targets_are_exported_with_their_counts(tmp_path: Path) -> None:
     targets = TargetSpec(
         kind="sampled",
         top_k=5,
@@ -171,7 +173,7 @@ def test_samples_have_their_counts(tmp_path: Path) -> None:
         np.testing.assert_allclose(np.exp(logprobs), np.array(numbers) / 20, atol=1e-6)
 
 
-def test_draws_from_the_tail(tmp_path: Path) -> None:
+def test_tail_samples_are_exported_with_their_temperature(tmp_path: Path) -> None:
     spec = sample_spec(with_sketch=False, targets=drawn_targets())
     write_sample_cache(tmp_path / "cache", spec)
     (path,) = export_parquet(cache_format.open(tmp_path / "cache"), tmp_path / "out", TRAIN)
@@ -192,13 +194,13 @@ def test_draws_from_the_tail(tmp_path: Path) -> None:
             np.testing.assert_allclose(columns["drawn_logprobs"][t], expected, atol=1e-5)
 
 
-def test_other_caches_have_no_columns_of_draws(out: Path) -> None:
+def test_caches_without_tail_samples_export_no_columns_for_them(out: Path) -> None:
     schema = pq.read_schema(out / "train/00001.parquet")
     assert not any("draw" in name for name in schema.names)
     assert b"draw_inverse_temperature" not in schema.metadata
 
 
-def test_more_rows_than_a_group(
+def test_exports_larger_than_a_row_group_keep_every_row(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cache_format.tools.parquet_export._ROWS_PER_GROUP", 2)
@@ -236,7 +238,7 @@ def test_a_damaged_shard_leaves_no_file(root: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "out/train").iterdir())
 
 
-def test_a_cache_is_no_place_for_an_export(root: Path) -> None:
+def test_exporting_into_a_cache_is_refused(root: Path) -> None:
     before = contents(root)
     with pytest.raises(ForeignDirectoryError, match=r"is a cache \(it has spec.json\)"):
         export_parquet(cache_format.open(root), root, Export())

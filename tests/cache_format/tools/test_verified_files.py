@@ -73,7 +73,7 @@ def test_a_file_that_was_changed_is_read_again(root: Path, tmp_path: Path, reads
     assert not (tmp_path / "record").exists()
 
 
-def test_a_replaced_file_of_the_same_time_is_read_again(
+def test_a_replaced_file_with_the_same_mtime_is_read_again(
     root: Path, tmp_path: Path, reads: Reads
 ) -> None:
     first = interrupted(root, tmp_path / "record", reads)
@@ -95,7 +95,9 @@ def test_a_bad_file_is_read_again_and_named_again(root: Path, tmp_path: Path, re
     assert path.name in reads.names
 
 
-def test_a_record_cut_short_or_of_nonsense(root: Path, tmp_path: Path, reads: Reads) -> None:
+def test_invalid_record_lines_are_skipped_and_the_others_used(
+    root: Path, tmp_path: Path, reads: Reads
+) -> None:
     record = tmp_path / "record"
     interrupted(root, record, reads)
     lines = record.read_bytes().splitlines()
@@ -113,13 +115,15 @@ def test_a_record_cut_short_or_of_nonsense(root: Path, tmp_path: Path, reads: Re
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2])
-def test_a_record_of_which_little_was_written(root: Path, tmp_path: Path, cut: int) -> None:
+def test_a_record_cut_at_its_start_begins_the_verification_anew(
+    root: Path, tmp_path: Path, cut: int
+) -> None:
     (tmp_path / "record").write_bytes(b'\n["/'[:cut])
     assert verify(cache_format.open(root), record=tmp_path / "record") == []
     assert not (tmp_path / "record").exists()
 
 
-def test_a_file_that_is_no_record_is_kept(root: Path) -> None:
+def test_a_file_that_is_no_record_is_not_overwritten(root: Path) -> None:
     before = contents(root)
     with pytest.raises(ValueError, match=r"manifest\.json: exists, but is not a record"):
         verify(cache_format.open(root), record=root / "manifest.json")

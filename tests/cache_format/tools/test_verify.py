@@ -77,13 +77,13 @@ def test_shards_finished_after_the_manifest_are_verified_too(root: Path) -> None
     assert [problem.path for problem in verify(cache_format.open(root))] == [path]
 
 
-def test_a_manifest_damaged_after_opening(root: Path) -> None:
+def test_a_manifest_damaged_after_opening_is_a_problem(root: Path) -> None:
     cache = cache_format.open(root)
     (root / "manifest.json").write_bytes(b"{}")
     assert [problem.path for problem in verify(cache)] == [root / "manifest.json"]
 
 
-def test_a_spec_of_another_cache(root: Path, tmp_path: Path) -> None:
+def test_a_spec_of_another_cache_is_a_problem(root: Path, tmp_path: Path) -> None:
     CacheWriter.create_or_open(tmp_path / "other", replace(SPEC, seed=8), sample_ranks())
     (root / "spec.json").write_bytes((tmp_path / "other/spec.json").read_bytes())
     (problem,) = verify(cache_format.open(root))
@@ -91,7 +91,7 @@ def test_a_spec_of_another_cache(root: Path, tmp_path: Path) -> None:
     assert "of another cache" in problem.message
 
 
-def test_a_table_of_ids_damaged_after_it_was_read(root: Path) -> None:
+def test_a_rank_table_damaged_after_reading_is_a_problem(root: Path) -> None:
     cache = cache_format.open(root)
     cache.read_row("train", 0)
     path = root / "ranks.bin"
@@ -107,7 +107,9 @@ def test_a_table_of_ids_damaged_after_it_was_read(root: Path) -> None:
     ("field", "value"),
     [("num_rows", 3), ("num_tokens", 36), ("num_documents", 11), ("corpus_position", "elsewhere")],
 )
-def test_a_manifest_that_contradicts_its_receipts(root: Path, field: str, value: object) -> None:
+def test_a_manifest_that_contradicts_its_receipts_is_a_problem(
+    root: Path, field: str, value: object
+) -> None:
     def change(fields: dict[str, Any]) -> None:
         fields["shards"][1][field] = value
 
@@ -133,13 +135,15 @@ class TestRecipe:
         writer.write_recipe('[cache_teacher]\nteacher = "größer"')
         return root / "recipe.toml"
 
-    def test_whole_or_rewritten_it_has_no_problem(self, root: Path, recipe: Path) -> None:
+    def test_an_intact_or_rewritten_recipe_is_no_problem(self, root: Path, recipe: Path) -> None:
         assert verify(cache_format.open(root)) == []
         assert tomllib.loads(recipe.read_text("utf-8"))["cache_teacher"] == {"teacher": "größer"}
         CacheWriter.create_or_open(root, SPEC, sample_ranks()).write_recipe("# a longer budget\n")
         assert verify(cache_format.open(root)) == []
 
-    def test_every_flipped_bit_and_every_cut_is_named(self, root: Path, recipe: Path) -> None:
+    def test_every_flipped_bit_and_truncation_of_the_recipe_is_a_problem(
+        self, root: Path, recipe: Path
+    ) -> None:
         cache, data = cache_format.open(root), recipe.read_bytes()
         flipped = [
             data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
@@ -154,19 +158,21 @@ class TestRecipe:
         (problem,) = verify(cache)
         assert (problem.path, problem.is_damage) == (recipe, True)
 
-    def test_that_of_another_cache(self, root: Path, recipe: Path, tmp_path: Path) -> None:
+    def test_the_recipe_of_another_cache_is_a_problem(
+        self, root: Path, recipe: Path, tmp_path: Path
+    ) -> None:
         spec = replace(SPEC, seed=8)
         CacheWriter.create_or_open(tmp_path / "other", spec, sample_ranks()).write_recipe("# a\n")
         recipe.write_bytes((tmp_path / "other/recipe.toml").read_bytes())
         (problem,) = verify(cache_format.open(root))
         assert "its seal does not match" in problem.message
 
-    def test_what_is_too_large_for_a_recipe(self, root: Path, recipe: Path) -> None:
+    def test_an_oversized_recipe_is_a_problem(self, root: Path, recipe: Path) -> None:
         recipe.write_bytes(seal_recipe("#" * (1 << 20), SPEC.cache_id))
         (problem,) = verify(cache_format.open(root))
         assert "more than 1048576" in problem.message
 
-    def test_one_that_leads_elsewhere_is_not_passed_on(
+    def test_a_recipe_that_links_elsewhere_is_not_copied(
         self, root: Path, recipe: Path, tmp_path: Path
     ) -> None:
         """A link to a file of whoever packs, which would leave the machine with the archive."""
