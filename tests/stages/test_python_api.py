@@ -26,7 +26,9 @@ def run_examples(function: object, name: str) -> None:
     assert doctest.DocTestRunner().run(example).failed == 0
 
 
-def test_the_examples_of_both_stages(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_examples_of_both_stages_run(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from stages.cache_teacher import CacheTeacherConfig, cache_teacher
     from stages.train_student import TrainStudentConfig, train_student
 
@@ -56,6 +58,6 @@ print(sorted({"torch", "transformers", "numpy", "pyarrow"} & set(sys.modules)))
 
 
 @pytest.mark.parametrize("stage", ["cache_teacher", "train_student"])
-def test_a_name_that_is_not_there(stage: str) -> None:
+def test_importing_an_unknown_name_from_a_stage_fails(stage: str) -> None:
     with pytest.raises(ImportError, match="cannot import name 'nothing'"):
         exec(f"from stages.{stage} import nothing")

@@ -18,7 +18,7 @@ from tests.support.stage_one_runs import TEXTS, Bench
 from tests.support.tiny import tiny_cache_config, write_fineweb_parquet
 
 
-def test_bytes_are_those_of_the_cache(bench: Bench) -> None:
+def test_estimated_bytes_are_those_of_the_cache(bench: Bench) -> None:
     manifest = bench.run(documents_per_unit=8, num_tokens=1000)
     config = tiny_cache_config(bench.teacher, bench.corpus, documents_per_unit=8)
     found = estimate(config, seconds=3600, report=lambda _: None)  # to the corpus's end
@@ -40,7 +40,7 @@ def test_bytes_are_those_of_the_cache(bench: Bench) -> None:
     assert found.teacher_bytes == sum(size for size, _ in bench.open().attachments().values())
 
 
-def test_it_ends_when_the_time_is_up(bench: Bench) -> None:
+def test_an_estimate_ends_when_its_time_is_up(bench: Bench) -> None:
     config = tiny_cache_config(bench.teacher, bench.corpus, documents_per_unit=8)
     found = estimate(config, seconds=0.0, report=lambda _: None)
     whole = estimate(config, seconds=3600, report=lambda _: None)
@@ -89,7 +89,7 @@ class Clock:
 
 
 @pytest.mark.parametrize("num_passes", [1, 3])
-def test_it_ends_when_the_time_is_up_with_what_it_has(
+def test_an_estimate_that_runs_out_of_time_within_a_unit_uses_its_rows(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, num_passes: int
 ) -> None:
     """No unit is finished. The rows that are say all there is to know."""
@@ -110,7 +110,7 @@ def test_it_ends_when_the_time_is_up_with_what_it_has(
             assert size == pytest.approx(expected, rel=0.35, abs=0.1), name
 
 
-def test_it_waits_for_the_first_forward_pass(bench: Bench) -> None:
+def test_an_estimate_waits_for_the_first_forward_pass(bench: Bench) -> None:
     config = tiny_cache_config(bench.teacher, bench.corpus, documents_per_unit=80)
     reports: list[CacheProgress] = []
     found = estimate(config, seconds=0.0, report=reports.append)
@@ -131,7 +131,7 @@ def test_forward_passes_are_small_on_a_cpu(
     assert slow.num_rows[0] == num_rows
 
 
-def test_ctrl_c_ends_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_an_estimate(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     SlowModel(monkeypatch, num_fast=1, asleep=lambda: os.kill(os.getpid(), signal.SIGINT))
     config = tiny_cache_config(bench.teacher, bench.corpus, documents_per_unit=80)
@@ -144,7 +144,7 @@ def test_ctrl_c_ends_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(name.startswith(("unit-", "deadline", "encode")) for name in names)
 
 
-def test_the_time_is_told_while_nothing_is_made(
+def test_elapsed_time_is_reported_during_a_slow_forward_pass(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stages.cache_teacher.estimate._TICK_SECONDS", 0.01)
@@ -158,21 +158,21 @@ def test_the_time_is_told_while_nothing_is_made(
     assert idle == sorted(idle)
 
 
-def test_less_than_a_unit_is_a_unit(bench: Bench) -> None:
+def test_a_budget_below_one_unit_is_estimated_as_one_unit(bench: Bench) -> None:
     config = tiny_cache_config(bench.teacher, bench.corpus, documents_per_unit=10, num_tokens=1)
     found = estimate(config, seconds=0.0, report=lambda _: None)
     assert found.num_tokens == pytest.approx(10 * found.tokens_per_document, abs=1)
     assert not found.is_whole_corpus
 
 
-def test_units_of_the_probe_are_small(bench: Bench) -> None:
+def test_small_probe_units_do_not_change_the_number_of_shards(bench: Bench) -> None:
     config = tiny_cache_config(bench.teacher, bench.corpus, documents_per_unit=80)
     found = estimate(config, seconds=0.0, report=lambda _: None)
     assert found.documents_per_unit == 80
     assert found.num_shards == pytest.approx(found.num_documents / 80)
 
 
-def test_the_share_of_validation_is_that_of_the_units_asked_for(bench: Bench) -> None:
+def test_the_estimated_validation_share_is_that_of_the_requested_units(bench: Bench) -> None:
     """Not of the probe's, which are smaller; nor is anything said of those."""
     config = tiny_cache_config(bench.teacher, bench.corpus, documents_per_unit=80, num_tokens=5000)
     messages: list[str] = []
@@ -194,14 +194,16 @@ def test_the_temporary_cache_is_removed(
     assert list(place.iterdir()) == []
 
 
-def test_what_cannot_be_cached_cannot_be_estimated(bench: Bench, tmp_path: Path) -> None:
+def test_a_corpus_too_short_for_a_row_cannot_be_estimated(bench: Bench, tmp_path: Path) -> None:
     corpus = write_fineweb_parquet(tmp_path / "short.parquet", TEXTS[:1])
     config = tiny_cache_config(bench.teacher, corpus, sequence_length=120)
     with pytest.raises(ValueError, match="no unit fills a row of 120 tokens"):
         estimate(config, seconds=0.0, report=lambda _: None)
 
 
-def test_short_documents_fill_a_row_together(bench: Bench, tmp_path: Path) -> None:
+def test_short_documents_are_packed_into_rows_for_the_estimate(
+    bench: Bench, tmp_path: Path
+) -> None:
     corpus = write_fineweb_parquet(tmp_path / "short.parquet", ["the cat."] * 400)
     config = tiny_cache_config(
         bench.teacher, corpus, documents_per_unit=200, sequence_length=120, rows_per_forward=1

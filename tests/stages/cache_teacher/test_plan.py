@@ -19,7 +19,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> CacheTeacherConfig:
     return tiny.tiny_cache_config(teacher, corpus, num_tokens=500)
 
 
-def test_the_plan_of_a_new_cache(config: CacheTeacherConfig, tmp_path: Path) -> None:
+def test_a_plan_describes_a_new_cache(config: CacheTeacherConfig, tmp_path: Path) -> None:
     out = tmp_path / "cache"
     plan = plan_cache(config, out)
     assert not out.exists()
@@ -31,7 +31,7 @@ def test_the_plan_of_a_new_cache(config: CacheTeacherConfig, tmp_path: Path) -> 
     assert manifest.cache_id == plan.spec.cache_id
 
 
-def test_the_plan_of_a_begun_cache_counts_finished_units(
+def test_a_plan_of_an_unfinished_cache_counts_finished_units(
     config: CacheTeacherConfig, tmp_path: Path
 ) -> None:
     out = tmp_path / "cache"
@@ -46,12 +46,14 @@ def test_the_plan_of_a_begun_cache_counts_finished_units(
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
-def test_principal_components_need_the_teacher(config: CacheTeacherConfig, tmp_path: Path) -> None:
+def test_a_plan_with_principal_components_has_no_cache_id_yet(
+    config: CacheTeacherConfig, tmp_path: Path
+) -> None:
     pca = dataclasses.replace(config, hidden_projection="pca")
     assert not plan_cache(pca, tmp_path / "cache").is_identity_known
 
 
-def test_every_parameter_is_counted(config: CacheTeacherConfig, tmp_path: Path) -> None:
+def test_a_plan_counts_every_teacher_parameter(config: CacheTeacherConfig, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(config.teacher)
@@ -60,7 +62,9 @@ def test_every_parameter_is_counted(config: CacheTeacherConfig, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("num_documents", [1, 10, 11, 20, 21, 80])
-def test_units_are_counted(config: CacheTeacherConfig, tmp_path: Path, num_documents: int) -> None:
+def test_a_plan_counts_the_units_of_the_corpus(
+    config: CacheTeacherConfig, tmp_path: Path, num_documents: int
+) -> None:
     corpus = tiny.write_fineweb_parquet(tmp_path / "c.parquet", tiny.tiny_texts(num_documents))
     changed = dataclasses.replace(config, corpus=str(corpus))
     assert plan_cache(changed, tmp_path / "cache").num_units == -(-num_documents // 10)
@@ -75,7 +79,7 @@ def test_units_are_counted(config: CacheTeacherConfig, tmp_path: Path, num_docum
         ({"text_column": "words"}, "no column 'words'"),
     ],
 )
-def test_it_refuses_what_a_run_refuses(
+def test_a_plan_refuses_the_settings_that_a_run_refuses(
     config: CacheTeacherConfig, tmp_path: Path, changes: dict[str, object], expected: str
 ) -> None:
     changed = dataclasses.replace(config, **changes)  # type: ignore[arg-type]

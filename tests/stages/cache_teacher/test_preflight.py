@@ -20,7 +20,7 @@ def config(tiny_cache: Path) -> CacheTeacherConfig:
     )
 
 
-def test_the_hub_is_not_asked(tmp_path: Path) -> None:
+def test_the_preflight_check_does_not_access_the_hub(tmp_path: Path) -> None:
     check_early(CacheTeacherConfig(), tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
 
@@ -28,7 +28,7 @@ def test_the_hub_is_not_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes", [{}, {"num_tokens": 7}, {"device": "cuda"}, {"compile": "auto"}]
 )
-def test_the_same_cache_passes(
+def test_a_cache_of_the_same_recipe_passes(
     config: CacheTeacherConfig, tiny_cache: Path, changes: dict[str, Any]
 ) -> None:
     check_early(dataclasses.replace(config, **changes), tiny_cache)
@@ -56,7 +56,7 @@ def test_another_cache_is_refused_by_field(
         check_early(dataclasses.replace(config, **changes), tiny_cache)
 
 
-def test_principal_components_of_a_cache_are_its_own(tmp_path: Path) -> None:
+def test_principal_components_of_an_existing_cache_pass(tmp_path: Path) -> None:
     cache = tiny.tiny_cache(tmp_path, 20, hidden_projection="pca", num_tokens=100)
     config = tiny.tiny_cache_config(
         tmp_path / "teacher", tmp_path / "corpus.parquet", hidden_projection="pca"

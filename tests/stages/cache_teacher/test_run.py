@@ -84,7 +84,7 @@ def check_position(row: Row, t: int, kept: slice, z_V: torch.Tensor) -> None:
     assert row.next_logprob[t] == pytest.approx(expected, abs=1 / 128 + 1e-4)
 
 
-def test_the_sketch_is_of_the_mean_over_layers(bench: Bench) -> None:
+def test_the_sketch_is_of_the_mean_over_hidden_layers(bench: Bench) -> None:
     from transformers import AutoModelForCausalLM
 
     bench.run(documents_per_unit=80)
@@ -136,7 +136,9 @@ def test_special_tokens_written_out_in_a_document_are_text(bench: Bench) -> None
     assert cache.spec.corpus.special_tokens == "text"
 
 
-def test_a_teacher_of_its_own_head_and_fewer_kept(untied_teacher: Path, tmp_path: Path) -> None:
+def test_a_teacher_with_its_own_head_is_cached_with_fewer_kept_ids(
+    untied_teacher: Path, tmp_path: Path
+) -> None:
     bench = Bench(untied_teacher, tmp_path)
     bench.run(top_p=0.5, hidden_projection="none", inverse_temperatures=(0.5, 1.0))
     rows = rows_by_unit(bench.open())
@@ -146,7 +148,9 @@ def test_a_teacher_of_its_own_head_and_fewer_kept(untied_teacher: Path, tmp_path
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_half_precision_is_close(bench: Bench, dtype: str, attention: str) -> None:
+def test_half_precision_targets_are_close_to_float32(
+    bench: Bench, dtype: str, attention: str
+) -> None:
     bench.run("full", num_tokens=1)
     bench.run("half", num_tokens=1, teacher_dtype=dtype, attention=attention)
     full, half = (rows_by_unit(bench.open(out)) for out in ("full", "half"))
@@ -163,7 +167,7 @@ def test_the_recipe_is_kept_beside_the_cache(bench: Bench) -> None:
     assert (bench.root / "cache" / "recipe.toml").read_text().startswith("# a recipe\n# seal ")
 
 
-def test_units_without_rows_and_documents_larger_than_a_unit(bench: Bench) -> None:
+def test_units_without_rows_and_documents_beyond_a_unit_are_cached(bench: Bench) -> None:
     texts: list[str | None] = ["", None, "a", "b", *TEXTS[:2], " ".join(TEXTS), "c"]
     bench.corpus = write_fineweb_parquet(bench.root / "odd.parquet", texts)
     manifest = bench.run(documents_per_unit=2)

@@ -62,7 +62,7 @@ def test_only_missing_units_are_made_again(bench: Bench, watch: Watch) -> None:
     assert shard_bytes(bench.root / "cache") == before
 
 
-def test_a_run_cut_short_is_gone_on_with(
+def test_an_interrupted_run_resumes(
     bench: Bench, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.run("whole")
@@ -135,7 +135,7 @@ def test_the_manifest_is_published_while_the_run_goes_on(
     assert published[0] < len(published) - 1 == published[-1] == 8
 
 
-def test_an_extension_that_is_cut_short_leaves_the_complete_cache_as_it_was(
+def test_an_interrupted_extension_leaves_the_complete_cache_unchanged(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = bench.run(num_tokens=700)
@@ -157,7 +157,7 @@ def test_an_extension_that_is_cut_short_leaves_the_complete_cache_as_it_was(
     assert len(bench.run().shards) == 8
 
 
-def test_rows_that_are_divided_stay_where_they_are(bench: Bench) -> None:
+def test_divided_rows_stay_in_their_split_when_extended(bench: Bench) -> None:
     """The teacher agrees with them, and a longer budget adds to both splits at their ends."""
     bench.run(num_tokens=1, validation_split="rows")
     first = bench.open()

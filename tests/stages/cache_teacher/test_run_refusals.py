@@ -40,7 +40,9 @@ def test_a_cache_of_another_recipe_is_refused(bench: Bench, watch: Watch, name: 
     assert shard_bytes(bench.root / "cache") == before
 
 
-def test_a_cache_whose_special_tokens_were_no_text_is_refused(bench: Bench, watch: Watch) -> None:
+def test_a_cache_made_with_special_tokens_as_control_tokens_is_refused(
+    bench: Bench, watch: Watch
+) -> None:
     """As one from before version 1.2, which is still read, but not added to."""
     bench.run(num_tokens=1)
     cache = bench.open()
@@ -66,7 +68,7 @@ def test_a_corpus_that_has_changed_is_refused(bench: Bench) -> None:
         bench.run()
 
 
-def test_a_directory_that_holds_something_else_is_left_alone(bench: Bench, watch: Watch) -> None:
+def test_a_directory_of_other_files_is_refused_and_unchanged(bench: Bench, watch: Watch) -> None:
     foreign = bench.root / "cache" / "thesis.tex"
     foreign.parent.mkdir()
     foreign.write_text("precious")
@@ -85,7 +87,7 @@ def spoil(teacher: Path, tmp_path: Path, edit: Callable[[dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize("sketch", ["rademacher", "none"])
-def test_a_teacher_that_makes_nan_is_named_by_place(bench: Bench, sketch: str) -> None:
+def test_nan_logits_are_refused_naming_unit_and_row(bench: Bench, sketch: str) -> None:
     """One token's embedding is NaN, and attention spreads that over its whole row."""
     bench.run("whole", hidden_projection="none")
     rows = rows_by_unit(bench.open("whole"))
@@ -110,20 +112,20 @@ def test_a_teacher_that_makes_nan_is_named_by_place(bench: Bench, sketch: str) -
     assert [entry.unit for entry in finished] == [0]  # what was finished is not lost
 
 
-def test_a_corpus_without_documents(bench: Bench) -> None:
+def test_a_corpus_without_documents_is_refused(bench: Bench) -> None:
     bench.corpus = write_fineweb_parquet(bench.root / "empty.parquet", [])
     with pytest.raises(ValueError, match="holds no documents"):
         bench.run()
     assert not (bench.root / "cache").exists()
 
 
-def test_a_corpus_too_short_for_a_row(bench: Bench) -> None:
+def test_a_corpus_too_short_for_a_row_is_refused(bench: Bench) -> None:
     bench.corpus = write_fineweb_parquet(bench.root / "short.parquet", ["a", "b"])
     with pytest.raises(ValueError, match="no unit fills a row of 32 tokens"):
         bench.run()
 
 
-def test_a_document_that_is_not_text(bench: Bench) -> None:
+def test_a_document_that_is_not_text_is_refused(bench: Bench) -> None:
     bench.corpus = bench.root / "corpus.jsonl"
     lines = [json.dumps({"text": text}) for text in TEXTS]
     lines[25] = '{"text": ["a", "list"]}'

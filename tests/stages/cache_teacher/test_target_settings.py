@@ -14,7 +14,7 @@ def spec_of(**settings: Any) -> TargetSpec:
     return SETTINGS_OF_KINDS[config.targets].make_spec(config, "0" * 64)
 
 
-def test_of_top_k_nothing_is_said_of_samples() -> None:
+def test_top_k_targets_have_no_sample_fields() -> None:
     spec = spec_of(top_k=7, top_p=0.5, num_levels=99, num_samples=12)
     assert (spec.kind, spec.top_k, spec.keep_mass, spec.num_levels) == ("top_k", 7, 0.5, 99)
     assert spec.inverse_temperatures == (0.5, 0.625, 0.75, 0.875, 1.0)
@@ -34,7 +34,7 @@ def test_samples_of_the_tail_are_drawn_at_four_thirds_by_default() -> None:
 
 
 @pytest.mark.parametrize("targets", ["sampled", "top_k+sampled"])
-def test_a_temperature_with_few_digits_is_the_one_that_is_meant(targets: str) -> None:
+def test_a_rounded_sampling_temperature_is_taken_as_the_exact_one(targets: str) -> None:
     spec = spec_of(targets=targets, sampling_temperature=1.3333333333)
     at = spec.draw_inverse_temperature or spec.inverse_temperatures[0]
     assert at == 0.75
@@ -48,7 +48,7 @@ def test_other_temperatures_are_refused(targets: str, temperature: float) -> Non
 
 
 @pytest.mark.parametrize(("name", "good", "bad"), [("num_samples", 2, 1), ("top_p", 1.0, 0.9)])
-def test_bounds_of_samples_alone(name: str, good: Any, bad: Any) -> None:
+def test_sampled_targets_check_their_own_bounds(name: str, good: Any, bad: Any) -> None:
     spec_of(targets="sampled", **{name: good})
     spec_of(targets="top_k+sampled", **{name: bad})
     with pytest.raises(ValueError, match=f"{name}: must be .* where targets is 'sampled'"):

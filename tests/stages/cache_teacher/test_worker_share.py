@@ -12,7 +12,7 @@ def parsed(text: str, **environment: str) -> tuple[int, int]:
     return share.worker, share.num_workers
 
 
-def test_every_unit_is_one_workers() -> None:
+def test_every_unit_belongs_to_exactly_one_worker() -> None:
     shares = [WorkerShare(worker=worker, num_workers=3) for worker in range(3)]
     units = [list(islice(share.numbers(), 4)) for share in shares]
     assert units == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
@@ -25,13 +25,13 @@ def test_a_share_is_parsed_from_r_slash_r() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "3", "/", "1/", "-1/2", "a/b", "1/2/3", " 0/2", "1.0/2"])
-def test_other_texts_are_refused(text: str) -> None:
+def test_malformed_worker_shares_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected r/R, such as 0/8"):
         parsed(text)
 
 
 @pytest.mark.parametrize("text", ["8/8", "0/0"])
-def test_a_number_out_of_range(text: str) -> None:
+def test_a_worker_number_out_of_range_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="workers count from 0 to"):
         parsed(text)
 
@@ -80,16 +80,18 @@ def test_a_number_out_of_range(text: str) -> None:
         ),
     ],
 )
-def test_auto(environment: dict[str, str], expected: tuple[int, int]) -> None:
+def test_auto_reads_the_worker_from_the_environment(
+    environment: dict[str, str], expected: tuple[int, int]
+) -> None:
     assert parsed("auto", **environment) == expected
 
 
-def test_auto_where_nothing_is_said() -> None:
+def test_auto_without_environment_variables_is_refused() -> None:
     with pytest.raises(ValueError, match="neither RANK and WORLD_SIZE"):
         parsed("auto", LOCAL_RANK="1")
 
 
-def test_auto_where_it_is_no_number() -> None:
+def test_auto_with_an_invalid_number_is_refused() -> None:
     with pytest.raises(ValueError, match="RANK is 'one', not a number"):
         parsed("auto", RANK="one", WORLD_SIZE="2")
 
@@ -108,7 +110,7 @@ def test_auto_where_it_is_no_number() -> None:
         ("auto", 5, 1, {}, "cuda:0"),
     ],
 )
-def test_device(
+def test_every_worker_on_a_machine_gets_its_own_gpu(
     device: str, worker: int, num_gpus: int, environment: dict[str, str], expected: str
 ) -> None:
     assert device_of_worker(device, worker, num_gpus, environment) == expected

@@ -23,7 +23,7 @@ def depends_on_values(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
-def test_a_compiler_that_fails_is_done_without() -> None:
+def test_auto_falls_back_to_eager_where_the_compiler_fails() -> None:
     function = Compiled(depends_on_values, "auto", CPU, **NAMES)
     with pytest.warns(RuntimeWarning, match="sums are made without torch.compile, at a"):
         (found,) = function(torch.ones(3))
@@ -63,7 +63,7 @@ def compile_to(monkeypatch: pytest.MonkeyPatch, *steps: Exception | None) -> Com
     return Compiled(add_one, "auto", CPU, **NAMES)
 
 
-def test_what_a_compiler_failed_at_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_failed_to_compile_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     function = compile_to(monkeypatch, torch._dynamo.exc.InternalTorchDynamoError("no room"))
     values = torch.ones(3)
     with pytest.warns(RuntimeWarning, match="no room"):
@@ -81,7 +81,7 @@ def test_a_first_run_that_fails_is_not_repeated(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     "error", [RuntimeError("later"), torch._dynamo.exc.InternalTorchDynamoError("later")]
 )
-def test_once_it_has_run_nothing_is_done_without(
+def test_failures_after_a_first_successful_run_propagate(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     function = compile_to(monkeypatch, None, error)
@@ -107,7 +107,7 @@ def row_sums(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_code_made_for_wider_vectors_is_not_taken_from_the_cache(
+def test_cached_code_for_wider_vectors_is_not_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

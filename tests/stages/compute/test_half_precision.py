@@ -11,14 +11,18 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("fp16", [False, True])
-def test_a_cpu_by_its_instructions(monkeypatch: pytest.MonkeyPatch, bf16: bool, fp16: bool) -> None:
+def test_a_cpu_is_fast_in_the_dtypes_it_has_instructions_for(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, fp16: bool
+) -> None:
     set_cpu(monkeypatch, bf16=bf16, fp16=fp16)
     assert multiplies_fast(CPU, torch.bfloat16) == bf16
     assert multiplies_fast(CPU, torch.float16) == fp16
     assert multiplies_fast(CPU, torch.float32)
 
 
-def test_an_x86_that_converts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_x86_cpu_that_only_converts_bfloat16_is_not_fast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """oneDNN takes any AVX-512 for bfloat16: four times as slow as float32 without products."""
     set_cpu(monkeypatch, bf16=True)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
@@ -30,7 +34,7 @@ def test_an_x86_that_converts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("most", "is_fast"), [("avx512_core", False), ("AVX512_CORE_BF16", True), ("ALL", True)]
 )
-def test_what_is_forbidden_does_not_count(
+def test_instructions_forbidden_by_onednn_settings_do_not_count(
     monkeypatch: pytest.MonkeyPatch, most: str, is_fast: bool
 ) -> None:
     set_cpu(monkeypatch, bf16=True)
@@ -38,7 +42,7 @@ def test_what_is_forbidden_does_not_count(
     assert multiplies_fast(CPU, torch.bfloat16) == is_fast
 
 
-def test_a_pytorch_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onednn_half_precision_is_not_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     set_cpu(monkeypatch, bf16=True, fp16=True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not multiplies_fast(CPU, torch.bfloat16)
@@ -49,6 +53,6 @@ def test_gpus_are_fast_in_half_precision() -> None:
     assert multiplies_fast(torch.device("cuda"), torch.float16)
 
 
-def test_this_pytorch_has_what_is_asked() -> None:
+def test_the_installed_pytorch_answers_for_both_half_precisions() -> None:
     assert multiplies_fast(CPU, torch.bfloat16) in (True, False)
     assert multiplies_fast(CPU, torch.float16) in (True, False)

@@ -19,7 +19,7 @@ from tests.support.loss_gradients import CPU, MODES, gradients_of, loss_of
 BOUNDS = {torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
-def test_factors_are_rounded_and_results_are_not() -> None:
+def test_half_precision_rounds_factors_but_not_results() -> None:
     left, right = torch.randn(3, 40), torch.randn(40, 5)
     for dtype, multiply in ((torch.float16, product), (torch.float32, product)):
         found = multiply(factor(left, dtype), factor(right, dtype))
@@ -27,7 +27,7 @@ def test_factors_are_rounded_and_results_are_not() -> None:
         torch.testing.assert_close(found, exact.float(), rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16_is_asked_for_only_while_it_multiplies() -> None:
+def test_bfloat16_is_set_only_during_the_multiplication() -> None:
     left, right = torch.randn(64, 256), torch.randn(256, 300)
     settings_: Any = torch.backends.mkldnn
     before = settings_.matmul.fp32_precision
@@ -81,7 +81,7 @@ def test_a_float32_head_may_multiply_in_half_precision(
 
 
 @pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
-def test_gradients_have_the_precision_of_what_they_are_by(dtype: torch.dtype) -> None:
+def test_gradients_have_the_dtype_of_their_input(dtype: torch.dtype) -> None:
     hidden, head, labels, teacher = make_problem(1, 5, 30)
     targets = sparse(teacher, [8] * 5, 8)
     rounded = (hidden.to(dtype), head.to(dtype))
@@ -120,7 +120,7 @@ class _Results(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("trains_head", [False, True])
-def test_logits_of_all_positions_never_exist(trains_head: bool) -> None:
+def test_logits_of_all_positions_are_never_in_memory_at_once(trains_head: bool) -> None:
     """And a frozen head's gradient does not, either."""
     hidden, head, labels, teacher = make_problem(3, 64, 500, width=4)
     targets = sparse(teacher, [5] * 64, 5)
@@ -135,7 +135,7 @@ def test_logits_of_all_positions_never_exist(trains_head: bool) -> None:
     assert ((500, 4) in noted.shapes) == (head.grad is not None) == trains_head
 
 
-def test_without_gradients_a_trained_head_is_but_read() -> None:
+def test_without_gradients_a_trained_head_is_only_read() -> None:
     hidden, head, labels, _ = make_problem(4, 6, 30)
     targets = sparse(hidden.double() @ head.double().T, [5] * 6, 5)
     head.requires_grad_()

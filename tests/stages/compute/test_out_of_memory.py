@@ -20,18 +20,18 @@ from tests.support import ROOT
         MemoryError(),
     ],
 )
-def test_memory_ran_out(error: Exception) -> None:
+def test_out_of_memory_errors_are_recognized(error: Exception) -> None:
     assert is_out_of_memory(error)
 
 
 @pytest.mark.parametrize(
     "error", [RuntimeError("shape mismatch"), ValueError("out of memory"), OSError("out of memory")]
 )
-def test_another_failure(error: Exception) -> None:
+def test_other_errors_are_not_taken_for_out_of_memory(error: Exception) -> None:
     assert not is_out_of_memory(error)
 
 
-def test_it_is_told_without_torch() -> None:
+def test_recognizing_out_of_memory_does_not_import_torch() -> None:
     program = "import stages.compute.out_of_memory, sys; print('torch' in sys.modules)"
     found = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True

@@ -20,7 +20,9 @@ def change(path: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_a_teacher_with_such_a_key_is_refused(tmp_path: Path, file: str, key: str) -> None:
+def test_a_configuration_key_that_names_other_files_is_refused(
+    tmp_path: Path, file: str, key: str
+) -> None:
     teacher = save_tiny_teacher(tmp_path / "teacher")
     config = tiny_cache_config(teacher, "unused")
     resolve_teacher(config)
@@ -29,7 +31,7 @@ def test_a_teacher_with_such_a_key_is_refused(tmp_path: Path, file: str, key: st
         resolve_teacher(config)
 
 
-def test_a_key_of_a_nested_configuration_is_refused(tmp_path: Path) -> None:
+def test_a_nested_key_that_names_other_files_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     nested = {"text_config": {"parts": [{"transformers_weights": "other.safetensors"}]}}
     path.write_text(json.dumps(nested))
@@ -44,7 +46,7 @@ def test_a_tokenizer_that_names_another_file_is_refused(tmp_path: Path) -> None:
         load_tokenizer(teacher)
 
 
-def test_keys_without_a_value_and_files_that_are_not_there_pass(tmp_path: Path) -> None:
+def test_null_keys_and_missing_files_are_accepted(tmp_path: Path) -> None:
     refuse_redirects(tmp_path / "config.json")
     (tmp_path / "config.json").write_text(json.dumps(dict.fromkeys(KEYS)))
     refuse_redirects(tmp_path / "config.json")
@@ -56,7 +58,7 @@ def test_a_configuration_with_infinity_is_left_to_transformers(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("key", ["vocab", "merges", "vocab_file", "gguf_file", "init_inputs"])
-def test_without_a_tokenizer_json_no_other_file_is_named(tmp_path: Path, key: str) -> None:
+def test_without_tokenizer_json_no_other_file_is_named(tmp_path: Path, key: str) -> None:
     teacher = save_tiny_teacher(tmp_path / "teacher")
     (teacher / "tokenizer.json").unlink()
     change(teacher / "tokenizer_config.json", **{key: "/etc/passwd"})

@@ -29,13 +29,13 @@ def change(source: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_an_honest_one_is_the_same_to_the_byte(source: Path, tmp_path: Path) -> None:
+def test_a_harmless_tokenizer_is_copied_byte_for_byte(source: Path, tmp_path: Path) -> None:
     assert passed_on(source, tmp_path / "target") == ()
     for path in source.iterdir():
         assert (tmp_path / "target" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_names_are_a_closed_list(source: Path, tmp_path: Path) -> None:
+def test_only_tokenizer_files_of_a_fixed_list_are_copied(source: Path, tmp_path: Path) -> None:
     for name in ("tokenizer_evil.py", "vocab.pkl", "merges.txt.sh", "sub/tokenizer.json"):
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_bytes(b"")
@@ -56,7 +56,7 @@ def test_names_are_a_closed_list(source: Path, tmp_path: Path) -> None:
         ("tokenizer_class", {"a": 1}),
     ],
 )
-def test_what_names_code_or_files_is_left_out(
+def test_settings_that_name_code_or_files_are_left_out(
     source: Path, tmp_path: Path, key: str, value: object
 ) -> None:
     change(source, **{key: value})
@@ -71,7 +71,7 @@ def test_what_names_code_or_files_is_left_out(
     ("name", "kept"),
     [("GPT2Tokenizer", True), ("Evil", False), ("AutoModel", False), ("os", False), (1, False)],
 )
-def test_without_tokenizer_json_the_class_is_one_of_transformers(
+def test_without_tokenizer_json_the_class_must_be_one_of_transformers(
     source: Path, tmp_path: Path, name: object, kept: bool
 ) -> None:
     (source / "tokenizer.json").rename(source / "vocab.json")
@@ -82,7 +82,7 @@ def test_without_tokenizer_json_the_class_is_one_of_transformers(
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b'{"model": {"type": "BPE"}}'])
-def test_one_that_cannot_be_read_is_named(source: Path, data: bytes) -> None:
+def test_an_unreadable_tokenizer_file_is_named(source: Path, data: bytes) -> None:
     (source / "tokenizer.json").write_bytes(data)
     with pytest.raises(ValueError, match=r"source: its tokenizer is unreadable: .*Put its files"):
         load_tokenizer(source)

@@ -10,13 +10,13 @@ from stages.model_files.weight_files import INDEX, pickled_note, weight_files
 PART = "model-00001-of-00002.safetensors"
 
 
-def test_one_file_goes_before_an_index(tmp_path: Path) -> None:
+def test_a_single_weight_file_takes_precedence_over_an_index(tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text("{")
     (tmp_path / "model.safetensors").touch()
     assert weight_files(tmp_path) == ["model.safetensors"]
 
 
-def test_parts_are_named_once_each(tmp_path: Path) -> None:
+def test_sharded_weight_files_are_listed_once_each(tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"b": PART, "a": PART}}))
     with pytest.raises(ValueError, match=f"lacks {PART}, named by {INDEX}"):
         weight_files(tmp_path)
@@ -39,14 +39,14 @@ def test_parts_are_named_once_each(tmp_path: Path) -> None:
         None,
     ],
 )
-def test_an_index_that_leads_elsewhere_or_nowhere(tmp_path: Path, weight_map: object) -> None:
+def test_a_weight_index_with_invalid_paths_is_refused(tmp_path: Path, weight_map: object) -> None:
     (tmp_path / PART).touch()
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(ValueError, match=r"index\.json: .*weight_map: expected .* Put it back"):
         weight_files(tmp_path)
 
 
-def test_no_weights_or_pickled_ones(tmp_path: Path) -> None:
+def test_missing_or_pickled_weights_give_no_weight_files(tmp_path: Path) -> None:
     assert (weight_files(tmp_path), pickled_note(tmp_path)) == ([], "")
     (tmp_path / "pytorch_model.bin").touch()
     assert weight_files(tmp_path) == []

@@ -104,7 +104,7 @@ def test_decoding_the_ids_gives_the_document_back(text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["unigram", "words"])
-def test_a_control_token_of_the_models_own_is_spelled_by_characters(kind: str) -> None:
+def test_control_tokens_of_the_tokenizer_model_are_spelled_by_characters(kind: str) -> None:
     tokenizer, documents = MADE[kind]
     (ids,) = documents.encode(["a <s> <|im_end|>"])
     tokens = [tokenizer.id_to_token(id).replace("▁", "") for id in ids.tolist()]
@@ -112,7 +112,7 @@ def test_a_control_token_of_the_models_own_is_spelled_by_characters(kind: str) -
     assert max(map(len, tokens)) == 1
 
 
-def test_other_added_tokens_stay_as_they_are() -> None:
+def test_other_added_tokens_stay_single_tokens() -> None:
     tokenizer, documents = MADE["byte_level"]
     text = "a    b<tool_call></table><table>"
     (ids,) = documents.encode([text])
@@ -121,7 +121,7 @@ def test_other_added_tokens_stay_as_they_are() -> None:
         assert tokenizer.token_to_id(name) in ids
 
 
-def test_text_without_control_tokens_is_as_before() -> None:
+def test_text_without_control_tokens_is_tokenized_as_usual() -> None:
     tokenizer, documents = MADE["byte_level"]
     texts = tiny_texts(20)
     expected = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
@@ -137,7 +137,7 @@ def test_unknown_text_keeps_its_id() -> None:
     assert tokenizer.token_to_id("<unk>") not in documents.forbidden_ids
 
 
-def test_the_end_of_text_does_not_stand_for_unknown_text() -> None:
+def test_unknown_text_does_not_become_the_end_of_text_token() -> None:
     tokenizer: Any = Tokenizer(models.WordLevel({"</s>": 0, "the": 1}, unk_token="</s>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(["</s>"])
@@ -147,7 +147,7 @@ def test_the_end_of_text_does_not_stand_for_unknown_text() -> None:
         documents.encode(["the é"])
 
 
-def test_the_tokenizer_itself_stays_as_it_is() -> None:
+def test_the_given_tokenizer_is_not_modified() -> None:
     tokenizer = with_added(byte_level())
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=9)
@@ -158,7 +158,7 @@ def test_the_tokenizer_itself_stays_as_it_is() -> None:
     assert tokenizer.encode(EOS).ids[0] == tokenizer.token_to_id(EOS)
 
 
-def test_ids_up_to_the_vocabulary_are_fine_and_no_further() -> None:
+def test_ids_beyond_the_vocabulary_are_refused() -> None:
     tokenizer = byte_level()
     last = tokenizer.token_to_id("en")
     assert DocumentTokenizer(tokenizer, last + 1, 0).encode(["en"])[0].tolist() == [last]
@@ -166,7 +166,7 @@ def test_ids_up_to_the_vocabulary_are_fine_and_no_further() -> None:
         DocumentTokenizer(tokenizer, last, 0).encode(["x", "en"])
 
 
-def test_the_tiny_teachers_adds_nothing(tiny_teacher: Path) -> None:
+def test_the_tiny_teachers_documents_decode_to_their_text(tiny_teacher: Path) -> None:
     source = resolve_teacher(tiny_cache_config(tiny_teacher, "unused"))
     texts = ["the teacher and the student", "東京 42", f"the {EOS} student{EOS}"]
     ids = source.document_tokenizer.encode(texts)

@@ -28,7 +28,9 @@ TEXTS = tiny_texts(12)
         (["README.md", "_SUCCESS", ".hidden"], r"the directory itself holds no file"),
     ],
 )
-def test_directories_that_are_no_corpus(tmp_path: Path, names: list[str], problem: str) -> None:
+def test_directories_that_are_no_corpus_are_refused(
+    tmp_path: Path, names: list[str], problem: str
+) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
@@ -46,7 +48,7 @@ def test_a_corpus_is_checked_without_reading_it(tmp_path: Path) -> None:
         check_local_corpus(settings(""))
 
 
-def test_files_of_one_kind_may_be_compressed_or_not(tmp_path: Path) -> None:
+def test_compressed_and_plain_files_of_one_kind_may_be_mixed(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", TEXTS[:4])
     write(tmp_path / "b.json.gz", TEXTS[4:8])
     write(tmp_path / "c.ndjson.zst", TEXTS[8:])
@@ -54,7 +56,7 @@ def test_files_of_one_kind_may_be_compressed_or_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing.parquet", "missing.csv.gz", "missing/", "missing"])
-def test_a_path_that_is_not_there(tmp_path: Path, name: str) -> None:
+def test_a_missing_path_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="no such file or directory"):
         read_all(tmp_path / name)
 

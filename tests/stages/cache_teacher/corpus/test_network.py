@@ -125,7 +125,9 @@ def opened(url: str) -> DocumentFile[bytes]:
 
 
 @pytest.mark.parametrize("how", ["503", "500", "429", "reset", "cut"])
-def test_what_passes_is_tried_again(server: Server, pauses: list[float], how: str) -> None:
+def test_transient_network_failures_are_retried(
+    server: Server, pauses: list[float], how: str
+) -> None:
     write_fineweb_parquet(server.root / "a.parquet", TEXTS)
     server.fail(how, 3)
     file = opened(f"{server.url}/a.parquet")
@@ -138,7 +140,9 @@ def test_what_passes_is_tried_again(server: Server, pauses: list[float], how: st
 
 
 @pytest.mark.parametrize("how", ["503", "reset"])
-def test_what_does_not_pass_is_named(server: Server, pauses: list[float], how: str) -> None:
+def test_a_persistent_network_failure_names_the_file(
+    server: Server, pauses: list[float], how: str
+) -> None:
     write_fineweb_parquet(server.root / "a.parquet", TEXTS)
     file = opened(f"{server.url}/a.parquet")
     server.fail(how, 10**6)
@@ -150,7 +154,7 @@ def test_what_does_not_pass_is_named(server: Server, pauses: list[float], how: s
         opened(f"{server.url}/a.parquet")
 
 
-def test_a_file_that_was_lost_can_still_be_sought(server: Server, pauses: list[float]) -> None:
+def test_a_file_can_seek_after_a_lost_connection(server: Server, pauses: list[float]) -> None:
     """Whoever cleans up after a failure sees that failure, and no other."""
     (server.root / "a.bin").write_bytes(bytes(range(100)))
     file = open_binary(f"{server.url}/a.bin")
@@ -168,7 +172,7 @@ def test_a_file_that_was_lost_can_still_be_sought(server: Server, pauses: list[f
 
 
 @pytest.mark.parametrize(("how", "expected"), [("404", FileNotFoundError), ("403", Exception)])
-def test_what_is_no_accident_is_raised_at_once(
+def test_non_network_errors_are_raised_at_once(
     server: Server, pauses: list[float], how: str, expected: type[Exception]
 ) -> None:
     server.fail(how, 10**6)
@@ -178,7 +182,7 @@ def test_what_is_no_accident_is_raised_at_once(
     assert pauses == []
 
 
-def test_pauses_double_and_end(pauses: list[float]) -> None:
+def test_retry_pauses_double_and_end_after_the_last_try(pauses: list[float]) -> None:
     def fail() -> None:
         raise ConnectionResetError("by peer")
 
@@ -189,7 +193,7 @@ def test_pauses_double_and_end(pauses: list[float]) -> None:
         assert 0.8 * expected <= pause <= 1.2 * expected
 
 
-def test_what_passes_and_what_does_not() -> None:
+def test_transient_and_permanent_errors_are_told_apart() -> None:
     class TransportError(Exception):
         pass
 
@@ -238,7 +242,7 @@ class Remote:
         return ranges
 
 
-def test_a_resumed_run_reads_what_it_lacks_alone(
+def test_a_resumed_run_reads_only_what_it_lacks(
     bench: Bench, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote = Remote(bench, server, monkeypatch)

@@ -34,7 +34,7 @@ def naive_rows(documents: Sequence[IntArray], length: int) -> list[tuple[list[in
 
 
 @given(lengths=st.lists(st.integers(0, 12), max_size=12), sequence_length=st.integers(2, 9))
-def test_packing_equals_the_naive_loop(lengths: list[int], sequence_length: int) -> None:
+def test_packed_rows_equal_those_of_a_naive_loop(lengths: list[int], sequence_length: int) -> None:
     documents = documents_of(lengths)
     packed = pack(documents, EOS, sequence_length)
     expected = naive_rows(documents, sequence_length)
@@ -45,7 +45,7 @@ def test_packing_equals_the_naive_loop(lengths: list[int], sequence_length: int)
 
 
 @given(lengths=st.lists(st.integers(0, 12), max_size=12), sequence_length=st.integers(2, 9))
-def test_no_token_is_lost_or_doubled(lengths: list[int], sequence_length: int) -> None:
+def test_packing_loses_and_repeats_no_token(lengths: list[int], sequence_length: int) -> None:
     documents = documents_of(lengths)
     packed = pack(documents, EOS, sequence_length)
     stream = [id for document in documents for id in [*document.tolist(), EOS]]
@@ -68,7 +68,7 @@ def test_a_document_that_starts_where_a_row_ends_belongs_to_the_next_row() -> No
     assert packed.scored_RT().tolist() == [[True, True, True, False], [True] * 4]
 
 
-def test_a_document_longer_than_a_row_goes_on() -> None:
+def test_a_document_longer_than_a_row_continues_in_the_next() -> None:
     packed = pack(documents_of([20]), EOS, 4)
     assert packed.token_ids_RT.tolist() == [
         [1, 2, 3, 4, 5],
@@ -81,7 +81,7 @@ def test_a_document_longer_than_a_row_goes_on() -> None:
     assert packed.num_dropped_tokens == 0
 
 
-def test_part_of_the_rows() -> None:
+def test_a_slice_of_packed_rows_equals_those_rows() -> None:
     packed = pack(documents_of([5, 5, 5]), EOS, 3)
     part = packed.rows(1, 3)
     assert part.token_ids_RT.tolist() == packed.token_ids_RT[1:3].tolist()

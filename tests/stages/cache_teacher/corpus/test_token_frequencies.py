@@ -29,26 +29,26 @@ def test_ids_with_more_different_ids_before_them_come_first(documents: list[list
     assert rank_table(_documents(*documents), 12).ids_by_rank.tolist() == expected
 
 
-def test_what_follows_many_ids_is_before_what_occurs_more_often() -> None:
+def test_ids_with_more_predecessors_rank_before_more_frequent_ids() -> None:
     # 7 follows 10, 11, … 39; 8 occurs more often, but only ever after 9.
     ids = [9, 8] * 60 + [id_ for other in range(10, 40) for id_ in (other, 7)]
     by_rank = rank_table(_documents(ids), 40).ids_by_rank.tolist()
     assert by_rank.index(7) < by_rank.index(8)
 
 
-def test_no_documents() -> None:
+def test_without_documents_ranks_are_in_id_order() -> None:
     assert rank_table([], 5).ids_by_rank.tolist() == [0, 1, 2, 3, 4]
     assert rank_table(_documents([3]), 5).ids_by_rank.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_the_same_table_every_time() -> None:
+def test_the_rank_table_is_deterministic() -> None:
     ids = np.random.default_rng(0).integers(0, 300, 5000).astype(np.int32)
     first, second = (rank_table([ids[:999], ids[999:]], 300) for _ in range(2))
     assert first.sha256 == second.sha256
     assert first.sha256 == rank_table([ids], 300).sha256
 
 
-def test_it_stops_where_there_are_enough_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_stops_after_enough_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_frequencies, "ENOUGH_TOKENS", 10)
     taken = 0
 

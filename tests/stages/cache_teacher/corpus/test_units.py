@@ -45,7 +45,7 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path, suffix: str
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_directory_is_read_in_the_order_of_its_names(tmp_path: Path, suffix: str) -> None:
+def test_a_directory_is_read_in_order_of_file_names(tmp_path: Path, suffix: str) -> None:
     corpora.write(tmp_path / "corpus" / f"b{suffix}", TEXTS[25:])
     corpora.write(tmp_path / "corpus" / f"a{suffix}", TEXTS[:25])
     (tmp_path / "corpus" / "README.md").write_text("not a document")
@@ -66,7 +66,7 @@ def test_any_unit_can_be_read_first_and_again(tmp_path: Path, suffix: str, unit:
         assert documents.texts == TEXTS[10 * unit : 10 * unit + 10]
 
 
-def test_files_without_documents_are_passed_over(tmp_path: Path) -> None:
+def test_files_without_documents_are_skipped(tmp_path: Path) -> None:
     corpora.write(tmp_path / "a.parquet", [])
     corpora.write(tmp_path / "b.parquet", TEXTS[:3])
     corpora.write(tmp_path / "c.parquet", [])
@@ -75,7 +75,7 @@ def test_files_without_documents_are_passed_over(tmp_path: Path) -> None:
     ]
 
 
-def test_reading_on_decodes_no_row_group_twice(
+def test_sequential_reading_decodes_no_row_group_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_fineweb_parquet(tmp_path / "one.parquet", TEXTS * 30, row_group_size=10**6)
@@ -92,9 +92,7 @@ def test_reading_on_decodes_no_row_group_twice(
     assert decoded == len(TEXTS) * 30
 
 
-def test_seeking_skips_the_row_groups_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_seeking_skips_earlier_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_fineweb_parquet(tmp_path / "one.parquet", TEXTS, row_group_size=10)
     asked: list[list[int]] = []
     iter_batches = pq.ParquetFile.iter_batches
@@ -118,7 +116,7 @@ def test_local_files_are_pinned_by_their_hash(tmp_path: Path) -> None:
     assert (spec.source, spec.revision, spec.config, spec.split) == ("local", "", "", "")
 
 
-def test_where_local_files_lie_is_no_part_of_the_spec(tmp_path: Path) -> None:
+def test_the_spec_does_not_depend_on_where_local_files_lie(tmp_path: Path) -> None:
     one, other = (
         corpora.write(tmp_path / "1/x.parquet", TEXTS),
         corpora.write(tmp_path / "2/x.parquet", TEXTS),
@@ -128,7 +126,7 @@ def test_where_local_files_lie_is_no_part_of_the_spec(tmp_path: Path) -> None:
     )
 
 
-def test_lines_may_end_in_any_way(tmp_path: Path) -> None:
+def test_any_line_ending_separates_documents(tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt"
     path.write_bytes("\ufeffone\r\ntwo\n\n  \nthrée".encode())
     (unit,) = all_units(corpora.resolve(corpora.settings(path)))
@@ -136,7 +134,7 @@ def test_lines_may_end_in_any_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 7, 45, 46])
-def test_line_index_finds_every_stride(
+def test_the_line_index_finds_every_unit(
     tmp_path: Path, stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(line_file, "BLOCK_BYTES", 100)  # so that lines cross blocks
@@ -148,7 +146,7 @@ def test_line_index_finds_every_stride(
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
-def test_empty_and_absent_documents_are_counted(tmp_path: Path, suffix: str) -> None:
+def test_empty_and_null_documents_are_counted_as_skipped(tmp_path: Path, suffix: str) -> None:
     texts: Any = ["one", "", None, " \n\t", "two"]
     corpus = corpora.resolve(corpora.settings(corpora.write(tmp_path / f"corpus{suffix}", texts)))
     (unit,) = all_units(corpus)
@@ -156,7 +154,7 @@ def test_empty_and_absent_documents_are_counted(tmp_path: Path, suffix: str) -> 
 
 
 @pytest.mark.parametrize("name", ["missing.parquet", "missing"])
-def test_a_path_that_is_not_there(tmp_path: Path, name: str) -> None:
+def test_a_missing_corpus_path_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="no such file or directory"):
         corpora.resolve(corpora.settings(tmp_path / name))
 
@@ -225,7 +223,7 @@ def test_a_hub_dataset_is_pinned_by_its_commit(hub: Path, monkeypatch: pytest.Mo
     assert [text for unit in all_units(corpus) for text in unit.texts] == TEXTS
 
 
-def test_hub_datasets_that_are_not_there(hub: Path) -> None:
+def test_missing_hub_datasets_configurations_and_splits_are_named(hub: Path) -> None:
     with pytest.raises(ValueError, match=r"corpus 'org/other' .*cannot be resolved: 404"):
         corpora.resolve(corpora.settings("org/other"))
     with pytest.raises(ValueError, match=r"'org/web' .*sample-100BT.* not found"):
@@ -246,7 +244,7 @@ def test_lines_on_the_hub_are_refused_before_any_is_read(hub: Path, suffix: str)
         corpora.resolve(corpora.settings("org/web", corpus_revision="v1"))
 
 
-def test_any_file_system_will_do(tmp_path: Path) -> None:
+def test_a_corpus_is_read_from_any_fsspec_file_system(tmp_path: Path) -> None:
     import fsspec
 
     content = corpora.write(tmp_path / "corpus.parquet", TEXTS).read_bytes()
@@ -258,7 +256,7 @@ def test_any_file_system_will_do(tmp_path: Path) -> None:
     assert list(all_units(corpus)) == list(all_units(local))
 
 
-def test_threads_may_read_any_unit(tmp_path: Path) -> None:
+def test_threads_may_read_units_concurrently(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_fineweb_parquet(tmp_path / "many" / f"{name}.parquet", tiny_texts(60, seed=ord(name)))
     corpus = corpora.resolve(corpora.settings(tmp_path / "many", documents_per_unit=7))

@@ -24,11 +24,11 @@ class TestUnitRange:
     @pytest.mark.parametrize(
         ("text", "first", "end"), [("0:1", 0, 1), ("100:200", 100, 200), ("7:", 7, None)]
     )
-    def test_parse(self, text: str, first: int, end: int | None) -> None:
+    def test_unit_ranges_are_parsed(self, text: str, first: int, end: int | None) -> None:
         assert UnitRange.parse(text) == UnitRange(first=first, end=end)
 
     @pytest.mark.parametrize("text", ["", ":", ":5", "5", "a:b", "-1:4", "1:2:3", " 1:2", "1.0:2"])
-    def test_other_texts_are_no_unit_range(self, text: str) -> None:
+    def test_malformed_unit_ranges_are_refused(self, text: str) -> None:
         with pytest.raises(ValueError, match="expected FIRST:END, such as 100:200"):
             UnitRange.parse(text)
 
@@ -43,12 +43,12 @@ class TestUnitRange:
         with pytest.raises(ValueError, match=f"^{name}: must be an integer of 64 bits"):
             UnitRange(**setting)
 
-    def test_numbers(self) -> None:
+    def test_a_unit_range_lists_its_unit_numbers(self) -> None:
         assert list(units("3:6").numbers()) == [3, 4, 5]
         assert next(iter(ALL_UNITS.numbers())) == 0
 
 
-def test_parts_are_the_whole_when_merged(bench: Bench) -> None:
+def test_merged_parts_equal_the_whole_cache(bench: Bench) -> None:
     whole = bench.run("whole")
     assert len(whole.shards) == 8
     parts = ["0:3", "3:6", "6:"]
@@ -68,7 +68,7 @@ def test_parts_are_the_whole_when_merged(bench: Bench) -> None:
     assert found == contents(bench.root / "whole")
 
 
-def test_the_budget_of_a_merged_cache(bench: Bench) -> None:
+def test_a_merged_cache_is_complete_at_the_budget_of_its_parts(bench: Bench) -> None:
     sizes = [entry.num_tokens for entry in bench.run("whole").shards]
     budget = sum(sizes[:5]) - 1
     bench.run("a", units=units("0:2"), num_tokens=budget)
@@ -99,7 +99,7 @@ def test_a_range_with_an_end_is_made_whatever_the_budget(bench: Bench) -> None:
     assert [entry.unit for entry in manifest.shards] == [3, 4, 5]
 
 
-def test_a_gap_is_filled(bench: Bench) -> None:
+def test_a_missing_range_of_units_completes_the_cache(bench: Bench) -> None:
     whole = bench.run("whole")
     bench.run(units=units("0:2"))
     bench.run(units=units("4:"))
@@ -108,7 +108,7 @@ def test_a_gap_is_filled(bench: Bench) -> None:
     assert manifest.complete
 
 
-def test_a_range_after_the_corpus(bench: Bench) -> None:
+def test_a_unit_range_after_the_corpus_is_refused(bench: Bench) -> None:
     with pytest.raises(ValueError, match="none of the units from 50 on fills a row"):
         bench.run(units=units("50:60"))
 
@@ -148,7 +148,7 @@ def test_a_worker_says_what_others_have_not_finished(bench: Bench, watch: Watch)
     assert contents(bench.root / "cache") == contents(bench.root / "alone")
 
 
-def test_a_worker_without_units(bench: Bench) -> None:
+def test_a_worker_without_units_writes_none_and_reports_the_missing(bench: Bench) -> None:
     manifest = bench.run(units=WorkerShare(worker=50, num_workers=60))
     assert manifest.shards == ()
     assert bench.reports[-1].missing_units == tuple(range(8))
@@ -168,7 +168,9 @@ class ReadOnly:
         monkeypatch.setattr(os, "open", refuse)
 
 
-def test_nothing_to_do_on_a_read_only_cache(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_read_only_cache_needs_no_write(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = bench.run(num_tokens=700)
     before = contents(bench.root / "cache")
     ReadOnly(monkeypatch, bench.root / "cache")
@@ -181,7 +183,7 @@ def test_nothing_to_do_on_a_read_only_cache(bench: Bench, monkeypatch: pytest.Mo
     assert contents(bench.root / "cache") == before
 
 
-def test_the_end_of_the_corpus_on_a_read_only_cache(
+def test_the_end_of_the_corpus_is_known_on_a_read_only_cache(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = bench.run()
@@ -191,7 +193,7 @@ def test_the_end_of_the_corpus_on_a_read_only_cache(
 
 
 @pytest.mark.parametrize("name", ["teacher/config.json", "ranks.bin", "shard", "receipt"])
-def test_what_is_missing_is_made_again(bench: Bench, name: str) -> None:
+def test_missing_files_are_made_again_with_the_same_bytes(bench: Bench, name: str) -> None:
     manifest = bench.run()
     before = contents(bench.root / "cache")
     shard = manifest.shards[2]

@@ -94,7 +94,7 @@ class Killer:
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("at", [{9}, pytest.param({2, 9, 14}, marks=pytest.mark.slow)])
-def test_workers_that_are_killed_change_nothing(bench: Bench, at: set[int]) -> None:
+def test_killed_ray_workers_do_not_change_the_cache(bench: Bench, at: set[int]) -> None:
     whole = bench.run("whole", documents_per_unit=4)
     assert len(whole.shards) == 20
     killer = Killer(set(at))
@@ -112,7 +112,7 @@ def test_workers_that_are_killed_change_nothing(bench: Bench, at: set[int]) -> N
 
 
 @pytest.mark.usefixtures("cluster")
-def test_no_unit_beyond_the_budget_is_made_and_other_engines_go_on(bench: Bench) -> None:
+def test_a_cluster_stops_at_the_budget_and_other_engines_can_continue(bench: Bench) -> None:
     sizes = [entry.num_tokens for entry in bench.run("whole").shards]
     budget = sum(sizes[:6]) - 1
     bench.run(num_tokens=sum(sizes[:2]))
@@ -123,7 +123,7 @@ def test_no_unit_beyond_the_budget_is_made_and_other_engines_go_on(bench: Bench)
 
 
 @pytest.mark.usefixtures("cluster")
-def test_what_a_worker_refuses_ends_the_run(bench: Bench) -> None:
+def test_an_error_raised_by_a_worker_ends_the_run(bench: Bench) -> None:
     teacher = Path(shutil.copytree(bench.teacher, bench.root / "spoilt"))
     weights = load_file(teacher / "model.safetensors")
     del weights["model.norm.weight"]
@@ -134,7 +134,7 @@ def test_what_a_worker_refuses_ends_the_run(bench: Bench) -> None:
     assert not list(bench.root.glob("cache/shards/*"))
 
 
-def test_a_cluster_makes_all_units(bench: Bench) -> None:
+def test_a_unit_range_on_a_cluster_is_refused(bench: Bench) -> None:
     with pytest.raises(ValueError, match="a cluster makes all units"):
         cache_teacher(
             tiny_cache_config(bench.teacher, bench.corpus),
@@ -146,7 +146,7 @@ def test_a_cluster_makes_all_units(bench: Bench) -> None:
         )
 
 
-def test_settings() -> None:
+def test_the_number_of_ray_workers_must_be_positive() -> None:
     with pytest.raises(ValueError, match="workers: must be 1 or more, found 0"):
         RayEngine(num_workers=0)
     assert RayEngine(num_workers=1).address is None

@@ -123,14 +123,14 @@ def run(
     return SimpleNamespace(ray=ray, finished=finished)
 
 
-def test_every_unit_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_unit_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     found = run(monkeypatch, lambda unit, _: made(unit))
     assert sorted(found.finished) == list(range(10))
     assert found.ray.num_hired == 2
     assert found.ray.most_open == 6
 
 
-def test_what_a_dead_worker_was_at_is_made_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_units_of_a_dead_worker_are_made_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def outcome(unit: int, times: int) -> Any:
         return FakeRayError() if unit in (0, 5) and times < 3 else made(unit)
 
@@ -147,13 +147,13 @@ def test_a_unit_that_kills_every_worker_is_given_up(monkeypatch: pytest.MonkeyPa
         run(monkeypatch, outcome, num_workers=1)
 
 
-def test_workers_that_never_come_up_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_never_start_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="11 workers have died in a row"):
         run(monkeypatch, lambda unit, _: FakeRayError())
 
 
 @pytest.mark.parametrize("unit", [-1, 4])
-def test_what_would_only_happen_again_is_raised_at_once(
+def test_a_non_retryable_failure_is_raised_at_once(
     monkeypatch: pytest.MonkeyPatch, unit: int
 ) -> None:
     tries = []
@@ -182,7 +182,7 @@ GPUS: dict[str, float] = {"CPU": 16.0, "GPU": 4.0}
         ([{"CPU": 0.0, "GPU": 4.0}], None, "enough for 0. To continue, add machines"),
     ],
 )
-def test_workers_that_no_machine_has_room_for_are_refused(
+def test_more_workers_than_the_machines_hold_are_refused(
     monkeypatch: pytest.MonkeyPatch,
     machines: list[dict[str, float]],
     num_workers: int | None,
@@ -202,7 +202,7 @@ def test_workers_that_no_machine_has_room_for_are_refused(
         ([{"CPU": 2.0, "GPU": 4.0}], None, 2),
     ],
 )
-def test_workers_that_there_is_room_for(
+def test_as_many_workers_start_as_the_machines_hold(
     monkeypatch: pytest.MonkeyPatch,
     machines: list[dict[str, float]],
     num_workers: int | None,
@@ -212,7 +212,9 @@ def test_workers_that_there_is_room_for(
     assert found.ray.num_hired == expected
 
 
-def test_sigterm_is_given_back_where_ray_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sigterm_handler_is_restored_where_ray_does_not_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before = signal.getsignal(signal.SIGTERM)
     ray: Any = FakeRay(lambda unit, _: made(unit))
 
@@ -233,7 +235,7 @@ def test_sigterm_is_given_back_where_ray_does_not_start(monkeypatch: pytest.Monk
         signal.signal(signal.SIGTERM, before)
 
 
-def test_where_ray_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_ray_package_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     nothing: Any = SimpleNamespace(show=lambda *_: None)
     with pytest.raises(ValueError, match=r"pip install 'xlstm-distill\[ray\]'"):
@@ -242,7 +244,7 @@ def test_where_ray_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.allow_hosts(["127.0.0.1"])
 @pytest.mark.parametrize("from_environment", [False, True])
-def test_a_cluster_that_is_not_there(
+def test_an_unreachable_ray_cluster_is_named(
     monkeypatch: pytest.MonkeyPatch, from_environment: bool
 ) -> None:
     with socket.socket() as free:

@@ -40,7 +40,7 @@ class TestIsNeeded:
             (77, 1, [8, 12] * 4, None),
         ],
     )
-    def test_by_what_is_known(
+    def test_a_unit_is_needed_unless_known_sizes_reach_the_budget(
         self, num_held: int, num_unknown: int, sizes: list[int], expected: bool | None
     ) -> None:
         known = UnitSizes()
@@ -141,7 +141,7 @@ class Workers:
 
 @pytest.mark.parametrize("sizes_of", [documents_of, anything_of])
 @pytest.mark.parametrize("seed", range(3))
-def test_of_many_workers_each_counts_few_units_and_only_at_the_end(
+def test_each_of_many_workers_counts_few_units_and_only_near_the_budget(
     writer: CacheWriter,
     monkeypatch: pytest.MonkeyPatch,
     sizes_of: Callable[[int, int], list[int]],
@@ -158,7 +158,7 @@ def test_of_many_workers_each_counts_few_units_and_only_at_the_end(
 
 @pytest.mark.parametrize("sizes_of", [documents_of, anything_of])
 @pytest.mark.parametrize("seed", range(10))
-def test_a_cluster_counts_few_units_and_only_at_the_end(
+def test_a_cluster_counts_few_units_and_only_near_the_budget(
     no_receipts: CacheWriter, sizes_of: Callable[[int, int], list[int]], seed: int
 ) -> None:
     """64 workers have three units open each, in the hands of one who knows what they finish."""
@@ -180,7 +180,7 @@ def test_a_cluster_counts_few_units_and_only_at_the_end(
 
 @pytest.mark.parametrize("sizes_of", [documents_of, anything_of])
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_is_known_no_unit_too_many_is_made(
+def test_no_unit_beyond_the_budget_is_needed_whatever_is_known(
     no_receipts: CacheWriter, sizes_of: Callable[[int, int], list[int]], seed: int
 ) -> None:
     rng = random.Random(seed)
@@ -195,7 +195,7 @@ def test_whatever_is_known_no_unit_too_many_is_made(
         assert not budget.is_needed(num_needed)
 
 
-def test_documents_that_grow_longer_make_a_unit_too_many_and_leave_none_out(
+def test_growing_documents_may_add_units_but_leave_none_out(
     no_receipts: CacheWriter,
 ) -> None:
     corpus = Sizes([100] * 90 + [200] * 110)
@@ -210,7 +210,7 @@ def test_documents_that_grow_longer_make_a_unit_too_many_and_leave_none_out(
     assert len(made) <= len(corpus.needed(num_tokens)) + 4
 
 
-def test_what_others_finish_meanwhile_is_not_counted(
+def test_units_finished_by_other_workers_meanwhile_are_not_counted(
     writer: CacheWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = Sizes([100] * 300)
@@ -226,7 +226,7 @@ def test_what_others_finish_meanwhile_is_not_counted(
     assert corpus.counted == list(range(16))
 
 
-def test_threads_may_tell_what_units_hold(no_receipts: CacheWriter) -> None:
+def test_threads_may_record_units_concurrently(no_receipts: CacheWriter) -> None:
     """Two note the same units, as who made one and who has read it do."""
 
     class Slow(int):
@@ -268,7 +268,9 @@ def test_workers_who_know_nothing_of_each_other_share_the_needed_units(
     assert sorted(made) == corpus.needed(num_tokens)
 
 
-def test_far_from_the_budget_nothing_of_others_is_counted(no_receipts: CacheWriter) -> None:
+def test_far_from_the_budget_no_units_of_other_workers_are_counted(
+    no_receipts: CacheWriter,
+) -> None:
     corpus = Sizes([100] * 1000)
     budget = TokenBudget(90_000, no_receipts, corpus.count)
     wanted = budget.needed_units(WorkerShare(worker=3, num_workers=4))
@@ -281,7 +283,7 @@ def test_far_from_the_budget_nothing_of_others_is_counted(no_receipts: CacheWrit
     assert corpus.counted == [3]
 
 
-def test_nothing_is_counted_twice(no_receipts: CacheWriter) -> None:
+def test_no_unit_is_counted_twice(no_receipts: CacheWriter) -> None:
     corpus = Sizes([100] * 50)
     budget = TokenBudget(3000, no_receipts, corpus.count)
     for unit in budget.needed_units(WorkerShare(worker=1, num_workers=2)):
@@ -290,7 +292,7 @@ def test_nothing_is_counted_twice(no_receipts: CacheWriter) -> None:
     assert set(corpus.counted) - {1} <= set(range(0, 30, 2))
 
 
-def test_receipts_are_read_before_anything_is_counted(writer: CacheWriter) -> None:
+def test_receipts_are_read_before_any_unit_is_counted(writer: CacheWriter) -> None:
     entries = writer.finished_units()
     corpus = Sizes([entries[unit].num_tokens for unit in range(8)])
     budget = TokenBudget(sum(corpus.sizes), writer, corpus.count)

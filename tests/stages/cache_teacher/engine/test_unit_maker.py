@@ -87,7 +87,9 @@ def test_one_unit_is_read_and_one_is_on_the_device_while_another_is_written(
     assert met == [True]
 
 
-def test_no_more_is_begun_than_memory_is_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_units_in_flight_is_bounded(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock = threading.Lock()
     now = {"units": 0, "launched": 0}
     most = dict(now)
@@ -196,7 +198,7 @@ def test_ctrl_c_abandons_a_forward_pass(bench: Bench, monkeypatch: pytest.Monkey
     assert finished(bench).shards == ()
 
 
-def test_what_is_compiled_is_compiled_where_ctrl_c_is_heard(
+def test_compilation_happens_on_the_main_thread(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[bool] = []
@@ -212,7 +214,7 @@ def test_what_is_compiled_is_compiled_where_ctrl_c_is_heard(
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_ends_the_counting_of_others_units(
+def test_ctrl_c_ends_the_counting_of_other_workers_units(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Worker 0 of 40, for whom unit 40 is the next, counts those between: the budget is near."""
@@ -242,7 +244,7 @@ def test_ctrl_c_ends_the_counting_of_others_units(
     assert max(unit for unit in read if unit < 40) < 10
 
 
-def test_what_the_device_is_done_with_is_still_published(
+def test_units_finished_on_the_device_are_published_after_a_failure(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = threading.Event()
@@ -260,7 +262,7 @@ def test_what_the_device_is_done_with_is_still_published(
     assert [entry.unit for entry in finished(bench).shards] == [0]
 
 
-def test_one_unit_alone(bench: Bench) -> None:
+def test_a_unit_maker_makes_one_unit_without_an_engine(bench: Bench) -> None:
     """What every engine calls, without any engine."""
     from cache_format.metadata.vocabulary_ranks import read_ranks
     from stages.cache_teacher.config import ALL_UNITS

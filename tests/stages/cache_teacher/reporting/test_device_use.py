@@ -23,7 +23,7 @@ def one_row(num_tokens: int, starts: list[int]) -> PackedUnit:
 
 
 @pytest.mark.parametrize("tie", [True, False])
-def test_products_of_weights_are_those_that_pytorch_counts(tmp_path: Path, tie: bool) -> None:
+def test_counted_weight_operations_equal_those_of_pytorch(tmp_path: Path, tie: bool) -> None:
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModelForCausalLM
 
@@ -40,7 +40,7 @@ def test_products_of_weights_are_those_that_pytorch_counts(tmp_path: Path, tie: 
     assert 32 * 32 * operations.per_pair == counts["aten.bmm"]
 
 
-def test_pairs_are_counted_within_documents(tmp_path: Path) -> None:
+def test_attention_pairs_are_counted_within_documents(tmp_path: Path) -> None:
     operations = model_operations(save_tiny_teacher(tmp_path))
     assert operations is not None
     weights = 8 * operations.per_token
@@ -72,12 +72,12 @@ def test_mixtures_of_experts_are_not_counted(tmp_path: Path) -> None:
         ("NVIDIA GeForce GTX 1080", None),
     ],
 )
-def test_peaks(name: str, expected: float | None) -> None:
+def test_peak_operations_are_known_by_gpu_name(name: str, expected: float | None) -> None:
     assert peak_operations(name, "bfloat16") == expected
     assert peak_operations(name, "float32") is None
 
 
-def test_shares_of_time_and_of_arithmetic() -> None:
+def test_progress_reports_device_wait_and_arithmetic_shares() -> None:
     now = 0.0
     reports: list[CacheProgress] = []
     progress = Progress(1000, ALL_UNITS, reports.append, clock=lambda: now)

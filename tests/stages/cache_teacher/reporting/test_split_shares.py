@@ -25,7 +25,7 @@ ROWS = sample_spec(validation_every=50, validation_split="rows")
 
 
 @given(st.sampled_from([UNITS, ROWS]), st.integers(2, 9), st.integers(1, 30), st.integers(1, 40))
-def test_units_of_one_size_come_out_as_expected(
+def test_equal_units_have_the_expected_validation_share(
     of_either: CacheSpec, every: int, num_units: int, num_rows: int
 ) -> None:
     spec = replace(of_either, validation_every=every)
@@ -36,7 +36,7 @@ def test_units_of_one_size_come_out_as_expected(
     )
 
 
-def test_the_shares_of_a_cache(tmp_path: Path) -> None:
+def test_split_shares_count_the_rows_of_a_cache(tmp_path: Path) -> None:
     write_sample_cache(tmp_path / "units", sample_spec())
     write_sample_cache(tmp_path / "rows", sample_spec(validation_split="rows"))
     for name, num_validation_rows in (("units", 5), ("rows", 4)):
@@ -55,7 +55,7 @@ def test_the_shares_of_a_cache(tmp_path: Path) -> None:
         (1000, "nothing to train on"),
     ],
 )
-def test_advice_where_too_much_is_validation(num_validation_rows: int, advice: str) -> None:
+def test_too_large_a_validation_share_gets_advice(num_validation_rows: int, advice: str) -> None:
     for spec, remedy in (
         (UNITS, 'cache_teacher.validation_split = "rows"'),
         (ROWS, "sequence_length"),
@@ -68,12 +68,12 @@ def test_advice_where_too_much_is_validation(num_validation_rows: int, advice: s
         assert not advice or remedy in found
 
 
-def test_nothing_is_said_of_no_rows() -> None:
+def test_a_cache_without_rows_gets_no_advice() -> None:
     shares = SplitShares(spec=UNITS, num_rows=0, num_validation_rows=0)
     assert (shares.validation_share, shares.advice) == (0.0, "")
 
 
-def test_few_units_are_warned_of_and_many_are_not() -> None:
+def test_too_few_units_are_warned_of_and_many_are_not() -> None:
     few = expectation(UNITS, 4, 12_000.4)
     assert few.startswith("about 4 units of 12,000 tokens; validation is 25.0% of the rows. That ")
     assert expectation(UNITS, 1, 24).startswith("about 1 unit of 24 tokens; validation is 100.0% ")
@@ -87,7 +87,7 @@ class TestOfARun:
     def messages(self, bench: Bench) -> list[str]:
         return [report.message for report in bench.reports if report.message]
 
-    def test_it_is_said_once_before_anything_is_cached(self, bench: Bench) -> None:
+    def test_the_warning_comes_once_before_anything_is_cached(self, bench: Bench) -> None:
         bench.run(validation_every=50)
         (message,) = self.messages(bench)
         assert message.startswith("about 8 units of ")  # the corpus ends long before the budget
@@ -95,7 +95,7 @@ class TestOfARun:
         (said,) = (report for report in bench.reports if report.message)
         assert said.tokens_cached_this_run == said.tokens_done == 0
 
-    def test_it_goes_by_the_budget_and_by_all_units_that_are_known(self, bench: Bench) -> None:
+    def test_the_warning_depends_on_the_budget_and_all_known_units(self, bench: Bench) -> None:
         manifest = bench.run(num_tokens=1400)
         (message,) = self.messages(bench)
         assert message.startswith(f"about {len(manifest.shards)} units of ")
@@ -106,7 +106,7 @@ class TestOfARun:
         bench.run()  # nothing is left to do
         assert self.messages(bench) == []
 
-    def test_files_that_were_not_opened_are_taken_to_be_like_the_first(self, bench: Bench) -> None:
+    def test_unopened_files_are_assumed_to_be_like_the_first(self, bench: Bench) -> None:
         for number in range(3):
             write_fineweb_parquet(bench.root / f"parts/{number}.parquet", tiny_texts(20))
         bench.corpus = bench.root / "parts"

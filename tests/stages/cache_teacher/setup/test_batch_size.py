@@ -62,7 +62,7 @@ def test_the_largest_power_of_two_that_fits(
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
     ],
 )
-def test_what_cublas_and_the_driver_say_is_running_out_of_memory_too(message: str) -> None:
+def test_cublas_and_driver_errors_count_as_out_of_memory(message: str) -> None:
     def try_rows(num_rows: int) -> None:
         if num_rows > 2:
             raise RuntimeError(message)
@@ -71,26 +71,26 @@ def test_what_cublas_and_the_driver_say_is_running_out_of_memory_too(message: st
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError])
-def test_other_errors_are_errors(error: type[Exception]) -> None:
+def test_other_errors_while_trying_a_batch_size_propagate(error: type[Exception]) -> None:
     device = Device(2, error)
     with pytest.raises(error):
         rows_that_fit(device.try_rows, 64, device.free)
 
 
-def test_full_rows_are_scored_everywhere() -> None:
+def test_trial_rows_are_scored_at_every_position() -> None:
     batch = full_rows(3, 16, vocab_size=20)
     assert batch.token_ids_RT.shape == (3, 17)
     assert batch.token_ids_RT.max() == 19
     assert batch.scored_RT().all()
 
 
-def test_a_number_that_is_asked_for_is_not_tried() -> None:
+def test_a_given_batch_size_is_not_tried_out() -> None:
     nothing: Any = None
     assert rows_per_forward(7, nothing, nothing, GPU, 2) == 7
 
 
 @pytest.mark.parametrize(("length", "expected"), [(64, 32), (512, 4), (2048, 1), (4096, 1)])
-def test_a_processor_takes_a_fixed_number_of_positions(length: int, expected: int) -> None:
+def test_a_cpu_batch_has_a_fixed_number_of_positions(length: int, expected: int) -> None:
     step: Any = None
     spec = sample_spec(sequence_length=length)
     assert rows_per_forward(None, step, spec, CPU, 2) == expected
@@ -140,7 +140,7 @@ def test_a_gpu_is_tried_with_as_many_batches_as_will_be_in_flight(as_gpu: Any) -
     assert rows_per_forward(None, as_gpu(Step(10**6)), spec, GPU, 2) == 64
 
 
-def test_where_not_even_one_row_fits_the_settings_are_named(as_gpu: Any) -> None:
+def test_if_not_even_one_row_fits_the_settings_to_lower_are_named(as_gpu: Any) -> None:
     spec = sample_spec(sequence_length=512)
     with pytest.raises(ValueError, match=r"not even one row of 512 positions.*head_chunk"):
         rows_per_forward(None, as_gpu(Step(0)), spec, GPU, 2)
@@ -160,7 +160,7 @@ def test_a_tenth_of_the_memory_is_held_back(monkeypatch: pytest.MonkeyPatch) -> 
     assert held == [100, -1, 30, -1]
 
 
-def test_a_real_step_takes_such_a_batch(tiny_teacher: Path) -> None:
+def test_a_real_step_runs_with_the_chosen_batch_size(tiny_teacher: Path) -> None:
     """What is tried on a GPU goes through the whole step."""
     from stages.cache_teacher.teacher.forward import TeacherStep
     from stages.cache_teacher.teacher.teacher import Teacher

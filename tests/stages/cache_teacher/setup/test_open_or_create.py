@@ -38,7 +38,9 @@ class Fits:
         )
 
 
-def test_components_are_fitted_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_principal_components_are_fitted_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = bench.run("whole", **PCA)
     fits = Fits(monkeypatch)
     bench.run(num_tokens=700, **PCA)
@@ -52,7 +54,7 @@ def test_components_are_fitted_once(bench: Bench, monkeypatch: pytest.MonkeyPatc
     assert cache.projection.shape == (32, 8)
 
 
-def test_no_teacher_is_kept_where_a_cluster_makes_the_units(
+def test_the_teacher_is_not_kept_in_memory_where_a_cluster_makes_the_units(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[weakref.ref[Teacher]] = []
@@ -72,7 +74,7 @@ def test_no_teacher_is_kept_where_a_cluster_makes_the_units(
         bench.run(engine=RayEngine(), **PCA)
 
 
-def test_components_that_are_lost_are_fitted_again(
+def test_lost_principal_components_are_fitted_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.run(**PCA)
@@ -84,7 +86,7 @@ def test_components_that_are_lost_are_fitted_again(
     assert contents(bench.root / "cache") == before
 
 
-def test_components_that_cannot_be_made_again(
+def test_principal_components_that_cannot_be_refitted_are_named(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.run(**PCA)
@@ -94,7 +96,7 @@ def test_components_that_cannot_be_made_again(
         bench.run(**PCA)
 
 
-def test_two_workers_begin_at_the_same_moment(
+def test_two_workers_may_create_the_cache_at_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second is overtaken between its fit and its first file."""
@@ -117,7 +119,7 @@ def test_two_workers_begin_at_the_same_moment(
     assert shard_bytes(bench.root / "cache") == shard_bytes(bench.root / "whole")
 
 
-def test_who_is_overtaken_by_another_recipe_is_refused(
+def test_a_run_overtaken_by_another_recipe_is_refused(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = CacheWriter.create_or_open
@@ -135,7 +137,7 @@ def test_who_is_overtaken_by_another_recipe_is_refused(
         bench.run(**PCA)
 
 
-def test_a_first_unit_without_rows(bench: Bench) -> None:
+def test_principal_components_need_rows_in_the_first_unit(bench: Bench) -> None:
     bench.corpus = write_fineweb_parquet(bench.root / "short.parquet", ["a", *TEXTS])
     with pytest.raises(ValueError, match="principal components need at least 8 positions"):
         bench.run(hidden_projection="pca", documents_per_unit=1)

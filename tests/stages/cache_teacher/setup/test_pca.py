@@ -28,7 +28,7 @@ def packed(teacher: Teacher) -> PackedUnit:
 
 
 @pytest.mark.parametrize("hidden_states", ["mean_over_layers", "last"])
-def test_principal_components_hold_the_most(
+def test_principal_components_hold_the_most_energy(
     teacher: Teacher, packed: PackedUnit, hidden_states: str
 ) -> None:
     """No other orthonormal directions hold more of the hidden states, by Eckart and Young."""
@@ -42,7 +42,9 @@ def test_principal_components_hold_the_most(
     assert float(held) == pytest.approx(float(largest), rel=1e-5)
 
 
-def test_principal_components_of_too_few_positions(teacher: Teacher, packed: PackedUnit) -> None:
+def test_principal_components_of_too_few_positions_are_refused(
+    teacher: Teacher, packed: PackedUnit
+) -> None:
     few = packed.rows(0, 0)
     with pytest.raises(ValueError, match=r"8 principal components need .* first unit has 0"):
         principal_components(teacher, few, "last", 8, rows_per_forward=3)

@@ -86,14 +86,14 @@ def test_a_teacher_that_was_altered_behind_its_hash_is_refused(
     assert contents(bench.root / "cache") == before
 
 
-def test_a_new_cache_is_compared_with_nothing(
+def test_a_new_cache_has_no_reference_to_compare(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     altered(monkeypatch, 0.05)
     assert bench.run().complete
 
 
-def test_nothing_is_compared_where_nothing_is_added(
+def test_a_complete_cache_is_not_compared_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = bench.run()
@@ -121,11 +121,11 @@ NEXT = "the next token's log-probability"
 class TestDisagreement:
     TOLERANCE = Tolerance(mean=0.1, worst=0.5)
 
-    def test_nothing_to_compare(self) -> None:
+    def test_no_differences_are_no_disagreement(self) -> None:
         assert disagreement([], self.TOLERANCE) is None
 
     @pytest.mark.parametrize("sign", [-1, 1])
-    def test_the_worst(self, sign: int) -> None:
+    def test_one_large_difference_is_a_disagreement(self, sign: int) -> None:
         exact = [difference(NEXT, -1.0, -1.0)] * 99
         gap = "the distance of id 3 from the largest logit"
         assert disagreement([*exact, difference(gap, 1, 1 + sign * 0.509)], self.TOLERANCE) is None
@@ -134,15 +134,15 @@ class TestDisagreement:
         assert found.startswith("row 1, position 7: the distance of id 3")
         assert "1.0000 in the cache and" in found
 
-    def test_the_mean(self) -> None:
+    def test_a_large_mean_difference_is_a_disagreement(self) -> None:
         allowed = 0.1 + 1 / 256
         assert disagreement([difference(NEXT, 0, allowed - 1e-6)] * 9, self.TOLERANCE) is None
         assert disagreement([difference(NEXT, 0, allowed + 1e-6)] * 9, self.TOLERANCE) is not None
 
-    def test_what_is_not_finite(self) -> None:
+    def test_a_non_finite_difference_is_a_disagreement(self) -> None:
         found = disagreement([difference(NEXT, 0.0, float("inf"))], self.TOLERANCE)
         assert found is not None
 
-    def test_lower_precision_is_allowed_more(self) -> None:
+    def test_lower_precision_has_a_wider_tolerance(self) -> None:
         means = [TOLERANCES[name].mean for name in ("float32", "float16", "bfloat16")]
         assert means == sorted(means)

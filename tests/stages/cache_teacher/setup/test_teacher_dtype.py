@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
         (False, None, "bfloat16", ""),  # a cluster's
     ],
 )
-def test_auto_is_what_the_device_is_fast_in(
+def test_auto_picks_the_dtype_the_device_is_fast_in(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     bf16: bool,
@@ -42,7 +42,7 @@ def test_auto_is_what_the_device_is_fast_in(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_what_is_named_stays_and_its_cost_is_told(
+def test_a_given_slow_dtype_is_kept_with_a_message(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: str
 ) -> None:
     lines: list[str] = []
@@ -54,7 +54,7 @@ def test_what_is_named_stays_and_its_cost_is_told(
     assert f"teacher_dtype is {dtype}, for which this CPU has no instructions" in lines[0]
 
 
-def test_a_cache_keeps_its_dtype_on_whatever_machine(
+def test_a_cache_keeps_its_dtype_on_every_machine(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same recipe goes on with it, and one that names another dtype is refused."""
@@ -69,7 +69,7 @@ def test_a_cache_keeps_its_dtype_on_whatever_machine(
         bench.run(num_tokens=1000, **(auto | {"teacher_dtype": "bfloat16"}))
 
 
-def test_a_run_says_so_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_reports_the_chosen_dtype_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     set_cpu(monkeypatch, bf16=False)
     bench.run(num_tokens=1, teacher_dtype="auto")
     assert ["teacher_dtype" in report.message for report in bench.reports].count(True) == 1

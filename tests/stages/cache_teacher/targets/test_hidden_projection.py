@@ -18,14 +18,14 @@ def spec_of(**changes: Any) -> CacheSpec:
     return sample_spec(sketch=SketchSpec(**(settings | changes)))
 
 
-def test_it_is_the_mean_times_the_format_s_signs() -> None:
+def test_the_projection_is_the_layer_mean_times_the_format_s_signs() -> None:
     one_PD, other_PD = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
     found = UnitSketch(spec_of(), 5, None, torch.from_numpy).of([one_PD, other_PD], 5)
     signs_Dd = torch.from_numpy(sketch_signs(7, 5, 16, 16)).float()
     torch.testing.assert_close(found, (one_PD + other_PD) / 2 @ signs_Dd / 4)
 
 
-def test_every_unit_has_its_own() -> None:
+def test_every_unit_has_its_own_projection() -> None:
     state_PD = torch.ones(1, 16)
     one, other = (
         UnitSketch(spec_of(), unit, None, torch.from_numpy).of([state_PD] * 2, 1) for unit in (0, 1)
@@ -33,7 +33,7 @@ def test_every_unit_has_its_own() -> None:
     assert not torch.equal(one, other)
 
 
-def test_norms_survive_on_average() -> None:
+def test_projected_norms_are_unbiased() -> None:
     x_PD = torch.linspace(-1, 2, 16)[None]
     estimates = [
         float(UnitSketch(spec_of(), unit, None, torch.from_numpy).of([x_PD] * 2, 1).square().sum())
@@ -44,7 +44,7 @@ def test_norms_survive_on_average() -> None:
     assert mean == pytest.approx(float(x_PD.square().sum()), rel=4 * (2 / 16 / 800) ** 0.5)
 
 
-def test_without_a_sketch_nothing_is_asked_for() -> None:
+def test_without_a_sketch_no_hidden_layers_are_requested() -> None:
     sketch = UnitSketch(spec_of(kind="none", dim=0), 0, None, torch.from_numpy)
     assert sketch.layers == ()
     assert sketch.of([], 3).shape == (3, 0)
@@ -56,7 +56,7 @@ def test_random_layers_differ_from_unit_to_unit() -> None:
     assert layers == {(1,), (2,)}
 
 
-def test_a_projection_is_used_as_it_is() -> None:
+def test_a_given_projection_matrix_is_used_unchanged() -> None:
     projection_Dd = np.eye(16, 8, dtype=np.float32)
     spec = spec_of(kind="pca", dim=8, projection_sha256="0" * 64, hidden_states="last")
     state_PD = torch.arange(32.0).view(2, 16)

@@ -82,7 +82,7 @@ def test_samples_follow_the_tempered_distribution(s: float) -> None:
 
 
 @pytest.mark.parametrize("s", NODES)
-def test_draws_from_the_tail_follow_what_is_not_kept(s: float) -> None:
+def test_tail_samples_follow_the_distribution_of_unkept_ids(s: float) -> None:
     logits_V = peaked_logits()
     targets = targets_of(logits_V, both(s), 500)
     tail_V = logits_V.double().index_fill(0, logits_V.topk(6).indices, -torch.inf)
@@ -91,7 +91,7 @@ def test_draws_from_the_tail_follow_what_is_not_kept(s: float) -> None:
     assert torch.equal(targets.sample_logit_gaps_PM, gaps_PM)
 
 
-def test_what_keep_mass_gives_up_is_drawn_too() -> None:
+def test_ids_dropped_by_keep_mass_are_sampled_in_the_tail() -> None:
     logits_V = peaked_logits()
     targets = targets_of(logits_V, both(1.0, keep_mass=0.3), 500)
     num_kept = int(targets.num_kept_P[0])
@@ -100,7 +100,7 @@ def test_what_keep_mass_gives_up_is_drawn_too() -> None:
     check_frequencies(targets.sample_ids_PM, torch.softmax(tail_V, 0))
 
 
-def test_among_ties_those_that_are_kept_are_not_drawn() -> None:
+def test_kept_ids_are_not_sampled_among_ties() -> None:
     logits_V = torch.zeros(V)
     targets = targets_of(logits_V, both(1.0), 50)
     assert targets.kept_ids_PK[0].tolist() == [0, 1, 2, 3, 4, 5]
@@ -108,7 +108,7 @@ def test_among_ties_those_that_are_kept_are_not_drawn() -> None:
     assert int(targets.sample_ids_PM.max()) == V - 1
 
 
-def test_what_has_no_mass_is_never_drawn() -> None:
+def test_ids_without_mass_are_never_sampled() -> None:
     logits_V = torch.full((V,), -torch.inf)
     logits_V[[7, 70, 250]] = torch.tensor([0.0, 1.0, -80.0])
     targets = targets_of(logits_V, sampled(1.0), 100)
@@ -116,7 +116,7 @@ def test_what_has_no_mass_is_never_drawn() -> None:
 
 
 @pytest.mark.parametrize("u", [0.0, 1 - 2.0**-53])
-def test_the_ends_of_the_unit_interval(u: float) -> None:
+def test_random_numbers_at_the_ends_of_the_unit_interval_are_safe(u: float) -> None:
     logits_V = torch.full((V,), -torch.inf)
     logits_V[[70, 71, 130]] = 1.0
     maker = make_maker(Plain(), sampled(1.0), chunk=8, compile="off")
@@ -125,7 +125,7 @@ def test_the_ends_of_the_unit_interval(u: float) -> None:
     assert set(targets.sample_ids_PM.flatten().tolist()) == ({70} if u == 0 else {130})
 
 
-def test_numbers_depend_on_seed_unit_and_row_alone() -> None:
+def test_random_numbers_depend_on_seed_unit_and_row_alone() -> None:
     numbers = uniform_numbers(1, 2, 3, 64, 10)
     assert numbers.shape == (64, 10)
     assert numbers.min() >= 0
@@ -135,7 +135,7 @@ def test_numbers_depend_on_seed_unit_and_row_alone() -> None:
     assert all(not np.isin(numbers, other).any() for other in others)
 
 
-def test_the_first_numbers_stay_what_they_are() -> None:
+def test_the_first_random_numbers_equal_the_golden_ones() -> None:
     """Frozen: a cache that is extended with other numbers would no longer be one cache."""
     assert uniform_numbers(1, 2, 3, 1, 3)[0].tolist() == FIRST
 
@@ -143,7 +143,7 @@ def test_the_first_numbers_stay_what_they_are() -> None:
 FIRST = [0.06344102965932141, 0.707504754819708, 0.27756060377104574]
 
 
-def test_counted_samples() -> None:
+def test_repeated_samples_become_counts_in_descending_order() -> None:
     found = with_counts(np.array([[1, 1, 4, 4, 4, 9], [2, 2, 3, 3, 5, 6]], np.int32))
     assert found.num_P.tolist() == [3, 4]
     assert found.ids.tolist() == [4, 1, 9, 2, 3, 5, 6]

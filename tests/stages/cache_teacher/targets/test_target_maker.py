@@ -99,13 +99,15 @@ def test_all_targets_equal_the_dense_formulas(top_k: int, scale: float) -> None:
     check_against_dense(logits, targets, NODES)
 
 
-def test_nothing_is_left_out_at_the_whole_vocabulary() -> None:
+def test_keeping_the_whole_vocabulary_leaves_no_tail() -> None:
     targets = targets_of(logits_PV(5), spec_of(V))
     assert torch.isneginf(targets.tail_log_mass_PN).all()
 
 
 @pytest.mark.parametrize("nodes", [(1.0,), (0.125, 1.0), (0.5, 0.75, 1.0), (0.125, 0.875, 1.0)])
-def test_other_nodes(nodes: tuple[float, ...]) -> None:
+def test_targets_equal_the_dense_formulas_at_other_temperature_nodes(
+    nodes: tuple[float, ...],
+) -> None:
     logits = logits_PV(6)
     targets = targets_of(logits, spec_of(10, inverse_temperatures=nodes))
     assert targets.tail_log_mass_PN.shape == (6, len(nodes))
@@ -113,14 +115,14 @@ def test_other_nodes(nodes: tuple[float, ...]) -> None:
 
 
 @pytest.mark.parametrize("depth", [50.0, 120.0, 1000.0])
-def test_a_tail_of_any_depth_keeps_its_digits(depth: float) -> None:
+def test_a_tail_of_any_depth_keeps_its_precision(depth: float) -> None:
     logits = logits_PV(4, scale=0.5)
     logits[:, :3] += depth
     check_against_dense(logits, targets_of(logits, spec_of(3)), NODES)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 20, 1000])
-def test_the_chunk_changes_nothing(chunk: int) -> None:
+def test_the_chunk_size_does_not_change_the_targets(chunk: int) -> None:
     logits = logits_PV(20)
     one, other = targets_of(logits, spec_of(8), chunk), targets_of(logits, spec_of(8), 20)
     assert one.kept_ids_PK.tolist() == other.kept_ids_PK.tolist()
@@ -138,7 +140,7 @@ def test_the_lowest_id_wins_every_tie(levels: list[list[int]], top_k: int) -> No
     assert values.tolist() == logits.gather(1, ids).tolist()
 
 
-def test_ties_across_a_large_vocabulary() -> None:
+def test_ties_across_a_large_vocabulary_go_to_the_lowest_ids() -> None:
     logits = logits_PV(8, v=20_000).round()  # hundreds of equals at the k-th place
     _, ids = exact_top_k(logits.clone(), 64)
     assert ids.tolist() == dense_order(logits)[:, :64].tolist()
@@ -157,7 +159,7 @@ def test_keep_mass_keeps_the_smallest_number_that_reaches_it(keep_mass: float) -
     assert len(set(targets.num_kept_P.tolist())) > 1 or keep_mass == 0.01
 
 
-def test_keep_mass_at_the_whole_vocabulary() -> None:
+def test_keep_mass_applies_when_the_whole_vocabulary_may_be_kept() -> None:
     logits = logits_PV(10)
     targets = targets_of(logits, spec_of(V, keep_mass=0.8))
     assert targets.num_kept_P.max() < V
@@ -188,14 +190,14 @@ def test_half_precision_is_multiplied_in_float32() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])
 @pytest.mark.parametrize("position", [0, 7, 19])
-def test_logits_that_are_not_finite_show(bad: float, position: int) -> None:
+def test_non_finite_logits_are_detected(bad: float, position: int) -> None:
     logits = logits_PV(20)
     logits[position, 50] = bad
     targets = made(logits, Plain(), spec_of(8))
     assert torch.isfinite(targets.log_z_P).logical_not().nonzero().tolist() == [[position]]
 
 
-def test_an_id_that_is_ruled_out_is_no_failure() -> None:
+def test_a_logit_of_minus_infinity_is_allowed() -> None:
     logits = logits_PV(20)
     logits[:, 3:90] = -torch.inf
     check_against_dense(logits, made(logits, Plain(), spec_of(8)), NODES)
@@ -234,7 +236,7 @@ class Enough(Exception):
     """Raised by a check."""
 
 
-def test_they_are_abandoned_between_chunks() -> None:
+def test_making_targets_can_be_stopped_between_chunks() -> None:
     maker = make_maker(Head(torch.eye(V), V), spec_of(8), chunk=7, compile="off")
     chunks: list[int] = []
 
@@ -262,7 +264,7 @@ def test_they_are_abandoned_between_chunks() -> None:
     ],
     ids=["top_k", "sampled", "top_k+sampled"],
 )
-def test_nothing_is_compiled_after_all_is(
+def test_no_recompilation_happens_after_the_first_compilation(
     monkeypatch: pytest.MonkeyPatch, spec: TargetSpec, num_draws: int
 ) -> None:
     original = torch.compile
@@ -285,7 +287,7 @@ def test_nothing_is_compiled_after_all_is(
 
 @pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="there is no C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
-def test_compiled_they_are_the_same() -> None:
+def test_compiled_targets_equal_eager_ones() -> None:
     logits = logits_PV(20, v=1000)
     logits[5, 200:400] = logits[5].max()  # ties
     plain, compiled = (targets_of(logits, spec_of(8), compile=mode) for mode in ("off", "on"))

@@ -128,7 +128,9 @@ def test_packed_documents_equal_documents_alone(varlen_teacher: Path, attention:
     require_equal_to_documents_alone(load(varlen_teacher, attention=attention))
 
 
-def test_they_do_in_half_precision_but_for_rounding(varlen_teacher: Path, tmp_path: Path) -> None:
+def test_packed_documents_equal_documents_alone_in_bfloat16(
+    varlen_teacher: Path, tmp_path: Path
+) -> None:
     """Of all experts where there are several: rounding would choose between them."""
     directory = Path(shutil.copytree(varlen_teacher, tmp_path / "teacher"))
     config = json.loads((directory / "config.json").read_text())
@@ -142,14 +144,18 @@ def test_they_do_in_half_precision_but_for_rounding(varlen_teacher: Path, tmp_pa
 
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama", "olmo2"])
 @pytest.mark.parametrize("tie", [True, False])
-def test_with_and_without_a_head_of_its_own(tmp_path: Path, model_type: str, tie: bool) -> None:
+def test_packed_documents_equal_documents_alone_with_tied_and_own_heads(
+    tmp_path: Path, model_type: str, tie: bool
+) -> None:
     teacher = load(save_teacher(tmp_path, model_type, tie_word_embeddings=tie))
     assert (teacher.head_weight.data_ptr() == teacher.embedding.data_ptr()) is tie
     require_equal_to_documents_alone(teacher)
 
 
 @pytest.mark.parametrize("model_type", NOT_VARLEN)
-def test_other_architectures_under_a_mask(tmp_path: Path, model_type: str) -> None:
+def test_packed_documents_equal_documents_alone_under_a_mask(
+    tmp_path: Path, model_type: str
+) -> None:
     directory = save_teacher(tmp_path, model_type)
     for dtype in ("float32", "bfloat16"):
         teacher = load(directory, teacher_dtype=dtype)
@@ -157,7 +163,7 @@ def test_other_architectures_under_a_mask(tmp_path: Path, model_type: str) -> No
         require_equal_to_documents_alone(teacher)
 
 
-def test_a_capped_attention_is_eager(tmp_path: Path) -> None:
+def test_a_teacher_with_capped_attention_uses_eager_attention(tmp_path: Path) -> None:
     directory = save_teacher(tmp_path, "gemma2", attn_logit_softcapping=5.0)
     teacher = load(directory)
     assert teacher.source.spec.attention == "eager"
@@ -182,7 +188,7 @@ def test_a_capped_attention_is_eager(tmp_path: Path) -> None:
         ("opt", {}, "its head is 328 × 16, expected vocab_size × hidden_size .*, 328 × 32"),
     ],
 )
-def test_teachers_that_are_refused(
+def test_unsupported_architectures_are_refused_with_the_reason(
     tmp_path: Path, model_type: str, changes: dict[str, Any], problem: str
 ) -> None:
     settings: dict[str, Any] = {
@@ -202,7 +208,7 @@ def test_teachers_that_are_refused(
         ("cohere", {"logit_scale": 0.25}),
     ],
 )
-def test_changed_logits_are_found_without_their_settings(
+def test_changed_logits_are_detected_without_their_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, changes: dict[str, Any]
 ) -> None:
     """What the configuration does not give away, the logits do."""

@@ -88,7 +88,7 @@ def test_masks_keep_documents_apart() -> None:
 
 
 @pytest.mark.parametrize("name", ["varlen", "flash_attention_2"])
-def test_kernels_get_one_row_and_where_documents_end(name: str) -> None:
+def test_varlen_kernels_receive_one_row_and_the_document_ends(name: str) -> None:
     inputs = body_inputs(IDS_BT, STARTS, name, torch.bfloat16, CPU)
     assert inputs["attention_mask"] is None
     assert inputs["input_ids"].tolist() == [list(range(32))]
@@ -101,20 +101,20 @@ def test_kernels_get_one_row_and_where_documents_end(name: str) -> None:
 
 
 @pytest.mark.parametrize("scaling", [0.5, 1.0])
-def test_varlen_is_attention_under_the_mask(scaling: float) -> None:
+def test_varlen_attention_equals_attention_under_the_mask(scaling: float) -> None:
     out = call(scaling=scaling)
     assert out.shape == (1, 32, 4, 8)
     torch.testing.assert_close(out.double(), masked_attention(scaling), atol=1e-6, rtol=0)
 
 
-def test_varlen_without_ends_takes_rows_for_documents() -> None:
+def test_varlen_without_document_ends_treats_rows_as_documents() -> None:
     query, key, value = states(num_rows=3, length=8)
     out, _ = varlen_attention(torch.nn.Identity(), query, key, value, attention_mask=None)
     expected = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     torch.testing.assert_close(out, expected.transpose(1, 2), atol=1e-6, rtol=0)
 
 
-def test_flex_attention_agrees() -> None:
+def test_flex_attention_gives_the_same_result() -> None:
     """A third implementation, not ours, from a rule in place of a mask."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -196,7 +196,7 @@ def test_the_installed_kernel_has_that_signature() -> None:
         ("cuda", torch.bfloat16, (9, 0), True),
     ],
 )
-def test_where_there_is_a_kernel(
+def test_the_varlen_kernel_needs_a_recent_gpu_and_half_precision(
     monkeypatch: pytest.MonkeyPatch,
     device: str,
     dtype: torch.dtype,
@@ -222,7 +222,7 @@ def test_where_there_is_a_kernel(
         ({"sliding_window": 7}, "knows no sliding_window"),
     ],
 )
-def test_varlen_refuses_what_it_would_leave_out(changes: dict[str, Any], problem: str) -> None:
+def test_varlen_refuses_options_it_would_ignore(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         call(**changes)
 

@@ -12,7 +12,9 @@ def test_a_hub_id_is_no_local_directory(name: str) -> None:
     assert local_directory(name) is None
 
 
-def test_a_directory_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_is_resolved_to_its_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.gguf").mkdir()
     for name in (".", str(tmp_path)):

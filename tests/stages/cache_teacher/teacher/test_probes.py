@@ -30,7 +30,7 @@ def test_a_model_that_ignores_the_mask_is_refused(
         load(tiny_teacher)
 
 
-def test_positions_that_do_not_restart_are_found(
+def test_positions_that_do_not_restart_at_documents_are_detected(
     untied_teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Relative positions forgive a shift, so they are stretched here."""
@@ -75,7 +75,7 @@ def test_a_model_that_changes_its_logits_is_refused(
         ("fail", 'RuntimeError: no kernel image.* Set attention to "sdpa" or "eager"'),
     ],
 )
-def test_a_faulty_kernel_is_found(
+def test_a_faulty_attention_kernel_is_detected(
     tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch, fault: str, problem: str, dtype: str
 ) -> None:
     by_document = attention._by_document
@@ -102,7 +102,7 @@ def test_a_faulty_kernel_is_found(
         load(tiny_teacher, attention="varlen", teacher_dtype=dtype)
 
 
-def test_running_out_of_memory_is_no_fault_of_the_model(
+def test_running_out_of_memory_is_not_blamed_on_the_model(
     tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def kernel(*_: Any) -> torch.Tensor:

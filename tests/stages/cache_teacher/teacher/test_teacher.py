@@ -38,7 +38,7 @@ def load_head(directory: Path) -> torch.Tensor:
     return load_file(directory / "model.safetensors")["model.embed_tokens.weight"]
 
 
-def test_layers_come_in_the_order_asked_for(tiny_teacher: Path) -> None:
+def test_hidden_layers_come_in_the_order_requested(tiny_teacher: Path) -> None:
     teacher = load(tiny_teacher)
     last_BTD, (one_BTD, two_BTD) = teacher.forward(rows(), starts_of(STARTS), layers=(1, 2))
     assert torch.equal(two_BTD, last_BTD)  # after the final norm
@@ -48,7 +48,7 @@ def test_layers_come_in_the_order_asked_for(tiny_teacher: Path) -> None:
         assert torch.equal(found_BTD, expected_BTD)
 
 
-def test_layers_that_are_not_asked_for_are_not_kept(tiny_teacher: Path) -> None:
+def test_hidden_layers_not_requested_are_not_kept(tiny_teacher: Path) -> None:
     """Only the blocks that were asked for have something that looks at their outputs."""
     teacher = load(tiny_teacher)
     blocks, seen = list(teacher._model.model.layers), []
@@ -62,7 +62,7 @@ def test_layers_that_are_not_asked_for_are_not_kept(tiny_teacher: Path) -> None:
         assert not any(block._forward_hooks for block in blocks)
 
 
-def test_a_forward_pass_is_abandoned_between_blocks(tiny_teacher: Path) -> None:
+def test_a_forward_pass_can_be_stopped_between_blocks(tiny_teacher: Path) -> None:
     teacher = load(tiny_teacher)
     seen: list[int] = []
     for number, block in enumerate(teacher._model.model.layers):
@@ -158,7 +158,7 @@ def test_the_exported_configuration_is_the_teacher_s(tiny_teacher: Path, tmp_pat
     assert (tmp_path / "config.json").read_bytes() == (tiny_teacher / "config.json").read_bytes()
 
 
-def test_weights_that_are_missing_are_named(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_missing_weights_are_named(tiny_teacher: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_teacher, tmp_path / "copy"))
     weights = load_file(copy / "model.safetensors")
     del weights["model.norm.weight"]
@@ -167,14 +167,14 @@ def test_weights_that_are_missing_are_named(tiny_teacher: Path, tmp_path: Path) 
         load(copy)
 
 
-def test_weights_that_are_no_weights_are_named(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_unreadable_weight_files_are_named(tiny_teacher: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_teacher, tmp_path / "copy"))
     (copy / "model.safetensors").write_bytes(b"\0" * 100)
     with pytest.raises(ValueError, match="the teacher cannot be loaded"):
         load(copy)
 
 
-def test_devices() -> None:
+def test_an_unknown_or_absent_device_is_refused() -> None:
     assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="'gpu' is not auto, cpu, cuda or cuda:N"):
         choose_device("gpu")

@@ -38,11 +38,11 @@ def test_the_spec_describes_the_teacher(tiny_teacher: Path) -> None:
     assert (spec.vocab_size, spec.head_rows) == (320, 328)
 
 
-def test_a_copy_is_the_same_teacher(tiny_teacher: Path, copy: Path) -> None:
+def test_a_copied_teacher_has_the_same_spec(tiny_teacher: Path, copy: Path) -> None:
     assert resolve(copy).spec == resolve(tiny_teacher).spec
 
 
-def test_weights_configuration_and_tokenizer_count(copy: Path) -> None:
+def test_changed_weights_configuration_or_tokenizer_change_the_hashes(copy: Path) -> None:
     before = resolve(copy).spec
     edit(copy / "config.json", rms_norm_eps=1e-5)
     reconfigured = resolve(copy).spec
@@ -97,7 +97,7 @@ def test_a_damaged_configuration_is_named(copy: Path) -> None:
         resolve(copy)
 
 
-def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_teacher_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such directory"):
         resolve(tmp_path / "nowhere")
 
@@ -168,7 +168,7 @@ def test_a_hub_model_is_pinned_by_its_commit(
         ({"vocab_size": 319}, "makes ids up to 319, but its head has 319 rows"),
     ],
 )
-def test_teachers_that_cannot_be_cached_faithfully(
+def test_teachers_that_cannot_be_cached_faithfully_are_refused(
     copy: Path, changes: dict[str, Any], problem: str
 ) -> None:
     edit(copy / "config.json", **changes)
@@ -192,7 +192,7 @@ def test_teachers_that_cannot_be_cached_faithfully(
         {"vocab_size": 320},
     ],
 )
-def test_teachers_just_inside_the_bounds(copy: Path, changes: dict[str, Any]) -> None:
+def test_teachers_just_inside_the_bounds_are_accepted(copy: Path, changes: dict[str, Any]) -> None:
     edit(copy / "config.json", **changes)
     resolve(copy)
 
@@ -215,19 +215,19 @@ def test_attention_is_chosen_by_the_model_and_its_precision(copy: Path) -> None:
     assert chosen() == "sdpa"
 
 
-def test_top_k_up_to_the_vocabulary(tiny_teacher: Path) -> None:
+def test_top_k_beyond_the_vocabulary_is_refused(tiny_teacher: Path) -> None:
     resolve(tiny_teacher, top_k=320)
     with pytest.raises(ValueError, match="top_k: 321 is more than the 320 ids"):
         resolve(tiny_teacher, top_k=321)
 
 
-def test_a_tokenizer_without_end_of_text(copy: Path) -> None:
+def test_a_tokenizer_without_end_of_text_is_refused(copy: Path) -> None:
     edit(copy / "tokenizer_config.json", eos_token=None)
     with pytest.raises(ValueError, match="no end-of-text token"):
         resolve(copy)
 
 
-def test_a_tokenizer_that_is_not_of_the_tokenizers_library(
+def test_a_tokenizer_outside_the_tokenizers_library_is_refused(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import ByT5Tokenizer

@@ -21,7 +21,7 @@ CONTENT = encode(".jsonl", TEXTS)
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_files_put_together_are_one(tmp_path: Path, suffix: str) -> None:
+def test_concatenated_compressed_files_are_read_as_one(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"corpus.jsonl{suffix}"
     path.write_bytes(compress(CONTENT, suffix) * 2)
     assert read_all(path) == (TEXTS * 2, 0)
@@ -29,7 +29,7 @@ def test_files_put_together_are_one(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "txt"])
-def test_what_is_not_whole_is_named(tmp_path: Path, suffix: str, kind: str) -> None:
+def test_a_truncated_compressed_file_is_named(tmp_path: Path, suffix: str, kind: str) -> None:
     path = tmp_path / f"corpus.{kind}{suffix}"
     whole = compress(encode(f".{kind}", TEXTS), suffix)
     for damaged in (whole[:-1], whole[:-9], whole[:3], b"", whole + b"more", CONTENT):
@@ -49,7 +49,7 @@ def test_what_is_not_whole_is_named(tmp_path: Path, suffix: str, kind: str) -> N
     ],
 )
 @pytest.mark.parametrize("name", ["corpus.jsonl", "corpus.txt", "corpus.csv"])
-def test_a_file_that_is_not_what_its_name_says(
+def test_a_file_whose_content_contradicts_its_name_is_named(
     tmp_path: Path, name: str, content: bytes, problem: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -57,7 +57,7 @@ def test_a_file_that_is_not_what_its_name_says(
         read_all(tmp_path / name, on_bad_document="skip")
 
 
-def test_lines_that_are_too_long_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_that_are_too_long_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(byte_streams, "MAX_DOCUMENT_BYTES", 4)
     monkeypatch.setattr(byte_streams, "BLOCK_BYTES", 3)
     content = b"abcd\nabcde\n\nabcdefghij\nx\nabcde"
@@ -66,7 +66,9 @@ def test_lines_that_are_too_long_are_passed_over(monkeypatch: pytest.MonkeyPatch
     ]
 
 
-def test_a_bomb_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_read_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """64 MiB in one line, compressed to some kilobytes."""
     monkeypatch.setattr(byte_streams, "MAX_DOCUMENT_BYTES", 1 << 20)
     path = tmp_path / "corpus.jsonl.zst"
@@ -82,7 +84,7 @@ def test_a_bomb_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert peak < 8 << 20
 
 
-def test_a_resume_reads_a_compressed_file_once_more(
+def test_a_resumed_run_reads_a_compressed_file_once_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One pass counts its documents, one reads them in rising order, each further one goes back."""

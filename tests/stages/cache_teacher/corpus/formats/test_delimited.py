@@ -12,7 +12,7 @@ from stages.cache_teacher.corpus.formats import delimited
 from tests.support.corpora import encode, read_all, write
 
 
-def test_quotes_commas_and_lines_within_a_field(tmp_path: Path) -> None:
+def test_quoted_fields_may_hold_quotes_commas_and_line_breaks(tmp_path: Path) -> None:
     texts = ['a "b", c', "two\nlines\r\nand more", "\0", "x" * 200_000]
     for suffix in (".csv", ".tsv", ".csv.gz"):
         assert read_all(write(tmp_path / f"corpus{suffix}", texts)) == (texts, 0)
@@ -44,7 +44,9 @@ def test_bad_rows_are_refused_or_skipped(tmp_path: Path, row: bytes) -> None:
         ('id,text\n1,x\n2,"y\n', r"corpus\.csv, line 3: not valid CSV: unexpected end"),
     ],
 )
-def test_files_that_are_no_table_of_texts(tmp_path: Path, content: str, problem: str) -> None:
+def test_files_without_a_text_column_are_refused(
+    tmp_path: Path, content: str, problem: str
+) -> None:
     path = tmp_path / "corpus.csv"
     path.write_text(content)
     with pytest.raises(ValueError, match=problem):
@@ -52,7 +54,7 @@ def test_files_that_are_no_table_of_texts(tmp_path: Path, content: str, problem:
 
 
 @pytest.mark.parametrize("field", ["x" * 200, '"' + "x\n" * 100 + '"', '"' + "xxxxxxxx\n" * 20])
-def test_a_row_without_end_is_not_read_into_memory(
+def test_an_endless_row_is_not_read_into_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
 ) -> None:
     monkeypatch.setattr(delimited, "MAX_DOCUMENT_BYTES", 100)
@@ -65,7 +67,7 @@ def test_a_row_without_end_is_not_read_into_memory(
 
 
 @given(st.lists(st.text(alphabet='a,"\n\r\t é', min_size=1, max_size=6), max_size=25))
-def test_rows_equal_the_csv_module(
+def test_rows_equal_those_of_the_csv_module(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.csv"

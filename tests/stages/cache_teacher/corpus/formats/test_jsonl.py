@@ -59,11 +59,11 @@ def test_bad_lines_are_refused_or_skipped(tmp_path: Path, line: bytes) -> None:
         (b" \t\r", ""),
     ],
 )
-def test_lines_that_are_well(line: bytes, text: str) -> None:
+def test_valid_json_lines_give_their_text(line: bytes, text: str) -> None:
     assert parse_json_line(line, "text") == text
 
 
-def test_a_json_array_says_what_was_expected(tmp_path: Path) -> None:
+def test_a_json_array_is_refused_saying_what_was_expected(tmp_path: Path) -> None:
     path = tmp_path / "corpus.json"
     path.write_text(json.dumps([{"text": "x"}], indent=1))
     with pytest.raises(ValueError, match=r"corpus\.json, line 1: .*each line must be an object"):
@@ -77,7 +77,7 @@ LINE = json.dumps({"id": 1, "text": 'a "b" \\ é \U0001f600\n', "meta": [{}, Non
     edits=st.lists(st.tuples(st.integers(0, len(LINE)), st.binary(max_size=3)), max_size=4),
     cut=st.integers(0, len(LINE)),
 )
-def test_a_mutated_line_is_text_or_bad(edits: list[tuple[int, bytes]], cut: int) -> None:
+def test_a_mutated_line_is_read_or_refused(edits: list[tuple[int, bytes]], cut: int) -> None:
     line = LINE
     for at, inserted in edits:
         line = line[:at] + inserted + line[at + len(inserted) // 2 :]
@@ -86,7 +86,7 @@ def test_a_mutated_line_is_text_or_bad(edits: list[tuple[int, bytes]], cut: int)
 
 
 @given(content=st.binary(max_size=200))
-def test_any_bytes_are_documents_or_bad(
+def test_any_bytes_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:
     """Nothing but ValueError naming file and line ends a read."""

@@ -28,7 +28,7 @@ EDIT = st.tuples(st.floats(0, 1), st.integers(0, 30), st.binary(max_size=8))
         }
     ),
 )
-def test_a_mutated_file_is_read_or_named(
+def test_a_mutated_file_is_read_or_refused_by_name(
     tmp_path_factory: pytest.TempPathFactory,
     suffix: str,
     edits: list[tuple[float, int, bytes]],
@@ -51,7 +51,7 @@ def test_a_mutated_file_is_read_or_named(
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
-def test_a_column_whose_name_is_no_text(
+def test_a_column_name_that_is_not_utf8_is_refused(
     tmp_path_factory: pytest.TempPathFactory, suffix: str
 ) -> None:
     path = write(tmp_path_factory.mktemp("named") / f"mutated{suffix}", tiny_texts(3))

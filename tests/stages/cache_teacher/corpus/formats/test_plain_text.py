@@ -26,7 +26,7 @@ PARAGRAPHS = ["one\n two", "thrée", "four"]
         ("file", (["one\n two\n\n \t\n\nthrée\n\nfour"], 0)),
     ],
 )
-def test_what_a_document_is(
+def test_a_document_is_a_line_a_paragraph_or_a_file(
     tmp_path: Path, suffix: str, text_documents: str, expected: tuple[list[str], int]
 ) -> None:
     path = tmp_path / f"corpus.txt{suffix}"
@@ -35,7 +35,7 @@ def test_what_a_document_is(
 
 
 @pytest.mark.parametrize("unit", [3, 1, 0])
-def test_a_unit_is_a_run_of_files_where_each_is_a_document(tmp_path: Path, unit: int) -> None:
+def test_a_unit_is_several_files_where_each_file_is_a_document(tmp_path: Path, unit: int) -> None:
     for number in range(7):
         (tmp_path / f"{number}.txt").write_text(f"document\n\n{number}\n")
     corpus = resolve(settings(tmp_path, text_documents="file", documents_per_unit=2))
@@ -46,7 +46,7 @@ def test_a_unit_is_a_run_of_files_where_each_is_a_document(tmp_path: Path, unit:
     assert corpus.read_unit(4) is None
 
 
-def test_a_whole_file_is_named_where_it_is_bad(tmp_path: Path) -> None:
+def test_an_invalid_whole_file_document_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "b.txt").write_bytes(b"t\xffo")
     with pytest.raises(ValueError, match=r"b\.txt: not valid UTF-8"):
@@ -55,7 +55,7 @@ def test_a_whole_file_is_named_where_it_is_bad(tmp_path: Path) -> None:
     assert read_all(tmp_path, **skipping) == (["one"], 1)
 
 
-def test_the_spec_says_what_a_document_is_where_it_is_no_line(tmp_path: Path) -> None:
+def test_the_spec_names_the_document_kind_unless_it_is_a_line(tmp_path: Path) -> None:
     for name in ("a.txt", "a.jsonl"):
         (tmp_path / name).write_text("{}\n")
 
@@ -69,7 +69,7 @@ def test_the_spec_says_what_a_document_is_where_it_is_no_line(tmp_path: Path) ->
     assert said("a.jsonl", "paragraph") is None
 
 
-def test_lines_and_paragraphs_that_are_not_utf8(tmp_path: Path) -> None:
+def test_lines_and_paragraphs_that_are_not_utf8_are_refused_or_skipped(tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt"
     path.write_bytes(b"one\n\nt\xffo\n\nthree\n")
     with pytest.raises(ValueError, match=r"corpus\.txt, line 3: not valid UTF-8"):
@@ -98,7 +98,7 @@ def test_paragraphs_equal_the_naive_split(lines: list[bytes]) -> None:
     assert list(iter_paragraphs(lines)) == naive_paragraphs(lines)
 
 
-def test_a_paragraph_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_paragraph_that_is_too_long_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_module, "MAX_DOCUMENT_BYTES", 8)
     assert list(iter_paragraphs([b"abc", b"def", b"", b"abc", b"defg", b"", b"x"])) == [
         *(b"abc\ndef", TOO_LONG, b"x")

@@ -28,7 +28,9 @@ def write_column(path: Path, column: pa.Array) -> Path:
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
 @pytest.mark.parametrize("kind", STRING_TYPES, ids=str)
-def test_every_kind_of_string_is_text(tmp_path: Path, suffix: str, kind: pa.DataType) -> None:
+def test_every_arrow_string_type_is_read_as_text(
+    tmp_path: Path, suffix: str, kind: pa.DataType
+) -> None:
     path = write_column(tmp_path / f"corpus{suffix}", pa.array([*TEXTS, None]).cast(kind))
     assert read_all(path) == (TEXTS, 1)
 
@@ -87,7 +89,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
             read_all(arrow)
 
 
-def test_offsets_that_lead_astray_are_found_before_they_are_followed(tmp_path: Path) -> None:
+def test_invalid_string_offsets_are_refused_before_they_are_used(tmp_path: Path) -> None:
     offsets = pa.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 10**6, 6)))
     column = pa.StringArray.from_buffers(2, offsets, pa.py_buffer(b"onetwo"))
     path = write_arrow(tmp_path / "corpus.arrow", column, batch_rows=2)
@@ -96,7 +98,7 @@ def test_offsets_that_lead_astray_are_found_before_they_are_followed(tmp_path: P
 
 
 @pytest.mark.parametrize("num_shards", [1, 3])
-def test_directories_of_save_to_disk_are_read(tmp_path: Path, num_shards: int) -> None:
+def test_datasets_saved_to_disk_are_read(tmp_path: Path, num_shards: int) -> None:
     import datasets
 
     dataset = datasets.Dataset.from_dict({"text": [*TEXTS, "last"]}).select(range(45))
@@ -109,7 +111,7 @@ def test_directories_of_save_to_disk_are_read(tmp_path: Path, num_shards: int) -
     assert read_all(tmp_path / "saved", documents_per_unit=4) == (TEXTS, 0)
 
 
-def test_a_saved_dictionary_of_splits(tmp_path: Path) -> None:
+def test_a_saved_dataset_dictionary_is_read_by_split(tmp_path: Path) -> None:
     import datasets
 
     splits = {"train": TEXTS[:30], "held": TEXTS[30:]}
@@ -135,7 +137,7 @@ def test_a_saved_dictionary_of_splits(tmp_path: Path) -> None:
         (json.dumps({"_data_files": [{"filename": "x.arrow"}]}), "x.arrow, which is not there"),
     ],
 )
-def test_a_saved_dataset_that_is_not_whole(tmp_path: Path, state: str, problem: str) -> None:
+def test_an_incomplete_saved_dataset_is_refused(tmp_path: Path, state: str, problem: str) -> None:
     (tmp_path / "state.json").write_text(state)
     with pytest.raises(ValueError, match=problem):
         read_all(tmp_path)
