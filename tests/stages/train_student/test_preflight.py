@@ -47,7 +47,7 @@ def test_a_run_without_a_checkpoint_may_start_over(tiny_cache: Path, run: Path) 
     assert files(run) == before
 
 
-def test_a_run_that_is_resumed(tiny_cache: Path, run: Path) -> None:
+def test_a_run_passes_only_when_resumed_with_its_settings(tiny_cache: Path, run: Path) -> None:
     (run / "checkpoints/step-0000001").mkdir(parents=True)
     before = files(run)
     check(tiny_cache, run, resume=True)
@@ -60,7 +60,7 @@ def test_a_run_that_is_resumed(tiny_cache: Path, run: Path) -> None:
         check(tiny_cache, run, resume=True, online=True)
 
 
-def test_a_setting_of_the_student_may_change_on_resume_where_it_is_one_of_speed(
+def test_on_resume_only_speed_settings_of_the_student_may_change(
     tiny_cache: Path, run: Path
 ) -> None:
     (run / "checkpoints/step-0000001").mkdir(parents=True)
@@ -69,7 +69,7 @@ def test_a_setting_of_the_student_may_change_on_resume_where_it_is_one_of_speed(
         check(tiny_cache, run, train_config(report_to=(), dropout=0.5), resume=True)
 
 
-def test_a_student_without_its_checkpoints(tiny_cache: Path, run: Path) -> None:
+def test_resuming_a_student_without_checkpoints_is_refused(tiny_cache: Path, run: Path) -> None:
     (run / "model").mkdir()
     with pytest.raises(ValueError, match="finished student without checkpoints"):
         check(tiny_cache, run, resume=True)
@@ -81,6 +81,8 @@ def test_a_directory_with_other_files_is_refused(tiny_cache: Path, tmp_path: Pat
         check(tiny_cache, tmp_path)
 
 
-def test_settings_that_the_cache_does_not_hold(tiny_cache: Path, tmp_path: Path) -> None:
+def test_temperatures_that_the_cache_does_not_hold_are_refused(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="the cache holds temperatures from 1 to 2"):
         check(tiny_cache, tmp_path, TrainStudentConfig(report_to=(), temperature_start=4.0))

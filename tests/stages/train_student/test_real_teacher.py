@@ -37,7 +37,7 @@ def stored() -> tuple[SparseTargets, torch.Tensor]:
     return targets, logits_PV - logits_PV.amax(1, keepdim=True)
 
 
-def test_between_the_nodes_the_tail_is_right_within_two_thousandths_of_a_nat(
+def test_interpolated_tail_log_mass_is_within_0_002_nats(
     stored: tuple[SparseTargets, torch.Tensor],
 ) -> None:
     targets, logits_PV = stored
@@ -48,7 +48,9 @@ def test_between_the_nodes_the_tail_is_right_within_two_thousandths_of_a_nat(
         assert errors_P.max() <= 0.002
 
 
-def test_one_node_less_could_not_be_missed(stored: tuple[SparseTargets, torch.Tensor]) -> None:
+def test_with_the_end_nodes_alone_the_tail_error_exceeds_the_bound(
+    stored: tuple[SparseTargets, torch.Tensor],
+) -> None:
     """From the two ends alone the bound does not hold: the nodes between are what is tested."""
     targets, logits_PV = stored
     ends = SparseTargets(

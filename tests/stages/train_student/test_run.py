@@ -95,7 +95,7 @@ def test_every_metric_with_a_label_is_written(whole: Path) -> None:
     assert labelled - written == {"speed/mfu"}  # nobody knows what a processor could do
 
 
-def test_training_lowers_the_loss_and_leaves_a_whole_run(whole: Path) -> None:
+def test_training_lowers_the_loss_and_leaves_a_complete_run(whole: Path) -> None:
     validations = [row for row in metrics(whole) if "validation/loss" in row]
     assert [row["step"] for row in validations] == [0, 4, 8, 9]
     assert validations[-1]["validation/loss"] < validations[0]["validation/loss"]
@@ -139,7 +139,7 @@ def test_a_run_killed_between_micro_batches_continues_bitwise(
     assert metrics(out) == metrics(whole)
 
 
-def test_stopping_where_a_checkpoint_is_leaves_it(tiny_cache: Path, tmp_path: Path) -> None:
+def test_stopping_at_a_saved_step_keeps_its_checkpoint(tiny_cache: Path, tmp_path: Path) -> None:
     """Also on a disk that has no room for another."""
     out, config = tmp_path / "run", tiny_train_config(save_total_limit=1)
     with pytest.raises(StoppedError):
@@ -172,7 +172,7 @@ def test_stopping_where_a_checkpoint_is_leaves_it(tiny_cache: Path, tmp_path: Pa
         ("evaluation.calibration.first_choices", 11, 9),
     ],
 )
-def test_a_stop_abandons_the_step_and_nothing_is_lost(
+def test_a_stop_within_a_step_resumes_bitwise(
     whole: Path, tiny_cache: Path, tmp_path: Path, place: str, last: int, step: int
 ) -> None:
     """The run is asked to stop while it is at the ``last`` call of ``place``."""
@@ -201,7 +201,7 @@ def test_a_stop_abandons_the_step_and_nothing_is_lost(
     assert metrics(out) == metrics(whole)
 
 
-def test_an_interrupted_micro_batch_leaves_the_step_before(
+def test_an_interrupted_micro_batch_leaves_the_previous_step(
     whole: Path, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An exception from a handler, in the midst of a backward pass of the fourth step."""
@@ -222,7 +222,9 @@ def test_an_interrupted_micro_batch_leaves_the_step_before(
     assert metrics(out) == metrics(whole)
 
 
-def test_nothing_that_changes_the_run_is_interrupted(tiny_cache: Path, tmp_path: Path) -> None:
+def test_optimizer_steps_metrics_and_checkpoints_are_never_interrupted(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
     """Steps of the optimizer, figures and checkpoints lie outside the blocks that may be."""
     inside = False
 
@@ -258,7 +260,7 @@ def test_nothing_that_changes_the_run_is_interrupted(tiny_cache: Path, tmp_path:
     assert seen == {"step", "write", "save"}
 
 
-def test_a_stop_before_there_is_a_run_leaves_no_checkpoint(
+def test_a_stop_before_the_run_exists_leaves_no_checkpoint(
     tiny_cache: Path, tmp_path: Path
 ) -> None:
     @contextmanager
@@ -317,7 +319,7 @@ def test_a_checkpoint_that_cannot_be_read_stops_the_run(
     assert (out / "checkpoints" / "step-0000006").exists()
 
 
-def test_two_runs_do_not_share_a_directory(tiny_cache: Path, tmp_path: Path) -> None:
+def test_two_runs_cannot_share_a_directory(tiny_cache: Path, tmp_path: Path) -> None:
     def report(progress: TrainProgress) -> None:
         if progress.event == "step":
             with pytest.raises(ValueError, match="another process is training into it"):
@@ -337,9 +339,7 @@ def test_fp16_resumes_bitwise_with_its_gradient_scaler(tiny_cache: Path, tmp_pat
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_some_of_the_head_s_columns_are_drawn_alike_after_a_resume(
-    whole: Path, tiny_cache: Path, tmp_path: Path
-) -> None:
+def test_sampled_softmax_resumes_bitwise(whole: Path, tiny_cache: Path, tmp_path: Path) -> None:
     config = tiny_train_config(sampled_softmax_size=32, save_steps=4)
     run(config, tiny_cache, tmp_path / "whole")
     with pytest.raises(Stopped):
@@ -436,7 +436,7 @@ def test_a_non_finite_loss_names_step_and_checkpoint(tiny_cache: Path, tmp_path:
         run(tiny_train_config(), tiny_cache, tmp_path / "run", resume=True)
 
 
-def test_a_gradient_that_stays_not_finite_under_fp16_stops_the_run(
+def test_a_persistently_non_finite_fp16_gradient_stops_the_run(
     tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The scaler skips such a step and halves its scale, 16 times at most."""
@@ -510,7 +510,7 @@ def test_a_directory_with_a_run_needs_resume_and_the_same_settings(
         run(tiny_train_config(), tiny_cache, tmp_path)
 
 
-def test_a_run_without_a_checkpoint_may_begin_anew_with_other_settings(
+def test_a_run_without_a_checkpoint_may_restart_with_other_settings(
     tiny_cache: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(Stopped):
@@ -520,7 +520,7 @@ def test_a_run_without_a_checkpoint_may_begin_anew_with_other_settings(
     assert read_record(tmp_path / "run").identity["batch_size"] == 2
 
 
-def test_a_finished_student_is_not_passed_off_as_that_of_other_settings(
+def test_resuming_a_finished_student_with_other_settings_is_refused(
     whole: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(whole, tmp_path / "run"))
@@ -529,7 +529,7 @@ def test_a_finished_student_is_not_passed_off_as_that_of_other_settings(
         run(tiny_train_config(seed=5), tiny_cache, out, resume=True)
 
 
-def test_a_damaged_identity_is_named(whole: Path, tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_damaged_run_record_is_named(whole: Path, tiny_cache: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(whole, tmp_path / "run"))
     for text in ("", "[]", "{}"):
         (out / "run.json").write_text(text)
@@ -537,7 +537,7 @@ def test_a_damaged_identity_is_named(whole: Path, tiny_cache: Path, tmp_path: Pa
             run(tiny_train_config(), tiny_cache, out, resume=True)
 
 
-def test_checkpoints_and_model_can_be_read_by_others(whole: Path) -> None:
+def test_checkpoint_and_model_files_have_default_permissions(whole: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     for path in whole.rglob("*.safetensors"):
@@ -574,7 +574,7 @@ def test_a_run_keeps_to_its_rows_when_the_cache_is_extended(tmp_path: Path) -> N
     ],
     ids=["sampled", "top_k+sampled", "pca", "random layers"],
 )
-def test_whatever_stage_one_was_told_to_keep_teaches(
+def test_a_student_trains_on_every_kind_of_target_of_stage_one(
     tmp_path: Path, changes: dict[str, Any], temperatures: tuple[float, float]
 ) -> None:
     from tests.support import tiny
@@ -593,7 +593,9 @@ def test_whatever_stage_one_was_told_to_keep_teaches(
     assert sum(frobenius[-3:]) < sum(frobenius[:3])
 
 
-def test_what_the_cache_cannot_answer_is_refused_at_once(tiny_cache: Path, tmp_path: Path) -> None:
+def test_settings_that_the_cache_cannot_serve_are_refused_at_once(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=r"holds temperatures from 1 to 2, the recipe asks for 3"):
         run(tiny_train_config(temperature_start=3.0), tiny_cache, tmp_path / "run")
     with pytest.raises(ValueError, match="fewer than one step's 800"):

@@ -78,7 +78,7 @@ def rates(out: Path) -> list[float]:
     return [row["schedule/learning_rate"] for row in metrics(out) if "train/loss" in row]
 
 
-def test_an_extended_run_keeps_what_it_was_and_goes_on_bitwise(
+def test_an_extended_run_keeps_its_metrics_and_continues_bitwise(
     copy: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     before = metrics(copy)
@@ -116,7 +116,7 @@ def test_the_old_model_stays_until_the_new_one_is_there(copy: Path, tiny_cache: 
     }
 
 
-def test_no_further_step_is_no_extension(copy: Path, tiny_cache: Path) -> None:
+def test_an_extension_without_further_steps_is_refused(copy: Path, tiny_cache: Path) -> None:
     before = (copy / "run.json").read_bytes()
     for step in (3, 4):
         with pytest.raises(ValueError, match=f"extension to step {step}: .*reached step 4"):
@@ -126,7 +126,7 @@ def test_no_further_step_is_no_extension(copy: Path, tiny_cache: Path) -> None:
     assert (copy / "run.json").read_bytes() == before
 
 
-def test_what_is_no_model_is_not_replaced(copy: Path, tiny_cache: Path) -> None:
+def test_a_model_directory_of_other_files_is_not_replaced(copy: Path, tiny_cache: Path) -> None:
     shutil.rmtree(copy / "model")
     (copy / "model").mkdir()
     (copy / "model" / "notes.txt").write_text("mine")
@@ -173,7 +173,7 @@ def test_a_checkpoint_of_another_extension_is_refused(copy: Path, tiny_cache: Pa
         {"step": 9},
     ],
 )
-def test_a_state_that_is_not_that_of_the_run_is_passed_over(
+def test_a_checkpoint_with_an_invalid_state_is_skipped(
     copy: Path, tiny_cache: Path, damage: dict[str, Any]
 ) -> None:
     reseal(copy / "checkpoints/step-0000004/state.json", lambda fields: fields.update(damage))
@@ -183,7 +183,9 @@ def test_a_state_that_is_not_that_of_the_run_is_passed_over(
     assert (copy / "checkpoints/step-0000004.damaged").exists()
 
 
-def test_a_cache_that_was_moved_is_remembered(copy: Path, tiny_cache: Path, tmp_path: Path) -> None:
+def test_the_new_location_of_a_moved_cache_is_stored(
+    copy: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
     assert read_record(copy).cache_location == str(tiny_cache)
     moved = Path(shutil.copytree(tiny_cache, tmp_path / "moved"))
     run(moved, copy, resume=True)
@@ -200,7 +202,7 @@ def begun(cache: Path, out: Path, init: Path | None, **changes: Any) -> dict[str
 
 
 @pytest.mark.parametrize("place", [".", "model", "checkpoints/step-0000004", "unfinished"])
-def test_a_run_begins_from_another_s_weights(
+def test_a_run_starts_from_the_weights_of_another_run(
     finished: Path, tiny_cache: Path, tmp_path: Path, place: str
 ) -> None:
     init = finished / place
@@ -218,7 +220,7 @@ def test_a_run_begins_from_another_s_weights(
     assert record.init_location.startswith(str(init.parent if place == "." else init.resolve()))
 
 
-def test_another_checkpoint_is_another_run(
+def test_other_initial_weights_make_another_run(
     finished: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     """Also where it is named by the same path: an unfinished run goes on."""
@@ -234,7 +236,7 @@ def test_another_checkpoint_is_another_run(
         run(tiny_cache, Path(shutil.copytree(finished, tmp_path / "b")), init=out, resume=True)
 
 
-def test_where_no_checkpoint_is_whole_the_initial_weights_are_asked_for(
+def test_without_an_intact_checkpoint_the_initial_weights_are_asked_for(
     finished: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -266,7 +268,7 @@ def test_initial_weights_of_another_teacher_are_refused(finished: Path, tmp_path
         run(tmp_path / "cache", tmp_path / "run", init=finished)
 
 
-def test_a_run_as_older_versions_wrote_it_is_refused_with_a_way_on(
+def test_a_run_record_of_an_older_version_is_refused_with_a_next_step(
     copy: Path, tiny_cache: Path
 ) -> None:
     record = json.loads((copy / "run.json").read_text())

@@ -50,14 +50,16 @@ def swapped(tiny_cache: Path, tmp_path: Path, request: pytest.FixtureRequest) ->
     return cache
 
 
-def test_a_run_does_not_resume_and_its_model_stays(out: Path, swapped: Path) -> None:
+def test_a_run_with_changed_teacher_files_does_not_resume_and_keeps_its_model(
+    out: Path, swapped: Path
+) -> None:
     before = contents(out / "model")
     with pytest.raises(ValueError, match=UNLIKE):
         run(CONFIG, swapped, out, resume=True)
     assert contents(out / "model") == before
 
 
-def test_a_checkpoint_is_neither_published_nor_begun_from(
+def test_a_checkpoint_with_changed_teacher_files_is_not_used(
     out: Path, swapped: Path, tmp_path: Path
 ) -> None:
     cache = cache_format.open(swapped)
@@ -70,7 +72,7 @@ def test_a_checkpoint_is_neither_published_nor_begun_from(
         shutil.rmtree(out / "model", ignore_errors=True)
 
 
-def test_a_run_of_a_version_that_did_not_know_these_files_resumes(
+def test_a_run_without_recorded_teacher_files_resumes(
     tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def older(cache: Cache) -> dict[str, str]:
@@ -105,7 +107,7 @@ def append(name: str, text: str) -> Callable[[Path], None]:
         lambda model: os.truncate(model / "model.safetensors", 100),
     ],
 )
-def test_a_finished_run_that_is_resumed_makes_its_model_whole(
+def test_resuming_a_finished_run_restores_its_missing_model_files(
     out: Path, tiny_cache: Path, damage: Callable[[Path], None]
 ) -> None:
     before = contents(out / "model")
@@ -114,7 +116,7 @@ def test_a_finished_run_that_is_resumed_makes_its_model_whole(
     assert contents(out / "model") == before
 
 
-def test_initial_weights_say_what_was_passed_over(out: Path, tiny_cache: Path) -> None:
+def test_initial_weights_name_newer_and_skipped_checkpoints(out: Path, tiny_cache: Path) -> None:
     cache = cache_format.open(tiny_cache)
     assert load_initial_weights(out, CONFIG, cache).notes == ()
     (out / "checkpoints" / "step-0000012").mkdir()

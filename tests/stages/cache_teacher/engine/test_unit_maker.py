@@ -65,7 +65,7 @@ def test_whichever_thread_is_faster_the_bytes_are_the_same(
     require_no_threads()
 
 
-def test_one_unit_is_read_and_one_is_on_the_device_while_another_is_written(
+def test_reading_computing_and_writing_of_units_overlap(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: dict[tuple[str, int], threading.Event] = {

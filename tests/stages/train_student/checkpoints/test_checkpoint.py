@@ -68,7 +68,7 @@ def flipped(data: bytes) -> list[bytes]:
     return copies
 
 
-def test_what_is_saved_is_loaded(checkpoints: Path) -> None:
+def test_a_saved_checkpoint_loads_back_equal(checkpoints: Path) -> None:
     found, problems = checkpoint.load_newest(checkpoints)
     assert found is not None
     digest = found.state.tensors_sha256
@@ -96,20 +96,20 @@ def test_what_is_saved_is_loaded(checkpoints: Path) -> None:
         checkpoint.config_of(found)
 
 
-def test_what_a_killed_save_left_is_removed_by_the_next(checkpoints: Path) -> None:
+def test_leftovers_of_a_killed_save_are_removed_by_the_next(checkpoints: Path) -> None:
     (checkpoints / ".tmp-step-0000007-abc").mkdir()
     checkpoint.save(checkpoints, state_of(9), tensors_of(*small_model(), keep=True), keep=2)
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-0000006", "step-0000009"]
 
 
-def test_every_flipped_bit_of_the_state_is_noticed() -> None:
+def test_every_flipped_bit_of_the_state_is_detected() -> None:
     data = run_file_bytes(state_of(4))
     for copy in flipped(data):
         with pytest.raises(ValueError, match=r"state\.json"):
             checkpoint.parse_state(copy, Path("state.json"))
 
 
-def test_every_flipped_bit_of_the_run_s_record_is_noticed() -> None:
+def test_every_flipped_bit_of_the_run_record_is_detected() -> None:
     record = RunRecord(identity={"cache_id": "ab", "seed": 3}, cache_location="/data/cache")
     data = run_file_bytes(record)
     assert parse_run_file(RunRecord, data, Path("run.json"), "") == record
@@ -193,7 +193,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_of_any_kind_is_passed_over_and_named(checkpoints: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_is_skipped_with_its_reason(checkpoints: Path, damage: str) -> None:
     spoil, reason = DAMAGES[damage]
     spoil(checkpoints / "step-0000006")
     found, problems = checkpoint.load_newest(checkpoints)
@@ -208,7 +208,7 @@ def test_damage_of_any_kind_is_passed_over_and_named(checkpoints: Path, damage: 
     assert checkpoint.load_newest(checkpoints)[1] == []
 
 
-def test_what_is_damaged_twice_is_set_aside_twice(checkpoints: Path) -> None:
+def test_a_checkpoint_damaged_twice_is_set_aside_under_two_names(checkpoints: Path) -> None:
     for _ in range(2):
         only_a_file(checkpoints / "step-0000006")
         checkpoint.set_aside(checkpoint.load_newest(checkpoints)[1])
@@ -219,7 +219,7 @@ def test_what_is_damaged_twice_is_set_aside_twice(checkpoints: Path) -> None:
     ]
 
 
-def test_a_checkpoint_of_another_version_stops_and_stays(checkpoints: Path) -> None:
+def test_a_checkpoint_of_another_version_stops_the_run_and_stays(checkpoints: Path) -> None:
     sealed({"format_version": "2.0"})(checkpoints / "step-0000006")
     with pytest.raises(UnsupportedFormatError, match=r"2\.0.* move .*step-0000006 out of this"):
         checkpoint.load_newest(checkpoints)
@@ -252,7 +252,7 @@ def without_moments(tensors: dict[str, torch.Tensor]) -> None:
         (put("optimizer.bias.step", torch.ones(3)), r"step: expected \(\(\)"),
     ],
 )
-def test_tensors_that_do_not_fit_are_passed_over(
+def test_checkpoints_with_wrong_tensors_are_skipped(
     checkpoints: Path, change: Callable[[dict[str, torch.Tensor]], None], reason: str
 ) -> None:
     """None is taken for another, and no moment begins anew in silence."""
@@ -274,7 +274,7 @@ def test_tensors_that_do_not_fit_are_passed_over(
         raise ValueError(problems[0].reason)
 
 
-def test_tensors_come_back_as_they_were() -> None:
+def test_model_and_optimizer_tensors_round_trip_bitwise() -> None:
     model, optimizer = small_model()
     model(torch.ones(1, 2)).square().sum().backward()
     optimizer.step()
@@ -287,7 +287,7 @@ def test_tensors_come_back_as_they_were() -> None:
     assert float(saved["optimizer.bias.step"]) == 1
 
 
-def test_moments_that_are_there_from_the_start_change_no_step() -> None:
+def test_preallocated_optimizer_moments_change_no_step() -> None:
     """AdamW begins its own at its first step."""
     torch.manual_seed(3)
     model, optimizer = small_model()
@@ -327,7 +327,7 @@ def test_moments_that_are_there_from_the_start_change_no_step() -> None:
         {"other": 1.0},
     ],
 )
-def test_a_scaler_s_state_that_cannot_be_used_is_refused(change: dict[str, Any]) -> None:
+def test_an_invalid_gradient_scaler_state_is_refused(change: dict[str, Any]) -> None:
     scaler = torch.amp.GradScaler("cpu", enabled=True)
     require_scaler_state(scaler, scaler.state_dict())
     with pytest.raises(ValueError, match="scaler: expected finite numbers"):
@@ -343,7 +343,7 @@ def test_a_state_that_is_no_json_is_not_saved(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_state_that_would_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
+def test_a_state_that_could_not_be_read_back_is_not_saved(tmp_path: Path) -> None:
     bad = dataclasses.replace(state_of(1), config={"max_steps": 2**63})
     with pytest.raises(ValueError, match=r"^config\.max_steps: must be an integer of 64 bits"):
         checkpoint.save(tmp_path, bad, {}, keep=1)
@@ -351,7 +351,7 @@ def test_a_state_that_would_not_be_read_again_is_not_saved(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["state.json", "tensors.safetensors"])
-def test_a_pipe_in_a_checkpoint_is_not_waited_for(checkpoints: Path, name: str) -> None:
+def test_a_named_pipe_in_a_checkpoint_does_not_block_loading(checkpoints: Path, name: str) -> None:
     file = checkpoints / "step-0000006" / name
     file.unlink()
     os.mkfifo(file)

@@ -15,12 +15,12 @@ TWICE = (Extension(from_step=10, to_step=20), Extension(from_step=15, to_step=30
 @pytest.mark.parametrize(
     ("step", "num_steps"), [(0, 10), (9, 10), (10, 20), (14, 20), (15, 30), (29, 30)]
 )
-def test_what_was_done_stays_as_it_was(step: int, num_steps: int) -> None:
+def test_an_extension_does_not_change_earlier_schedule_steps(step: int, num_steps: int) -> None:
     assert num_steps_at(step, 10, TWICE) == num_steps
 
 
 @pytest.mark.parametrize(("step", "number"), [(10, 0), (11, 1), (15, 1), (16, 2)])
-def test_a_checkpoint_knows_what_it_was_trained_under(step: int, number: int) -> None:
+def test_the_extensions_of_a_checkpoint_are_those_before_its_step(step: int, number: int) -> None:
     assert extensions_before(step, TWICE) == TWICE[:number]
 
 
@@ -33,11 +33,13 @@ def test_a_checkpoint_knows_what_it_was_trained_under(step: int, number: int) ->
         (1, 11, (Extension(from_step=1, to_step=11),)),
     ],
 )
-def test_the_first_extension(step: int, to_step: int, expected: tuple[Extension, ...]) -> None:
+def test_a_first_extension_starts_at_the_last_or_current_step(
+    step: int, to_step: int, expected: tuple[Extension, ...]
+) -> None:
     assert extended((), planned=10, step=step, to_step=to_step) == expected
 
 
-def test_an_extension_is_extended_replaced_or_asked_for_again() -> None:
+def test_a_further_extension_extends_replaces_or_repeats_the_last() -> None:
     once = TWICE[:1]
     assert extended(once, planned=10, step=12, to_step=20) == once
     assert extended(once, planned=10, step=15, to_step=30) == TWICE
@@ -57,6 +59,6 @@ def test_an_extension_is_extended_replaced_or_asked_for_again() -> None:
         (5, 9, "already continues to step 10, and cannot be shortened"),
     ],
 )
-def test_what_is_no_extension_is_refused(step: int, to_step: int, message: str) -> None:
+def test_an_invalid_extension_is_refused(step: int, to_step: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         extended((), planned=10, step=step, to_step=to_step)

@@ -9,7 +9,7 @@ from stages.train_student.checkpoints.extension import Extension
 from stages.train_student.run_files import parse_run_file, write_run_file
 
 
-def test_what_cannot_be_read_back_is_not_written(tmp_path: Path) -> None:
+def test_a_run_file_that_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
     path, good = tmp_path / "extension.json", Extension(from_step=1, to_step=2)
     write_run_file(path, good)
     with pytest.raises(CorruptFileError, match="to_step"):

@@ -102,7 +102,7 @@ def test_a_cache_of_one_unit_trains_a_student(
     assert validated == ids_of(cache, "validation")
 
 
-def test_a_run_keeps_its_rows_where_the_cache_is_extended(tmp_path: Path) -> None:
+def test_a_run_keeps_its_rows_when_the_cache_is_extended(tmp_path: Path) -> None:
     config, out = TrainStudentConfig(batch_size=1, gradient_accumulation_steps=1), tmp_path / "run"
     cache = write_units(tmp_path / "cache", [0, 1])
     rows = prepare(out, cache, config, resume=False, recipe_toml="").rows

@@ -45,7 +45,7 @@ def test_batches_hold_the_rows_of_the_cache(tiny_cache: Path) -> None:
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_threads_change_nothing(tiny_cache: Path, num_threads: int) -> None:
+def test_loader_threads_do_not_change_the_batches(tiny_cache: Path, num_threads: int) -> None:
     cache = cache_format.open(tiny_cache)
     config = TrainStudentConfig(seed=5, batch_size=2, gradient_accumulation_steps=2)
     order = row_order(cache, config, cache.num_rows("train"))
@@ -77,7 +77,7 @@ def test_a_process_reads_its_own_micro_batches(tiny_cache: Path) -> None:
                 assert [hashes(batch) for batch in ours] == [hashes(b) for b in expected]
 
 
-def test_head_and_tail_of_a_resume_are_the_whole(tiny_cache: Path) -> None:
+def test_batches_before_and_after_a_resume_equal_an_uninterrupted_run(tiny_cache: Path) -> None:
     """At every step, over the end of an epoch."""
     cache = cache_format.open(tiny_cache)
     order = row_order(
@@ -96,7 +96,9 @@ def test_head_and_tail_of_a_resume_are_the_whole(tiny_cache: Path) -> None:
         assert read(step, stop) == whole[step:]
 
 
-def test_copies_go_to_the_stream_of_the_batches_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_to_device_copies_use_the_stream_of_the_batch_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Not to that of the first GPU, which is where a process begins."""
     asked: list[torch.device] = []
 
@@ -171,7 +173,7 @@ class TestRoomForCopies:
         return cache
 
     @pytest.mark.parametrize("shuffle_shards", [1, 2, None])
-    def test_a_window_that_does_not_fit_is_refused(
+    def test_a_shuffle_window_larger_than_local_space_is_refused(
         self, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch, shuffle_shards: int | None
     ) -> None:
         sizes = sorted(entry.num_bytes for entry in cache_format.open(tiny_cache).shards("train"))
@@ -191,5 +193,5 @@ class TestRoomForCopies:
             assert f"{needed:,} bytes" in str(e.value)
             assert f"may take only {room:,}" in str(e.value)
 
-    def test_a_local_cache_needs_no_room(self, tiny_cache: Path) -> None:
+    def test_a_local_cache_needs_no_local_space(self, tiny_cache: Path) -> None:
         assert cache_format.open(tiny_cache).max_local_bytes is None

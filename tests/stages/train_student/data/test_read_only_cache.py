@@ -10,7 +10,7 @@ from tests.support.train_configs import tiny_train_config
 from tests.support.train_runs import run
 
 
-def test_training_on_a_read_only_cache(tiny_cache: Path, tmp_path: Path) -> None:
+def test_training_works_on_a_read_only_cache(tiny_cache: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     shutil.copytree(tiny_cache, cache)
     before = contents(cache)

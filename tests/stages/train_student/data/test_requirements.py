@@ -30,7 +30,7 @@ def require(config: TrainStudentConfig, cache: Cache, *, online: bool = False) -
         ("temperature_end", 2.01, False),
     ],
 )
-def test_temperatures_lie_within_the_nodes(
+def test_temperatures_outside_the_nodes_are_refused(
     tmp_path: Path, kind: str, key: str, asked: float, is_held: bool
 ) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS[kind])
@@ -42,7 +42,7 @@ def test_temperatures_lie_within_the_nodes(
         require(TrainStudentConfig(**changes), cache)
 
 
-def test_samples_allow_their_own_temperature_alone(tmp_path: Path) -> None:
+def test_sampled_targets_allow_only_their_own_temperature(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["sampled hot"])
     for drawn_at in (4 / 3, 1.333333):
         settings = TrainStudentConfig(temperature_start=drawn_at, temperature_end=drawn_at)
@@ -58,7 +58,7 @@ def test_samples_allow_their_own_temperature_alone(tmp_path: Path) -> None:
         }
 
 
-def test_labels_alone_ask_for_no_temperature(tmp_path: Path) -> None:
+def test_training_on_labels_alone_needs_no_temperature(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["sampled"])
     require(TrainStudentConfig(alpha_start=0.0, alpha_end=0.0), cache)
 
@@ -75,7 +75,7 @@ def test_the_paper_s_schedule_on_samples_is_refused_before_anything_is_written(
     assert not out.exists()
 
 
-def test_without_sketches_there_is_no_frobenius_term(tmp_path: Path) -> None:
+def test_without_sketches_a_frobenius_term_is_refused(tmp_path: Path) -> None:
     sketch = sample_spec(with_sketch=False).sketch
     cache = write_cache(tmp_path / "cache", TARGETS["top_k"], sketch)
     require(TrainStudentConfig(beta_start=0.0, beta_end=0.0), cache)
@@ -83,7 +83,7 @@ def test_without_sketches_there_is_no_frobenius_term(tmp_path: Path) -> None:
         require(TrainStudentConfig(), cache)
 
 
-def test_a_teacher_in_the_loop_wants_the_whole_head(tmp_path: Path) -> None:
+def test_an_online_teacher_is_refused_with_sampled_softmax(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["top_k"])
     some = TrainStudentConfig(sampled_softmax_size=64)
     require(some, cache)

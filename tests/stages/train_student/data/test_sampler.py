@@ -26,7 +26,7 @@ def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch() -> None:
     assert len({order.tobytes() for order in orders}) == 4
 
 
-def test_the_order_is_frozen() -> None:
+def test_the_row_order_equals_the_golden_one() -> None:
     # A checkpoint made with one version must continue the same order with the next.
     assert epoch_order(0, 0, (10,)).tolist() == [0, 9, 1, 6, 3, 5, 4, 2, 8, 7]
     assert epoch_order(7, 3, (2, 4)).tolist() == [2, 1, 3, 4, 0, 5]
@@ -34,7 +34,9 @@ def test_the_order_is_frozen() -> None:
 
 
 @given(st.lists(st.integers(0, 30), max_size=12), st.integers(1, 14), st.integers(0, 3))
-def test_windows_of_all_shards_change_nothing(shards: list[int], more: int, epoch: int) -> None:
+def test_a_window_of_all_shards_gives_the_full_shuffle(
+    shards: list[int], more: int, epoch: int
+) -> None:
     everything = epoch_order(5, epoch, tuple(shards))
     assert everything.tolist() == epoch_order(5, epoch, (sum(shards),)).tolist()
     windowed = epoch_order(5, epoch, tuple(shards), len(shards) + more)
@@ -42,7 +44,9 @@ def test_windows_of_all_shards_change_nothing(shards: list[int], more: int, epoc
 
 
 @pytest.mark.parametrize("shuffle_shards", [1, 2, 3, 6])
-def test_no_more_shards_than_asked_for_are_needed_at_a_time(shuffle_shards: int) -> None:
+def test_windowed_order_needs_at_most_the_given_number_of_shards_at_once(
+    shuffle_shards: int,
+) -> None:
     shard_of_row = np.repeat(np.arange(len(SHARDS)), SHARDS)
     orders_of_shards = set()
     for epoch in range(20):
@@ -57,7 +61,7 @@ def test_no_more_shards_than_asked_for_are_needed_at_a_time(shuffle_shards: int)
     assert len(orders_of_shards) > 10
 
 
-def test_rows_of_a_window_are_mixed() -> None:
+def test_rows_within_a_window_are_shuffled_across_shards() -> None:
     order = epoch_order(0, 0, (50,) * 8, 2)
     for start in range(0, 400, 100):
         shards = order[start : start + 100] // 50
@@ -106,7 +110,7 @@ def test_processes_share_the_micro_batches_of_a_step(num_ranks: int) -> None:
         assert [dealt[number] for number in range(4)] == whole.tolist()
 
 
-def test_every_micro_batch_has_a_seed_of_its_own() -> None:
+def test_every_micro_batch_has_its_own_seed() -> None:
     seeds = {
         micro_batch_seed(seed, step, number)
         for seed in range(3)
@@ -124,7 +128,7 @@ def test_fewer_rows_than_a_step_is_refused() -> None:
         steps_per_epoch(4, 0)
 
 
-def test_a_window_holds_a_shard_at_least() -> None:
+def test_a_shuffle_window_below_one_shard_is_refused() -> None:
     for shuffle_shards in (None, 1):
         assert TrainStudentConfig(shuffle_shards=shuffle_shards).shuffle_shards == shuffle_shards
     with pytest.raises(ValueError, match="shuffle_shards: must be 1 or more"):

@@ -120,7 +120,7 @@ def alone(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_two_processes_train_the_student_of_one(
+def test_two_processes_train_the_same_student_as_one(
     two: Launcher, alone: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     done = two.train(tiny_cache, tmp_path / "run", parallel="fsdp", **SIZES)
@@ -128,7 +128,7 @@ def test_two_processes_train_the_student_of_one(
     assert_same_student(tmp_path / "run", alone, 2e-5)
 
 
-def test_two_that_torchrun_starts_train_the_student_of_one(
+def test_two_torchrun_processes_train_the_same_student_as_one(
     alone: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     done = train_by_torchrun(tiny_cache, tmp_path / "run", parallel="ddp", **SIZES)
@@ -136,7 +136,7 @@ def test_two_that_torchrun_starts_train_the_student_of_one(
     assert_same_student(tmp_path / "run", alone, 2e-5)
 
 
-def test_one_may_have_more_micro_batches_than_the_other(
+def test_processes_may_have_unequal_numbers_of_micro_batches(
     two: Launcher, tiny_cache: Path, tmp_path: Path
 ) -> None:
     changes: dict[str, Any] = {"batch_size": 1, "gradient_accumulation_steps": 3, "max_steps": 3}
@@ -146,7 +146,7 @@ def test_one_may_have_more_micro_batches_than_the_other(
     assert_same_student(tmp_path / "run", tmp_path / "alone", 2e-5)
 
 
-def test_a_trained_head_and_scaled_gradients_are_shared_too(
+def test_a_trained_head_and_scaled_gradients_are_synchronized(
     two: Launcher, tiny_cache: Path, tmp_path: Path
 ) -> None:
     changes: dict[str, Any] = {"train_head": True, "precision": "fp16", "max_steps": 3}
@@ -157,7 +157,7 @@ def test_a_trained_head_and_scaled_gradients_are_shared_too(
     assert_same_student(tmp_path / "run", tmp_path / "alone", 2e-2)
 
 
-def test_columns_of_the_head_are_drawn_for_a_micro_batch_wherever_it_is(
+def test_sampled_softmax_columns_do_not_depend_on_the_process(
     two: Launcher, tiny_cache: Path, tmp_path: Path
 ) -> None:
     changes: dict[str, Any] = {"sampled_softmax_size": 32, "max_steps": 3}
@@ -167,7 +167,7 @@ def test_columns_of_the_head_are_drawn_for_a_micro_batch_wherever_it_is(
     assert_same_student(tmp_path / "run", tmp_path / "alone", 2e-5)
 
 
-def test_checkpoints_move_between_numbers_of_processes(
+def test_checkpoints_resume_on_another_number_of_processes(
     two: Launcher, alone: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     """Two with all weights, stopped mid-epoch; then one; then two with their weights spread."""
@@ -194,7 +194,7 @@ def test_checkpoints_move_between_numbers_of_processes(
     assert_same_student(out, alone, 2e-5)
 
 
-def test_all_stop_in_a_validation_that_a_resumed_run_begins_with(
+def test_all_processes_stop_within_the_validation_after_a_resume(
     two: Launcher, alone: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -207,7 +207,7 @@ def test_all_stop_in_a_validation_that_a_resumed_run_begins_with(
     assert [row["step"] for row in metrics(out)] == [row["step"] for row in metrics(alone)]
 
 
-def test_what_the_first_process_refuses_ends_all(
+def test_a_refusal_by_the_first_process_ends_all(
     two: Launcher, alone: Path, tiny_cache: Path
 ) -> None:
     done = two.train(tiny_cache, alone, learning_rate=0.1, **SIZES)
@@ -216,7 +216,9 @@ def test_what_the_first_process_refuses_ends_all(
     assert "OtherProcessFailedError" in done.stderr, done.stderr
 
 
-def test_one_that_fails_ends_all_at_once(two: Launcher, tiny_cache: Path, tmp_path: Path) -> None:
+def test_one_failing_process_ends_all_at_once(
+    two: Launcher, tiny_cache: Path, tmp_path: Path
+) -> None:
     """The first process does not wait for the second, and what was saved can be gone on with."""
     done = two.train(tiny_cache, tmp_path / "run", fail_after=4, **SIZES)
     assert done.returncode != 0
@@ -236,7 +238,7 @@ def test_one_that_fails_ends_all_at_once(two: Launcher, tiny_cache: Path, tmp_pa
         ((2, 1), 4, "ddp", "batch_size=1 with train_student.gradient_accumulation_steps=4"),
     ],
 )
-def test_a_step_that_cannot_be_dealt_is_refused(
+def test_a_step_that_cannot_be_divided_among_processes_is_refused(
     sizes: tuple[int, int], num_ranks: int, parallel: str, advice: str
 ) -> None:
     changes = {
@@ -250,7 +252,9 @@ def test_a_step_that_cannot_be_dealt_is_refused(
 
 
 @pytest.mark.parametrize(("num_ranks", "parallel"), [(1, "fsdp"), (3, "ddp"), (4, "fsdp")])
-def test_a_step_that_can_be_dealt_is_not(num_ranks: int, parallel: str) -> None:
+def test_a_step_that_can_be_divided_among_processes_is_accepted(
+    num_ranks: int, parallel: str
+) -> None:
     require_processes(
         tiny_train_config(gradient_accumulation_steps=4, parallel=parallel), num_ranks
     )

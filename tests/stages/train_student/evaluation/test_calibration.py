@@ -20,7 +20,7 @@ def expected_error(confidences: list[float], is_right: list[bool]) -> float:
     return total
 
 
-def test_error_and_accuracy_of_many_positions_in_parts() -> None:
+def test_calibration_error_and_accuracy_accumulate_over_batches() -> None:
     generator = torch.Generator().manual_seed(0)
     confidence = torch.rand(500, generator=generator, dtype=torch.float64).clamp_min(1e-3)
     is_right = torch.rand(500, generator=generator) < confidence.sqrt()
@@ -34,7 +34,7 @@ def test_error_and_accuracy_of_many_positions_in_parts() -> None:
 
 
 @pytest.mark.parametrize("confidence", [1e-9, 1 / 15, 0.5, 1.0, 1.0 + 1e-7])
-def test_edges_fall_into_a_bin(confidence: float) -> None:
+def test_confidences_at_the_edges_fall_into_a_bin(confidence: float) -> None:
     calibration = Calibration()
     calibration.add(
         torch.tensor([confidence, confidence], dtype=torch.float64), torch.tensor([True, False])
@@ -57,7 +57,7 @@ def test_a_bin_holds_its_upper_edge_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_first_choices(chunk: int) -> None:
+def test_first_choices_are_the_argmax_and_its_probability(chunk: int) -> None:
     generator = torch.Generator().manual_seed(1)
     hidden, head = (torch.randn(n, 8, generator=generator) for n in (7, 30))
     confidence, ids = first_choices(hidden, head, chunk)

@@ -70,7 +70,7 @@ def test_metrics_equal_those_of_full_logits(tiny_cache: Path) -> None:
     assert found["validation/teacher_loss"] == pytest.approx(teacher_loss / count, rel=1e-6)
 
 
-def test_of_samples_the_teacher_s_choices_are_not_known(tmp_path: Path) -> None:
+def test_sampled_targets_give_no_teacher_accuracy(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["sampled"])
     model = load_student(tiny_train_config(), cache)
     objective = make_objective(model, cache, tiny_train_config(), torch.device("cpu"))
@@ -79,7 +79,7 @@ def test_of_samples_the_teacher_s_choices_are_not_known(tmp_path: Path) -> None:
     assert not {"validation/teacher_accuracy", "validation/teacher_ece"} & found.keys()
 
 
-def test_without_a_scored_position_there_is_an_error(tiny_cache: Path) -> None:
+def test_validation_without_a_scored_position_is_refused(tiny_cache: Path) -> None:
     cache = cache_format.open(tiny_cache)
     model = load_student(tiny_train_config(), cache)
     objective = make_objective(model, cache, tiny_train_config(), torch.device("cpu"))

@@ -27,7 +27,7 @@ def flip(path: Path, index: int) -> None:
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="there is no sha256sum")
-def test_sha256sum_can_check_them(model: Path) -> None:
+def test_sha256sum_can_check_the_published_files(model: Path) -> None:
     check = ["sha256sum", "--check", "--strict", "--quiet", CHECKSUMS]
     assert subprocess.run(check, cwd=model, check=False).returncode == 0
     flip(model / "model.safetensors", -1)
@@ -48,7 +48,7 @@ def test_one_flipped_bit_of_the_tokenizer_is_named(model: Path) -> None:
         load_student_tokenizer(model, 10**6)
 
 
-def test_files_that_are_not_listed_are_refused(model: Path) -> None:
+def test_files_missing_from_the_checksums_are_refused(model: Path) -> None:
     lines = (model / CHECKSUMS).read_text().splitlines(keepends=True)
     (model / CHECKSUMS).write_text("".join(line for line in lines if "model.safet" not in line))
     with pytest.raises(ValueError, match=r"model\.safetensors: not listed in SHA256SUMS"):
@@ -62,7 +62,7 @@ def test_damaged_checksums_are_named(model: Path, text: str) -> None:
         load_stored_student(model)
 
 
-def test_a_directory_without_checksums_is_read_and_a_card_may_be_edited(model: Path) -> None:
+def test_missing_checksums_and_an_edited_model_card_are_accepted(model: Path) -> None:
     (model / "README.md").write_text("mine\n")
     load_stored_student(model)
     assert "README.md" in published_files(model)
@@ -84,7 +84,7 @@ def test_a_checkpoint_that_is_newer_than_the_model_is_mentioned(
     assert [("step 9999999" in line) for line in said] == [True] * is_said
 
 
-def test_checksums_that_are_no_regular_file_are_refused(model: Path) -> None:
+def test_a_checksum_file_that_is_no_regular_file_is_refused(model: Path) -> None:
     path = model / CHECKSUMS
     for make in (os.mkfifo, lambda where: where.symlink_to("/dev/zero"), Path.mkdir):
         path.unlink()
@@ -100,7 +100,7 @@ def test_checksums_that_are_no_regular_file_are_refused(model: Path) -> None:
         load_stored_student(model)
 
 
-def test_checksums_without_end_are_refused(model: Path) -> None:
+def test_an_oversized_checksum_file_is_refused(model: Path) -> None:
     with (model / CHECKSUMS).open("ab") as file:
         file.truncate(1 << 34)
     with pytest.raises(ValueError, match="SHA256SUMS: damaged"):

@@ -10,14 +10,14 @@ from stages.train_student.export.model_directory import find_model_directory, no
 
 
 @pytest.mark.parametrize("name", ["run", "run/model"])
-def test_a_run_or_its_model(tmp_path: Path, name: str) -> None:
+def test_a_model_is_found_by_its_run_or_its_own_path(tmp_path: Path, name: str) -> None:
     (tmp_path / "run/model").mkdir(parents=True)
     assert find_model_directory(tmp_path / name) is None
     (tmp_path / "run/model/config.json").touch()
     assert find_model_directory(tmp_path / name) == tmp_path / "run/model"
 
 
-def test_what_an_unfinished_run_lacks(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_said_to_lack_a_checkpoint_or_model(tmp_path: Path) -> None:
     (tmp_path / "run.json").touch()
     assert "there is no checkpoint yet. Resume it." in str(no_student(tmp_path))
     (tmp_path / "checkpoints/step-0000001").mkdir(parents=True)
@@ -26,7 +26,7 @@ def test_what_an_unfinished_run_lacks(tmp_path: Path) -> None:
     assert error.next_step.actions == (StageAction.RESUME,)
 
 
-def test_a_directory_that_is_no_run(tmp_path: Path) -> None:
+def test_a_directory_that_is_no_run_is_named(tmp_path: Path) -> None:
     error = no_student(tmp_path)
     assert str(error) == f"{tmp_path}: neither a run of stage two nor a model directory"
     assert error.next_step == NextStep("")

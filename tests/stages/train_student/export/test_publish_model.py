@@ -60,7 +60,7 @@ def test_the_model_card_names_teacher_cache_and_metrics(published: Path, tiny_ca
     assert "device" not in recipe
 
 
-def test_a_card_without_recipe_and_figures_leaves_them_out(
+def test_a_model_card_without_recipe_and_metrics_leaves_them_out(
     tiny_cache: Path, tmp_path: Path
 ) -> None:
     cache = cache_format.open(tiny_cache)
@@ -100,7 +100,7 @@ print(type(model).__module__)
 """
 
 
-def test_the_card_s_code_loads_it_where_this_project_is_not_installed(
+def test_the_code_of_the_model_card_loads_the_model_without_this_project(
     published: Path, tmp_path: Path
 ) -> None:
     """Bit for bit; and what is saved again has all that it had."""

@@ -22,7 +22,7 @@ from tests.support.students import publish_student
         ("generation_config.json", {"configuration_files": ["x.json"]}),
     ],
 )
-def test_settings_that_are_not_a_student_s_are_refused(
+def test_settings_that_no_student_has_are_refused(
     tiny_cache: Path, tmp_path: Path, file: str, changes: dict[str, Any]
 ) -> None:
     model = publish_student(tiny_cache, tmp_path / "run") / "model"

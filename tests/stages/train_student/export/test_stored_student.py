@@ -36,7 +36,9 @@ def same_logits(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("train_head", [False, True])
-def test_it_is_what_transformers_loads(tiny_cache: Path, tmp_path: Path, train_head: bool) -> None:
+def test_a_stored_student_equals_what_transformers_loads(
+    tiny_cache: Path, tmp_path: Path, train_head: bool
+) -> None:
     path = publish_student(tiny_cache, tmp_path / "run", train_head=train_head) / "model"
     ours: Any = load_stored_student(path)
     theirs = DistilXLSTMForCausalLM.from_pretrained(path)
@@ -64,7 +66,7 @@ def test_sharded_weights_load_like_a_single_file(whole: Path, copy: Path) -> Non
     assert same_logits(load_stored_student(copy), load_stored_student(whole))
 
 
-def test_a_weight_in_two_parts_is_refused(copy: Path) -> None:
+def test_a_weight_in_two_weight_files_is_refused(copy: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     (copy / "model.safetensors").unlink()
     weight_map = {name: f"model-{n % 2}.safetensors" for n, name in enumerate(tensors)}
@@ -75,7 +77,7 @@ def test_a_weight_in_two_parts_is_refused(copy: Path) -> None:
         load_stored_student(copy)
 
 
-def test_settings_that_no_student_has_are_passed_over(whole: Path, copy: Path) -> None:
+def test_settings_that_no_student_has_are_ignored(whole: Path, copy: Path) -> None:
     change(copy, quantization_config={"quant_method": "awq"}, attn_implementation="a/kernel")
     change(copy, transformers_weights="adapter_model.bin", auto_map={"AutoConfig": "evil.Evil"})
     loaded = load_stored_student(copy)
@@ -108,16 +110,14 @@ def test_settings_that_no_student_has_are_passed_over(whole: Path, copy: Path) -
         ({"qkv_block_size": 64, "num_heads": 1}, "weights are missing|expected the shape"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(
-    copy: Path, changes: dict[str, Any], problem: str
-) -> None:
+def test_invalid_settings_are_named(copy: Path, changes: dict[str, Any], problem: str) -> None:
     change(copy, **changes)
     with pytest.raises(ValueError, match=problem) as raised:
         load_stored_student(copy)
     assert str(copy) in str(raised.value)
 
 
-def test_weights_that_do_not_fit_are_named(copy: Path) -> None:
+def test_missing_extra_and_misshapen_weights_are_named(copy: Path) -> None:
     path = copy / "model.safetensors"
     tensors = load_file(path)
     norm = "xlstm_block_stack.post_blocks_norm.weight"

@@ -90,7 +90,7 @@ def test_values_and_gradients_equal_the_dense_formula(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
-def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_loss_equals_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cpu")
     if not has_compiler(device):
         pytest.skip("no C++ compiler")
@@ -111,7 +111,7 @@ def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiled.dense_pass.is_compiled
 
 
-def test_a_head_that_is_trained_has_its_gradient() -> None:
+def test_a_trained_head_receives_its_gradient() -> None:
     hidden, head, labels, _ = make_problem(6, 7, 40)
     teacher = make_teacher(6, 7, 40)
     leaf, exact = head.clone().requires_grad_(), head.double().requires_grad_()
@@ -130,7 +130,7 @@ def test_a_head_that_is_trained_has_its_gradient() -> None:
     assert counted.num_agreeing.item() == 7
 
 
-def test_it_is_the_sparse_loss_of_all_ids() -> None:
+def test_the_dense_loss_equals_the_sparse_loss_of_all_ids() -> None:
     hidden, head, labels, _ = make_problem(4, 8, 50)
     teacher = make_teacher(4, 8, 50)
     exact = teacher.hidden_ND.double() @ teacher.head_VD.double().T
@@ -145,7 +145,7 @@ def test_it_is_the_sparse_loss_of_all_ids() -> None:
     assert found.num_agreeing.item() == expected.num_agreeing.item() < 8
 
 
-def test_a_student_equal_to_its_teacher_has_no_kl_and_no_gradient_of_it() -> None:
+def test_a_student_equal_to_its_teacher_has_zero_kl_and_gradient() -> None:
     hidden, head, labels, _ = make_problem(7, 30, 50)
     leaf = hidden.clone().requires_grad_()
     teacher = DenseTargets(hidden, head)

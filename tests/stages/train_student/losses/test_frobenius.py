@@ -33,7 +33,7 @@ def test_frobenius_of_a_perfect_student_is_zero_and_has_a_gradient() -> None:
     assert gradient.isfinite().all()
 
 
-def test_without_a_scored_position_it_is_zero_and_so_is_its_gradient() -> None:
+def test_without_a_scored_position_frobenius_and_its_gradient_are_zero() -> None:
     student = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(4)).requires_grad_()
     none = torch.zeros(2, 3, dtype=torch.bool)
     sketches = torch.ones(2, 3, 8), torch.ones(1, 16, 8)
@@ -47,7 +47,7 @@ def test_without_a_scored_position_it_is_zero_and_so_is_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("dim", [3, 12])
-def test_of_orthonormal_columns_it_is_the_part_within_their_directions(dim: int) -> None:
+def test_with_orthonormal_columns_frobenius_is_that_of_the_projected_difference(dim: int) -> None:
     generator = torch.Generator().manual_seed(2)
     student, teacher = torch.randn(2, 4, 5, 12, generator=generator)
     columns, _ = torch.linalg.qr(torch.randn(12, 12, generator=generator))

@@ -59,7 +59,7 @@ def objective_of(config: TrainStudentConfig, cache: Cache) -> tuple[Any, Objecti
 
 
 class TestLoader:
-    def test_draws_are_the_row_s(self, tmp_path: Path) -> None:
+    def test_tail_samples_of_a_batch_are_those_of_its_rows(self, tmp_path: Path) -> None:
         cache = write_cache(tmp_path / "cache", TARGETS["top_k+sampled"])
         batch = read_batch(cache, "train", [4, 1, 2], with_sketch=False)
         samples = ids_of(batch).samples
@@ -79,13 +79,15 @@ class TestLoader:
             assert begin == len(draws.ids) > 0
 
     @pytest.mark.parametrize("kind", ["top_k", "sampled"])
-    def test_batches_of_caches_without_samples_have_none(self, tmp_path: Path, kind: str) -> None:
+    def test_batches_of_caches_without_tail_samples_have_none(
+        self, tmp_path: Path, kind: str
+    ) -> None:
         cache = write_cache(tmp_path / "cache", TARGETS[kind])
         batch = read_batch(cache, "train", [0], with_sketch=False)
         assert ids_of(batch).samples is None
 
     @pytest.mark.parametrize("kind", ["sampled", "sampled hot"])
-    def test_of_samples_scores_at_their_temperature_are_log_counts(
+    def test_sampled_logprobs_at_their_temperature_are_log_counts(
         self, tmp_path: Path, kind: str
     ) -> None:
         cache = write_cache(tmp_path / "cache", TARGETS[kind])
@@ -99,7 +101,7 @@ class TestLoader:
         # The teacher's choice is the id that was drawn most.
         assert (shares[:, :1] >= shares).all()
 
-    def test_rows_share_one_projection(self, tmp_path: Path) -> None:
+    def test_rows_share_one_principal_component_matrix(self, tmp_path: Path) -> None:
         cache = write_cache(tmp_path / "cache", TARGETS["top_k"], pca_sketch())
         batch = read_batch(cache, "train", [0, 1, 2], with_sketch=True)
         assert batch.projection is not None
@@ -109,7 +111,7 @@ class TestLoader:
         assert batch.sketch is not None
         assert len(batch.sketch) == 3
 
-    def test_rows_have_the_signs_of_their_unit(self, tmp_path: Path) -> None:
+    def test_rows_have_the_projection_signs_of_their_unit(self, tmp_path: Path) -> None:
         cache = write_cache(tmp_path / "cache", TARGETS["top_k"])
         batch = read_batch(cache, "validation", [0, 4, 1], with_sketch=True)  # of units 0, 3, 0
         assert batch.projection is not None
@@ -141,7 +143,7 @@ def test_the_frobenius_term_projects_the_student_as_the_teacher_was(
 
 
 @pytest.mark.parametrize("kind", list(TARGETS))
-def test_training_follows_the_teacher(tmp_path: Path, kind: str) -> None:
+def test_training_runs_on_every_target_kind(tmp_path: Path, kind: str) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS[kind], pca_sketch())
     out = tmp_path / "run"
     last = train_student(
@@ -157,7 +159,7 @@ def test_training_follows_the_teacher(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", list(TARGETS))
-def test_validation_says_how_far_the_student_is(tmp_path: Path, kind: str) -> None:
+def test_validation_reports_divergence_for_every_target_kind(tmp_path: Path, kind: str) -> None:
     """KL at T = 1 or at that of the samples, against float64 over the rows' own arrays."""
     cache = write_cache(tmp_path / "cache", TARGETS[kind])
     model, objective = objective_of(config_for(kind), cache)
@@ -224,7 +226,7 @@ def _within_tail(
     return float((shares * np.exp(log_p - log_r) * (log_p - log_q)).sum())
 
 
-def test_a_batch_moves_with_all_it_holds(tmp_path: Path) -> None:
+def test_moving_a_batch_moves_all_its_tensors(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["top_k+sampled"], pca_sketch())
     batch = read_batch(cache, "train", [0], with_sketch=True).to(torch.device("meta"))
     places = {name: tensor.device.type for name, tensor in tensors_of(batch)}

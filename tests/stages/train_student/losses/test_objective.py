@@ -25,7 +25,7 @@ from tests.support.student_caches import TARGETS, TEMPERATURES, write_cache
 from tests.support.train_configs import tiny_train_config
 
 
-def test_the_mode_finds_what_waits() -> None:
+def test_the_sync_detector_catches_operations_that_wait_for_the_device() -> None:
     values = torch.arange(3.0)
     is_large = values > 1
     with NothingIsAsked():
@@ -52,7 +52,7 @@ def test_the_mode_finds_what_waits() -> None:
                 ask()
 
 
-def test_the_mode_lets_pass_what_does_not_wait() -> None:
+def test_the_sync_detector_allows_operations_that_do_not_wait() -> None:
     values, place = torch.arange(3.0), torch.tensor([0])
     is_large = values > 1
     with NothingIsAsked():
@@ -97,7 +97,7 @@ def require_that_nothing_is_asked(
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("slstm_at", [(0,), ()])
 @pytest.mark.parametrize("train_head", [True, False])
-def test_forward_and_backward_wait_for_nothing(
+def test_forward_and_backward_never_wait_for_the_device(
     tiny_cache: Path, precision: Any, slstm_at: tuple[int, ...], train_head: bool
 ) -> None:
     cache = cache_format.open(tiny_cache)
@@ -108,14 +108,18 @@ def test_forward_and_backward_wait_for_nothing(
 
 
 @pytest.mark.parametrize("kind", list(TARGETS))
-def test_nor_do_they_with_other_targets(tmp_path: Path, kind: str) -> None:
+def test_forward_and_backward_never_wait_for_the_device_with_any_targets(
+    tmp_path: Path, kind: str
+) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS[kind])
     batch = read_batch(cache, "train", range(3), with_sketch=False)
     temperature = TEMPERATURES.get(kind, (1.3,))[0]
     require_that_nothing_is_asked(*tiny_objective(tiny_train_config(), cache), batch, temperature)
 
 
-def test_nor_do_they_with_a_teacher_in_the_loop(tiny_cache: Path) -> None:
+def test_forward_and_backward_never_wait_for_the_device_with_an_online_teacher(
+    tiny_cache: Path,
+) -> None:
     cache = cache_format.open(tiny_cache)
     batch = read_batch(cache, "train", range(4), with_sketch=False)
     model, objective = tiny_objective(tiny_train_config(), cache)
@@ -126,7 +130,7 @@ def test_nor_do_they_with_a_teacher_in_the_loop(tiny_cache: Path) -> None:
     assert teacher.num_asked == 1
 
 
-def test_the_teacher_is_asked_before_the_student(
+def test_the_online_teacher_runs_before_the_student(
     tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It waits for the device, on which nothing of the student may be queued by then."""
@@ -149,7 +153,7 @@ def test_the_teacher_is_asked_before_the_student(
     assert num_asked == [1]
 
 
-def test_a_trained_head_is_the_model_s_own_and_there_once(tiny_cache: Path) -> None:
+def test_a_trained_head_is_the_model_s_own_without_a_copy(tiny_cache: Path) -> None:
     cache = cache_format.open(tiny_cache)
     model, objective = tiny_objective(tiny_train_config(train_head=True), cache)
     assert objective.head_VD is None
@@ -160,7 +164,7 @@ def test_a_trained_head_is_the_model_s_own_and_there_once(tiny_cache: Path) -> N
     assert objective.head_of(model).requires_grad
 
 
-def test_a_frozen_head_is_without_its_padding_rows(tiny_cache: Path) -> None:
+def test_a_frozen_head_has_no_padding_rows(tiny_cache: Path) -> None:
     cache = cache_format.open(tiny_cache)
     model, objective = tiny_objective(tiny_train_config(), cache)
     assert objective.head_of(model) is objective.head_VD
@@ -168,7 +172,7 @@ def test_a_frozen_head_is_without_its_padding_rows(tiny_cache: Path) -> None:
     assert not objective.head_of(model).requires_grad
 
 
-def test_a_batch_without_a_scored_position_adds_nothing(tiny_cache: Path) -> None:
+def test_a_batch_without_a_scored_position_adds_no_loss(tiny_cache: Path) -> None:
     cache = cache_format.open(tiny_cache)
     batch = read_batch(cache, "train", range(2), with_sketch=True)
     labels, none = torch.full_like(batch.labels, -100), batch.scored[:0]
@@ -196,7 +200,7 @@ class MeanSquare:
         return TermLoss(weight * mean, (mean,))
 
 
-def test_one_more_term_adds_its_loss_its_gradient_and_its_value(tiny_cache: Path) -> None:
+def test_a_further_loss_term_adds_its_loss_gradient_and_value(tiny_cache: Path) -> None:
     cache = cache_format.open(tiny_cache)
     batch = read_batch(cache, "train", range(2), with_sketch=True)
     model, objective = tiny_objective(tiny_train_config(dropout=0.0), cache)
@@ -219,7 +223,7 @@ def test_one_more_term_adds_its_loss_its_gradient_and_its_value(tiny_cache: Path
     torch.testing.assert_close(found, gained)
 
 
-def test_scored_positions(tiny_cache: Path) -> None:
+def test_only_scored_positions_are_selected(tiny_cache: Path) -> None:
     batch = read_batch(cache_format.open(tiny_cache), "train", [0, 3], with_sketch=True)
     is_scored = batch.labels >= 0
     assert torch.equal(scored(batch.labels, batch), batch.labels[is_scored])

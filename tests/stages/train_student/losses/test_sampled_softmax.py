@@ -77,7 +77,7 @@ def gradient_of(
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("keeps_repetitions", [False, True])
 @pytest.mark.parametrize("kind", _KINDS)
-def test_columns_that_are_all_there_once_give_the_exact_loss(
+def test_sampling_every_column_once_gives_the_exact_loss(
     kind: str, keeps_repetitions: bool, mode: str
 ) -> None:
     *problem, teacher = make_problem(1, 12, _VOCAB)
@@ -92,7 +92,9 @@ def test_columns_that_are_all_there_once_give_the_exact_loss(
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
-def test_in_half_precision_too(dtype: torch.dtype, bound: float) -> None:
+def test_sampling_every_column_once_gives_the_exact_gradient_in_half_precision(
+    dtype: torch.dtype, bound: float
+) -> None:
     *problem, teacher = make_problem(1, 12, _VOCAB)
     targets, columns = (
         targets_of("top_k+sampled", teacher, 1.6),
@@ -104,7 +106,7 @@ def test_in_half_precision_too(dtype: torch.dtype, bound: float) -> None:
 
 
 @pytest.mark.parametrize("keeps_repetitions", [False, True])
-def test_the_weight_of_every_id_is_one_on_average(keeps_repetitions: bool) -> None:
+def test_the_mean_sampling_weight_of_every_id_is_one(keeps_repetitions: bool) -> None:
     """So every sum over columns is unbiased; what is named stands for itself, always."""
     columns = sampled_softmax_size(32)
     columns.keeps_repetitions = keeps_repetitions
@@ -129,7 +131,7 @@ def test_the_weight_of_every_id_is_one_on_average(keeps_repetitions: bool) -> No
         assert allowed.max() < bound  # or no bias would be seen
 
 
-def test_the_normaliser_is_unbiased() -> None:
+def test_the_sampled_normalizer_is_unbiased() -> None:
     problem = early(make_problem(2, 1, _VOCAB)[:3])
     (_, exact, _), _ = gradient_of(None, problem, None, 1.0)
     torch.manual_seed(0)
@@ -141,7 +143,7 @@ def test_the_normaliser_is_unbiased() -> None:
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-def test_the_gradient_is_near_the_exact_one_on_average(kind: str) -> None:
+def test_the_mean_sampled_gradient_is_near_the_exact_one(kind: str) -> None:
     """Bias below 3 % of its norm for 64 draws; noise falls with the root of their number."""
     *problem, teacher = make_problem(3, 8, _VOCAB)
     problem = [*early(problem)]
@@ -165,7 +167,7 @@ def test_the_gradient_is_near_the_exact_one_on_average(kind: str) -> None:
     assert 0 < noise[64] < 0.7 * noise[16]
 
 
-def test_draws_follow_the_generator_and_validation_takes_all_columns() -> None:
+def test_sampling_follows_the_generator_and_validation_uses_all_columns() -> None:
     *problem, teacher = make_problem(4, 12, _VOCAB)
     targets, columns = targets_of("top_k", teacher, 1.6), sampled_softmax_size(32)
     found = []
@@ -186,7 +188,7 @@ def test_draws_follow_the_generator_and_validation_takes_all_columns() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_where_these_would_be_no_fewer_all_columns_are_taken() -> None:
+def test_all_columns_are_used_where_sampling_would_save_none() -> None:
     *problem, teacher = make_problem(5, 12, _VOCAB)
     labels = torch.arange(12)
     targets = targets_of("labels", teacher, 1.0)
@@ -212,7 +214,9 @@ class NothingIsAsLargeAsAllLogits(TorchDispatchMode):  # type: ignore[no-untyped
 
 @pytest.mark.parametrize("kind", _KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_it_waits_for_no_gpu_and_never_has_all_logits(kind: str, dtype: torch.dtype) -> None:
+def test_sampled_softmax_never_waits_for_the_gpu_or_holds_all_logits(
+    kind: str, dtype: torch.dtype
+) -> None:
     *problem, teacher = make_problem(6, 8, _VOCAB)
     targets, columns = targets_of(kind, teacher, 1.0), sampled_softmax_size(32)
     columns.keeps_repetitions = True  # as on a GPU
@@ -222,7 +226,7 @@ def test_it_waits_for_no_gpu_and_never_has_all_logits(kind: str, dtype: torch.dt
         gradient_of(None, problem, targets, 1.0, dtype=dtype)
 
 
-def test_bounds_of_the_setting() -> None:
+def test_sampled_softmax_settings_out_of_bounds_are_refused() -> None:
     assert TrainStudentConfig().sampled_softmax_size is None
     assert TrainStudentConfig(sampled_softmax_size=1).sampled_softmax_size == 1
     assert train_config(train_head=True).student.train_head

@@ -115,7 +115,7 @@ def test_values_and_gradients_equal_the_dense_formula(
     weighting=st.sampled_from([(0.0, 1.0), (0.3, 1.7)]),
     chunk=st.integers(1, 10),
 )
-def test_draws_add_the_dense_formula_s_last_term(
+def test_tail_samples_add_the_last_term_of_the_dense_formula(
     mode: str,
     seed: int,
     num_positions: int,
@@ -179,7 +179,7 @@ def test_at_k_equal_to_the_vocabulary_it_is_full_distillation(temperature: float
     assert sums.kl.item() == pytest.approx(full.item(), rel=1e-5)
 
 
-def test_between_the_nodes_an_exact_tail_gives_the_dense_formula() -> None:
+def test_an_exact_tail_between_nodes_gives_the_dense_formula() -> None:
     temperature = 1.37
     hidden, head, labels, teacher = make_problem(5, 7, 60)
     targets = sparse(teacher, [8] * 7, 8)

@@ -21,7 +21,7 @@ DRAWN = SparseSamples(
 LABELS = torch.tensor([5, 8, 0, 3])
 
 
-def test_an_id_counts_once_and_leaves_the_logits() -> None:
+def test_each_target_token_counts_once_and_is_removed_from_the_logits() -> None:
     targets = SparseTargets(KEPT, GAPS, torch.zeros(4, 1), (1.0,), DRAWN)
     logits = torch.arange(40.0).reshape(4, 10)
     before = logits.clone()
@@ -35,14 +35,14 @@ def test_an_id_counts_once_and_leaves_the_logits() -> None:
         assert torch.equal(logits[n, left], before[n, left])
 
 
-def test_without_targets_only_the_label_is_named() -> None:
+def test_without_targets_the_label_is_the_only_target_token() -> None:
     logits = torch.arange(40.0).reshape(4, 10)
     found = TargetTokens.of(LABELS, None).take(logits)
     assert found[:, 0].tolist() == [5.0, 18.0, 20.0, 33.0]
     assert (logits == -math.inf).sum() == 4
 
 
-def test_tails_of_a_student_that_is_sure_keep_their_digits() -> None:
+def test_the_tail_of_a_confident_student_keeps_its_precision() -> None:
     """1 − q would be 0 in any precision; log q_tail is about −199 all the same."""
     vocab = 30
     logits = torch.zeros(2, vocab)
@@ -69,7 +69,7 @@ def test_tails_of_a_student_that_is_sure_keep_their_digits() -> None:
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-9)
 
 
-def test_kept_ids_of_all_the_mass_leave_the_student_s_tail_nothing_to_match() -> None:
+def test_kept_ids_of_all_the_mass_leave_no_tail_term() -> None:
     """Mass 1 is kept though ids are left over: the tail's p is 0, and its gradient q/T."""
     logits = torch.randn(3, 12, generator=torch.Generator().manual_seed(1))
     gaps = torch.tensor([[0.0, 0.7]]).expand(3, -1)

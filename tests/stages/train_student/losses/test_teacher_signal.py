@@ -39,7 +39,7 @@ class Teacher:
 
 
 @pytest.mark.parametrize("sketch", [SketchSpec(kind="rademacher", dim=8), pca_sketch()])
-def test_the_cache_s_are_those_of_the_batch(tmp_path: Path, sketch: SketchSpec) -> None:
+def test_cached_targets_are_those_of_the_batch(tmp_path: Path, sketch: SketchSpec) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["top_k"], sketch)
     batch = read_batch(cache, "train", [0, 1], with_sketch=True)
     signal = CachedSignal(cache.spec)
@@ -56,7 +56,7 @@ def test_the_cache_s_are_those_of_the_batch(tmp_path: Path, sketch: SketchSpec) 
 
 
 @pytest.mark.parametrize("has_mean", [True, False])
-def test_a_teacher_in_the_loop_is_asked_once_a_batch(tiny_cache: Path, has_mean: bool) -> None:
+def test_an_online_teacher_runs_once_per_batch(tiny_cache: Path, has_mean: bool) -> None:
     batch = read_batch(cache_format.open(tiny_cache), "train", [0, 1], with_sketch=True)
     teacher = Teacher(has_mean)
     targets = OnlineSignal(teacher).targets(batch, _BOTH)
@@ -72,7 +72,7 @@ def test_a_teacher_in_the_loop_is_asked_once_a_batch(tiny_cache: Path, has_mean:
         assert targets.hidden_states is None
 
 
-def test_a_teacher_in_the_loop_is_not_asked_for_what_has_no_weight(tiny_cache: Path) -> None:
+def test_an_online_teacher_computes_no_targets_of_zero_weight(tiny_cache: Path) -> None:
     batch = read_batch(cache_format.open(tiny_cache), "train", [0], with_sketch=True)
     teacher = Teacher(has_mean=True)
     signal = OnlineSignal(teacher)

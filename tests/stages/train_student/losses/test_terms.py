@@ -19,7 +19,7 @@ def test_subtract_lowers_the_start_and_keeps_counting_steps() -> None:
     assert late.alpha == 0.5  # v_0 is never lowered beyond v_f
 
 
-def test_scale_restart_is_a_saw_tooth() -> None:
+def test_the_restart_schedule_is_a_saw_tooth() -> None:
     config = TrainStudentConfig(epoch_rule="scale_restart")
     weights = loss_weights(config, step=200, steps_per_epoch=100)
     assert weights.alpha == pytest.approx(0.8 * 0.95**2)
@@ -44,14 +44,14 @@ def test_a_rising_alpha_is_raised_by_delta_and_refused_where_it_would_fall() -> 
         TrainStudentConfig(alpha_start=0.5, alpha_end=0.8, epoch_rule="scale_restart")
 
 
-def test_the_labels_never_weigh_less_than_nothing() -> None:
+def test_the_label_weight_is_never_negative() -> None:
     # Each end alone is fine; in between, α falls and β rises at different speeds.
     with pytest.raises(ValueError, match=r"alpha_end: must be at most 1 − β = 0\.1"):
         TrainStudentConfig(alpha_start=0.1, alpha_end=0.9, beta_start=0.9, beta_end=0.1)
 
 
 @pytest.mark.parametrize("ends", [(0.0, 0.2), (0.2, 0.0)])
-def test_a_term_that_ever_has_a_weight_needs_its_targets(ends: tuple[float, float]) -> None:
+def test_a_term_with_weight_at_either_end_needs_its_targets(ends: tuple[float, float]) -> None:
     nothing: dict[str, Any] = {
         "alpha_start": 0.0,
         "alpha_end": 0.0,

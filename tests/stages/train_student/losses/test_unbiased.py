@@ -99,7 +99,9 @@ def _allowed(estimates: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("temperature", "drawn_at"), _AT)
-def test_top_k_and_draws_are_unbiased_for_the_full_kl(temperature: float, drawn_at: float) -> None:
+def test_top_k_with_tail_samples_is_unbiased_for_the_full_kl(
+    temperature: float, drawn_at: float
+) -> None:
     problem, generator = make_problem(), torch.Generator().manual_seed(1)
     targets = with_draws(problem.top_k(), problem.repeated(), _DRAWS, drawn_at, generator)
     gradients, values = gradients_and_values(problem, targets, temperature)
@@ -111,7 +113,7 @@ def test_top_k_and_draws_are_unbiased_for_the_full_kl(temperature: float, drawn_
     assert abs(low[0] - problem.kl(temperature)) > 3 * _allowed(values)
 
 
-def test_draws_at_the_wrong_temperature_would_be_seen() -> None:
+def test_tail_samples_at_the_wrong_temperature_are_detectably_biased() -> None:
     problem, generator = make_problem(), torch.Generator().manual_seed(1)
     drawn = with_draws(problem.top_k(), problem.repeated(), _DRAWS, 2.0, generator)
     assert drawn.samples is not None
@@ -135,7 +137,7 @@ def test_draws_at_the_wrong_temperature_would_be_seen() -> None:
 
 
 @pytest.mark.parametrize("drawn_at", [1.0, 4 / 3, 2.0])
-def test_samples_are_unbiased_in_the_gradient_and_too_high_in_the_value(drawn_at: float) -> None:
+def test_samples_have_an_unbiased_gradient_and_a_loss_biased_upward(drawn_at: float) -> None:
     problem, generator = make_problem(), torch.Generator().manual_seed(2)
     targets = samples(problem.repeated(), 12, drawn_at, generator)
     gradients, values = gradients_and_values(problem, targets, drawn_at)
@@ -148,7 +150,7 @@ def test_samples_are_unbiased_in_the_gradient_and_too_high_in_the_value(drawn_at
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.6, 2.0])
-def test_top_k_is_biased_as_stated(temperature: float) -> None:
+def test_top_k_alone_is_biased_as_documented(temperature: float) -> None:
     problem = make_problem()
     gradients, values = gradients_and_values(
         problem, problem.top_k().chunk(0, _GROUPS), temperature
@@ -167,7 +169,7 @@ def test_top_k_is_biased_as_stated(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.6])
-def test_of_as_many_stored_ids_keeping_the_largest_has_the_least_noise(temperature: float) -> None:
+def test_for_equal_storage_keeping_the_largest_ids_has_the_least_noise(temperature: float) -> None:
     problem, generator = make_problem(vocab=60, exponent=2.0), torch.Generator().manual_seed(3)
     both = with_draws(problem.top_k(), problem.repeated(), _DRAWS, temperature, generator)
     assert both.samples is not None
@@ -184,7 +186,7 @@ def test_of_as_many_stored_ids_keeping_the_largest_has_the_least_noise(temperatu
 
 
 @pytest.mark.parametrize(("temperature", "drawn_at"), _AT)
-def test_gradients_over_the_tail_do_not_depend_on_how_much_was_drawn(
+def test_tail_gradients_do_not_depend_on_the_number_of_samples(
     temperature: float, drawn_at: float
 ) -> None:
     """Every trial's gradient sums to 0, so that no constant added to the logits is felt."""

@@ -40,7 +40,7 @@ def expected(
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("into", [None, torch.float16, torch.bfloat16])
-def test_it_is_the_formula(mode: str, into: torch.dtype | None) -> None:
+def test_the_vocabulary_pass_equals_the_dense_formula(mode: str, into: torch.dtype | None) -> None:
     logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(0)) * 4
     logits[:, ::7] = -math.inf
     labels_only, with_kl = columns(3.0), columns(3.0, 2.5, -1.0, 0.4)
@@ -62,7 +62,7 @@ def test_it_is_the_formula(mode: str, into: torch.dtype | None) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_where_all_ids_are_named_nothing_is_left(mode: str) -> None:
+def test_if_all_ids_are_target_tokens_no_mass_is_left(mode: str) -> None:
     the_pass = VocabularyPass(mode, CPU)  # type: ignore[arg-type]
     weights = DeviceWeights.of(VocabularyWeights(0.5, 0.5, 2.0), CPU)
     for known in (columns(1.0), columns(1.0, 1.0, -math.inf, 0.0)):
@@ -72,7 +72,7 @@ def test_where_all_ids_are_named_nothing_is_left(mode: str) -> None:
         assert (logits == 0).all()
 
 
-def test_rows_are_worked_on_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_processed_in_cache_sized_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit into a core's cache is read from memory once for each of its passes."""
     the_pass, seen = VocabularyPass("off", CPU), []
 
@@ -91,7 +91,7 @@ def test_rows_are_worked_on_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     assert seen == [2, 2, 1, 5]
 
 
-def test_what_is_not_finite_stays_so() -> None:
+def test_nan_logits_stay_nan() -> None:
     logits = torch.zeros(6, 10)
     logits[2, 3] = math.nan
     (rest,) = VocabularyPass("off", CPU)(

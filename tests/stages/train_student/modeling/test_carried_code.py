@@ -19,7 +19,7 @@ PACKAGE = "stages.train_student.modeling"
         ("carried_code", "carried_code"),
     ],
 )
-def test_names(module: str, name: str) -> None:
+def test_carried_modules_have_flat_names(module: str, name: str) -> None:
     assert flat_name(module) == name
 
 

@@ -59,7 +59,7 @@ def generate(student: Any, ids: Tensor, mask: Tensor, **options: Any) -> Tensor:
     ],
     ids=["greedy", "greedy with parameters", "beams", "several beams"],
 )
-def test_a_padded_batch_is_generated_as_each_prompt_alone(
+def test_a_padded_batch_generates_what_each_prompt_generates_alone(
     student: Any, options: dict[str, Any]
 ) -> None:
     batch = generate(student, *left_padded(PROMPTS), **options)
@@ -92,7 +92,7 @@ def test_samples_of_a_padded_batch_do_not_depend_on_the_state(
         assert not torch.equal(runs[0][0], runs[0][1])
 
 
-def test_a_prompt_is_read_at_once_and_then_each_token_costs_the_same(student: Any) -> None:
+def test_a_prompt_is_one_forward_and_each_token_costs_the_same(student: Any) -> None:
     calls: list[tuple[int, int]] = []
 
     def watch(_: Any, __: Any, inputs: dict[str, Any], output: Any) -> None:
@@ -108,7 +108,7 @@ def test_a_prompt_is_read_at_once_and_then_each_token_costs_the_same(student: An
     assert len({num_bytes for _, num_bytes in calls}) == 1
 
 
-def test_generation_goes_on_from_a_state(student: Any) -> None:
+def test_generation_continues_from_a_state(student: Any) -> None:
     """A long text may be read in parts, and generated from."""
     ids = make_ids(1, 12)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_generation_goes_on_from_a_state(student: Any) -> None:
 
 
 @torch.no_grad()
-def test_a_mask_may_cover_what_came_before_the_state(student: Any) -> None:
+def test_an_attention_mask_may_cover_positions_before_the_state(student: Any) -> None:
     ids, mask = left_padded(PROMPTS)
     whole = student(ids, attention_mask=mask).logits
     state = None
@@ -136,7 +136,7 @@ def test_a_mask_may_cover_what_came_before_the_state(student: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_half_precision_generates_what_it_computes_in_parallel(
+def test_half_precision_generation_equals_the_parallel_forward(
     tmp_path: Any, dtype: torch.dtype
 ) -> None:
     """Gates, sums and states stay in float32, so going on token by token adds no error."""

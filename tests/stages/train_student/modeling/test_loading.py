@@ -42,7 +42,7 @@ def saved(student: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"dtype": torch.float64}, torch.float64),
     ],
 )
-def test_the_blocks_take_the_precision_asked_for_and_the_frozen_copies_keep_theirs(
+def test_blocks_take_the_given_dtype_and_frozen_copies_keep_theirs(
     student: Any, saved: Path, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
     loaded = load(saved, **options)
@@ -68,7 +68,9 @@ def test_the_blocks_take_the_precision_asked_for_and_the_frozen_copies_keep_thei
     ids=["cpu", "auto", "root", "parts"],
 )
 @torch.no_grad()
-def test_device_maps(student: Any, saved: Path, device_map: Any) -> None:
+def test_a_student_loaded_with_any_device_map_gives_the_same_logits(
+    student: Any, saved: Path, device_map: Any
+) -> None:
     pytest.importorskip("accelerate", reason="device maps need accelerate")
     loaded = load(saved, device_map=device_map)
     ids = make_ids(2, 9)
@@ -79,7 +81,7 @@ def test_device_maps(student: Any, saved: Path, device_map: Any) -> None:
     assert torch.equal(loaded.generate(ids, attention_mask=mask, **options), expected)
 
 
-def test_the_stack_is_not_split_and_not_offloaded(saved: Path, tmp_path: Path) -> None:
+def test_the_stack_is_never_split_or_offloaded(saved: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="device maps need accelerate")
     from accelerate import infer_auto_device_map
 
@@ -145,14 +147,14 @@ def test_a_saved_model_carries_the_code_that_finds_it(saved: Path, tmp_path: Pat
             assert name in (path / f"{module}.py").read_text()
 
 
-def test_uploading_is_a_method_of_its_own(student: Any, tmp_path: Path) -> None:
+def test_save_pretrained_refuses_push_to_hub(student: Any, tmp_path: Path) -> None:
     """Hugging Face would upload before the code lies beside the weights."""
     with pytest.raises(ValueError, match="push_to_hub"):
         student.save_pretrained(tmp_path, push_to_hub=True)
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_in_several_files(student: Any, tmp_path: Path) -> None:
+def test_weights_in_several_files_load_like_one(student: Any, tmp_path: Path) -> None:
     student.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     assert torch.equal(load(tmp_path)(make_ids(1, 5)).logits, student(make_ids(1, 5)).logits)

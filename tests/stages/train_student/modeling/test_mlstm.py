@@ -124,7 +124,7 @@ def test_gradients_equal_finite_differences(with_state: bool, chunk_length: int)
 
 
 @pytest.mark.parametrize("kind", ["normaliser", "floor"])
-def test_gradients_pass_through_what_divides(kind: str) -> None:
+def test_gradients_pass_through_the_normalizer(kind: str) -> None:
     """Both sides of max(|n|, exp(−m)), each with a gradient by gates of earlier chunks."""
     problem = make_problem(12, gate_scale=0.3)
     if kind == "floor":
@@ -162,7 +162,7 @@ PACKED = [
 
 @chunk_lengths
 @pytest.mark.parametrize(("row", "first", "stop"), PACKED)
-def test_a_document_is_what_it_is_alone_and_sends_no_gradient_to_others(
+def test_a_packed_document_equals_itself_alone_with_no_gradient_to_others(
     row: int, first: int, stop: int, chunk_length: int
 ) -> None:
     problem = make_problem(43, gate_scale=6.0)
@@ -184,7 +184,7 @@ def test_a_document_is_what_it_is_alone_and_sends_no_gradient_to_others(
 
 
 @pytest.mark.parametrize("chunk_length", [64, 1000])
-def test_what_earlier_documents_forgot_costs_no_precision(chunk_length: int) -> None:
+def test_strong_forgetting_in_earlier_documents_costs_no_precision(chunk_length: int) -> None:
     """The cumulative sum over the row reaches −40,000 here, where float32 has steps of 0.004."""
     problem = make_problem(220, dtype=torch.float32)
     problem[4][:, :, :200] = -200.0
@@ -194,7 +194,7 @@ def test_what_earlier_documents_forgot_costs_no_precision(chunk_length: int) -> 
     torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_what_earlier_chunks_forgot_costs_no_precision() -> None:
+def test_strong_forgetting_in_earlier_chunks_costs_no_precision() -> None:
     """Within one document: F reaches −9,000 before the chunks that are looked at."""
     exact = make_problem(300)
     exact[4][:, :, :250] = -36.0
@@ -207,7 +207,7 @@ def test_what_earlier_chunks_forgot_costs_no_precision() -> None:
 
 @chunk_lengths
 @pytest.mark.parametrize("splits", [(0, 20), (0, 1, 2, 20), (0, 5, 13, 20), tuple(range(21))])
-def test_going_on_from_states_equals_one_pass(splits: tuple[int, ...], chunk_length: int) -> None:
+def test_continuing_from_states_equals_one_pass(splits: tuple[int, ...], chunk_length: int) -> None:
     problem = make_problem(20, gate_scale=3.0)
     starts = [(0, 5), (0, 6), (1, 12)]
     whole = run(problem, layout_of(20, *starts))
@@ -246,7 +246,7 @@ def test_a_step_equals_the_package_s_recurrent_step() -> None:
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)  # m starts at 0 there
 
 
-def test_states_do_not_keep_what_they_were_computed_from() -> None:
+def test_states_keep_no_larger_tensor_in_memory() -> None:
     problem = make_problem(64)
     q, k, v, i, f = problem
     layout = layout_of(64, has_state=True)
@@ -345,7 +345,7 @@ def test_short_sequences_are_one_chunk(num_positions: int, head_width: int, expe
     assert chosen_chunk_length(num_positions, head_width) == expected
 
 
-def test_chunks_are_even_and_laid_out_once() -> None:
+def test_chunks_have_even_lengths_and_are_laid_out_once() -> None:
     layout = layout_of(20, (0, 5))
     chunks = layout.chunks(8)
     assert (chunks.num, chunks.length) == (3, 7)

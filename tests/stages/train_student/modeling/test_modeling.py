@@ -70,7 +70,7 @@ def test_weights_are_a_function_of_the_seed_and_leave_the_global_state_alone() -
     )
 
 
-def test_start_values_are_the_package_s() -> None:
+def test_initial_weights_are_those_of_the_package() -> None:
     """Zero recurrence and gates, rising forget-gate biases, untouched by Hugging Face."""
     stack: Any = make_student().xlstm_block_stack
     slstm, mlstm = stack.blocks[0].xlstm, stack.blocks[1].xlstm
@@ -166,7 +166,7 @@ def test_loss_shifts_labels_and_skips_masked_ones_and_document_starts() -> None:
     assert torch.equal(as_tuple[0], output.loss)
 
 
-def test_packed_documents_are_what_they_are_alone() -> None:
+def test_packed_documents_equal_the_documents_alone() -> None:
     student = make_noisy_student()
     ids = make_ids(2, 20)
     packed = student(ids, is_document_start=starts(2, 20, (0, 0), (0, 6), (0, 7), (1, 19))).logits
@@ -180,7 +180,7 @@ def test_document_starts_of_another_shape_are_refused() -> None:
         make_student()(make_ids(2, 6), is_document_start=starts(1, 6))
 
 
-def test_round_trip_is_bitwise(tmp_path: Path) -> None:
+def test_saving_and_loading_is_bitwise(tmp_path: Path) -> None:
     student = make_noisy_student()  # bfloat16 embedding and head, float32 blocks
     student.save_pretrained(tmp_path)
     loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -230,7 +230,7 @@ def test_a_directory_that_lacks_weights_is_refused(tmp_path: Path) -> None:
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
-def test_settings_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+def test_invalid_settings_are_refused_by_name(tmp_path: Path) -> None:
     make_student().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_heads": 7}))
@@ -239,7 +239,7 @@ def test_settings_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("splits", [(0, 12), (0, 5, 6, 7, 12), tuple(range(13))])
-def test_going_on_from_a_state_equals_one_forward(splits: tuple[int, ...]) -> None:
+def test_continuing_from_a_state_equals_one_forward(splits: tuple[int, ...]) -> None:
     student = make_noisy_student()
     ids = make_ids(3, 12)
     with torch.no_grad():
@@ -340,7 +340,7 @@ def test_generation_stops_at_the_end_of_text() -> None:
     assert student.generation_config.eos_token_id == EOS
 
 
-def test_defaults_of_the_two_configs_agree() -> None:
+def test_defaults_of_settings_and_model_config_agree() -> None:
     """A field of the recipe that is forgotten here would be silently lost on loading."""
     written = DistilXLSTMConfig()
     for name in (

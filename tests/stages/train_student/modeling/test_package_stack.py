@@ -40,7 +40,7 @@ def settings(**changes: Any) -> StackSettings:
         ({"mlstm_factor": 0.1, "num_heads": 48}, "num_heads = 48 must divide the inner width, 64"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         settings(**changes)
     assert "[train_student.student]" in str(caught.value)
@@ -57,7 +57,7 @@ def test_settings_that_do_not_fit_are_named(changes: dict[str, Any], message: st
         {"mlstm_factor": 1.3},
     ],
 )
-def test_settings_that_fit_build(changes: dict[str, Any]) -> None:
+def test_valid_settings_build_the_package_stack(changes: dict[str, Any]) -> None:
     stack: Any = make_stack(settings(**changes))
     chosen = settings(**changes)
     kinds = [type(block.xlstm).__name__ for block in stack.blocks]

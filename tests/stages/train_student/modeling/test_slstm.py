@@ -87,7 +87,7 @@ def test_gradients_equal_finite_differences(with_state: bool) -> None:
     )
 
 
-def test_a_document_is_what_it_is_alone_and_gets_no_gradient_from_others() -> None:
+def test_a_packed_document_equals_itself_alone_with_no_gradient_from_others() -> None:
     gates, recurrent, weights = make_problem(12)
     gates.requires_grad_()
     recurrent.requires_grad_()
@@ -103,7 +103,7 @@ def test_a_document_is_what_it_is_alone_and_gets_no_gradient_from_others() -> No
         torch.testing.assert_close(from_packed, from_alone, rtol=0, atol=1e-14)
 
 
-def test_going_on_from_a_state_equals_one_scan() -> None:
+def test_continuing_from_a_state_equals_one_scan() -> None:
     gates, recurrent, _ = make_problem(9)
     resets = starts_at(9, (0, 2), (1, 4), (2, 7))
     whole, final = slstm_scan(gates, recurrent, None, resets)
@@ -128,7 +128,7 @@ def test_saturated_gates_stay_finite(gate: int, value: float) -> None:
     assert all(tensor.isfinite().all() for tensor in (y, *state, *grads))
 
 
-def test_an_input_gate_shut_for_a_whole_document_still_averages_what_it_saw() -> None:
+def test_an_input_gate_closed_for_a_whole_document_still_averages_its_inputs() -> None:
     gates = torch.zeros(3, 1, 1, 4, 1)
     gates[:, :, :, 0] = -500.0
     gates[:, :, :, 2] = 1.0
@@ -154,7 +154,7 @@ def test_memory_kept_for_backward_grows_linearly() -> None:
     assert per_position == 6 * HEADS * BATCH * WIDTH * 8  # four gates, h and y in float64
 
 
-def test_autocast_does_not_reach_the_recurrence() -> None:
+def test_the_recurrence_is_not_affected_by_autocast() -> None:
     gates, recurrent, weights = make_problem(8, torch.float32)
     gates.requires_grad_()
     recurrent.requires_grad_()

@@ -87,7 +87,9 @@ def test_triton_on_a_cpu_is_an_error() -> None:
         choose_scan("triton", CPU, 2, 5)
 
 
-def test_torch_on_a_gpu_checks_nothing(monkeypatch: pytest.MonkeyPatch, kernels: Counted) -> None:
+def test_the_torch_backend_on_a_gpu_runs_no_kernel_check(
+    monkeypatch: pytest.MonkeyPatch, kernels: Counted
+) -> None:
     checks = answer(monkeypatch, 0.0)
     choice = choose_scan("torch", GPU, 2, 5)
     assert choice.sentence == "sLSTM scan: PyTorch loop on cuda:0"
@@ -97,7 +99,7 @@ def test_torch_on_a_gpu_checks_nothing(monkeypatch: pytest.MonkeyPatch, kernels:
 
 
 @pytest.mark.parametrize("mode", ["auto", "triton"])
-def test_kernels_that_pass_are_taken(
+def test_kernels_that_pass_the_check_are_used(
     monkeypatch: pytest.MonkeyPatch, kernels: Counted, mode: slstm_backend.Mode
 ) -> None:
     checks = answer(monkeypatch, 1e-6)
@@ -140,7 +142,7 @@ def give_nan(monkeypatch: pytest.MonkeyPatch) -> None:
         (give_nan, "Triton's kernels are nan of the largest value off the PyTorch loop"),
     ],
 )
-def test_kernels_that_fail_are_left_for_the_loop_and_the_reason_given(
+def test_kernels_that_fail_the_check_are_replaced_by_the_loop_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
     kernels: Counted,
     fault: Callable[[pytest.MonkeyPatch], None],
@@ -156,7 +158,7 @@ def test_kernels_that_fail_are_left_for_the_loop_and_the_reason_given(
     assert reason in str(caught.value)
 
 
-def test_a_full_gpu_is_no_reason_to_go_on(
+def test_out_of_memory_during_the_kernel_check_propagates(
     monkeypatch: pytest.MonkeyPatch, kernels: Counted
 ) -> None:
     answer(monkeypatch, torch.OutOfMemoryError("full"))
@@ -164,7 +166,7 @@ def test_a_full_gpu_is_no_reason_to_go_on(
         choose_scan("auto", GPU, 2, 5)
 
 
-def test_the_scan_runs_what_was_chosen_for_its_size(
+def test_the_scan_uses_the_backend_chosen_for_its_size(
     monkeypatch: pytest.MonkeyPatch, kernels: Counted
 ) -> None:
     chosen = slstm_backend.ScanChoice(slstm_backend._scan_by(kernels.loops), "")
@@ -216,22 +218,24 @@ def giving_nan_gradients() -> Loops:
         giving_nan_gradients,
     ],
 )
-def test_the_check_finds_what_is_broken(broken: Callable[[], Loops]) -> None:
+def test_the_kernel_check_detects_broken_kernels(broken: Callable[[], Loops]) -> None:
     assert difference_from_loop(broken(), CPU, 2, 5) > 10 * slstm_backend._TOLERANCE
 
 
 @pytest.mark.parametrize("width", [5, 96])
-def test_the_check_lets_rounding_pass(width: int) -> None:
+def test_the_kernel_check_tolerates_rounding(width: int) -> None:
     assert 0 < difference_from_loop(PYTORCH, CPU, 2, width) < slstm_backend._TOLERANCE / 20
 
 
 @pytest.mark.parametrize("block", [torch.no_grad, torch.inference_mode])
-def test_the_check_runs_within_an_evaluation(block: Callable[[], torch.no_grad]) -> None:
+def test_the_kernel_check_runs_under_no_grad_and_inference_mode(
+    block: Callable[[], torch.no_grad],
+) -> None:
     with block():
         assert difference_from_loop(PYTORCH, CPU, 2, 5) < slstm_backend._TOLERANCE
 
 
-def test_the_check_leaves_the_random_state_alone() -> None:
+def test_the_kernel_check_does_not_change_the_random_state() -> None:
     before = torch.get_rng_state()
     difference_from_loop(PYTORCH, CPU, 2, 5)
     assert torch.equal(torch.get_rng_state(), before)

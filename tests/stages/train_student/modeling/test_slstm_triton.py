@@ -87,24 +87,24 @@ def assert_equal(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> Non
     ("width", "batch", "num_positions"),
     [(6, 1, 9), (6, 17, 2), (24, 3, 4), (24, 1, 1), (96, 3, 2)],
 )
-def test_values_and_gradients_equal_the_loop_s(
+def test_values_and_gradients_equal_those_of_the_loop(
     kernels: Loops, width: int, batch: int, num_positions: int, resets: float
 ) -> None:
     problem = make_problem(width, batch, num_positions, resets=resets)
     assert_equal(results(kernels, problem), results(PYTORCH, problem))
 
 
-def test_the_paper_s_head_width_in_more_rows_than_a_program_takes(kernels: Loops) -> None:
+def test_the_paper_s_head_width_works_with_more_rows_than_one_program(kernels: Loops) -> None:
     problem = make_problem(96, 17, 2, resets=0.3)
     assert_equal(results(kernels, problem), results(PYTORCH, problem))
 
 
-def test_without_a_state_the_first_position_starts_afresh(kernels: Loops) -> None:
+def test_without_a_state_the_first_position_starts_from_zero(kernels: Loops) -> None:
     problem = make_problem(6, 3, 5, state=False)
     assert_equal(results(kernels, problem), results(PYTORCH, problem))
 
 
-def test_any_forward_goes_with_any_backward(kernels: Loops) -> None:
+def test_forward_and_backward_of_kernels_and_loop_are_interchangeable(kernels: Loops) -> None:
     problem = make_problem(6, 3, 6, resets=0.3)
     expected = results(PYTORCH, problem)
     for mixed in (
@@ -114,7 +114,7 @@ def test_any_forward_goes_with_any_backward(kernels: Loops) -> None:
         assert_equal(results(mixed, problem), expected)
 
 
-def test_tensors_that_are_not_contiguous(kernels: Loops) -> None:
+def test_non_contiguous_tensors_give_the_same_result(kernels: Loops) -> None:
     problem = make_problem(6, 3, 5, resets=0.3)
     expected = results(PYTORCH, problem)
     gates = problem.gates.detach().transpose(0, 2).contiguous().transpose(0, 2).requires_grad_()
@@ -187,7 +187,7 @@ for kernel, unrolled in ((kernels.slstm_forward_kernel, 4), (kernels.slstm_backw
 
 
 @pytest.mark.slow
-def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
+def test_the_kernels_compile_for_other_gpus(tmp_path: Path) -> None:
     """The interpreter takes programs that the compiler would not."""
     pytest.importorskip("triton", reason="Triton is not installed")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

@@ -75,7 +75,9 @@ def make_inputs(
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=["f32", "f64"]
 )
-def test_one_document_is_the_package_s_own_forward(dtype: torch.dtype, tolerance: float) -> None:
+def test_for_one_document_the_stack_equals_the_package_s_own_forward(
+    dtype: torch.dtype, tolerance: float
+) -> None:
     stack = make_noisy_stack(dtype)
     package = plain_stack(stack)
     assert list(stack.state_dict()) == list(package.state_dict())
@@ -128,7 +130,7 @@ def chunk_length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("chunk_length")
 @pytest.mark.parametrize(("row", "first", "stop"), PACKED)
-def test_a_packed_document_is_what_it_is_alone(row: int, first: int, stop: int) -> None:
+def test_a_packed_document_equals_the_document_alone(row: int, first: int, stop: int) -> None:
     stack = make_noisy_stack()
     x, weights = make_inputs(24)
     x.requires_grad_()
@@ -170,7 +172,7 @@ def mlstm_layer(x: Tensor, layout: DocumentLayout) -> Tensor:
     "part", [convolution, slstm_layer, mlstm_layer], ids=["convolution", "slstm", "mlstm"]
 )
 @pytest.mark.parametrize(("row", "first", "stop"), PACKED)
-def test_each_part_keeps_documents_apart_forward_and_backward(
+def test_each_layer_keeps_documents_apart_forward_and_backward(
     part: Callable[[Tensor, DocumentLayout], Tensor], row: int, first: int, stop: int
 ) -> None:
     x, weights = make_inputs(24)
@@ -186,7 +188,7 @@ def test_each_part_keeps_documents_apart_forward_and_backward(
     assert_only_within(mine, row, first, stop)
 
 
-def test_without_document_starts_they_do_see_each_other() -> None:
+def test_without_document_starts_packed_documents_leak_into_each_other() -> None:
     """Guards the test above: the documents would leak if nothing kept them apart."""
     stack = make_noisy_stack()
     x, _ = make_inputs(24)
@@ -197,7 +199,7 @@ def test_without_document_starts_they_do_see_each_other() -> None:
 
 @pytest.mark.usefixtures("chunk_length")
 @pytest.mark.parametrize("splits", [(0, 24), (0, 1, 2, 9, 11, 24), (0, 10, 24), range(25)])
-def test_going_on_from_states_equals_one_pass(splits: tuple[int, ...]) -> None:
+def test_continuing_from_states_equals_one_pass(splits: tuple[int, ...]) -> None:
     """Splits fall on document starts and within the convolution's reach of them."""
     stack = make_noisy_stack(torch.float64)
     x, _ = make_inputs(24, torch.float64)
@@ -213,7 +215,7 @@ def test_going_on_from_states_equals_one_pass(splits: tuple[int, ...]) -> None:
         torch.testing.assert_close(y, whole[:, first:stop], rtol=0, atol=1e-10)
 
 
-def test_a_state_holds_no_more_than_itself() -> None:
+def test_a_state_keeps_no_larger_tensor_in_memory() -> None:
     """A view of what it was computed from would keep a whole prompt's tensors in memory."""
     stack = make_noisy_stack()
     x, _ = make_inputs(24)
@@ -225,7 +227,7 @@ def test_a_state_holds_no_more_than_itself() -> None:
             assert part.untyped_storage().nbytes() == part.nbytes
 
 
-def test_rows_of_a_state_go_on_as_those_rows() -> None:
+def test_selected_rows_of_a_state_continue_as_those_rows() -> None:
     stack = make_noisy_stack(torch.float64)
     x, _ = make_inputs(10, torch.float64)
     first, second = x[:, :6], x[:, 6:]
@@ -262,7 +264,7 @@ def test_autocast_stays_close_to_float32(dtype: torch.dtype, tolerance: float) -
         assert angle > 1 - tolerance
 
 
-def test_bfloat16_weights_run() -> None:
+def test_a_stack_of_bfloat16_weights_runs_close_to_float32() -> None:
     stack = make_noisy_stack()
     x, _ = make_inputs(24)
     expected = run(stack, x, packed_starts())
@@ -272,7 +274,7 @@ def test_bfloat16_weights_run() -> None:
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 6])
-def test_other_convolution_widths(kernel: int) -> None:
+def test_other_convolution_widths_give_the_package_s_result(kernel: int) -> None:
     changes = {"num_blocks": 2, "slstm_at": (1,), "conv_kernel": kernel, "mlstm_factor": 1.0}
     stack = make_stack(settings(**changes))
     x, _ = make_inputs(9)

@@ -30,7 +30,7 @@ def test_the_paper_s_student_takes_a_gigaflop_and_a_half() -> None:
     assert KIND.operations_per_token(student) == pytest.approx(expected * 1.3202, rel=1e-3)
 
 
-def test_blocks_are_counted_before_they_are_made() -> None:
+def test_the_number_of_blocks_is_compared_before_they_are_built() -> None:
     settings = DistilXLSTMSettings(num_blocks=2, slstm_at=(0,))
     names = ["xlstm_block_stack.blocks.0.xlstm.a", "xlstm_block_stack.blocks.1.ffn.b", "head"]
     assert KIND.blocks_differ(settings, [*names, names[0]]) == ""
@@ -38,7 +38,7 @@ def test_blocks_are_counted_before_they_are_made() -> None:
     assert found == "num_blocks is 2, but the weights have 1 blocks."
 
 
-def test_a_student_without_slstm_chooses_no_scan() -> None:
+def test_a_student_without_slstm_needs_no_scan_backend() -> None:
     student, cpu = make_student(), torch.device("cpu")
     assert KIND.prepare(DistilXLSTMSettings(num_blocks=1, slstm_at=()), student, cpu) == ""
     said = KIND.prepare(DistilXLSTMSettings(slstm_backend="torch"), student, cpu)

@@ -18,14 +18,14 @@ kinds = pytest.mark.parametrize("name", SETTINGS)
 
 
 @kinds
-def test_a_kind_is_named_as_its_models_are(name: str) -> None:
+def test_a_student_kind_has_the_name_of_its_model_type(name: str) -> None:
     assert student_kind(name).config_class.model_type == name
     assert student_kind(name).model_class.config_class is student_kind(name).config_class
     assert student_settings(name).kind == name
 
 
 @kinds
-def test_what_settings_say_of_each_other_is_so(name: str) -> None:
+def test_settings_and_their_weight_and_speed_keys_are_consistent(name: str) -> None:
     settings: Any = SETTINGS[name]
     fields = {field.name for field in dataclasses.fields(settings)}
     assert fields >= {"kind", "train_head", *settings.weight_keys, *settings.speed_keys}
@@ -35,7 +35,7 @@ def test_what_settings_say_of_each_other_is_so(name: str) -> None:
         assert hasattr(written, key), key
 
 
-def test_settings_of_a_kind() -> None:
+def test_settings_of_a_student_kind_are_made_and_checked() -> None:
     assert student_settings() == SETTINGS[DEFAULT_KIND]()
     assert student_settings("distil_xlstm", train_head=True).train_head
     with pytest.raises(ValueError, match="num_heads: must be from 1 to 2"):
@@ -43,7 +43,7 @@ def test_settings_of_a_kind() -> None:
 
 
 @pytest.mark.parametrize("name", ["transformer", "", None, ["distil_xlstm"]])
-def test_a_kind_that_there_is_not(name: Any) -> None:
+def test_an_unknown_student_kind_is_refused(name: Any) -> None:
     expected = re.escape(f'unknown kind {name!r}; the known ones are "distil_xlstm"')
     for function in (settings_class, student_settings, student_kind):
         with pytest.raises(ValueError, match=expected):

@@ -12,24 +12,24 @@ from stages.train_student.tracking.metric_labels import (
 from tests.support import ROOT
 
 
-def test_a_metric_is_listed_once() -> None:
+def test_every_metric_is_listed_once() -> None:
     keys = [label.key for label in (*STEP, *VALIDATION)]
     assert len(set(keys)) == len(keys)
     assert all(key.startswith("validation/") for key in (label.key for label in VALIDATION))
 
 
-def test_a_label_names_its_temperature() -> None:
+def test_a_metric_label_names_its_temperature() -> None:
     assert label_at("KL(T={T})", 4 / 3) == "KL(T=1.33)"
     assert label_at("loss", 2.0) == "loss"
 
 
-def test_figures_are_those_that_are_there_and_shown() -> None:
+def test_progress_shows_only_the_available_figures() -> None:
     metrics = {"validation/ece": 0.5, "validation/agreement": 0.25, "validation/other": 1.0}
     assert progress_figures(VALIDATION, metrics, 1.0) == ["agreement 25.0%"]
     assert progress_figures(STEP, metrics, 1.0) == []
 
 
-def test_nothing_heavy_is_imported() -> None:
+def test_metric_labels_import_nothing_heavy() -> None:
     script = (
         "import sys, stages.train_student.tracking.metric_labels as labels; "
         "assert labels.STEP; sys.exit(any(m in sys.modules for m in ('torch', 'numpy')))"

@@ -25,7 +25,7 @@ def test_each_report_is_one_json_line(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_trackers_are_told_what_is_written_and_how_it_ended(
+def test_trackers_receive_every_metric_and_the_outcome(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Any] = []
@@ -57,7 +57,7 @@ def test_trackers_are_told_what_is_written_and_how_it_ended(
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
 
 
-def test_a_tracker_that_does_not_start_leaves_the_lines_and_closes_the_others(
+def test_a_tracker_that_fails_to_start_keeps_metrics_and_closes_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with MetricsLog(tmp_path, from_step=0) as log:
@@ -80,13 +80,13 @@ def test_a_tracker_that_does_not_start_leaves_the_lines_and_closes_the_others(
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
 
 
-def test_without_trackers_there_is_still_the_file(tmp_path: Path) -> None:
+def test_without_trackers_metrics_are_still_written(tmp_path: Path) -> None:
     with MetricsLog(tmp_path, from_step=0, trackers=()) as log:
         log.write(1, {"loss": 2.0})
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_full_disk_is_told_once(
+def test_a_full_disk_is_reported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """What TensorBoard's thread meets is raised here, and is not printed there."""
@@ -109,7 +109,7 @@ def test_a_full_disk_is_told_once(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_closing_does_not_hide_what_failed_first(
+def test_an_error_while_closing_does_not_hide_the_first_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
@@ -136,7 +136,7 @@ def written(path: Path, num_marked: int) -> MetricsMark:
     return mark
 
 
-def test_lines_after_the_mark_are_dropped_and_marks_go_on(tmp_path: Path) -> None:
+def test_metrics_after_the_resume_mark_are_dropped(tmp_path: Path) -> None:
     mark = written(tmp_path, 2)
     with MetricsLog(tmp_path, from_step=2, mark=mark, trackers=()) as log:
         assert log.mark() == mark
@@ -149,7 +149,7 @@ def test_lines_after_the_mark_are_dropped_and_marks_go_on(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "not text"])
-def test_lines_that_were_changed_before_the_mark_are_told_of_and_set_aside(
+def test_metrics_changed_before_the_resume_mark_are_reported_and_set_aside(
     tmp_path: Path, damage: str
 ) -> None:
     mark = written(tmp_path, 2)
@@ -168,7 +168,7 @@ def test_lines_that_were_changed_before_the_mark_are_told_of_and_set_aside(
     assert path.with_name("metrics.jsonl.damaged").exists() == (damage != "gone")
 
 
-def test_damaged_lines_after_the_mark_are_passed_over(tmp_path: Path) -> None:
+def test_damaged_metrics_after_the_resume_mark_are_skipped(tmp_path: Path) -> None:
     """The last of them is told to the trackers; it may be anything."""
     mark = written(tmp_path, 3)
     with (tmp_path / "metrics.jsonl").open("ab") as file:

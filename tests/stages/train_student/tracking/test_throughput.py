@@ -28,7 +28,7 @@ def test_throughput_is_tokens_over_seconds(monkeypatch: pytest.MonkeyPatch) -> N
     assert throughput.figures(10)["speed/tokens_per_second"] == 5.0
 
 
-def test_mfu_is_of_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_flops_utilization_is_over_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
@@ -43,7 +43,7 @@ def test_mfu_is_of_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["speed/peak_bytes"] == 7
 
 
-def test_peak_memory_grows_with_what_is_held() -> None:
+def test_peak_memory_grows_with_allocated_tensors() -> None:
     before = peak_bytes(CPU)
     held = torch.ones(2**26)
     assert peak_bytes(CPU) >= before

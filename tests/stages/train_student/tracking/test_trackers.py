@@ -50,7 +50,7 @@ def start(service: Service, out: Path, *, from_step: int = 0, last_step: int = 0
     return make_tracker(service.__name__, run)
 
 
-def test_a_run_is_begun_told_and_ended(service: Service, tmp_path: Path) -> None:
+def test_a_tracker_run_is_started_logged_and_finished(service: Service, tmp_path: Path) -> None:
     tracker = start(service, tmp_path / "my run")
     tracker.log(1, {"loss": 2.0})
     tracker.close(True)
@@ -65,12 +65,12 @@ def test_a_run_is_begun_told_and_ended(service: Service, tmp_path: Path) -> None
     assert service.finished == [{"exit_code": 0} if service.__name__ == "wandb" else {}]
 
 
-def test_a_run_that_fails_is_said_to(service: Service, tmp_path: Path) -> None:
+def test_a_failed_run_is_reported_as_failed(service: Service, tmp_path: Path) -> None:
     start(service, tmp_path).close(False)
     assert service.finished == [{"exit_code": 1} if service.__name__ == "wandb" else {}]
 
 
-def test_the_project_may_be_named(
+def test_the_tracker_project_is_set_by_environment_variable(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"{service.__name__.upper()}_PROJECT", "mine")
@@ -78,7 +78,7 @@ def test_the_project_may_be_named(
     assert service.inits[0]["project"] == "mine"
 
 
-def test_a_resumed_run_keeps_its_name_and_tells_no_step_twice(
+def test_a_resumed_run_keeps_its_name_and_logs_no_step_twice(
     service: Service, tmp_path: Path
 ) -> None:
     """Twice interrupted, the second time before it came as far as the first time."""
@@ -95,7 +95,7 @@ def test_a_resumed_run_keeps_its_name_and_tells_no_step_twice(
     assert [step for step, _ in service.logged] == [9, 9, 10]
 
 
-def test_a_run_that_begins_anew_is_another_run(service: Service, tmp_path: Path) -> None:
+def test_a_restarted_run_is_another_tracker_run(service: Service, tmp_path: Path) -> None:
     start(service, tmp_path)
     start(service, tmp_path, from_step=0, last_step=9).log(1, {"loss": 1.0})
     first, second = service.inits
@@ -104,7 +104,7 @@ def test_a_run_that_begins_anew_is_another_run(service: Service, tmp_path: Path)
     assert service.logged == [(1, {"loss": 1.0})]
 
 
-def test_a_tracker_that_joins_a_resumed_run_is_told_all_from_there(
+def test_a_tracker_added_on_resume_receives_every_step_from_there(
     service: Service, tmp_path: Path
 ) -> None:
     joined = start(service, tmp_path, from_step=4, last_step=9)
@@ -112,7 +112,7 @@ def test_a_tracker_that_joins_a_resumed_run_is_told_all_from_there(
     assert service.logged == [(5, {"loss": 1.0})]
 
 
-def test_both_may_be_told_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_trackers_may_log_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     services = [Service(name) for name in ("wandb", "trackio")]
     for each in services:
         monkeypatch.setitem(sys.modules, each.__name__, each)
@@ -124,7 +124,7 @@ def test_both_may_be_told_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert known.keys() == {"wandb", "trackio"}
 
 
-def test_a_service_that_refuses_is_told_with_what_to_do(
+def test_a_tracker_that_fails_to_start_is_reported_with_a_next_step(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Refused(Exception):
@@ -140,7 +140,7 @@ def test_a_service_that_refuses_is_told_with_what_to_do(
         start(service, tmp_path)
 
 
-def test_a_missing_package_is_named_before_anything_else(
+def test_a_missing_tracker_package_is_named_before_anything_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_trackers(("tensorboard",))
@@ -154,7 +154,7 @@ def test_a_missing_package_is_named_before_anything_else(
 
 
 @pytest.mark.parametrize("change", [b"", b"[]", b"x"])
-def test_a_damaged_file_of_names_is_refused(
+def test_a_damaged_file_of_tracker_run_names_is_refused(
     service: Service, tmp_path: Path, change: bytes
 ) -> None:
     """Passed over, the curves would go on under another name, or from another step."""

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
         (False, "cuda", "fp16"),
     ],
 )
-def test_auto_is_what_the_device_is_fast_in(
+def test_auto_picks_the_precision_the_device_is_fast_in(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bf16: bool, device: str, precision: str
 ) -> None:
     set_cpu(monkeypatch, bf16=bf16)
@@ -36,7 +36,7 @@ def test_auto_is_what_the_device_is_fast_in(
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_what_is_named_stays_and_its_cost_is_told(
+def test_a_given_slow_precision_is_kept_with_a_message(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: str
 ) -> None:
     set_cpu(monkeypatch, bf16=False)
@@ -47,7 +47,7 @@ def test_what_is_named_stays_and_its_cost_is_told(
     assert choose_precision(precision, tmp_path, CPU).sentence == ""
 
 
-def test_a_run_keeps_its_precision_on_whatever_machine(
+def test_a_run_keeps_its_precision_on_every_machine(
     tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, out = tiny_train_config(precision="auto", max_steps=2), tmp_path / "run"
@@ -62,7 +62,7 @@ def test_a_run_keeps_its_precision_on_whatever_machine(
         run(tiny_train_config(precision="bf16", max_steps=2), tiny_cache, out, resume=True)
 
 
-def test_an_early_check_knows_what_the_run_has_chosen(
+def test_the_preflight_check_uses_the_precision_that_the_run_chose(
     tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, out = tiny_train_config(precision="auto", max_steps=1), tmp_path / "run"

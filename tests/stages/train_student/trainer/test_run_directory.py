@@ -11,7 +11,7 @@ def identity_of(config: TrainStudentConfig) -> dict[str, Any]:
     return with_new_settings({"cache_id": "c"}, config)
 
 
-def test_a_run_resumes_where_a_newer_setting_has_its_default() -> None:
+def test_a_run_of_an_older_version_resumes_if_new_settings_have_their_defaults() -> None:
     config = TrainStudentConfig(learning_rate=1e-3)
     now = identity_of(config) | {"learning_rate": 1e-3}
     before = dict(now)
@@ -20,7 +20,7 @@ def test_a_run_resumes_where_a_newer_setting_has_its_default() -> None:
     assert differences(with_new_settings(before, config), now) == []
 
 
-def test_a_newer_setting_that_was_changed_is_named() -> None:
+def test_a_changed_new_setting_is_named_on_resuming_an_older_run() -> None:
     default = TrainStudentConfig().max_grad_norm
     config = replace(TrainStudentConfig(), max_grad_norm=default / 2)
     now = identity_of(config) | {"max_grad_norm": default / 2}

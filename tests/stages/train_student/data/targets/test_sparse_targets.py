@@ -10,7 +10,7 @@ from stages.train_student.data.temperatures import covers
 from tests.support.dense_teachers import NODES, make_problem, samples, sparse, with_draws
 
 
-def test_interpolating_the_tail_costs_less_than_two_thousandths_of_a_nat() -> None:
+def test_interpolating_the_tail_costs_less_than_0_002_nats() -> None:
     *_, teacher = make_problem(6, 50, 2000)
     targets = sparse(teacher, [16] * 50, 16)
     rest = (teacher - teacher.amax(1, keepdim=True)).scatter(1, targets.kept_ids_NK, -math.inf)
@@ -20,12 +20,12 @@ def test_interpolating_the_tail_costs_less_than_two_thousandths_of_a_nat() -> No
         torch.testing.assert_close(targets.tail_log_mass_NM @ weights, exact, atol=2e-3, rtol=0)
 
 
-def test_a_temperature_outside_of_the_nodes_is_refused() -> None:
+def test_a_temperature_outside_the_nodes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"temperature 2\.5 lies outside"):
         lagrange_weights(NODES, 1 / 2.5)
 
 
-def test_few_digits_of_a_temperature_at_the_edge_are_enough() -> None:
+def test_a_rounded_temperature_at_the_edge_node_is_accepted() -> None:
     assert covers((0.75,), 1.333333)
     assert lagrange_weights((0.75,), 1 / 1.333333) == [1.0]
     assert not covers((0.75,), 1.3333)
@@ -33,7 +33,7 @@ def test_few_digits_of_a_temperature_at_the_edge_are_enough() -> None:
     assert not covers(NODES, 0.999)
 
 
-def test_samples_say_nothing_of_another_temperature() -> None:
+def test_samples_give_no_logprobs_at_another_temperature() -> None:
     *_, teacher = make_problem(0, 3, 20)
     targets = samples(teacher, 10, 4 / 3, torch.Generator().manual_seed(0))
     logprobs, tail = targets.logprobs(4 / 3)
@@ -45,7 +45,7 @@ def test_samples_say_nothing_of_another_temperature() -> None:
         targets.logprobs(2.0)
 
 
-def test_at_their_own_temperature_shares_are_counts_whatever_the_gaps() -> None:
+def test_at_their_own_temperature_sample_shares_are_count_fractions() -> None:
     *_, teacher = make_problem(1, 6, 50)
     targets = with_draws(
         sparse(teacher, [5] * 6, 5), teacher, 9, 1.6, torch.Generator().manual_seed(0)
@@ -57,7 +57,9 @@ def test_at_their_own_temperature_shares_are_counts_whatever_the_gaps() -> None:
 
 
 @pytest.mark.parametrize(("drawn_at", "temperature"), [(1.0, 2.0), (2.0, 1.0), (4 / 3, 1.6)])
-def test_shares_are_importance_weights(drawn_at: float, temperature: float) -> None:
+def test_sample_shares_at_another_temperature_are_importance_weights(
+    drawn_at: float, temperature: float
+) -> None:
     *_, teacher = make_problem(2, 6, 50)
     targets = with_draws(
         sparse(teacher, [5] * 6, 5), teacher, 9, drawn_at, torch.Generator().manual_seed(0)
@@ -74,7 +76,7 @@ def test_shares_are_importance_weights(drawn_at: float, temperature: float) -> N
     torch.testing.assert_close(logprobs[counts > 0], exact, rtol=1e-4, atol=1e-4)
 
 
-def test_where_nothing_is_left_out_nothing_has_a_share() -> None:
+def test_without_a_tail_samples_have_no_share() -> None:
     *_, teacher = make_problem(3, 2, 12)
     targets = with_draws(
         sparse(teacher, [12, 4], 12), teacher, 5, 1.0, torch.Generator().manual_seed(0)
