@@ -28,14 +28,14 @@ def test_targets_are_the_teacher_s_distribution() -> None:
     torch.testing.assert_close(log_tail_P.exp(), tail_P, atol=1e-5, rtol=0)
 
 
-def test_ranks_are_those_of_the_mean_mass() -> None:
+def test_vocabulary_ranks_follow_the_mean_mass() -> None:
     scene = made_up_scene()
     mass_V, ranks_V = scene.teacher_PV.softmax(1).mean(0), scene.ranks_V()
     assert ranks_V[mass_V.argmax()] == 0
     assert ranks_V[mass_V.argmin()] == 1999
 
 
-def test_a_student_with_logits_of_its_own_has_gradients_by_the_scene_s_head() -> None:
+def test_given_student_logits_produce_the_same_errors_as_the_head() -> None:
     scene = made_up_scene()
     logits_PV = scene.input_PD @ scene.head_VD.T
     hidden_PE, head_VE = replace(scene, student_PV=logits_PV).student()
@@ -49,7 +49,7 @@ def test_more_samples_give_less_gradient_noise() -> None:
     assert 0 < many["gradient_noise"] < 0.4 * few["gradient_noise"]
 
 
-def test_training_on_all_columns_nears_the_teacher() -> None:
+def test_training_on_all_columns_approaches_the_teacher() -> None:
     scene = made_up_scene(num_positions=32)
     before = benchmark.held_out_kl(scene, None, 4, 0)
     for num_drawn in (None, 64):

@@ -96,7 +96,7 @@ def _attempt(run: Callable[[Path], object], path: Path, fault: Fault) -> Disk | 
     return disk if disk.failed else None
 
 
-def _moments(
+def _attempts_with_faults(
     run: Callable[[Path], object],
     path: Path,
     fault: Fault,
@@ -166,7 +166,7 @@ def test_a_writer_whose_disk_fails_at_any_call_leaves_a_resumable_cache(
     """At every third call, and at each of them in the slow test."""
     fault, path, num_moments = FAULTS[kind], tmp_path / "cache", 0
     wanted = contents(whole)
-    for disk in _moments(_write, path, fault, lambda path: None, step):
+    for disk in _attempts_with_faults(_write, path, fault, lambda path: None, step):
         num_moments += 1
         if not any(call.name in REMOVING for call in disk.failed):
             assert _leftovers(path) == []
@@ -202,7 +202,7 @@ def test_a_complete_cache_stays_complete_while_an_extension_fails(
     extended = tmp_path / "extended"
     shutil.copytree(whole, extended)
     _extend(extended)
-    for _ in _moments(_extend, path, fault, lambda path: shutil.copytree(whole, path)):
+    for _ in _attempts_with_faults(_extend, path, fault, lambda path: shutil.copytree(whole, path)):
         num_moments += 1
         assert cache_format.open(path).manifest.complete
         _assert_nothing_half_published(path, extended)
@@ -221,7 +221,7 @@ def test_a_repair_whose_disk_fails_at_any_call_can_be_repeated(whole: Path, tmp_
         (path / "teacher/config.json").unlink()
         (path / "projection.bin").write_bytes(b"cut")
 
-    for _ in _moments(_repair, path, FAULTS["failing"], damage):
+    for _ in _attempts_with_faults(_repair, path, FAULTS["failing"], damage):
         num_moments += 1
         with Disk(tmp_path):
             _repair(path)

@@ -260,7 +260,7 @@ def test_buffers_compressed_by_arrow_are_refused_unread() -> None:
 
 
 @pytest.mark.parametrize("number", [2**30, -1])
-def test_a_list_that_claims_to_be_long_is_refused(number: int) -> None:
+def test_a_list_with_an_excessive_claimed_length_is_refused(number: int) -> None:
     column = pa.array([[3], [], [], [], []], pa.list_(pa.int32()))
     schema, batch = _rewritten(_with(_table(), "document_starts", column))
     offsets = np.array([0, 1, 1], np.int32).tobytes()
@@ -298,7 +298,7 @@ def test_every_truncation_of_a_batch_is_refused() -> None:
             _open(schema[:length], whole)
 
 
-def test_the_cells_of_another_column_are_refused() -> None:
+def test_cells_of_another_column_are_refused() -> None:
     """All are frames of a known size, so hardly any fits where another belongs."""
     table = _table()
     names = ["token_ids", "kept", "tail_log_mass", "sketch", "sketch_scale"]

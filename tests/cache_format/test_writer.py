@@ -245,7 +245,7 @@ def test_another_spec_is_refused_naming_every_field(written: Path) -> None:
     assert contents(written) == before
 
 
-def test_the_spec_is_put_back_from_the_manifest(written: Path) -> None:
+def test_a_missing_spec_is_restored_from_the_manifest(written: Path) -> None:
     before = contents(written)
     (written / "spec.json").unlink()
     CacheWriter.create_or_open(written, SPEC, sample_ranks())

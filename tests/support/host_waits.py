@@ -12,7 +12,7 @@ _FROM_HOST = ("lift_fresh", "scalar_tensor")
 """Operations that make tensors of Python's numbers and lists."""
 
 
-class NothingIsAsked(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class NoDeviceSync(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Fails where an operation would make the host wait for a GPU.
 
     That is where the host asks for values, and where it copies its own to the device: it waits

@@ -175,7 +175,7 @@ def test_a_row_without_scored_positions_round_trips() -> None:
     assert_decoded(_round_trip(row, SPEC), row, SPEC)
 
 
-def test_scored_means_the_next_token_is_of_the_same_document() -> None:
+def test_only_positions_whose_next_token_is_in_the_same_document_are_scored() -> None:
     row = replace(sample_row(0, SPEC), document_starts=np.array([1, 5, 12], np.int32))
     assert np.flatnonzero(~row.scored()).tolist() == [0, 4, 11]
 

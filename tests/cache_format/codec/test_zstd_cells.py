@@ -39,7 +39,7 @@ def frame_that_claims(num_bytes: int) -> bytes:
     return b"\x28\xb5\x2f\xfd\xe0" + num_bytes.to_bytes(8, "little") + b"\x43\x00\x00\x00"
 
 
-def test_what_claims_to_be_huge_is_refused_before_anything_is_allocated() -> None:
+def test_a_frame_that_claims_to_be_huge_is_refused_before_allocation() -> None:
     assert zstd_cells.decompress(frame_that_claims(8), 8) == bytes(8)
     bomb = frame_that_claims(2**40)
     assert zstandard.frame_content_size(bomb) == 2**40
@@ -75,9 +75,17 @@ def test_every_truncated_frame_is_refused(length: int) -> None:
         CONTENT,
         b"",
     ],
-    ids=["twice", "and an empty one", "and a byte", "skippable", "no size", "plain", "nothing"],
+    ids=[
+        "two frames",
+        "empty second frame",
+        "extra byte",
+        "skippable frame",
+        "no size",
+        "uncompressed",
+        "no bytes",
+    ],
 )
-def test_what_is_not_one_frame_with_its_size_is_refused(frame: bytes) -> None:
+def test_anything_but_one_frame_with_its_size_is_refused(frame: bytes) -> None:
     with pytest.raises(ValueError, match=r"zstd cannot read it|found one of"):
         zstd_cells.decompress(frame, 100)
 

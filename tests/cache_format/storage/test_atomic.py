@@ -256,7 +256,7 @@ def test_leftovers_of_dead_processes_alone_are_removed(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["keep"]
 
 
-def test_a_temporary_taken_for_dead_is_made_again(
+def test_a_temporary_file_removed_by_another_process_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real_flock = fcntl.flock
@@ -362,7 +362,7 @@ def test_removing_a_tree_does_not_follow_links(tmp_path: Path) -> None:
     assert _names(elsewhere / "inner") == []
 
 
-def test_a_directory_that_cannot_be_read_is_not_passed_over(
+def test_an_unreadable_directory_is_an_error_and_not_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)

@@ -28,7 +28,7 @@ LONG_AGO, FAR_AHEAD = 0, 2**33  # seconds: 1970 and 2242
 
 
 @pytest.fixture
-def backwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def clock_running_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every look at any clock is an hour earlier than the last."""
     hours = count(1)
     for name in ("time", "monotonic", "perf_counter", "process_time"):
@@ -47,7 +47,7 @@ def _set_times(root: Path) -> None:
         os.utime(path, (seconds, seconds))
 
 
-@pytest.mark.usefixtures("backwards")
+@pytest.mark.usefixtures("clock_running_backwards")
 def test_a_cache_written_while_the_clock_runs_backwards_is_whole(
     tmp_path: Path, root: Path
 ) -> None:
@@ -62,7 +62,7 @@ def test_a_cache_written_while_the_clock_runs_backwards_is_whole(
     assert verify(cache_format.open(path)) == []
 
 
-@pytest.mark.usefixtures("backwards")
+@pytest.mark.usefixtures("clock_running_backwards")
 def test_files_of_any_age_are_read_and_left_alone(root: Path) -> None:
     before = contents(root)
     expected = [row for _, row in cache_format.open(root).iter_rows("train")]
@@ -77,7 +77,7 @@ def test_files_of_any_age_are_read_and_left_alone(root: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in _everything(root / "shards")} == ages
 
 
-@pytest.mark.usefixtures("backwards")
+@pytest.mark.usefixtures("clock_running_backwards")
 @pytest.mark.parametrize("seconds", [LONG_AGO, FAR_AHEAD])
 def test_a_damaged_shard_of_any_age_is_found(root: Path, seconds: int) -> None:
     """Also where its age is what it was when the same bytes were read and found whole."""
@@ -96,7 +96,7 @@ def test_a_damaged_shard_of_any_age_is_found(root: Path, seconds: int) -> None:
         list(cache_format.open(root).iter_rows("train"))
 
 
-@pytest.mark.usefixtures("backwards")
+@pytest.mark.usefixtures("clock_running_backwards")
 @pytest.mark.parametrize("seconds", [LONG_AGO, FAR_AHEAD])
 def test_leftovers_of_any_age_are_removed(root: Path, seconds: int) -> None:
     before = contents(root)
@@ -109,7 +109,7 @@ def test_leftovers_of_any_age_are_removed(root: Path, seconds: int) -> None:
     assert not list(root.rglob(".tmp-*"))
 
 
-@pytest.mark.usefixtures("backwards")
+@pytest.mark.usefixtures("clock_running_backwards")
 def test_files_being_written_stay_whatever_their_age(tmp_path: Path) -> None:
     with atomic_file(tmp_path / "target") as sink:
         sink.write(b"new")

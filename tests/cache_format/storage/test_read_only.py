@@ -81,7 +81,7 @@ def test_a_writer_on_a_read_only_mount_says_so(root: Path, number: int) -> None:
     assert contents(root) == before
 
 
-def test_a_finished_unit_or_teacher_needs_no_right_to_write(root: Path) -> None:
+def test_a_finished_unit_or_teacher_needs_no_write_permission(root: Path) -> None:
     writer = CacheWriter.create_or_open(root, SPEC, sample_ranks())
     with read_only(root):
         fill(writer, [0, 1, 2, 3])
@@ -89,7 +89,7 @@ def test_a_finished_unit_or_teacher_needs_no_right_to_write(root: Path) -> None:
         assert sorted(writer.finished_units()) == [0, 1, 2, 3]
 
 
-def test_a_cache_that_may_not_be_read_is_not_called_damaged(root: Path) -> None:
+def test_a_cache_without_read_permission_is_not_called_damaged(root: Path) -> None:
     receipts = root / "receipts"
     receipts.chmod(0)
     try:

@@ -52,7 +52,7 @@ class Counted(RemoteStorage):
 
 
 @pytest.fixture
-def far(tmp_path: Path) -> Counted:
+def remote(tmp_path: Path) -> Counted:
     """Six files of 1000 bytes."""
     storage = Counted(f"memory://{tmp_path.name}")
     for name in NAMES:
@@ -89,8 +89,8 @@ def used(directory: Path) -> int:
     return total
 
 
-def test_the_least_recently_read_shard_is_evicted(far: Counted, tmp_path: Path) -> None:
-    local = LocalCopies(far, tmp_path, 3500)
+def test_the_least_recently_read_shard_is_evicted(remote: Counted, tmp_path: Path) -> None:
+    local = LocalCopies(remote, tmp_path, 3500)
     for name in (NAMES[0], NAMES[1], NAMES[2]):
         assert read(local, name) == name.encode().ljust(1000)
         time.sleep(0.02)  # file systems tell times apart by some milliseconds
@@ -100,11 +100,11 @@ def test_the_least_recently_read_shard_is_evicted(far: Counted, tmp_path: Path) 
     assert held(tmp_path) == [NAMES[0], NAMES[2], NAMES[3]]
     read(local, NAMES[1])
     assert held(tmp_path) == [NAMES[0], NAMES[1], NAMES[3]]
-    assert far.fetched == Counter({name: 1 for name in NAMES[:4]} | {NAMES[1]: 2})
+    assert remote.fetched == Counter({name: 1 for name in NAMES[:4]} | {NAMES[1]: 2})
 
 
-def test_an_evicted_shard_that_is_open_stays_readable(far: Counted, tmp_path: Path) -> None:
-    local = LocalCopies(far, tmp_path, 1000)
+def test_an_evicted_shard_that_is_open_stays_readable(remote: Counted, tmp_path: Path) -> None:
+    local = LocalCopies(remote, tmp_path, 1000)
     descriptor = local.open(NAMES[0], expected(NAMES[0]), "")
     read(local, NAMES[1])
     assert held(tmp_path) == [NAMES[1]]
@@ -113,78 +113,78 @@ def test_an_evicted_shard_that_is_open_stays_readable(far: Counted, tmp_path: Pa
 
 
 def test_shards_of_an_earlier_process_are_reused_and_count_in_the_bound(
-    far: Counted, tmp_path: Path
+    remote: Counted, tmp_path: Path
 ) -> None:
-    read(LocalCopies(far, tmp_path, 2000), NAMES[0])
-    local = LocalCopies(far, tmp_path, 2000)
+    read(LocalCopies(remote, tmp_path, 2000), NAMES[0])
+    local = LocalCopies(remote, tmp_path, 2000)
     for name in NAMES[:3]:
         read(local, name)
         time.sleep(0.02)
     assert held(tmp_path) == NAMES[1:3]
-    assert far.fetched[NAMES[0]] == 1
+    assert remote.fetched[NAMES[0]] == 1
 
 
 def test_leftovers_of_killed_processes_are_removed_to_make_room(
-    far: Counted, tmp_path: Path
+    remote: Counted, tmp_path: Path
 ) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/.tmp-half").write_bytes(bytes(1000))
-    read(LocalCopies(far, tmp_path, 1000), NAMES[0])
+    read(LocalCopies(remote, tmp_path, 1000), NAMES[0])
     assert held(tmp_path) == [NAMES[0]]
 
 
-def test_a_shard_larger_than_the_bound_is_refused(far: Counted, tmp_path: Path) -> None:
-    read(LocalCopies(far, tmp_path, 1000), NAMES[0])
+def test_a_shard_larger_than_the_bound_is_refused(remote: Counted, tmp_path: Path) -> None:
+    read(LocalCopies(remote, tmp_path, 1000), NAMES[0])
     with pytest.raises(ValueError, match=r"local_bytes: one shard takes 1,000 bytes.*the 999"):
-        read(LocalCopies(far, tmp_path / "other", 999), NAMES[0])
+        read(LocalCopies(remote, tmp_path / "other", 999), NAMES[0])
 
 
-def test_a_shard_damaged_in_transit_is_fetched_once_more(far: Counted, tmp_path: Path) -> None:
-    local = LocalCopies(far, tmp_path, 5000)
-    far.damaged[NAMES[0]] = 1
+def test_a_shard_damaged_in_transit_is_fetched_once_more(remote: Counted, tmp_path: Path) -> None:
+    local = LocalCopies(remote, tmp_path, 5000)
+    remote.damaged[NAMES[0]] = 1
     assert read(local, NAMES[0]) == NAMES[0].encode().ljust(1000)
-    far.damaged[NAMES[1]] = 2
-    with pytest.raises(CorruptFileError, match=f"{far.root}/{NAMES[1]}: damaged.*Do this."):
+    remote.damaged[NAMES[1]] = 2
+    with pytest.raises(CorruptFileError, match=f"{remote.root}/{NAMES[1]}: damaged.*Do this."):
         read(local, NAMES[1])
     assert held(tmp_path) == [NAMES[0]]
-    assert far.fetched == {NAMES[0]: 2, NAMES[1]: 2}
+    assert remote.fetched == {NAMES[0]: 2, NAMES[1]: 2}
 
 
-def test_a_failed_fetch_leaks_no_descriptor(far: Counted, tmp_path: Path) -> None:
-    local = LocalCopies(far, tmp_path, 5000)
+def test_a_failed_fetch_leaks_no_descriptor(remote: Counted, tmp_path: Path) -> None:
+    local = LocalCopies(remote, tmp_path, 5000)
     read(local, NAMES[0])
     before = len(os.listdir("/proc/self/fd"))
-    far.damaged[NAMES[1]] = 2
+    remote.damaged[NAMES[1]] = 2
     with pytest.raises(CorruptFileError):
         read(local, NAMES[1])
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_dropped_shard_is_fetched_again(far: Counted, tmp_path: Path) -> None:
-    local = LocalCopies(far, tmp_path, 5000)
+def test_a_dropped_shard_is_fetched_again(remote: Counted, tmp_path: Path) -> None:
+    local = LocalCopies(remote, tmp_path, 5000)
     read(local, NAMES[0])
     assert local.drop(NAMES[0])
     assert local.drop(NAMES[0])  # another thread was faster
     read(local, NAMES[0])
-    assert far.fetched[NAMES[0]] == 2
+    assert remote.fetched[NAMES[0]] == 2
 
 
-def test_attachments_are_never_evicted(far: Counted, tmp_path: Path) -> None:
-    local = LocalCopies(far, tmp_path, 1000)
-    far.publish("teacher/config.json", b"{}")
+def test_attachments_are_never_evicted(remote: Counted, tmp_path: Path) -> None:
+    local = LocalCopies(remote, tmp_path, 1000)
+    remote.publish("teacher/config.json", b"{}")
     sha256 = hashlib.sha256(b"{}").hexdigest()
     path = local.path("teacher/config.json", (2, sha256), "")
     for name in NAMES:
         read(local, name)
     assert local.path("teacher/config.json", (2, sha256), "") == path
-    assert far.fetched["teacher/config.json"] == 1
+    assert remote.fetched["teacher/config.json"] == 1
     path.write_bytes(b"[]")
     assert local.path("teacher/config.json", (2, sha256), "").read_bytes() == b"{}"
 
 
-def test_threads_fetch_a_shard_once_and_keep_to_the_bound(far: Counted, tmp_path: Path) -> None:
-    far.seconds = 0.02
-    local = LocalCopies(far, tmp_path, 2000)
+def test_threads_fetch_a_shard_once_and_keep_to_the_bound(remote: Counted, tmp_path: Path) -> None:
+    remote.seconds = 0.02
+    local = LocalCopies(remote, tmp_path, 2000)
     failures: list[BaseException] = []
     most = 0
 
@@ -200,7 +200,7 @@ def test_threads_fetch_a_shard_once_and_keep_to_the_bound(far: Counted, tmp_path
         thread.start()
     for thread in threads:
         thread.join()
-    assert far.fetched == {NAMES[0]: 1}
+    assert remote.fetched == {NAMES[0]: 1}
     threads = [threading.Thread(target=work, args=(NAMES[k:] + NAMES[:k],)) for k in range(6)]
     for thread in threads:
         thread.start()
@@ -211,10 +211,10 @@ def test_threads_fetch_a_shard_once_and_keep_to_the_bound(far: Counted, tmp_path
 
 
 def test_a_file_published_during_eviction_counts_in_the_bound(
-    far: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    remote: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One thread has listed the directory when the other is about to name what it fetched."""
-    local, real = LocalCopies(far, tmp_path, 1500), os.listdir
+    local, real = LocalCopies(remote, tmp_path, 1500), os.listdir
     has_begun, may_end = threading.Event(), threading.Event()
 
     class Slow(Counted):
@@ -231,7 +231,7 @@ def test_a_file_published_during_eviction_counts_in_the_bound(
         return names
 
     slow = threading.Thread(
-        target=read, args=(LocalCopies(Slow(far.root), tmp_path, 1500), NAMES[0])
+        target=read, args=(LocalCopies(Slow(remote.root), tmp_path, 1500), NAMES[0])
     )
     slow.start()
     has_begun.wait()
@@ -289,7 +289,7 @@ class TestReading:
         return [sample_row(10 * unit + index, SPEC) for index in range(2)]
 
     @pytest.fixture(autouse=True)
-    def forgetful(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_batch_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Every row is read from its file."""
         monkeypatch.setattr("cache_format.reader._BATCHES_KEPT", 0)
 

@@ -90,14 +90,14 @@ def test_reading_a_missing_file_raises_file_not_found(storage: Storage) -> None:
     storage.remove_directory("nothing")
 
 
-def test_a_file_below_a_file_is_not_there(storage: Storage) -> None:
+def test_a_path_below_a_file_is_a_missing_file(storage: Storage) -> None:
     storage.publish("a", b"1")
     assert storage.size("a/b") is None
     assert storage.list_names("a/b") == []
 
 
 @pytest.mark.parametrize("data", [b"", b"x", bytes(range(256)) * 100])
-def test_what_is_published_is_read(storage: Storage, data: bytes) -> None:
+def test_published_files_are_read_back(storage: Storage, data: bytes) -> None:
     storage.publish("a", b"before")
     storage.publish("a", data)
     assert storage.publish_exclusive("receipts/b", data)

@@ -76,7 +76,7 @@ def test_principal_components_are_written_before_every_shard(tmp_path: Path) -> 
     assert not any(name.endswith(".arrow") for name in named[: named.index("projection.bin")])
 
 
-def test_what_others_published_is_durable_before_the_manifest(tmp_path: Path) -> None:
+def test_files_published_by_others_are_durable_before_the_manifest(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     write_sample_cache(root)
     (root / "manifest.json").unlink()

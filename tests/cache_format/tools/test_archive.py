@@ -144,7 +144,7 @@ class TestRoundTrip:
             write_archive(io.BytesIO(), [ArchivedFile("a" * 101, 0, [])], 1)
 
 
-class TestGoingOn:
+class TestResume:
     def test_unpacking_keeps_intact_files_and_replaces_damaged_ones(
         self, root: Path, tmp_path: Path
     ) -> None:
@@ -253,7 +253,7 @@ class TestDamage:
             try:
                 unpacked(bytes(damaged), target)
             except CorruptArchiveError:
-                assert_begun_rightly(target, wanted)
+                assert_correct_but_incomplete(target, wanted)
             else:
                 unnoticed.append(place)
                 assert contents(target) == wanted
@@ -268,7 +268,7 @@ class TestDamage:
             target = tmp_path / f"cut-{length}"
             with pytest.raises(CorruptArchiveError, match="cut short"):
                 unpacked(archive[:length], target)
-            assert_begun_rightly(target, wanted)
+            assert_correct_but_incomplete(target, wanted)
             shutil.rmtree(target, ignore_errors=True)
 
     def test_a_truncated_archive_leaves_finished_units_and_resumes(
@@ -317,7 +317,7 @@ class TestDamage:
         assert not (tmp_path / "new").exists()
 
 
-def assert_begun_rightly(target: Path, wanted: dict[str, str]) -> None:
+def assert_correct_but_incomplete(target: Path, wanted: dict[str, str]) -> None:
     """Everything that is there is as it should be, and nobody is told that it is complete."""
     found = contents(target) if target.exists() else {}
     assert found.items() <= wanted.items()
@@ -335,7 +335,7 @@ def _make(**fields: Any) -> Change:
     return change
 
 
-class TestMalice:
+class TestHostileArchives:
     """A shard's entry becomes something else; all of it is refused by what must come next."""
 
     @pytest.mark.parametrize(

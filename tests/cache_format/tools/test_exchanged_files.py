@@ -282,7 +282,7 @@ def test_files_changed_under_an_open_cache_never_give_wrong_rows(root: Path, wha
             cache.teacher_directory()
 
 
-def test_a_changed_shard_is_an_error_once_its_rows_are_forgotten(
+def test_a_changed_shard_is_an_error_once_its_rows_leave_memory(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cache_format.reader._BATCHES_KEPT", 1)

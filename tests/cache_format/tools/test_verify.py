@@ -153,7 +153,9 @@ class TestRecipe:
         cut = [data[:length] for length in range(len(data))]
         for changed in (*flipped, *cut, data + b"\n"):
             with pytest.raises(CorruptFileError, match=r"recipe\.toml: its .*seal.*delete it"):
-                read_recipe(_Held(cache.storage, changed), cache.cache_id, layout.RECIPE_STEP)
+                read_recipe(
+                    _StorageOfBytes(cache.storage, changed), cache.cache_id, layout.RECIPE_STEP
+                )
         recipe.write_bytes(flipped[0])
         (problem,) = verify(cache)
         assert (problem.path, problem.is_damage) == (recipe, True)
@@ -188,7 +190,7 @@ class TestRecipe:
         assert not (tmp_path / "out/recipe.toml").exists()
 
 
-class _Held(LocalStorage):
+class _StorageOfBytes(LocalStorage):
     """A cache whose small files hold other bytes, without writing them each time."""
 
     def __init__(self, storage: Storage, data: bytes) -> None:

@@ -100,7 +100,7 @@ REFUSALS: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path) -> dict[str, Any]:
+def refusals(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path) -> dict[str, Any]:
     """Exit code, message and heavy modules of each refusal, in their order."""
     root = tmp_path_factory.mktemp("refusals")
     shutil.copytree(tiny_cache, root / "cache")
@@ -130,8 +130,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory, tiny_cache: Path) -> dict[
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_a_refusal_comes_before_heavy_imports(name: str, answers: dict[str, Any]) -> None:
-    exit_code, message, heavy = answers[name]
+def test_a_refusal_comes_before_heavy_imports(name: str, refusals: dict[str, Any]) -> None:
+    exit_code, message, heavy = refusals[name]
     assert exit_code in (1, 2)
     assert REFUSALS[name][1] in message
     assert heavy == []

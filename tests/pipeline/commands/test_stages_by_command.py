@@ -238,7 +238,7 @@ def test_generate_uses_the_newest_checkpoint_of_an_unfinished_run(
         ({"feedforward_factor": 9.0}, "tensors: .*expected .*found"),
     ],
 )
-def test_a_checkpoint_of_other_settings_makes_no_student(
+def test_a_checkpoint_of_other_settings_is_refused(
     unfinished: Path, tiny_cache: Path, tmp_path: Path, settings: dict[str, Any], problem: str
 ) -> None:
     """Sealed, hence written so by someone; refused before memory is taken for it."""

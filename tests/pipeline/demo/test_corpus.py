@@ -49,7 +49,7 @@ def test_the_file_has_fineweb_s_columns_and_ends_at_the_budget(tmp_path: Path) -
     assert written - len(texts[-1]) < 150_000 <= written
 
 
-def test_docstrings_are_found_and_broken_sources_passed_over() -> None:
+def test_docstrings_are_found_and_broken_sources_skipped() -> None:
     source = '"""Module text that is long enough to be taken as one paragraph of prose."""\n'
     source += (
         'def f():\n    """Function text that is long enough to be taken as one paragraph, too."""\n'

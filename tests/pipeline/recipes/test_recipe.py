@@ -92,9 +92,11 @@ def _keys(config: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(config)]
 
 
-class TestWhatIsLeftOpen:
+class TestUnsetTeacherAndCorpus:
     @pytest.mark.parametrize("name", recipe_names())
-    def test_every_shipped_recipe_says_what_it_needs(self, name: str) -> None:
+    def test_only_the_demo_and_small_recipes_leave_teacher_and_corpus_unset(
+        self, name: str
+    ) -> None:
         recipe = load_recipe(name)
         needs = not (recipe.cache_teacher.teacher and recipe.cache_teacher.corpus)
         assert needs is (name in ("demo", "small"))
@@ -379,7 +381,7 @@ class TestOverrides:
             "--set train_student.student.dropout=1: must be at least 0 and below 1, found 1.0"
         )
 
-    def test_a_setting_that_spoils_another_value_is_named(self) -> None:
+    def test_a_setting_that_makes_another_value_invalid_is_named(self) -> None:
         setting = "train_student.student.num_blocks=2"
         message = set_refusal(setting)
         assert f"[train_student.student] slstm_at (with --set {setting}): must" in message

@@ -27,7 +27,7 @@ class Terminal(io.StringIO):
         return True
 
 
-class TestBesideATerminal:
+class TestWithoutATerminal:
     def test_a_line_every_ten_seconds_with_rate_and_time_left(self) -> None:
         stream, clock = io.StringIO(), Clock()
         with Bar("cache", stream=stream, clock=clock) as bar:

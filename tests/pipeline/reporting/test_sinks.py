@@ -190,7 +190,7 @@ class TestReporter:
     def test_warnings_of_the_stage_are_events(self) -> None:
         events: list[Event] = []
 
-        class Kept:
+        class RecordingSink:
             send = staticmethod(events.append)
 
             def close(self) -> None: ...
@@ -198,7 +198,7 @@ class TestReporter:
         before = warnings.showwarning
         with warnings.catch_warnings():
             warnings.simplefilter("always")
-            with Reporter([Kept()]):
+            with Reporter([RecordingSink()]):
                 warnings.warn("slow", RuntimeWarning, stacklevel=1)
         assert events == [Event(name="warning", text="slow", fields={"message": "slow"})]
         assert warnings.showwarning is before

@@ -21,7 +21,9 @@ from stages.next_steps import StageAction
         (StageAction.INITIAL_WEIGHTS, "train-student", "--init sets"),
     ],
 )
-def test_an_action_has_a_command_or_an_option(action: Action, command: str, expected: str) -> None:
+def test_every_action_names_a_command_or_an_option(
+    action: Action, command: str, expected: str
+) -> None:
     message = explain(AdvisedError("x: wrong.", NextStep("Do y.", action)), command, None)
     assert message.startswith("x: wrong. Do y.\n")
     assert expected in message

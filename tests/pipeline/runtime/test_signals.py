@@ -105,7 +105,7 @@ def whole(
     ("name", "code", "said"),
     [("SIGINT", 130, "Interrupted."), ("SIGTERM", 143, "Terminated by a signal (SIGTERM).")],
 )
-def test_a_signal_saves_and_says_how_to_go_on(
+def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(
     fork_server: ForkServerContext,
     whole: Path,
     tiny_cache: Path,

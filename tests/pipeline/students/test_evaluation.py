@@ -54,7 +54,7 @@ def expected_accuracy(run: Path, cache_path: Path) -> tuple[float, float, int]:
     return num_right / num_scored, num_teacher_right / num_scored, num_scored
 
 
-def test_student_and_teacher_side_by_side(run: Path, tiny_cache: Path) -> None:
+def test_evaluation_reports_student_and_teacher_side_by_side(run: Path, tiny_cache: Path) -> None:
     found = evaluated(run, tiny_cache)
     accuracy, teacher_accuracy, num_scored = expected_accuracy(run, tiny_cache)
     assert found["positions"] == num_scored
@@ -123,7 +123,7 @@ def test_evaluate_prints_a_table_or_json(run: Path, tiny_cache: Path) -> None:
     assert f"{found['positions']:,} scored positions" in lines[4]
 
 
-def test_of_samples_what_cannot_be_known_is_left_out(tmp_path: Path) -> None:
+def test_figures_unknown_for_sampled_targets_are_left_out(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["sampled"])
     run = publish_student(tmp_path / "cache", tmp_path / "run")
     found = evaluated(run, tmp_path / "cache")

@@ -156,7 +156,7 @@ def rounding(p_NV: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.6, 2.0])
-def test_what_the_cache_holds_of_all_ids_is_the_teacher_s_but_for_rounding(
+def test_a_cache_of_all_ids_equals_the_teacher_within_rounding(
     scene: Scene, temperature: float
 ) -> None:
     logits_NV = exact_logits(scene)
@@ -167,7 +167,7 @@ def test_what_the_cache_holds_of_all_ids_is_the_teacher_s_but_for_rounding(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.6, 2.0])
-def test_both_ways_have_the_same_terms_within_the_codec_s_rounding(
+def test_cached_and_online_loss_terms_agree_within_codec_rounding(
     scene: Scene, temperature: float
 ) -> None:
     """KL is convex in p: KL(p̂) − KL(p) lies between its slopes at p and p̂ times p̂ − p."""
@@ -194,7 +194,7 @@ def test_both_ways_have_the_same_terms_within_the_codec_s_rounding(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_both_ways_have_the_same_gradient_within_the_codec_s_rounding(
+def test_cached_and_online_gradients_agree_within_codec_rounding(
     scene: Scene, temperature: float
 ) -> None:
     """dKL/dz = (q − p)/T, so by a hidden state it is off by Σ|p̂ − p|·‖w‖/T at the most."""
@@ -219,7 +219,7 @@ def test_both_ways_have_the_same_gradient_within_the_codec_s_rounding(
     assert (by_online - by_cached).norm() < 0.01 * by_online.norm()  # 0.002 when this was written
 
 
-def test_with_the_exact_gaps_in_the_batch_terms_and_gradients_are_equal(scene: Scene) -> None:
+def test_with_exact_logit_gaps_cached_and_online_losses_are_equal(scene: Scene) -> None:
     """What is left of the difference once the codec is taken out: nothing."""
     is_scored = scene.batch.labels >= 0
     targets = ids_of(scene.batch)
@@ -235,7 +235,7 @@ def test_with_the_exact_gaps_in_the_batch_terms_and_gradients_are_equal(scene: S
 
 
 @pytest.mark.parametrize("hidden_states", ["mean_over_layers", "last", "layers:1"])
-def test_frobenius_from_int8_is_within_half_a_step(root: Path, hidden_states: str) -> None:
+def test_frobenius_from_int8_sketches_is_within_half_a_step(root: Path, hidden_states: str) -> None:
     """Of each row the largest of 32 numbers is 127 steps, of 1 + 2⁻⁷ of that at the most.
 
     Rounded by half of one, a root of the mean of squares moves by no more.
@@ -256,7 +256,7 @@ def test_frobenius_from_int8_is_within_half_a_step(root: Path, hidden_states: st
     assert step / 2 < 0.05 * online[3]
 
 
-def test_the_loss_curves_of_a_few_steps_are_the_same(scene: Scene, whole: Cache) -> None:
+def test_cached_and_online_loss_curves_agree_over_a_few_steps(scene: Scene, whole: Cache) -> None:
     """Within 0.1 % of each other in every term: the codec's error does not add up."""
     curves = []
     for objective in (scene.cached, scene.online):
@@ -273,7 +273,7 @@ def test_the_loss_curves_of_a_few_steps_are_the_same(scene: Scene, whole: Cache)
     torch.testing.assert_close(online, cached, rtol=1e-3, atol=0)
 
 
-def test_without_the_frobenius_term_no_layer_is_kept(whole: Cache) -> None:
+def test_without_the_frobenius_term_no_hidden_layer_is_kept(whole: Cache) -> None:
     teacher = load_online_teacher(whole, CPU, with_mean=False)
     batch = read_batch(whole, "train", [0], with_sketch=False)
     states = teacher.states(batch.input_ids, batch.is_document_start)

@@ -25,7 +25,7 @@ def independent_stream(teacher: Path, texts: list[str]) -> list[int]:
     return [i for text in texts for i in [*tokenizer.encode(text).ids, 0]]
 
 
-def test_no_row_is_lost_or_doubled(bench: Bench) -> None:
+def test_no_row_is_lost_or_repeated(bench: Bench) -> None:
     manifest = bench.run()
     assert [entry.unit for entry in manifest.shards] == list(range(8))
     rows = rows_by_unit(bench.open())

@@ -116,7 +116,7 @@ def test_progress_counts_what_the_cache_holds(bench: Bench) -> None:
     assert bench.reports[-1].tokens_cached_this_run < bench.reports[-1].tokens_done
 
 
-def test_the_manifest_is_published_while_the_run_goes_on(
+def test_the_manifest_is_published_during_the_run(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published: list[int] = []

@@ -41,7 +41,7 @@ def test_a_new_run_passes(tiny_cache: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_without_a_checkpoint_may_start_over(tiny_cache: Path, run: Path) -> None:
+def test_a_run_without_a_checkpoint_may_restart(tiny_cache: Path, run: Path) -> None:
     before = files(run)
     check(tiny_cache, run, TrainStudentConfig(report_to=(), seed=7))
     assert files(run) == before

@@ -458,7 +458,7 @@ def test_a_persistently_non_finite_fp16_gradient_stops_the_run(
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
-def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
+def test_an_absent_device_is_refused_before_anything_is_written(
     tiny_cache: Path, tmp_path: Path
 ) -> None:
     for device, message in (("cuda", "PyTorch sees 0 GPUs"), ("gpu", "is not auto, cpu")):

@@ -100,7 +100,9 @@ def test_an_extended_run_keeps_its_metrics_and_continues_bitwise(
     assert metrics(interrupted) == metrics(copy)
 
 
-def test_the_old_model_stays_until_the_new_one_is_there(copy: Path, tiny_cache: Path) -> None:
+def test_an_extended_run_keeps_the_old_model_until_the_new_one_is_published(
+    copy: Path, tiny_cache: Path
+) -> None:
     before = (copy / "model/model.safetensors").stat().st_mtime_ns
     with pytest.raises(StoppedError):
         run(tiny_cache, copy, resume=True, extend_to=6, stop=lambda: True)
@@ -277,7 +279,7 @@ def test_a_run_record_of_an_older_version_is_refused_with_a_next_step(
         run(tiny_cache, copy, resume=True)
 
 
-def test_a_model_whose_weights_were_swapped_is_published_again(
+def test_a_model_with_swapped_weights_is_published_again(
     finished: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"

@@ -18,7 +18,7 @@ def _documents(*documents: list[int]) -> list[np.ndarray]:
 
 
 @given(st.lists(IDS, max_size=4))
-def test_ids_with_more_different_ids_before_them_come_first(documents: list[list[int]]) -> None:
+def test_ids_with_more_distinct_predecessors_rank_first(documents: list[list[int]]) -> None:
     ids = [token_id for document in documents for token_id in document]
     before: set[tuple[int, int, int]] = set()
     for index, token_id in enumerate(ids):

@@ -58,7 +58,9 @@ def test_a_directory_is_read_in_order_of_file_names(tmp_path: Path, suffix: str)
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("unit", [4, 2, 0])
-def test_any_unit_can_be_read_first_and_again(tmp_path: Path, suffix: str, unit: int) -> None:
+def test_units_can_be_read_in_any_order_and_repeatedly(
+    tmp_path: Path, suffix: str, unit: int
+) -> None:
     corpus = corpora.resolve(corpora.settings(corpora.write(tmp_path / f"corpus{suffix}", TEXTS)))
     for _ in range(2):
         documents = corpus.read_unit(unit)

@@ -94,7 +94,7 @@ def test_a_range_without_end_stops_where_the_budget_should_be_reached(bench: Ben
     assert [entry.unit for entry in first.shards] == [3]
 
 
-def test_a_range_with_an_end_is_made_whatever_the_budget(bench: Bench) -> None:
+def test_a_range_with_an_end_is_made_regardless_of_the_budget(bench: Bench) -> None:
     manifest = bench.run(units=units("3:6"), num_tokens=1)
     assert [entry.unit for entry in manifest.shards] == [3, 4, 5]
 
@@ -131,7 +131,7 @@ def test_workers_share_a_cache_whichever_is_faster(bench: Bench) -> None:
     assert whole.complete
 
 
-def test_a_worker_says_what_others_have_not_finished(bench: Bench, watch: Watch) -> None:
+def test_a_worker_reports_units_that_others_have_not_finished(bench: Bench, watch: Watch) -> None:
     sizes = [entry.num_tokens for entry in bench.run("whole").shards]
     watch.since()
     budget = sum(sizes[:5]) - 1  # units 0 to 4

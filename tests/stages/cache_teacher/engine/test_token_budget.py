@@ -252,7 +252,7 @@ def test_threads_may_record_units_concurrently(no_receipts: CacheWriter) -> None
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_workers_who_know_nothing_of_each_other_share_the_needed_units(
+def test_workers_without_each_other_s_receipts_divide_the_needed_units(
     no_receipts: CacheWriter, seed: int
 ) -> None:
     rng = random.Random(seed)
@@ -301,7 +301,7 @@ def test_receipts_are_read_before_any_unit_is_counted(writer: CacheWriter) -> No
     assert corpus.counted == [7]
 
 
-def test_a_unit_is_decided_on_when_it_is_asked_for(no_receipts: CacheWriter) -> None:
+def test_whether_a_unit_is_needed_is_decided_when_it_is_requested(no_receipts: CacheWriter) -> None:
     corpus = Sizes([10, 10, 10])
     budget = TokenBudget(15, no_receipts, corpus.count)
     wanted = budget.needed_units(ALL_UNITS)

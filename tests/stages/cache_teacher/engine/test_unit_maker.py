@@ -53,7 +53,7 @@ def require_no_threads() -> None:
     assert [name for name in names if name.startswith(("unit-", "encode"))] == []
 
 
-def test_whichever_thread_is_faster_the_bytes_are_the_same(
+def test_the_bytes_do_not_depend_on_thread_timing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = bench.run("whole")

@@ -81,7 +81,7 @@ def test_too_few_units_are_warned_of_and_many_are_not() -> None:
     assert expectation(ROWS, 1, 24_000).endswith("validation is 2.0% of the rows")
 
 
-class TestOfARun:
+class TestWarningDuringARun:
     """Eight units of ten documents of the tests' corpus."""
 
     def messages(self, bench: Bench) -> list[str]:

@@ -46,7 +46,7 @@ class Device:
         (10**6, 0, 1, [1]),  # rows longer than the cap
     ],
 )
-def test_the_largest_power_of_two_that_fits(
+def test_the_batch_size_is_the_largest_power_of_two_that_fits(
     capacity: int, most: int, expected: int, tried: list[int]
 ) -> None:
     device = Device(capacity)

@@ -232,7 +232,7 @@ def test_memory_is_bounded_by_the_chunk() -> None:
     assert seen == [6, 6, 6, 2]
 
 
-class Enough(Exception):
+class StoppedByCheck(Exception):
     """Raised by a check."""
 
 
@@ -247,10 +247,10 @@ def test_making_targets_can_be_stopped_between_chunks() -> None:
 
     def check() -> None:
         if len(chunks) == 2:
-            raise Enough
+            raise StoppedByCheck
 
     maker = make_maker(Counting(torch.eye(V), V), spec_of(8), chunk=7, compile="off")
-    with pytest.raises(Enough):
+    with pytest.raises(StoppedByCheck):
         maker.make(logits_PV(40), torch.zeros(40, dtype=torch.int64), torch.empty(40, 0), check)
     assert chunks == [7, 7]
 

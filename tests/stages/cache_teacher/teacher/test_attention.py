@@ -177,7 +177,7 @@ def test_the_kernel_is_called_as_pytorch_documents_it(
     assert calls == [{"enable_gqa": True} if asks_for_gqa else {}]
 
 
-def test_the_installed_kernel_has_that_signature() -> None:
+def test_the_installed_varlen_kernel_has_the_documented_signature() -> None:
     import inspect
 
     parameters = inspect.signature(varlen.varlen_attn).parameters
@@ -227,5 +227,5 @@ def test_varlen_refuses_options_it_would_ignore(changes: dict[str, Any], problem
         call(**changes)
 
 
-def test_a_window_as_long_as_the_longest_document_leaves_nothing_out() -> None:
+def test_a_sliding_window_of_the_longest_document_changes_nothing() -> None:
     assert torch.equal(call(sliding_window=8, softcap=None), call())

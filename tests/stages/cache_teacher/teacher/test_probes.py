@@ -20,10 +20,10 @@ def load(directory: Path, **changes: Any) -> Teacher:
 def test_a_model_that_ignores_the_mask_is_refused(
     tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def whole_row(is_start_BT: torch.Tensor, *_: Any) -> torch.Tensor:
+    def never_restarting(is_start_BT: torch.Tensor, *_: Any) -> torch.Tensor:
         return torch.ones(is_start_BT.shape[1], is_start_BT.shape[1]).bool().tril()[None, None]
 
-    monkeypatch.setattr(attention, "_mask", whole_row)
+    monkeypatch.setattr(attention, "_mask", never_restarting)
     with pytest.raises(
         ValueError, match="'sdpa' a document's hidden states depend on the document b"
     ):
@@ -39,12 +39,12 @@ def test_positions_that_do_not_restart_at_documents_are_detected(
     with pytest.raises(ValueError, match="its logits are not its head applied"):
         load(untied_teacher)
 
-    def stretched_later(is_start_BT: Any) -> Any:
+    def stretched_in_later_documents(is_start_BT: Any) -> Any:
         index_T = positions(is_start_BT)
         is_later_BT = is_start_BT.cumsum(1) > 1
         return index_T * (1 + is_later_BT)
 
-    monkeypatch.setattr(attention, "_positions", stretched_later)
+    monkeypatch.setattr(attention, "_positions", stretched_in_later_documents)
     with pytest.raises(ValueError, match="gives different logits after another one than alone"):
         load(untied_teacher)
 

@@ -134,7 +134,7 @@ def test_an_untied_teacher_exports_its_head_too(untied_teacher: Path, tmp_path: 
     assert json.loads((tmp_path / "teacher.json").read_text())["tie_word_embeddings"] is False
 
 
-def test_the_tokenizer_is_that_of_tokenizer_json_and_so_is_the_exported_one(
+def test_used_and_exported_tokenizers_equal_tokenizer_json(
     tiny_teacher: Path, tmp_path: Path
 ) -> None:
     from tokenizers import Tokenizer

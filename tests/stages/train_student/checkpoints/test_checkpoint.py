@@ -128,10 +128,10 @@ def reseal_all(file: Path, content: dict[str, Any]) -> None:
 
 
 def unsealed(text: bytes) -> Callable[[Path], None]:
-    return lambda path: void((path / "state.json").write_bytes(text))
+    return lambda path: discard_result((path / "state.json").write_bytes(text))
 
 
-def void(_: object) -> None:
+def discard_result(_: object) -> None:
     """So that a lambda returns nothing."""
 
 
@@ -141,7 +141,7 @@ def as_before_seals(path: Path) -> None:
 
 
 def without_field(path: Path) -> None:
-    reseal(path / "state.json", lambda fields: void(fields.pop("scaler")))
+    reseal(path / "state.json", lambda fields: discard_result(fields.pop("scaler")))
 
 
 def tensor_file(path: Path) -> None:
@@ -188,7 +188,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a file": (only_a_file, "Not a directory"),
     "a link to itself": (link_to_itself, "Too many levels of symbolic links"),
     "not safetensors": (tensor_file, "tensors.safetensors: corrupt"),
-    "renamed": (lambda path: void(path.rename(path.with_name("step-0000009"))), "holds step 6"),
+    "renamed": (
+        lambda path: discard_result(path.rename(path.with_name("step-0000009"))),
+        "holds step 6",
+    ),
 }
 
 
@@ -226,7 +229,7 @@ def test_a_checkpoint_of_another_version_stops_the_run_and_stays(checkpoints: Pa
 
 
 def drop(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
-    return lambda tensors: void(tensors.pop(name))
+    return lambda tensors: discard_result(tensors.pop(name))
 
 
 def put(name: str, tensor: torch.Tensor) -> Callable[[dict[str, torch.Tensor]], None]:

@@ -43,7 +43,7 @@ def ids_of(cache: Cache, split: Split) -> Ids:
     return set(rows)
 
 
-def ids_in(batch: Batch) -> Ids:
+def input_ids_of(batch: Batch) -> Ids:
     return set(map(tuple, batch.input_ids.tolist()))
 
 
@@ -68,7 +68,7 @@ def test_the_loader_gives_all_training_rows_and_no_others(
             cache, order, torch.device("cpu"), part, num_threads=1, with_sketch=False
         ) as batches:
             for step in batches.steps(0, 8 * order.steps_per_epoch):
-                seen |= set().union(*map(ids_in, step))
+                seen |= set().union(*map(input_ids_of, step))
     assert seen == train
 
 
@@ -86,7 +86,7 @@ def test_a_cache_of_one_unit_trains_a_student(
             cache: Cache, split: Split, indices: Sequence[int], *, with_sketch: bool
         ) -> Batch:
             batch = read_batch(cache, split, indices, with_sketch=with_sketch)
-            read.update(ids_in(batch))
+            read.update(input_ids_of(batch))
             return batch
 
         return read_and_note

@@ -165,7 +165,7 @@ def test_the_order_covers_the_first_rows_of_an_extended_cache(tiny_cache: Path) 
     assert order.rows_of_shards == (first, second)
 
 
-class TestRoomForCopies:
+class TestLocalSpace:
     def opened(self, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> Cache:
         """The cache as if it were at a URL, with room for copies."""
         cache = cache_format.open(tiny_cache)

@@ -70,7 +70,7 @@ class Launcher:
 
 
 @pytest.fixture
-def two(fork_server: ForkServerContext, tmp_path: Path) -> Launcher:
+def two_processes(fork_server: ForkServerContext, tmp_path: Path) -> Launcher:
     """Two processes."""
     return Launcher(fork_server, tmp_path)
 
@@ -113,7 +113,7 @@ SIZES = {
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def single_process_run(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process, with dropout."""
     out = tmp_path_factory.mktemp("alone") / "run"
     run(tiny_train_config(**SIZES), tiny_cache, out)
@@ -121,58 +121,58 @@ def alone(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_two_processes_train_the_same_student_as_one(
-    two: Launcher, alone: Path, tiny_cache: Path, tmp_path: Path
+    two_processes: Launcher, single_process_run: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
-    done = two.train(tiny_cache, tmp_path / "run", parallel="fsdp", **SIZES)
+    done = two_processes.train(tiny_cache, tmp_path / "run", parallel="fsdp", **SIZES)
     assert done.returncode == 0, done.stderr
-    assert_same_student(tmp_path / "run", alone, 2e-5)
+    assert_same_student(tmp_path / "run", single_process_run, 2e-5)
 
 
 def test_two_torchrun_processes_train_the_same_student_as_one(
-    alone: Path, tiny_cache: Path, tmp_path: Path
+    single_process_run: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     done = train_by_torchrun(tiny_cache, tmp_path / "run", parallel="ddp", **SIZES)
     assert done.returncode == 0, done.stderr
-    assert_same_student(tmp_path / "run", alone, 2e-5)
+    assert_same_student(tmp_path / "run", single_process_run, 2e-5)
 
 
 def test_processes_may_have_unequal_numbers_of_micro_batches(
-    two: Launcher, tiny_cache: Path, tmp_path: Path
+    two_processes: Launcher, tiny_cache: Path, tmp_path: Path
 ) -> None:
     changes: dict[str, Any] = {"batch_size": 1, "gradient_accumulation_steps": 3, "max_steps": 3}
     run(tiny_train_config(**changes), tiny_cache, tmp_path / "alone")
-    done = two.train(tiny_cache, tmp_path / "run", **changes)
+    done = two_processes.train(tiny_cache, tmp_path / "run", **changes)
     assert done.returncode == 0, done.stderr
     assert_same_student(tmp_path / "run", tmp_path / "alone", 2e-5)
 
 
 def test_a_trained_head_and_scaled_gradients_are_synchronized(
-    two: Launcher, tiny_cache: Path, tmp_path: Path
+    two_processes: Launcher, tiny_cache: Path, tmp_path: Path
 ) -> None:
     changes: dict[str, Any] = {"train_head": True, "precision": "fp16", "max_steps": 3}
     run(tiny_train_config(**changes), tiny_cache, tmp_path / "alone")
-    done = two.train(tiny_cache, tmp_path / "run", parallel="fsdp", **changes)
+    done = two_processes.train(tiny_cache, tmp_path / "run", parallel="fsdp", **changes)
     assert done.returncode == 0, done.stderr
     # Halves are rounded, so some of what AdamW divides by is another number altogether.
     assert_same_student(tmp_path / "run", tmp_path / "alone", 2e-2)
 
 
 def test_sampled_softmax_columns_do_not_depend_on_the_process(
-    two: Launcher, tiny_cache: Path, tmp_path: Path
+    two_processes: Launcher, tiny_cache: Path, tmp_path: Path
 ) -> None:
     changes: dict[str, Any] = {"sampled_softmax_size": 32, "max_steps": 3}
     run(tiny_train_config(**changes), tiny_cache, tmp_path / "alone")
-    done = two.train(tiny_cache, tmp_path / "run", **changes)
+    done = two_processes.train(tiny_cache, tmp_path / "run", **changes)
     assert done.returncode == 0, done.stderr
     assert_same_student(tmp_path / "run", tmp_path / "alone", 2e-5)
 
 
 def test_checkpoints_resume_on_another_number_of_processes(
-    two: Launcher, alone: Path, tiny_cache: Path, tmp_path: Path
+    two_processes: Launcher, single_process_run: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     """Two with all weights, stopped mid-epoch; then one; then two with their weights spread."""
     out = tmp_path / "run"
-    stopped = two.train(tiny_cache, out, parallel="ddp", stop_after=2, **SIZES)
+    stopped = two_processes.train(tiny_cache, out, parallel="ddp", stop_after=2, **SIZES)
     assert "StoppedError: stopped after step 2" in stopped.stderr, stopped.stderr
     last = 0
 
@@ -189,38 +189,40 @@ def test_checkpoints_resume_on_another_number_of_processes(
             report=report,
             stop=lambda: last == 5,
         )
-    done = two.train(tiny_cache, out, parallel="fsdp", **SIZES)
+    done = two_processes.train(tiny_cache, out, parallel="fsdp", **SIZES)
     assert done.returncode == 0, done.stderr
-    assert_same_student(out, alone, 2e-5)
+    assert_same_student(out, single_process_run, 2e-5)
 
 
 def test_all_processes_stop_within_the_validation_after_a_resume(
-    two: Launcher, alone: Path, tiny_cache: Path, tmp_path: Path
+    two_processes: Launcher, single_process_run: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    stopped = two.train(tiny_cache, out, parallel="fsdp", stop_after=4, **SIZES)
+    stopped = two_processes.train(tiny_cache, out, parallel="fsdp", stop_after=4, **SIZES)
     assert "StoppedError: stopped after step 4" in stopped.stderr, stopped.stderr
     validated = [row["step"] for row in metrics(out) if "validation/loss" in row]
     assert validated == [0]
     run(tiny_train_config(**SIZES), tiny_cache, out, resume=True)
-    assert_same_student(out, alone, 2e-5)
-    assert [row["step"] for row in metrics(out)] == [row["step"] for row in metrics(alone)]
+    assert_same_student(out, single_process_run, 2e-5)
+    assert [row["step"] for row in metrics(out)] == [
+        row["step"] for row in metrics(single_process_run)
+    ]
 
 
 def test_a_refusal_by_the_first_process_ends_all(
-    two: Launcher, alone: Path, tiny_cache: Path
+    two_processes: Launcher, single_process_run: Path, tiny_cache: Path
 ) -> None:
-    done = two.train(tiny_cache, alone, learning_rate=0.1, **SIZES)
+    done = two_processes.train(tiny_cache, single_process_run, learning_rate=0.1, **SIZES)
     assert done.returncode != 0
     assert "learning_rate was 0.003 and is 0.1" in done.stderr, done.stderr
     assert "OtherProcessFailedError" in done.stderr, done.stderr
 
 
 def test_one_failing_process_ends_all_at_once(
-    two: Launcher, tiny_cache: Path, tmp_path: Path
+    two_processes: Launcher, tiny_cache: Path, tmp_path: Path
 ) -> None:
     """The first process does not wait for the second, and what was saved can be gone on with."""
-    done = two.train(tiny_cache, tmp_path / "run", fail_after=4, **SIZES)
+    done = two_processes.train(tiny_cache, tmp_path / "run", fail_after=4, **SIZES)
     assert done.returncode != 0
     assert "ValueError: the second process cannot go on" in done.stderr, done.stderr
     assert "OtherProcessFailedError: another process of the run has ended" in done.stderr, (

@@ -17,7 +17,7 @@ def test_a_model_is_found_by_its_run_or_its_own_path(tmp_path: Path, name: str) 
     assert find_model_directory(tmp_path / name) == tmp_path / "run/model"
 
 
-def test_an_unfinished_run_is_said_to_lack_a_checkpoint_or_model(tmp_path: Path) -> None:
+def test_the_error_names_what_an_unfinished_run_lacks(tmp_path: Path) -> None:
     (tmp_path / "run.json").touch()
     assert "there is no checkpoint yet. Resume it." in str(no_student(tmp_path))
     (tmp_path / "checkpoints/step-0000001").mkdir(parents=True)

@@ -161,7 +161,9 @@ def test_a_student_equal_to_its_teacher_has_zero_kl_and_gradient() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
-def test_half_precision_heads_stay_within_their_rounding(dtype: torch.dtype, bound: float) -> None:
+def test_half_precision_heads_change_the_loss_only_by_rounding(
+    dtype: torch.dtype, bound: float
+) -> None:
     hidden, head, labels, _ = make_problem(8, 12, 60)
     teacher = make_teacher(8, 12, 60)
     rounded, teacher_head = head.to(dtype), teacher.head_VD.to(dtype)

@@ -143,7 +143,7 @@ def test_the_frobenius_term_projects_the_student_as_the_teacher_was(
 
 
 @pytest.mark.parametrize("kind", list(TARGETS))
-def test_training_runs_on_every_target_kind(tmp_path: Path, kind: str) -> None:
+def test_training_lowers_the_kl_divergence_on_every_target_kind(tmp_path: Path, kind: str) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS[kind], pca_sketch())
     out = tmp_path / "run"
     last = train_student(
@@ -159,7 +159,9 @@ def test_training_runs_on_every_target_kind(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", list(TARGETS))
-def test_validation_reports_divergence_for_every_target_kind(tmp_path: Path, kind: str) -> None:
+def test_validation_kl_equals_the_float64_formula_for_every_target_kind(
+    tmp_path: Path, kind: str
+) -> None:
     """KL at T = 1 or at that of the samples, against float64 over the rows' own arrays."""
     cache = write_cache(tmp_path / "cache", TARGETS[kind])
     model, objective = objective_of(config_for(kind), cache)

@@ -20,7 +20,7 @@ from stages.train_student.losses.teacher_signal import OnlineSignal, TeacherStat
 from stages.train_student.losses.terms import LossWeights, WeightedTerm
 from stages.train_student.new_student import load_student
 from tests.support.batches import ids_of
-from tests.support.host_waits import NothingIsAsked
+from tests.support.host_waits import NoDeviceSync
 from tests.support.student_caches import TARGETS, TEMPERATURES, write_cache
 from tests.support.train_configs import tiny_train_config
 
@@ -28,7 +28,7 @@ from tests.support.train_configs import tiny_train_config
 def test_the_sync_detector_catches_operations_that_wait_for_the_device() -> None:
     values = torch.arange(3.0)
     is_large = values > 1
-    with NothingIsAsked():
+    with NoDeviceSync():
         for ask in (
             lambda: values[values > 1],
             lambda: bool(values.sum() > 1),
@@ -55,7 +55,7 @@ def test_the_sync_detector_catches_operations_that_wait_for_the_device() -> None
 def test_the_sync_detector_allows_operations_that_do_not_wait() -> None:
     values, place = torch.arange(3.0), torch.tensor([0])
     is_large = values > 1
-    with NothingIsAsked():
+    with NoDeviceSync():
         values[:2] = 2.0
         values[1:] = values[:1] * 2.0 + torch.full((), 3.0)
         assert len(values.index_select(0, place)) == len(values[place]) == 1
@@ -83,11 +83,11 @@ def tiny_objective(config: TrainStudentConfig, cache: Cache) -> tuple[Any, Objec
     return model, make_objective(model, cache, config, torch.device("cpu"))
 
 
-def require_that_nothing_is_asked(
+def require_no_device_sync(
     model: Any, objective: Objective, batch: Batch, temperature: float
 ) -> None:
     weights = LossWeights(0.5, 0.1, temperature)
-    with NothingIsAsked():
+    with NoDeviceSync():
         loss, _ = objective.micro_batch_loss(
             model, batch, weights, LossNormalizer(batch.num_scored, batch.num_rows)
         )
@@ -104,7 +104,7 @@ def test_forward_and_backward_never_wait_for_the_device(
     config = tiny_train_config(slstm_at=slstm_at, precision=precision, train_head=train_head)
     batch = read_batch(cache, "train", range(4), with_sketch=True)
     assert batch.is_document_start[:, 1:].any()
-    require_that_nothing_is_asked(*tiny_objective(config, cache), batch, 1.3)
+    require_no_device_sync(*tiny_objective(config, cache), batch, 1.3)
 
 
 @pytest.mark.parametrize("kind", list(TARGETS))
@@ -114,7 +114,7 @@ def test_forward_and_backward_never_wait_for_the_device_with_any_targets(
     cache = write_cache(tmp_path / "cache", TARGETS[kind])
     batch = read_batch(cache, "train", range(3), with_sketch=False)
     temperature = TEMPERATURES.get(kind, (1.3,))[0]
-    require_that_nothing_is_asked(*tiny_objective(tiny_train_config(), cache), batch, temperature)
+    require_no_device_sync(*tiny_objective(tiny_train_config(), cache), batch, temperature)
 
 
 def test_forward_and_backward_never_wait_for_the_device_with_an_online_teacher(
@@ -124,9 +124,7 @@ def test_forward_and_backward_never_wait_for_the_device_with_an_online_teacher(
     batch = read_batch(cache, "train", range(4), with_sketch=False)
     model, objective = tiny_objective(tiny_train_config(), cache)
     teacher = FakeTeacher(batch, objective.head_of(model))
-    require_that_nothing_is_asked(
-        model, replace(objective, signal=OnlineSignal(teacher)), batch, 1.3
-    )
+    require_no_device_sync(model, replace(objective, signal=OnlineSignal(teacher)), batch, 1.3)
     assert teacher.num_asked == 1
 
 

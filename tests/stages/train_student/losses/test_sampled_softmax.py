@@ -14,7 +14,7 @@ from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from tests.support.dense_teachers import make_problem, samples, sparse, with_draws
-from tests.support.host_waits import NothingIsAsked
+from tests.support.host_waits import NoDeviceSync
 from tests.support.loss_gradients import CPU, MODES
 from tests.support.train_configs import train_config
 
@@ -39,7 +39,7 @@ def sampled_softmax_size(
     return kind(ranks, num_drawn)
 
 
-def early(problem: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def with_small_logits(problem: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Of a student whose logits are not far apart: a few draws tell much of the others."""
     return (0.3 * problem[0], *problem[1:])
 
@@ -132,7 +132,7 @@ def test_the_mean_sampling_weight_of_every_id_is_one(keeps_repetitions: bool) ->
 
 
 def test_the_sampled_normalizer_is_unbiased() -> None:
-    problem = early(make_problem(2, 1, _VOCAB)[:3])
+    problem = with_small_logits(make_problem(2, 1, _VOCAB)[:3])
     (_, exact, _), _ = gradient_of(None, problem, None, 1.0)
     torch.manual_seed(0)
     runs = [gradient_of(sampled_softmax_size(64), problem, None, 1.0)[0][1] for _ in range(800)]
@@ -146,7 +146,7 @@ def test_the_sampled_normalizer_is_unbiased() -> None:
 def test_the_mean_sampled_gradient_is_near_the_exact_one(kind: str) -> None:
     """Bias below 3 % of its norm for 64 draws; noise falls with the root of their number."""
     *problem, teacher = make_problem(3, 8, _VOCAB)
-    problem = [*early(problem)]
+    problem = [*with_small_logits(problem)]
     temperature, repeats = 1.6, 400
     targets = targets_of(kind, teacher, temperature)
     _, exact = gradient_of(None, problem, targets, temperature, chunk=8)
@@ -200,7 +200,7 @@ def test_all_columns_are_used_where_sampling_would_save_none() -> None:
         assert torch.equal(found[1], exact[1]) == is_exact
 
 
-class NothingIsAsLargeAsAllLogits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class NoTensorAsLargeAsAllLogits(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Fails where a tensor of several rows and all columns is made."""
 
     def __torch_dispatch__(
@@ -220,9 +220,9 @@ def test_sampled_softmax_never_waits_for_the_gpu_or_holds_all_logits(
     *problem, teacher = make_problem(6, 8, _VOCAB)
     targets, columns = targets_of(kind, teacher, 1.0), sampled_softmax_size(32)
     columns.keeps_repetitions = True  # as on a GPU
-    with NothingIsAsLargeAsAllLogits(), NothingIsAsked():  # type: ignore[no-untyped-call]
+    with NoTensorAsLargeAsAllLogits(), NoDeviceSync():  # type: ignore[no-untyped-call]
         gradient_of(columns, problem, targets, 1.0, dtype=dtype)
-    with pytest.raises(AssertionError), NothingIsAsLargeAsAllLogits():  # type: ignore[no-untyped-call]
+    with pytest.raises(AssertionError), NoTensorAsLargeAsAllLogits():  # type: ignore[no-untyped-call]
         gradient_of(None, problem, targets, 1.0, dtype=dtype)
 
 

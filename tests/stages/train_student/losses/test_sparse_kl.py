@@ -156,7 +156,9 @@ def test_tail_samples_add_the_last_term_of_the_dense_formula(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 1.37, 2.0])
-def test_at_k_equal_to_the_vocabulary_it_is_full_distillation(temperature: float) -> None:
+def test_with_top_k_equal_to_the_vocabulary_the_loss_is_full_distillation(
+    temperature: float,
+) -> None:
     hidden, head, labels, teacher = make_problem(3, 6, 40)
     targets, weighting = sparse(teacher, [40] * 6, 40), VocabularyWeights(0.2, 0.8, temperature)
     assert_equals_dense(
@@ -217,7 +219,7 @@ def test_without_any_weight_the_gradient_is_zero(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("num_draws", [None, 20])
-def test_half_precision_heads_stay_within_their_rounding(num_draws: int | None) -> None:
+def test_half_precision_heads_change_the_loss_only_by_rounding(num_draws: int | None) -> None:
     hidden, head, labels, teacher = make_problem(8, 12, 60)
     targets = sparse(teacher, [8] * 12, 8)
     if num_draws is not None:

@@ -69,7 +69,7 @@ def test_the_tail_of_a_confident_student_keeps_its_precision() -> None:
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-9)
 
 
-def test_kept_ids_of_all_the_mass_leave_no_tail_term() -> None:
+def test_kept_ids_of_all_the_mass_leave_a_tail_of_probability_zero() -> None:
     """Mass 1 is kept though ids are left over: the tail's p is 0, and its gradient q/T."""
     logits = torch.randn(3, 12, generator=torch.Generator().manual_seed(1))
     gaps = torch.tensor([[0.0, 0.7]]).expand(3, -1)

@@ -36,7 +36,7 @@ def test_beta_may_be_annealed_upwards() -> None:
     assert betas[-1] < 0.2
 
 
-def test_a_rising_alpha_is_raised_by_delta_and_refused_where_it_would_fall() -> None:
+def test_a_rising_alpha_is_raised_each_epoch_and_refused_with_scale_restart() -> None:
     config = TrainStudentConfig(alpha_start=0.5, alpha_end=0.8)
     weights = loss_weights(config, step=300, steps_per_epoch=100)
     assert weights.alpha == pytest.approx(annealed(0.65, 0.8, 300))

@@ -50,7 +50,7 @@ def late():
     assert flattened(expected) == expected
 
 
-def test_what_the_carried_modules_import_is_carried_or_installed() -> None:
+def test_imports_of_the_carried_modules_are_carried_or_installed() -> None:
     files = directory_code()
     for module in AUTO_MAP.values():
         assert f"{module.partition('.')[0]}.py" in files

@@ -77,7 +77,7 @@ def test_a_padded_batch_generates_what_each_prompt_generates_alone(
     ],
     ids=["sampling", "several samples", "sampled beams"],
 )
-def test_samples_of_a_padded_batch_do_not_depend_on_the_state(
+def test_sampling_of_a_padded_batch_does_not_depend_on_the_state(
     student: Any, options: dict[str, Any]
 ) -> None:
     """With the state, as rereading everything for each token."""

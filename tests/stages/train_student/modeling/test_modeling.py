@@ -35,7 +35,7 @@ def starts(batch: int, num_positions: int, *row_and_position: tuple[int, int]) -
     return is_start
 
 
-def test_the_paper_s_student_counts_as_in_the_paper() -> None:
+def test_the_paper_s_student_has_the_paper_s_parameter_count() -> None:
     with torch.device("meta"):
         student = build_student(
             DistilXLSTMSettings(),

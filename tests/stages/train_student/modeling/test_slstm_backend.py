@@ -75,7 +75,7 @@ def make_inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Non
     return torch.ones(3, 2, 1, 4, 5, dtype=dtype), torch.ones(2, 5, 20, dtype=dtype), None, None
 
 
-def test_a_cpu_runs_the_pytorch_loop(kernels: Counted) -> None:
+def test_on_a_cpu_the_slstm_scan_is_the_pytorch_loop(kernels: Counted) -> None:
     choice = choose_scan("auto", CPU, 2, 5)
     assert choice.sentence == "sLSTM scan: PyTorch loop on cpu"
     choice.scan(*make_inputs())
