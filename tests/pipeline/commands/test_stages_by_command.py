@@ -271,6 +271,26 @@ def test_generate_where_the_cache_is_gone(
     assert "made by another teacher" in result.stderr
 
 
+@pytest.mark.parametrize("url", ["https://stranger.example/cache", "memory://cache", "S3://a/b"])
+def test_a_url_that_only_the_run_names_is_not_opened(
+    unfinished: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    """Whoever wrote the run would learn who looks at it, and from where."""
+    record = read_record(unfinished)
+    write_record(unfinished, dataclasses.replace(record, cache_location=url))
+    opened = []
+    monkeypatch.setattr("cache_format.open", lambda place, **_: opened.append(place))
+    for command in (("generate", unfinished, *_TEXT), ("evaluate", unfinished, "--tasks", "a")):
+        monkeypatch.setattr("pipeline.students.lm_eval_harness.require_harness", lambda: None)
+        result = run(*command)
+        assert result.exit_code == 1
+        assert f"{unfinished}/run.json says is at '{url}'" in result.stderr
+        assert "give it with --cache." in result.stderr
+    assert opened == []
+    monkeypatch.undo()
+    assert run("generate", unfinished, *_TEXT, "--cache", tiny_cache).exit_code == 0
+
+
 def test_evaluate_an_unfinished_run(
     student: tuple[Path, Result], unfinished: Path, tiny_cache: Path
 ) -> None:
