@@ -249,6 +249,18 @@ def test_a_checkpoint_of_other_settings_makes_no_student(
     assert str(checkpoint.path) in str(raised.value)
 
 
+def test_a_checkpoint_that_holds_nan_makes_no_student(
+    unfinished: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    checkpoint, _ = find_checkpoint(unfinished)
+    for tensor in checkpoint.tensors.values():
+        tensor.fill_(float("nan"))
+    with pytest.raises(ValueError, match="holds NaN or infinity") as raised:
+        publish_checkpoint(checkpoint, cache_format.open(tiny_cache), tmp_path / "model")
+    assert str(checkpoint.path) in str(raised.value)
+    assert not (tmp_path / "model").exists()
+
+
 def test_generate_where_the_cache_is_gone(
     unfinished: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
