@@ -47,7 +47,7 @@ from pipeline.runtime.session import Session
 )
 @click.option(
     "--ray-workers",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=65_536),
     metavar="N",
     help="Number of teachers in the cluster; by default one per GPU, or one without GPUs.",
 )

@@ -17,7 +17,7 @@ from pipeline.runtime.session import Session
     show_default=True,
     help="Directory for everything that the demo writes.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0, max=2**32 - 1), default=0, show_default=True)
 @click.pass_obj
 def demo(session: Session, out: Path, seed: int) -> None:
     """Cache a small teacher, train two students, compare them.

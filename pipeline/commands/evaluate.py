@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--rows",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=2**31 - 1),
     metavar="N",
     help="Number of validation rows to use, evenly spaced; by default all.",
 )
@@ -34,9 +34,18 @@ if TYPE_CHECKING:
     help="Directory of custom task files.",
 )
 @click.option(
-    "--limit", type=click.IntRange(min=1), metavar="N", help="Limit on examples per task."
+    "--limit",
+    type=click.IntRange(min=1, max=2**31 - 1),
+    metavar="N",
+    help="Limit on examples per task.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1, max=2**31 - 1),
+    default=8,
+    show_default=True,
+    metavar="N",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(

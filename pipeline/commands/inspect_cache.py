@@ -10,7 +10,7 @@ from pipeline.options.cache_location import CacheLocation
 
 @click.command("inspect")
 @click.argument("cache", type=CacheLocation(exists=True))
-@click.option("--row", type=click.IntRange(min=0), metavar="N", help="Decode row N.")
+@click.option("--row", type=click.IntRange(min=0, max=2**63 - 1), metavar="N", help="Decode row N.")
 @click.option(
     "--split",
     type=click.Choice(["train", "validation"]),

@@ -11,7 +11,7 @@ def _default() -> int:
 
 threads_option = click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=1024),
     default=_default,
     metavar="N",
     help="Threads; by default one per core, at most 8.",

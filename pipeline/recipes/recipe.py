@@ -12,6 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+from cache_format.errors import StorageError
+from cache_format.storage.atomic import open_regular
 from pipeline.recipes.values import convert, from_command_line, shown
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.recipe_table import recipe_table
@@ -46,6 +48,9 @@ _RENAMED = {
     "warmup_fraction": "warmup_ratio",
 }
 """Keys of earlier versions, and what they are called now."""
+
+
+_MAX_BYTES = 1 << 20  # of a recipe; the shipped ones have a few thousand
 
 
 class RecipeError(ValueError):
@@ -171,7 +176,14 @@ def _read(name_or_file: str) -> tuple[str, str]:
     shipped = _shipped()
     path = shipped.get(name_or_file, Path(name_or_file))
     try:
-        return str(path), path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise RecipeError(
+                f"{path}: larger than {_MAX_BYTES:,} bytes, so not a recipe; expected the name of "
+                "a shipped recipe or a TOML file"
+            )
+        return str(path), data.decode("utf-8")
     except FileNotFoundError as error:
         names = ", ".join(listed_recipes())
         raise RecipeError(
@@ -185,6 +197,11 @@ def _read(name_or_file: str) -> tuple[str, str]:
         hint = f". Did you mean {inside}?" if inside.is_file() else ""
         raise RecipeError(
             f"{path}: a directory; expected the name of a shipped recipe or a TOML file{hint}"
+        ) from error
+    except StorageError as error:
+        raise RecipeError(
+            f"{path}: not a regular file, but a pipe or a device. Save the recipe to a file and "
+            "pass that"
         ) from error
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error

@@ -5,6 +5,7 @@ agreement, accuracy and calibration error, as numbers and as a table. The teache
 what it said of these positions lies in the cache.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ def evaluate_student(
 ) -> dict[str, Any]:
     """Figures of the student and its teacher; ``report`` is told rows done and rows in all.
 
-    Raises ValueError if ``run`` holds no student, or ``cache`` is not of its teacher.
+    Raises ValueError if ``run`` holds no student, or one whose figures are not finite, or ``cache``
+    is not of its teacher. A perplexity that is too large for a float is left out.
     """
     from stages.compute.device import choose_device
     from stages.train_student.config import TrainStudentConfig
@@ -62,6 +64,7 @@ def evaluate_student(
     batches = validation_batches(cache, num_rows, num_chosen, extent.batch_size)
     counted = _Counted(batches, num_chosen, report)
     figures = score(model, objective, counted)
+    _require_finite(path, figures)
     kind = kind_of(cache.spec.targets)
     return {
         "model": str(path),
@@ -121,7 +124,8 @@ class _Counted:
 def _figures_of(who: str, figures: dict[str, float]) -> dict[str, float]:
     prefix = "validation/" if who == "student" else "validation/teacher_"
     names = map(_name, _COLUMNS)
-    return {name: figures[prefix + name] for name in names if prefix + name in figures}
+    found = {name: figures[prefix + name] for name in names if prefix + name in figures}
+    return {name: figure for name, figure in found.items() if math.isfinite(figure)}
 
 
 def _name(label: MetricLabel) -> str:
@@ -136,6 +140,16 @@ def _notes(config: "StudentModelConfig", cache: "Cache", kl_note: str) -> list[s
             "trained on these documents."
         )
     return notes
+
+
+def _require_finite(path: Path, figures: dict[str, float]) -> None:
+    """Raise ValueError where one is NaN or infinite; a perplexity may be too large for a float."""
+    for key, figure in figures.items():
+        if not math.isfinite(figure) and not key.endswith("perplexity"):
+            raise ValueError(
+                f"{path}: cannot be evaluated: {key} is {figure}. The student's weights are finite "
+                "but too large to compute with. Export it anew from an older checkpoint."
+            )
 
 
 def _require_same_teacher(path: Path, config: "StudentModelConfig", cache: "Cache") -> None:

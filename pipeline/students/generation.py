@@ -41,11 +41,21 @@ def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str
     """
     model: Any = load_student_model(run)
     import torch
-    from transformers import TextStreamer, set_seed
+    from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer, set_seed
 
     class Stream(TextStreamer):
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             write(text + "\n" if stream_end else text)
+
+    class RequireNumbers(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            if (scores.isnan() | scores.isposinf()).any():
+                raise ValueError(
+                    f"{run}: the student's logits after {input_ids.shape[1]} tokens are NaN or "
+                    "infinite: its weights are finite but too large to compute with. Use another "
+                    "model or an older checkpoint."
+                )
+            return scores
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
@@ -64,6 +74,7 @@ def stream_text(run: Path, prompt: str, sampling: Sampling, write: Callable[[str
     model.generate(
         input_ids=inputs["input_ids"],
         max_new_tokens=sampling.max_new_tokens,
+        logits_processor=LogitsProcessorList([RequireNumbers()]),
         streamer=Stream(tokenizer, skip_special_tokens=True),
         **choice,
     )

@@ -8,6 +8,7 @@ documents do not see each other, never meet there in training: mind that where t
 """
 
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -95,11 +96,14 @@ def _matching(task: str, manager: Any) -> list[str]:
 
 
 def _metrics_of(found: dict[str, Any]) -> dict[str, float]:
-    """Numbers by metric; the harness names them ``metric,filter``."""
+    """Numbers by metric; the harness names them ``metric,filter``.
+
+    What is NaN or infinite, as the error of a single example, is no number that JSON has.
+    """
     metrics = {}
     for key, value in found.items():
         name, _, filter_name = key.partition(",")
-        if filter_name and isinstance(value, int | float):
+        if filter_name and isinstance(value, int | float) and math.isfinite(value):
             label = name if filter_name == "none" else f"{name} ({filter_name})"
             if filter_name != "none" and name.endswith("_stderr"):
                 label = f"{name.removesuffix('_stderr')} ({filter_name})_stderr"

@@ -89,9 +89,9 @@ def student_files(
 ) -> Iterator[StudentFiles]:
     """The student at ``place``: its model or, if there is none yet, its newest whole checkpoint.
 
-    A checkpoint holds what was trained. All else comes from ``cache``; by default from where the
-    run has read it. ``say`` is told which step is used. Raises ValueError where there is no student
-    or no cache of its teacher.
+    A checkpoint holds what was trained. All else comes from ``cache``; by default from the
+    directory that the run has read. ``say`` is told which step is used. Raises ValueError where
+    there is no student or no cache of its teacher, and where only a file of the run names a URL.
     """
     from stages.train_student.export.model_directory import (
         find_model_directory,
@@ -121,7 +121,11 @@ def student_files(
 
 
 def _cache_location(checkpoint: Path) -> str:
-    """Where the run of ``checkpoint`` has read its cache: a path or a URL, whoever wrote it."""
+    """The directory from which the run of ``checkpoint`` has read its cache.
+
+    Whoever wrote the run may have put a URL there, and a request says who asks: it is named, and
+    never opened. Raises ValueError where there is no directory to use.
+    """
     from stages.train_student.checkpoints.run_record import RUN_FILE, read_record
 
     run = checkpoint.resolve().parent.parent
@@ -129,13 +133,14 @@ def _cache_location(checkpoint: Path) -> str:
     if not (run / RUN_FILE).is_file():
         raise ValueError(f"{needed}. Give its location with --cache.")
     location = read_record(run).cache_location
-    if "://" not in location and not Path(location).is_dir():
+    if "://" in location:
+        raise ValueError(
+            f"{needed}, which {run / RUN_FILE} says is at {location!r}. An address that only "
+            "a file names is not contacted: if you trust it, give it with --cache."
+        )
+    if not Path(location).is_dir():
         raise ValueError(
             f"{needed}, which was at {location} and is no longer there. Give its new location with "
             "--cache; another cache of the same teacher also works."
-        )
-    if "::" in location:  # to fsspec, a chain of drivers
-        raise ValueError(
-            f"{needed}, but {location!r} cannot be the location of a cache. Give it with --cache."
         )
     return location

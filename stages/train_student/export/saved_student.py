@@ -68,7 +68,10 @@ def publish_checkpoint(checkpoint: Checkpoint, cache: Cache, target: Path) -> No
 def _require_fit(
     checkpoint: Checkpoint, config: TrainStudentConfig, weights: Mapping[str, Tensor], cache: Cache
 ) -> None:
-    """Raise ValueError unless the student of ``config`` has these weights, before it is made."""
+    """Raise ValueError unless the student of ``config`` has these weights, before it is made.
+
+    They have to be numbers.
+    """
     if problem := student_kind(config.student.kind).blocks_differ(config.student, weights):
         raise ValueError(f"{checkpoint.path}: {problem}")
     with torch.device("meta"):
@@ -77,3 +80,9 @@ def _require_fit(
         require_alike(expected, weights, dtypes=False)
     except ValueError as error:
         raise ValueError(f"{checkpoint.path}: {error}") from error
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"{checkpoint.path}: {name}: holds NaN or infinity, so the student can compute "
+                "nothing. Use an older checkpoint of the run."
+            )

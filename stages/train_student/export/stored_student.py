@@ -171,4 +171,10 @@ def _tensors(directory: Path, names: list[str]) -> Iterator[tuple[str, Tensor]]:
     for file in names:
         with safe_open(directory / file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118  (no mapping)
-                yield name, weights.get_tensor(name)
+                tensor = weights.get_tensor(name)
+                if not tensor.isfinite().all():
+                    raise ValueError(
+                        f"{directory / file}: {name}: holds NaN or infinity, so the student can "
+                        f"compute nothing. {_STEP}"
+                    )
+                yield name, tensor

@@ -82,6 +82,7 @@ def prepare(
     ``online``: the run asks a teacher in the loop, which is part of what it is. ``initial`` are the
     weights that a new run begins from; one that is resumed has had them.
     """
+    _require_own_checkpoints(out)
     identity_file = out / RUN_FILE
     has_checkpoints = any((out / "checkpoints").glob("step-*"))
     if (out / "model").exists() and not has_checkpoints:
@@ -134,6 +135,28 @@ def recorded_precision(out: Path) -> Literal["fp32", "bf16", "fp16"] | None:
         return None
     found = read_record(out).identity.get("precision")
     return found if found in ("fp32", "bf16", "fp16") else None
+
+
+def _require_own_checkpoints(out: Path) -> None:
+    """Raise ValueError where this run would delete old checkpoints of another one.
+
+    A link to a directory on another disk is no other run's.
+    """
+    directory = out / "checkpoints"
+    if not directory.is_symlink():
+        return
+    target = directory.resolve()
+    for other in (target, target.parent):
+        if other != out.resolve() and (other / RUN_FILE).exists():
+            raise AdvisedError(
+                f"{directory}: a symbolic link to {target}, which is in another run. Saving would "
+                "delete that run's older checkpoints. Nothing was changed.",
+                NextStep(
+                    "Replace the link by a copy of that directory, or begin a new run from the "
+                    "weights of that run.",
+                    StageAction.INITIAL_WEIGHTS,
+                ),
+            )
 
 
 def _check_same(

@@ -97,6 +97,24 @@ print(sorted(heavy & set(sys.modules)))
         assert finished.returncode == 0, finished.stderr
         assert "distil-xlstm" in finished.stdout
 
+    def test_as_a_module_it_imports_nothing_from_the_working_directory(
+        self, tmp_path: Path
+    ) -> None:
+        canary = tmp_path / "canary"
+        for name in ("json", "click", "importlib_resources", "tomllib", "dataclasses"):
+            (tmp_path / f"{name}.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
+        finished = subprocess.run(
+            [sys.executable, "-m", "pipeline", "recipes"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+        assert finished.returncode == 0, finished.stderr
+        assert "distil-xlstm" in finished.stdout
+        assert not canary.exists()
+
 
 @pytest.mark.parametrize("name", ["inspect", "verify", "generate"])
 def test_a_nonexistent_path_is_a_usage_error(name: str, tmp_path: Path) -> None:

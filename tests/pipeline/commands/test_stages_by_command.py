@@ -255,6 +255,18 @@ def test_a_checkpoint_of_other_settings_is_refused(
     assert str(checkpoint.path) in str(raised.value)
 
 
+def test_a_checkpoint_that_holds_nan_makes_no_student(
+    unfinished: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    checkpoint, _ = find_checkpoint(unfinished)
+    for tensor in checkpoint.tensors.values():
+        tensor.fill_(float("nan"))
+    with pytest.raises(ValueError, match="holds NaN or infinity") as raised:
+        publish_checkpoint(checkpoint, cache_format.open(tiny_cache), tmp_path / "model")
+    assert str(checkpoint.path) in str(raised.value)
+    assert not (tmp_path / "model").exists()
+
+
 def test_generate_asks_for_the_cache_where_it_is_gone(
     unfinished: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
@@ -275,6 +287,26 @@ def test_generate_asks_for_the_cache_where_it_is_gone(
     write_cache(tmp_path / "other", TARGETS["top_k"])
     result = run("generate", unfinished, *_TEXT, "--cache", tmp_path / "other")
     assert "made by another teacher" in result.stderr
+
+
+@pytest.mark.parametrize("url", ["https://stranger.example/cache", "memory://cache", "S3://a/b"])
+def test_a_url_that_only_the_run_names_is_not_opened(
+    unfinished: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    """Whoever wrote the run would learn who looks at it, and from where."""
+    record = read_record(unfinished)
+    write_record(unfinished, dataclasses.replace(record, cache_location=url))
+    opened = []
+    monkeypatch.setattr("cache_format.open", lambda place, **_: opened.append(place))
+    for command in (("generate", unfinished, *_TEXT), ("evaluate", unfinished, "--tasks", "a")):
+        monkeypatch.setattr("pipeline.students.lm_eval_harness.require_harness", lambda: None)
+        result = run(*command)
+        assert result.exit_code == 1
+        assert f"{unfinished}/run.json says is at '{url}'" in result.stderr
+        assert "give it with --cache." in result.stderr
+    assert opened == []
+    monkeypatch.undo()
+    assert run("generate", unfinished, *_TEXT, "--cache", tiny_cache).exit_code == 0
 
 
 def test_evaluate_uses_the_newest_checkpoint_of_an_unfinished_run(

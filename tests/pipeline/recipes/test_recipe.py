@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import subprocess
 import sys
 import tomllib
@@ -156,6 +157,21 @@ class TestFiles:
             RecipeError, match=r"a directory; expected the name of a shipped recipe or a TOML"
         ):
             load_recipe(str(tmp_path))
+
+    @pytest.mark.timeout(20)
+    def test_a_pipe_and_a_device(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.toml")
+        for path in (tmp_path / "pipe.toml", Path("/dev/zero")):
+            with pytest.raises(RecipeError, match=rf"{path}: not a regular file, but a pipe or a"):
+                load_recipe(str(path))
+
+    def test_a_file_that_is_too_large(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.toml"
+        path.write_bytes(b" " * (1 << 20))
+        assert load_recipe(str(path)) == Recipe()
+        path.write_bytes(b" " * ((1 << 20) + 1))
+        with pytest.raises(RecipeError, match=r"mine\.toml: larger than 1,048,576 bytes"):
+            load_recipe(str(path))
 
     def test_a_recipe_that_is_not_utf8_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "mine.toml"

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 
 import cache_format
 from pipeline.commands.evaluate import evaluate
 from pipeline.students.evaluation import EvalOptions, evaluate_student, evaluation_text
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from tests.support import tiny
+from tests.support.command_line import run as invoke_main
 from tests.support.student_caches import TARGETS, write_cache
 from tests.support.students import publish_student
 from tests.support.train_configs import tiny_train_config
@@ -181,3 +183,40 @@ def test_evaluate_without_cache_and_tasks_is_a_usage_error(run: Path) -> None:
     result = invoke(run)
     assert result.exit_code == 2
     assert "give --cache, --tasks, or both" in result.stderr
+
+
+@pytest.fixture
+def too_large(run: Path, tmp_path: Path) -> Path:
+    """A model whose finite weights overflow."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    file = copy / "model" / "model.safetensors"
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if "norm" in name:
+            tensor.fill_(torch.finfo(tensor.dtype).max)
+    save_file(tensors, file)
+    return copy
+
+
+def test_a_student_that_overflows_has_no_figures(too_large: Path, tiny_cache: Path) -> None:
+    result = invoke_main("evaluate", too_large, "--cache", tiny_cache, "--json")
+    assert result.exit_code == 1
+    assert f"{too_large}/model: cannot be evaluated: validation/loss is nan" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("temperature", ["0", "1"])
+def test_a_student_that_overflows_generates_nothing(too_large: Path, temperature: str) -> None:
+    result = invoke_main("generate", too_large, "--prompt", "the", "--temperature", temperature)
+    assert result.exit_code == 1
+    assert "the student's logits after 2 tokens are NaN or infinite" in result.stderr
+
+
+def test_a_perplexity_beyond_floats_is_left_out(
+    run: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.train_student.evaluation.divergence._exp", lambda _: float("inf"))
+    found = evaluated(run, tiny_cache)
+    assert "perplexity" not in found["student"]
+    assert "loss" in found["student"]
+    assert "–" in evaluation_text(found)

@@ -15,7 +15,13 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from pipeline.commands.evaluate import evaluate
-from pipeline.students.lm_eval_harness import HarnessOptions, require_harness, run_tasks, tasks_text
+from pipeline.students.lm_eval_harness import (
+    HarnessOptions,
+    _metrics_of,
+    require_harness,
+    run_tasks,
+    tasks_text,
+)
 from tests.support import ROOT
 from tests.support.students import publish_student
 
@@ -247,3 +253,8 @@ def test_without_the_harness_the_command_to_install_it_is_named(
     result = CliRunner().invoke(evaluate, [str(run), "--tasks", "arc_easy"])
     assert isinstance(result.exception, ValueError)
     assert "pip install 'lm_eval[hf]'" in str(result.exception)
+
+
+def test_what_is_no_number_is_left_out() -> None:
+    found = {"acc,none": 1.0, "acc_stderr,none": math.nan, "ppl,none": math.inf, "alias": "a"}
+    assert _metrics_of(found) == {"acc": 1.0}

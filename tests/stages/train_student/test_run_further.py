@@ -291,3 +291,41 @@ def test_a_model_with_swapped_weights_is_published_again(
     save_file({name: 0 * tensor for name, tensor in load_file(file).items()}, file)
     run(tiny_cache, out, resume=True)
     assert all(torch.equal(load_file(file)[name], load(before)[name]) for name in load(before))
+
+
+def linked_run(cache: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A run, and a copy of it whose checkpoints are a link to those of the first."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(cache, first)
+    shutil.copytree(first, second, ignore=shutil.ignore_patterns("checkpoints", "model"))
+    (second / "checkpoints").symlink_to(first / "checkpoints")
+    return first, second
+
+
+def test_checkpoints_of_another_run_are_not_used_through_a_link(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
+    """Saving would delete the older ones, which are the other run's."""
+    first, second = linked_run(tiny_cache, tmp_path)
+    names = sorted(path.name for path in (first / "checkpoints").iterdir())
+    with pytest.raises(ValueError, match=r"second/checkpoints: a symbolic link to .*another run"):
+        run(tiny_cache, second, resume=True, extend_to=6, save_total_limit=1)
+    (second / "checkpoints").unlink()
+    (second / "checkpoints").symlink_to(first)
+    with pytest.raises(ValueError, match="a symbolic link"):
+        run(tiny_cache, second, resume=True)
+    assert sorted(path.name for path in (first / "checkpoints").iterdir()) == names
+
+
+def test_checkpoints_may_be_a_link_to_another_disk(tiny_cache: Path, tmp_path: Path) -> None:
+    first, second = linked_run(tiny_cache, tmp_path)
+    (second / "checkpoints").unlink()
+    shutil.copytree(first / "checkpoints", tmp_path / "disk")
+    (second / "checkpoints").symlink_to(tmp_path / "disk")
+    run(tiny_cache, second, resume=True)
+    assert (second / "model").is_dir()
+    inside = second / "elsewhere"
+    shutil.copytree(first / "checkpoints", inside)
+    (second / "checkpoints").unlink()
+    (second / "checkpoints").symlink_to(inside)
+    run(tiny_cache, second, resume=True, extend_to=6)

@@ -1,6 +1,7 @@
 """A student from a directory that anyone may have written: the same model, or a named error."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -142,4 +143,15 @@ def test_damaged_weight_files_are_refused(copy: Path, data: bytes) -> None:
 def test_a_directory_without_safetensors_is_refused(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"no safetensors weights \(its pytorch_model\.bin is a"):
+        load_stored_student(copy)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_no_numbers_are_named(copy: Path, value: float) -> None:
+    file = copy / "model.safetensors"
+    tensors = load_file(file)
+    name = sorted(tensors)[-1]
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=rf"{file}: {name}: holds NaN or infinity"):
         load_stored_student(copy)
