@@ -8,7 +8,7 @@ they are written, the reader what to make of them.
 import hashlib
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from cache_format.errors import CorruptFileError
@@ -102,6 +102,12 @@ class TeacherReceipt:
             if size < 0:
                 raise ValueError(f"files.{name}: size must not be negative, found {size}")
             _require_sha256(f"files.{name}", sha256)
+            for directory in PurePosixPath(name).parents:
+                if str(directory) in self.files:
+                    raise ValueError(
+                        f"files: {str(directory)!r} is in the way of another file: {name!r} needs "
+                        "a directory of that name"
+                    )
 
 
 def num_segments(num_rows: int, spec: CacheSpec) -> int:

@@ -286,7 +286,7 @@ class _Unpacking:
 
     @contextmanager
     def _naming_impossible(self, file: str) -> Iterator[None]:
-        """``a`` and ``a/b`` cannot both be files."""
+        """``a`` and ``A`` cannot both be files where case does not count."""
         try:
             yield
         except (FileExistsError, NotADirectoryError) as error:
