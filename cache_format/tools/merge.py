@@ -6,24 +6,24 @@ has them, since nothing in a cache is ever changed in place. A merge that was ki
 it was: units that are there are kept.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from cache_format.errors import CacheError, CorruptFileError, SpecMismatchError
+from cache_format.errors import CacheError, SpecMismatchError
 from cache_format.metadata import layout
 from cache_format.metadata.completeness import is_complete
-from cache_format.metadata.manifest import ShardEntry
-from cache_format.metadata.receipt import read_receipt
+from cache_format.metadata.manifest import ShardEntry, require_agreement
+from cache_format.metadata.receipt import Receipt, read_receipt, receipt_from_bytes
 from cache_format.metadata.recipe_file import read_recipe
 from cache_format.metadata.spec import differences
 from cache_format.reader import Cache, open_cache
 from cache_format.storage.base import Storage, checked_chunks, read_file
 from cache_format.storage.open import storage_at
 from cache_format.threads import in_threads
+from cache_format.tools.checked_shard import checked_shard
 from cache_format.writer import CacheWriter
 
 
@@ -200,26 +200,24 @@ def _transfer_units(
         entry = found.entry
         step = layout.unit_step(entry.unit, entry.file)
         name = layout.receipt_file(entry.unit)
-        receipt = read_file(found.cache.storage, name, step)
-        if hashlib.sha256(receipt).hexdigest() != entry.receipt_sha256:
-            raise CorruptFileError(
-                f"{found.cache.storage.locate(name)}: not the file that the manifest names.",
-                step,
-            )
-        _transfer_shard(found, writer, advance)
-        writer.adopt_unit(entry, receipt)
+        storage = found.cache.storage
+        data, path = read_file(storage, name, step), storage.locate(name)
+        receipt = receipt_from_bytes(data, path, entry.unit, writer.spec, entry.receipt_sha256)
+        require_agreement(storage, entry, receipt)
+        _transfer_shard(storage, receipt, writer, advance)
+        writer.adopt_unit(entry, data)
 
     in_threads(transfer, units, num_threads)
 
 
-def _transfer_shard(found: _Found, writer: CacheWriter, advance: Callable[[int], None]) -> None:
+def _transfer_shard(
+    origin: Storage, receipt: Receipt, writer: CacheWriter, advance: Callable[[int], None]
+) -> None:
     """Link the shard if that can be done, else copy it; its bytes are checked either way."""
-    entry, storage = found.entry, writer.storage
-    step = layout.unit_step(entry.unit, entry.file)
-    expected = (entry.num_bytes, entry.sha256)
-    chunks = checked_chunks(found.cache.storage, entry.file, expected, step)
+    entry, storage = receipt.entry, writer.storage
+    chunks = checked_shard(origin, receipt, writer.spec)
     storage.remove(entry.file)  # no receipt tells of it: a killed merge left it
-    source, target = found.cache.storage.locate(entry.file), storage.locate(entry.file)
+    source, target = origin.locate(entry.file), storage.locate(entry.file)
     if isinstance(source, Path) and isinstance(target, Path) and _link(source, target):
         try:
             for chunk in chunks:
