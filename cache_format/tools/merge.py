@@ -24,6 +24,7 @@ from cache_format.storage.base import Storage, checked_chunks, read_file
 from cache_format.storage.open import storage_at
 from cache_format.threads import in_threads
 from cache_format.tools.checked_shard import checked_shard
+from cache_format.tools.inside import require_outside
 from cache_format.writer import CacheWriter
 
 
@@ -62,10 +63,14 @@ def merge(
     no unit is missing and either the largest budget of any input is reached, or an input shows that
     the corpus has ended. ``report`` is told the bytes done and in all.
 
-    Raises SpecMismatchError naming the fields in which two specs differ and CacheError if the
-    teacher's files do, both before anything is written; CorruptFileError or MissingFileError if an
-    input is damaged, with what was merged by then kept.
+    Raises ForeignDirectoryError if ``out`` lies inside of an input, SpecMismatchError naming the
+    fields in which two specs differ and CacheError if the teacher's files do, all before anything
+    is written; CorruptFileError or MissingFileError if an input is damaged, with what was merged by
+    then kept.
     """
+    for cache in inputs:
+        if not _is_same_place(storage_at(out), cache.storage):
+            require_outside(out, cache.storage)
     there = _already(out)
     caches = [*there, *inputs]
     _require_same_spec(caches)
