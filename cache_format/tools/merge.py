@@ -7,12 +7,18 @@ it was: units that are there are kept.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from cache_format.errors import CacheError, SpecMismatchError
+from cache_format.errors import (
+    CacheError,
+    CorruptFileError,
+    MissingFileError,
+    SpecMismatchError,
+)
 from cache_format.metadata import layout
 from cache_format.metadata.completeness import is_complete
 from cache_format.metadata.manifest import ShardEntry, require_agreement
@@ -39,6 +45,8 @@ class Merged:
     is_complete: bool
     differing_units: tuple[int, ...]
     """Units that two inputs hold in different bytes; the first one's was taken."""
+    damaged_units: tuple[int, ...] = ()
+    """Units that the target held damaged; unless an input has them too, they are missing now."""
     missing_units: tuple[range, ...]
     """Gaps before the last unit."""
 
@@ -79,7 +87,10 @@ def merge(
     ranks, projection = inputs[0].ranks, inputs[0].projection
     writer = CacheWriter.create_or_open(out, caches[0].spec, ranks, projection)
     others = [cache for cache in inputs if not _is_same_place(cache.storage, writer.storage)]
-    units, differing = _units_of(writer.finished_units(), others)
+    begun = layout.receipt_units(writer.storage)  # first: other processes may finish units
+    finished = writer.finished_units()
+    damaged = [unit for unit in begun if unit not in finished]
+    units, differing = _units_of(finished, others)
     if teacher is not None:
         writer.write_attachments(lambda directory: _transfer_teacher(teacher, directory))
     _transfer_recipe(inputs, writer)
@@ -96,6 +107,7 @@ def merge(
         num_tokens_requested=requested,
         is_complete=complete,
         differing_units=differing,
+        damaged_units=tuple(damaged),
         missing_units=_gaps(sorted(entries)),
     )
 
@@ -202,6 +214,10 @@ def _transfer_units(
             report(done, total)
 
     def transfer(found: _Found) -> None:
+        with _naming_unit(found, writer.storage):
+            copy(found)
+
+    def copy(found: _Found) -> None:
         entry = found.entry
         step = layout.unit_step(entry.unit, entry.file)
         name = layout.receipt_file(entry.unit)
@@ -213,6 +229,19 @@ def _transfer_units(
         writer.adopt_unit(entry, data)
 
     in_threads(transfer, units, num_threads)
+
+
+@contextmanager
+def _naming_unit(found: _Found, target: Storage) -> Iterator[None]:
+    """Say of which unit and cache a damaged file is, and what became of the others."""
+    try:
+        yield
+    except (CorruptFileError, MissingFileError) as error:
+        raise type(error)(
+            f"{found.cache.path}: unit {found.entry.unit} is damaged and was not merged: "
+            f"{error.problem} Units merged so far are kept in {target.root}.",
+            error.next_step,
+        ) from error
 
 
 def _transfer_shard(
