@@ -111,6 +111,16 @@ def open_batch(
     return batch
 
 
+def require_schema(schema_bytes: bytes, unit: int, spec: CacheSpec) -> None:
+    """Raise ValueError unless a shard's first segment is the schema of ``unit`` of this cache."""
+    require_message(pa.py_buffer(schema_bytes), "schema")
+    try:
+        schema = ipc.read_schema(pa.py_buffer(schema_bytes))
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"Arrow cannot read its schema: {error}") from error
+    _check_schema(schema, unit, spec)
+
+
 def row_of_batch(batch: pa.RecordBatch, index: int, spec: CacheSpec, ranks: RankTable) -> Row:
     """Decode row ``index`` of ``batch``; raises ValueError naming the column."""
     encoded = {

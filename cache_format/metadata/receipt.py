@@ -8,7 +8,7 @@ they are written, the reader what to make of them.
 import hashlib
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from cache_format.errors import CorruptFileError
@@ -17,6 +17,7 @@ from cache_format.metadata.spec import CacheSpec, Split
 from cache_format.storage.base import Storage, read_file
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_RECEIPT_STEP = layout.make_again("To make it again,", "nothing else is.")
 
 
 class Segment(NamedTuple):
@@ -102,6 +103,12 @@ class TeacherReceipt:
             if size < 0:
                 raise ValueError(f"files.{name}: size must not be negative, found {size}")
             _require_sha256(f"files.{name}", sha256)
+            for directory in PurePosixPath(name).parents:
+                if str(directory) in self.files:
+                    raise ValueError(
+                        f"files: {str(directory)!r} is in the way of another file: {name!r} needs "
+                        "a directory of that name"
+                    )
 
 
 def num_segments(num_rows: int, spec: CacheSpec) -> int:
@@ -129,9 +136,16 @@ def read_receipt(
 ) -> Receipt:
     """The receipt of ``unit``, which must have the hash ``expected_sha256`` if one is given."""
     name = layout.receipt_file(unit)
-    path = storage.locate(name)
+    data = read_file(storage, name, _RECEIPT_STEP)
+    return receipt_from_bytes(data, storage.locate(name), unit, spec, expected_sha256)
+
+
+def receipt_from_bytes(
+    data: bytes, path: Path | str, unit: int, spec: CacheSpec, expected_sha256: str | None
+) -> Receipt:
+    """The receipt of ``unit`` in the file ``path`` that holds ``data``; see ``read_receipt``."""
     step = layout.unit_step(unit, "it")
-    fields, sha256 = _read_sealed(storage, name, step, spec, expected_sha256)
+    fields, sha256 = _unsealed(data, path, step, spec, expected_sha256)
     entry: ShardEntry = parse(ShardEntry, fields | {"receipt_sha256": sha256}, path, step)
     segments = parse(tuple[tuple[int, int, str], ...], fields.get("segments"), path, step)
     split = spec.split_of(unit)
@@ -157,9 +171,10 @@ def read_teacher_receipt(
 ) -> TeacherReceipt:
     """The receipt of ``teacher/``, which must have the hash ``expected_sha256`` if one is given."""
     name, step = layout.TEACHER_RECEIPT, layout.TEACHER_STEP
-    fields, sha256 = _read_sealed(storage, name, step, spec, expected_sha256)
+    data, path = read_file(storage, name, _RECEIPT_STEP), storage.locate(name)
+    fields, sha256 = _unsealed(data, path, step, spec, expected_sha256)
     fields |= {"receipt_sha256": sha256}
-    receipt: TeacherReceipt = parse(TeacherReceipt, fields, storage.locate(name), step)
+    receipt: TeacherReceipt = parse(TeacherReceipt, fields, path, step)
     return receipt
 
 
@@ -176,11 +191,9 @@ def parse(hint: Any, value: object, path: Path | str, step: str) -> Any:
         raise CorruptFileError(f"{path}: {error}.", step) from error
 
 
-def _read_sealed(
-    storage: Storage, name: str, step: str, spec: CacheSpec, expected_sha256: str | None
+def _unsealed(
+    data: bytes, path: Path | str, step: str, spec: CacheSpec, expected_sha256: str | None
 ) -> tuple[dict[str, Any], str]:
-    path = storage.locate(name)
-    data = read_file(storage, name, layout.make_again("To make it again,", "nothing else is."))
     sha256 = hashlib.sha256(data).hexdigest()
     fields = sealed_json.unseal(data, path, step)
     if expected_sha256 not in (None, sha256):

@@ -30,19 +30,25 @@ from cache_format.errors import (
     NextStep,
 )
 from cache_format.metadata import layout, sealed_json
-from cache_format.metadata.manifest import Manifest, spec_bytes
+from cache_format.metadata.manifest import Manifest, require_agreement, spec_bytes
 from cache_format.metadata.principal_components import (
     Projection,
     projection_bytes,
     projection_from_bytes,
 )
-from cache_format.metadata.receipt import TeacherReceipt, parse, read_teacher_receipt
+from cache_format.metadata.receipt import (
+    TeacherReceipt,
+    parse,
+    read_teacher_receipt,
+    receipt_from_bytes,
+)
 from cache_format.metadata.recipe_file import MAX_BYTES as MAX_RECIPE_BYTES
 from cache_format.metadata.recipe_file import read_recipe
 from cache_format.metadata.vocabulary_ranks import RankTable
 from cache_format.reader import Cache
 from cache_format.storage.base import checked_chunks, read_file
 from cache_format.tools.archive_stream import ArchivedFile, ArchiveReader, write_archive
+from cache_format.tools.checked_shard import checked_shard, of_this_cache
 from cache_format.writer import CacheWriter
 
 Report = Callable[[int, int], None]
@@ -112,9 +118,12 @@ def _files_of(cache: Cache, report: Report) -> Iterator[ArchivedFile]:
             yield ArchivedFile(name, expected[0], progress.counted(chunks))
     for entry in manifest.shards:
         step = layout.unit_step(entry.unit, entry.file)
-        yield _receipt(cache, layout.receipt_file(entry.unit), entry.receipt_sha256, step)
-        expected = (entry.num_bytes, entry.sha256)
-        chunks = checked_chunks(cache.storage, entry.file, expected, step)
+        name = layout.receipt_file(entry.unit)
+        data, path = read_file(cache.storage, name, step), cache.storage.locate(name)
+        receipt = receipt_from_bytes(data, path, entry.unit, manifest.spec, entry.receipt_sha256)
+        require_agreement(cache.storage, entry, receipt)
+        yield _small(name, data, _MAX_SEALED_BYTES)
+        chunks = checked_shard(cache.storage, receipt, manifest.spec)
         yield ArchivedFile(entry.file, entry.num_bytes, progress.counted(chunks))
 
 
@@ -187,13 +196,21 @@ class _Unpacking:
     def take_units(self) -> None:
         """Each unit, published when its shard has arrived and has been checked."""
         for entry in self._manifest.shards:
-            receipt = self._read_sealed(layout.receipt_file(entry.unit), entry.receipt_sha256)
+            name, expected = layout.receipt_file(entry.unit), (entry.num_bytes, entry.sha256)
+            data = self._read_sealed(name, entry.receipt_sha256)
             if entry.unit in self._finished:
                 self._pass_over(entry.file, entry.num_bytes)
                 continue
-            with self._writer.storage.publish_file(entry.file) as sink:
-                sink.writelines(self._checked(entry.file, (entry.num_bytes, entry.sha256)))
-            if self._writer.adopt_unit(entry, receipt).receipt_sha256 != entry.receipt_sha256:
+            spec = self._manifest.spec
+            with self._naming_damage(name):
+                receipt = receipt_from_bytes(data, name, entry.unit, spec, None)
+            chunks = of_this_cache(self._checked(entry.file, expected), receipt, spec, entry.file)
+            with (
+                self._naming_damage(entry.file),
+                self._writer.storage.publish_file(entry.file) as sink,
+            ):
+                sink.writelines(chunks)
+            if self._writer.adopt_unit(entry, data).receipt_sha256 != entry.receipt_sha256:
                 raise self._foreign(f"another unit {entry.unit}")
 
     def finish(self) -> Manifest:
@@ -282,11 +299,11 @@ class _Unpacking:
         try:
             yield
         except CorruptFileError as error:
-            raise self._corrupt(file, f"damaged: {error}") from error
+            raise self._corrupt(file, f"damaged: {error.problem}") from error
 
     @contextmanager
     def _naming_impossible(self, file: str) -> Iterator[None]:
-        """``a`` and ``a/b`` cannot both be files."""
+        """``a`` and ``A`` cannot both be files where case does not count."""
         try:
             yield
         except (FileExistsError, NotADirectoryError) as error:

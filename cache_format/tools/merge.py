@@ -6,24 +6,31 @@ has them, since nothing in a cache is ever changed in place. A merge that was ki
 it was: units that are there are kept.
 """
 
-import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from cache_format.errors import CacheError, CorruptFileError, SpecMismatchError
+from cache_format.errors import (
+    CacheError,
+    CorruptFileError,
+    MissingFileError,
+    SpecMismatchError,
+)
 from cache_format.metadata import layout
 from cache_format.metadata.completeness import is_complete
-from cache_format.metadata.manifest import ShardEntry
-from cache_format.metadata.receipt import read_receipt
+from cache_format.metadata.manifest import ShardEntry, require_agreement
+from cache_format.metadata.receipt import Receipt, read_receipt, receipt_from_bytes
 from cache_format.metadata.recipe_file import read_recipe
 from cache_format.metadata.spec import differences
 from cache_format.reader import Cache, open_cache
 from cache_format.storage.base import Storage, checked_chunks, read_file
 from cache_format.storage.open import storage_at
 from cache_format.threads import in_threads
+from cache_format.tools.checked_shard import checked_shard
+from cache_format.tools.inside import require_outside
 from cache_format.writer import CacheWriter
 
 
@@ -38,6 +45,8 @@ class Merged:
     is_complete: bool
     differing_units: tuple[int, ...]
     """Units that two inputs hold in different bytes; the first one's was taken."""
+    damaged_units: tuple[int, ...] = ()
+    """Units that the target held damaged; unless an input has them too, they are missing now."""
     missing_units: tuple[range, ...]
     """Gaps before the last unit."""
 
@@ -62,10 +71,14 @@ def merge(
     no unit is missing and either the largest budget of any input is reached, or an input shows that
     the corpus has ended. ``report`` is told the bytes done and in all.
 
-    Raises SpecMismatchError naming the fields in which two specs differ and CacheError if the
-    teacher's files do, both before anything is written; CorruptFileError or MissingFileError if an
-    input is damaged, with what was merged by then kept.
+    Raises ForeignDirectoryError if ``out`` lies inside of an input, SpecMismatchError naming the
+    fields in which two specs differ and CacheError if the teacher's files do, all before anything
+    is written; CorruptFileError or MissingFileError if an input is damaged, with what was merged by
+    then kept.
     """
+    for cache in inputs:
+        if not _is_same_place(storage_at(out), cache.storage):
+            require_outside(out, cache.storage)
     there = _already(out)
     caches = [*there, *inputs]
     _require_same_spec(caches)
@@ -74,7 +87,10 @@ def merge(
     ranks, projection = inputs[0].ranks, inputs[0].projection
     writer = CacheWriter.create_or_open(out, caches[0].spec, ranks, projection)
     others = [cache for cache in inputs if not _is_same_place(cache.storage, writer.storage)]
-    units, differing = _units_of(writer.finished_units(), others)
+    begun = layout.receipt_units(writer.storage)  # first: other processes may finish units
+    finished = writer.finished_units()
+    damaged = [unit for unit in begun if unit not in finished]
+    units, differing = _units_of(finished, others)
     if teacher is not None:
         writer.write_attachments(lambda directory: _transfer_teacher(teacher, directory))
     _transfer_recipe(inputs, writer)
@@ -91,6 +107,7 @@ def merge(
         num_tokens_requested=requested,
         is_complete=complete,
         differing_units=differing,
+        damaged_units=tuple(damaged),
         missing_units=_gaps(sorted(entries)),
     )
 
@@ -197,29 +214,44 @@ def _transfer_units(
             report(done, total)
 
     def transfer(found: _Found) -> None:
+        with _naming_unit(found, writer.storage):
+            copy(found)
+
+    def copy(found: _Found) -> None:
         entry = found.entry
         step = layout.unit_step(entry.unit, entry.file)
         name = layout.receipt_file(entry.unit)
-        receipt = read_file(found.cache.storage, name, step)
-        if hashlib.sha256(receipt).hexdigest() != entry.receipt_sha256:
-            raise CorruptFileError(
-                f"{found.cache.storage.locate(name)}: not the file that the manifest names.",
-                step,
-            )
-        _transfer_shard(found, writer, advance)
-        writer.adopt_unit(entry, receipt)
+        storage = found.cache.storage
+        data, path = read_file(storage, name, step), storage.locate(name)
+        receipt = receipt_from_bytes(data, path, entry.unit, writer.spec, entry.receipt_sha256)
+        require_agreement(storage, entry, receipt)
+        _transfer_shard(storage, receipt, writer, advance)
+        writer.adopt_unit(entry, data)
 
     in_threads(transfer, units, num_threads)
 
 
-def _transfer_shard(found: _Found, writer: CacheWriter, advance: Callable[[int], None]) -> None:
+@contextmanager
+def _naming_unit(found: _Found, target: Storage) -> Iterator[None]:
+    """Say of which unit and cache a damaged file is, and what became of the others."""
+    try:
+        yield
+    except (CorruptFileError, MissingFileError) as error:
+        raise type(error)(
+            f"{found.cache.path}: unit {found.entry.unit} is damaged and was not merged: "
+            f"{error.problem} Units merged so far are kept in {target.root}.",
+            error.next_step,
+        ) from error
+
+
+def _transfer_shard(
+    origin: Storage, receipt: Receipt, writer: CacheWriter, advance: Callable[[int], None]
+) -> None:
     """Link the shard if that can be done, else copy it; its bytes are checked either way."""
-    entry, storage = found.entry, writer.storage
-    step = layout.unit_step(entry.unit, entry.file)
-    expected = (entry.num_bytes, entry.sha256)
-    chunks = checked_chunks(found.cache.storage, entry.file, expected, step)
+    entry, storage = receipt.entry, writer.storage
+    chunks = checked_shard(origin, receipt, writer.spec)
     storage.remove(entry.file)  # no receipt tells of it: a killed merge left it
-    source, target = found.cache.storage.locate(entry.file), storage.locate(entry.file)
+    source, target = origin.locate(entry.file), storage.locate(entry.file)
     if isinstance(source, Path) and isinstance(target, Path) and _link(source, target):
         try:
             for chunk in chunks:

@@ -52,6 +52,7 @@ from cache_format.metadata.spec import CacheSpec, Split
 from cache_format.reader import Cache
 from cache_format.storage.atomic import atomic_file, make_directory, remove_leftovers
 from cache_format.threads import in_threads
+from cache_format.tools.inside import require_outside
 
 _ROWS_PER_GROUP = 32  # at T = 512 and k = 64 about a million kept ids
 
@@ -97,14 +98,17 @@ def export_parquet(
     """Write ``out/<split>/<unit>.parquet`` for every shard with rows of a split; returns the files.
 
     Files that are there are kept: they are whole. ``report`` is told the positions that are done,
-    and of all. Raises ForeignDirectoryError if ``out`` is a cache, or a file there was made from
-    another shard or with other columns, CacheError naming the shard if one cannot be read.
+    and of all. Raises ForeignDirectoryError if ``out`` is a cache or lies in ``cache``, or a file
+    there was made from another shard or with other columns, CacheError naming the shard if one
+    cannot be read.
     """
     for name in (layout.SPEC, layout.MANIFEST):
         if (out / name).exists():
             raise ForeignDirectoryError(
                 f"{out}: is a cache (it has {name}): choose another directory for the Parquet files"
             )
+    for directory in (out, *(out / split for split in what.splits)):
+        require_outside(directory, cache.storage)
     columns = _columns(cache.spec, what)
     files = [file for split in what.splits for file in _files(cache, split)]
     total = sum(len(file.rows) for file in files) * cache.spec.sequence_length

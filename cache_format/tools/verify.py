@@ -12,11 +12,12 @@ from typing import NamedTuple
 from cache_format.errors import CacheError, CorruptFileError, NextStep
 from cache_format.metadata import layout, principal_components
 from cache_format.metadata.manifest import read_manifest, read_spec, require_agreement
-from cache_format.metadata.receipt import read_receipt
+from cache_format.metadata.receipt import Receipt, read_receipt
 from cache_format.metadata.recipe_file import read_recipe
 from cache_format.reader import Cache
-from cache_format.storage.base import Storage, check_file, checked_chunks
+from cache_format.storage.base import check_file, checked_chunks
 from cache_format.threads import in_threads
+from cache_format.tools.checked_shard import of_this_cache
 from cache_format.tools.foreign_files import foreign_files
 from cache_format.tools.verified_files import VerifiedFiles
 
@@ -50,20 +51,21 @@ def verify(
     _check_roots(cache, problems)
     files = [*_shard_files(cache, problems), *_teacher_files(cache, problems)]
     with VerifiedFiles(record) as verified:
-        problems += _check_files(cache.storage, files, report, num_threads, verified)
+        problems += _check_files(cache, files, report, num_threads, verified)
     with _collecting(problems, cache.storage.locate("")):
         problems += _foreign(cache, {file.name for file in files})
     return problems
 
 
 def _check_files(
-    storage: Storage,
+    cache: Cache,
     files: list["_File"],
     report: Callable[[int, int], None] | None,
     num_threads: int,
     verified: VerifiedFiles,
 ) -> list[Problem]:
     """The problems of ``files``, in their order; those in ``verified`` are not read again."""
+    storage, spec = cache.storage, cache.spec
     total = sum(file.num_bytes for file in files)
     done = 0
     lock = Lock()
@@ -83,7 +85,10 @@ def _check_files(
             expected = (file.num_bytes, file.sha256)
             before = storage.identity(file.name)
             if before is None or not verified.has(path, file.sha256, before):
-                for chunk in checked_chunks(storage, file.name, expected, file.next_step):
+                chunks = checked_chunks(storage, file.name, expected, file.next_step)
+                if file.receipt is not None:
+                    chunks = of_this_cache(chunks, file.receipt, spec, path)
+                for chunk in chunks:
                     left -= len(chunk)
                     advance(len(chunk))
                 if before is not None:
@@ -99,6 +104,8 @@ class _File(NamedTuple):
     num_bytes: int
     sha256: str
     next_step: str
+    receipt: Receipt | None = None
+    """Of a shard, if it can be read."""
 
 
 @contextmanager
@@ -143,6 +150,7 @@ def _check_roots(cache: Cache, problems: list[Problem]) -> None:
 def _shard_files(cache: Cache, problems: list[Problem]) -> list[_File]:
     """Every shard that the manifest names, or that was finished after it, its receipt checked."""
     entries = {entry.unit: entry for entry in cache.manifest.shards}
+    receipts: dict[int, Receipt] = {}
     units = set(entries)
     with _collecting(problems, cache.storage.locate(layout.RECEIPTS)):
         units.update(layout.receipt_units(cache.storage))
@@ -152,12 +160,14 @@ def _shard_files(cache: Cache, problems: list[Problem]) -> list[_File]:
             receipt = read_receipt(cache.storage, unit, cache.spec, expected)
             said, entries[unit] = entries.get(unit, receipt.entry), receipt.entry
             require_agreement(cache.storage, said, receipt)
+            receipts[unit] = receipt
     return [
         _File(
             entry.file,
             entry.num_bytes,
             entry.sha256,
             layout.unit_step(entry.unit, entry.file),
+            receipts.get(entry.unit),
         )
         for entry in entries.values()
     ]

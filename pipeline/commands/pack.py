@@ -35,6 +35,7 @@ def pack(cache: Path | str, file: Path, allow_incomplete: bool, threads: int) ->
     import cache_format
     from cache_format.storage.atomic import atomic_file, remove_leftovers
     from cache_format.tools.archive import pack as write
+    from cache_format.tools.inside import require_outside
     from pipeline.reporting.progress_bar import Bar, size
 
     opened = cache_format.open(cache, allow_incomplete=allow_incomplete)
@@ -48,6 +49,7 @@ def pack(cache: Path | str, file: Path, allow_incomplete: bool, threads: int) ->
                 )
         else:
             _require_free(file)
+            require_outside(file.parent.resolve() / file.name, opened.storage)
             remove_leftovers(file.parent, file.name)
             sink = stack.enter_context(atomic_file(file))
         write(

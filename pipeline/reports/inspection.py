@@ -16,6 +16,7 @@ from cache_format.codec.targets.kind import TargetKind, TargetSums, total_sums
 from cache_format.codec.targets.kinds import kind_of
 from cache_format.errors import CacheError
 from cache_format.metadata import layout
+from cache_format.metadata.impossible_numbers import impossible_numbers
 from cache_format.metadata.manifest import ShardEntry
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.splits import SPLITS
@@ -25,6 +26,7 @@ from pipeline.recipes.recipe import parse_recipe
 from pipeline.reporting.printable import printable
 
 _TOP = 5
+_MAX_WARNINGS = 10
 _MAX_LOSS = math.log(sys.float_info.max)
 
 
@@ -37,6 +39,7 @@ def summarise(path: Path | str) -> dict[str, Any]:
         "cache_id": cache.cache_id,
         "format_version": cache.manifest.format_version,
         "complete": cache.manifest.complete,
+        "warnings": _warnings(cache),
         "units": [[units.start, units.stop] for units in unit_ranges(cache.manifest)],
         "num_shards": len(shards),
         "num_bytes": sum(shard.num_bytes for shard in shards),
@@ -61,6 +64,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     share = tokens["validation"] / max(1, sum(tokens.values()))
     lines = [
         f"{summary['path']}: {_state(summary)}",
+        *_warning_lines(summary["warnings"]),
         f"  cache id    {summary['cache_id']} (format {summary['format_version']})",
         f"  teacher     {_source(spec['teacher'], names.get('teacher'))}, "
         f"{spec['teacher']['dtype']}",
@@ -82,6 +86,31 @@ def summary_text(summary: dict[str, Any]) -> str:
         ]
     # One by one: a line break in a name is no line.
     return "\n".join(printable(line, keep="") for line in [*lines, "  spec", *_settings(spec)])
+
+
+def _warnings(cache: Cache) -> list[str]:
+    """Numbers of receipts that are true of no unit, and shards here that are not as large."""
+    warnings = []
+    is_here = isinstance(cache.path, Path)  # elsewhere each size is a request
+    for entry in cache.manifest.shards:
+        wrong = impossible_numbers(entry, cache.spec)
+        if is_here and (found := cache.storage.size(entry.file)) != entry.num_bytes:
+            size = "is missing" if found is None else f"has {found:,}"
+            wrong.append(f"num_bytes is {entry.num_bytes:,}, but {entry.file} {size}")
+        warnings += [f"{layout.receipt_file(entry.unit)}: {what}" for what in wrong]
+    return warnings
+
+
+def _warning_lines(warnings: list[str]) -> list[str]:
+    if not warnings:
+        return []
+    more = len(warnings) - _MAX_WARNINGS
+    return [
+        "  WARNING     the figures below are not reliable. Run `pipeline verify` on this cache, or "
+        "get another copy of it.",
+        *(f"    {warning}" for warning in warnings[:_MAX_WARNINGS]),
+        *([f"    and {more:,} more (--json lists them)"] if more > 0 else []),
+    ]
 
 
 def _kept(spec: dict[str, Any], figures: dict[str, float]) -> str:

@@ -17,6 +17,13 @@ def merge_text(merged: Merged, out: Path | str) -> str:
     ]
     if merged.is_complete and merged.num_tokens < merged.num_tokens_requested:
         lines.append("The corpus ended there.")
+    if merged.damaged_units:
+        units = ", ".join(map(str, merged.damaged_units[:10]))
+        more = ", …" if len(merged.damaged_units) > 10 else ""
+        lines.append(
+            f"Units {units}{more} were damaged in {out}: their receipt is not intact, or their "
+            "shard is missing or not whole. Those that no given cache has were left out."
+        )
     if merged.differing_units:
         units = ", ".join(map(str, merged.differing_units[:10]))
         more = ", …" if len(merged.differing_units) > 10 else ""

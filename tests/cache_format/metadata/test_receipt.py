@@ -9,6 +9,7 @@ import pytest
 
 import cache_format
 from cache_format.errors import CorruptFileError, MissingFileError
+from cache_format.tools.merge import merge
 from cache_format.tools.verify import verify
 from tests.support.sample_cache import (
     reseal,
@@ -82,3 +83,19 @@ def test_a_teacher_receipt_naming_paths_outside_the_cache_is_refused(root: Path,
     reseal(root / "manifest.json", lambda fields: fields.update(teacher_receipt_sha256=digest))
     with pytest.raises(CorruptFileError, match=r"teacher\.json: .*cannot be a file of a cache"):
         cache_format.open(root).attachments()
+
+
+def test_a_teacher_receipt_with_a_file_and_a_directory_of_one_name(root: Path) -> None:
+    path = root / "receipts/teacher.json"
+    empty = [0, hashlib.sha256(b"").hexdigest()]
+    reseal(path, lambda fields: fields["files"].update({"x": empty, "x/y": empty}))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    reseal(root / "manifest.json", lambda fields: fields.update(teacher_receipt_sha256=digest))
+    with pytest.raises(
+        CorruptFileError, match=r"teacher\.json: files: 'x' is in the way of.*stage one again"
+    ):
+        cache_format.open(root).attachments()
+    with pytest.raises(CorruptFileError, match="'x/y' needs a directory"):
+        merge([cache_format.open(root)], root.parent / "out")
+    assert not (root.parent / "out/manifest.json").exists()
+    assert [problem.path for problem in verify(cache_format.open(root))] == [path]

@@ -163,8 +163,11 @@ def test_a_truncated_shard_of_the_target_is_replaced_from_an_input(
     path = shard_path(root, 1)
     path.write_bytes(path.read_bytes()[:-1])
     shard_path(root, 3).unlink()
-    assert merged(root, root).missing_units == (range(1, 2),)
-    assert merged(root, root, whole).is_complete
+    left_out = merged(root, root)
+    assert (left_out.damaged_units, left_out.missing_units) == ((1, 3), (range(1, 2),))
+    mended = merged(root, root, whole)
+    assert (mended.damaged_units, mended.is_complete) == ((1, 3), True)
+    assert merged(root, root, whole).damaged_units == ()
     assert contents(root) == wanted
 
 
@@ -231,6 +234,22 @@ def test_a_damaged_input_is_named(root: Path, tmp_path: Path, name: str) -> None
     path.write_bytes(whole)
     assert merged(tmp_path / "out", root).is_complete
     assert contents(tmp_path / "out") == contents(root)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing", "receipt"])
+def test_an_error_names_the_unit_and_its_cache(tmp_path: Path, damage: str) -> None:
+    a, b = part(tmp_path / "a", [0, 1]), part(tmp_path / "b", [2, 3])
+    path = b / "receipts/00003.json" if damage == "receipt" else shard_path(b, 3)
+    path.write_bytes(bytes(path.stat().st_size))
+    if damage == "missing":
+        path.unlink()
+    kind = MissingFileError if damage == "missing" else CorruptFileError
+    with pytest.raises(kind) as caught:
+        merged(tmp_path / "out", a, b)
+    message = str(caught.value)
+    assert message.startswith(f"{b}: unit 3 is damaged and was not merged: {path}: ")
+    assert f"Units merged so far are kept in {tmp_path / 'out'}. Delete " in message
+    assert len(list((tmp_path / "out/receipts").glob("0*.json"))) == 3
 
 
 def test_units_after_the_manifest_are_merged_too(tmp_path: Path) -> None:

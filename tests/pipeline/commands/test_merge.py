@@ -63,6 +63,14 @@ def test_merging_into_a_url_writes_nothing_locally(
     assert not list(tmp_path.iterdir())  # a URL is no directory
 
 
+def test_a_damaged_unit_of_the_target(tiny_cache: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(tiny_cache, tmp_path / "out")
+    next((out / "shards").glob("00001-*")).unlink()
+    text = done("merge", out, "--out", out).stdout
+    assert f"Units 1 were damaged in {out}: " in text
+    assert "--units 1:2" in text
+
+
 def test_caches_of_different_specs_are_refused(tiny_cache: Path, tmp_path: Path) -> None:
     other = tiny.tiny_cache(tmp_path / "other", 20, top_k=5)
     result = run("merge", tiny_cache, other, "--out", tmp_path / "new")

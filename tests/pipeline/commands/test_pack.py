@@ -40,6 +40,17 @@ class TestPack:
         assert "already exists" in result.stderr
         assert (tmp_path / "a.tar.zst").read_bytes() == b"mine"
 
+    def test_a_file_inside_of_the_cache(self, tiny_cache: Path, tmp_path: Path) -> None:
+        """No link leads around the check, and nothing is left there."""
+        cache = shutil.copytree(tiny_cache, tmp_path / "cache")
+        (tmp_path / "link").symlink_to(cache / "shards")
+        before = sorted(cache.rglob("*"))
+        for archive in (cache / "a.tar.zst", tmp_path / "link/a.tar.zst"):
+            result = run("pack", cache, archive)
+            assert result.exit_code == 1
+            assert f"{archive.name}: lies in the cache {cache}" in result.stderr
+        assert sorted(cache.rglob("*")) == before
+
     def test_an_unfinished_cache_is_packed_only_with_allow_incomplete(
         self, tiny_cache: Path, tmp_path: Path
     ) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from pipeline.reports.inspection import (
 from tests.support.sample_cache import (
     drawn_targets,
     pca_sketch,
+    reseal,
     sample_spec,
     sampled_targets,
     write_sample_cache,
@@ -89,6 +91,26 @@ def test_a_cache_of_a_unit_range_is_called_a_part(tmp_path: Path, tiny_cache: Pa
     ((first, end),) = summary["units"]
     assert first == 1
     assert f"NOT COMPLETE: units 1:{end}, as in a part" in summary_text(summary)
+
+
+def test_impossible_numbers_are_named(tmp_path: Path) -> None:
+    write_sample_cache(tmp_path)
+    assert summarise(tmp_path)["warnings"] == []
+    assert "WARNING" not in summary_text(summarise(tmp_path))
+
+    def change(fields: dict[str, Any]) -> None:
+        fields.update(num_dropped_tokens=-7, num_bytes=2**62)
+        fields["statistics"]["num_scored"] = 2**40
+
+    reseal(tmp_path / "receipts/00001.json", change)
+    (tmp_path / "manifest.json").unlink()
+    summary = summarise(tmp_path)
+    text = summary_text(summary)
+    assert "receipts/00001.json: num_dropped_tokens is -7, expected 0 to 12" in text
+    assert "receipts/00001.json: num_bytes is 4,611,686,018,427,387,904, expected 0 to " in text
+    assert "receipts/00001.json: statistics.num_scored is 1,099,511,627,776, expected 0 to" in text
+    assert text.index("WARNING") < text.index("tokens dropped")
+    assert any("but shards/00001-" in warning for warning in summary["warnings"])
 
 
 def test_a_perplexity_beyond_float64_is_shown_as_inf(tiny_cache: Path) -> None:
