@@ -338,7 +338,7 @@ class TestReading:
         data = bytearray(path.read_bytes())
         data[len(data) // 3] ^= 1
         path.write_bytes(data)
-        drop, together = LocalCopies.drop, threading.Barrier(2, timeout=10)
+        drop, together = LocalCopies.drop, threading.Barrier(2, timeout=120)
 
         def dropping(local: LocalCopies, name: str) -> bool:
             together.wait()  # both have read it

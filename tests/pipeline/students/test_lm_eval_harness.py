@@ -212,7 +212,7 @@ def test_the_harness_s_own_command_needs_nothing_imported(
         *("--output_path", str(tmp_path / "results")),
     ]
     done = subprocess.run(
-        command, env=os.environ | home, cwd=tmp_path, capture_output=True, text=True, timeout=110
+        command, env=os.environ | home, cwd=tmp_path, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr
     (file,) = (tmp_path / "results").rglob("results_*.json")

@@ -83,7 +83,7 @@ def train_by_torchrun(cache: Path, out: Path, **changes: Any) -> Ended:
         [sys.executable, *launcher, str(_SCRIPT), str(cache), str(out), given],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=500,
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )

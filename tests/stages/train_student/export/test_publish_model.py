@@ -114,7 +114,7 @@ def test_the_code_of_the_model_card_loads_the_model_without_this_project(
         cwd=directory,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     refused, *text, module = done.stdout.splitlines()

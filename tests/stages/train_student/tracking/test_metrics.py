@@ -99,7 +99,7 @@ def test_a_full_disk_is_reported_once(
             monkeypatch.setattr(_FLUSH, refuse)
             worker._next_flush_time = 0
             log.write(1, {"loss": 2.0})
-            worker.join(timeout=10)
+            worker.join(timeout=120)
             log.write(2, {"loss": 2.0})
 
     with pytest.raises(OSError, match="No space left"):
