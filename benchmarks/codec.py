@@ -9,6 +9,10 @@ Positions come from --logits FILE, or from the demo's teacher over the demo's do
 stored by rank. The table of ranks is the one that stage one makes, where the corpus is known: of
 the demo's documents, or of --corpus through --tokenizer. For a logits file alone, its positions are
 cut into two halves, and the ids kept in each make the table of the other.
+
+`hidden_…` are figures of `hidden` targets: bytes of the coefficients, the least that coding them
+one by one would take, KL to the teacher, and speed. They are of the demo's teacher and documents,
+or of --teacher and --corpus, which then are those of the other figures too.
 """
 
 import json
@@ -21,20 +25,23 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.hidden_codec import measure_hidden
 from benchmarks.positions import (
     LEVELS,
     NODES,
     SEQUENCE_LENGTH,
     Positions,
     corpus_ranks,
-    demo_positions,
+    load_teacher,
     make_rows,
     make_spec,
     read_logits,
+    teacher_positions,
 )
 from cache_format.codec.row_codec import Encoded, Row, decode_row, encode_row
 from cache_format.metadata.spec import CacheSpec
-from cache_format.metadata.vocabulary_ranks import RankTable
+from cache_format.tables.shared_files import SharedFiles
+from cache_format.tables.vocabulary_ranks import RankTable
 
 _TARGET_COLUMNS = ("num_kept", "kept", "tail_log_mass", "next_logprob")
 _FILE = click.Path(exists=True, path_type=Path)
@@ -42,22 +49,25 @@ _FILE = click.Path(exists=True, path_type=Path)
 
 @click.command("codec", help=__doc__)
 @click.option("--logits", type=_FILE, help="A safetensors file of positions; see positions.py.")
-@click.option("--corpus", type=_FILE, help="Text whose tokens make the table of ranks.")
+@click.option("--teacher", type=_FILE, help="Directory of another teacher than the demo's.")
+@click.option("--corpus", type=_FILE, help="Text of --teacher; or whose tokens make the ranks.")
 @click.option("--tokenizer", type=_FILE, help="Directory of the tokenizer for --corpus.")
-@click.option("--rows", type=int, default=32, show_default=True, help="Rows of the demo's teacher.")
+@click.option("--rows", type=int, default=32, show_default=True, help="Rows of the teacher.")
 @click.option("--repeats", type=int, default=7, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def codec(
     logits: Path | None,
+    teacher: Path | None,
     corpus: Path | None,
     tokenizer: Path | None,
     rows: int,
     repeats: int,
     as_json: bool,
 ) -> None:
-    if (corpus is None) != (tokenizer is None):
+    if teacher is None and (corpus is None) != (tokenizer is None):
         raise click.UsageError("--corpus and --tokenizer belong together")
-    positions = read_logits(logits) if logits else demo_positions(rows)
+    loaded = load_teacher(teacher, corpus if teacher else None, rows)
+    positions = read_logits(logits) if logits else teacher_positions(*loaded)
     if len(positions) < 2 * SEQUENCE_LENGTH:
         raise click.UsageError(f"at least {2 * SEQUENCE_LENGTH} positions are needed")
     ranks = corpus_ranks(corpus, tokenizer) if corpus and tokenizer else positions.corpus_ranks
@@ -67,6 +77,7 @@ def codec(
     }
     for top_k in LEVELS:
         figures |= _measure(positions, top_k, ranks, repeats)
+    figures |= measure_hidden(*loaded, repeats)
     lines = [f"{name:32}{value}" for name, value in figures.items()]
     click.echo(json.dumps(figures) if as_json else "\n".join(lines))
 
@@ -81,9 +92,10 @@ def _measure(
     errors: dict[float, list[NDArray[np.float64]]] = {node: [] for node in NODES}
     for part, table in zip(halves, tables, strict=True):
         spec, rows = make_spec(top_k, table), make_rows(part, top_k)
-        encoded, seconds = _timed(lambda: [encode_row(r, spec, table) for r in rows], repeats)  # noqa: B023
+        shared = SharedFiles(ranks=table)
+        encoded, seconds = _timed(lambda: [encode_row(r, spec, shared) for r in rows], repeats)  # noqa: B023
         encode_seconds += seconds
-        decoded, seconds = _timed(lambda: _decode(encoded, spec, table), repeats)  # noqa: B023
+        decoded, seconds = _timed(lambda: _decode(encoded, spec, shared), repeats)  # noqa: B023
         decode_seconds += seconds
         for row in encoded:
             for name in _TARGET_COLUMNS:
@@ -100,9 +112,9 @@ def _measure(
     }
 
 
-def _decode(encoded: list[Encoded], spec: CacheSpec, ranks: RankTable) -> list[Row]:
+def _decode(encoded: list[Encoded], spec: CacheSpec, shared: SharedFiles) -> list[Row]:
     starts = np.empty(0, np.int32)
-    return [decode_row(row, starts, spec, ranks) for row in encoded]  # type: ignore[arg-type]
+    return [decode_row(row, starts, spec, shared) for row in encoded]  # type: ignore[arg-type]
 
 
 def _timed(action: Any, repeats: int) -> tuple[Any, float]:
@@ -123,9 +135,9 @@ def _divergence(
     Matched by id, so that an id that came back at another place would show.
     """
     s, count = NODES[node], len(decoded) * SEQUENCE_LENGTH
-    kept_ids = np.concatenate([row.kept_ids for row in decoded]).reshape(count, top_k)
-    gaps = np.concatenate([row.gaps for row in decoded]).reshape(count, top_k)
-    decoded_tail = np.concatenate([row.tail_log_mass[:, node] for row in decoded])
+    kept_ids = np.concatenate([row.kept.ids for row in decoded]).reshape(count, top_k)
+    gaps = np.concatenate([row.kept.gaps for row in decoded]).reshape(count, top_k)
+    decoded_tail = np.concatenate([row.kept.tail_log_mass[:, node] for row in decoded])
     by_id, exact_by_id = np.argsort(kept_ids, 1), np.argsort(positions.ids[:count, :top_k], 1)
     exact_gaps = positions.logits[:count, :1] - positions.logits[:count, :top_k]
     assert np.array_equal(np.sort(kept_ids, 1), np.sort(positions.ids[:count, :top_k], 1))

@@ -28,7 +28,8 @@ import cache_format
 from benchmarks.positions import SEQUENCE_LENGTH, demo_positions, make_rows, make_spec, read_logits
 from cache_format.codec.row_codec import Row
 from cache_format.metadata.spec import CacheSpec
-from cache_format.metadata.vocabulary_ranks import RankTable
+from cache_format.tables.shared_files import SharedFiles
+from cache_format.tables.vocabulary_ranks import RankTable
 from cache_format.writer import CacheWriter
 
 _TOP_K = 64
@@ -60,7 +61,7 @@ def loader(logits: Path | None, rows: int, repeats: int, as_json: bool) -> None:
         raise click.UsageError(f"at least {_ROWS_PER_BATCH * SEQUENCE_LENGTH} positions are needed")
     with tempfile.TemporaryDirectory() as directory:
         work = Path(directory)
-        ours = _write_cache(work / "cache", spec, ranks, unit)
+        ours = _write_cache(work / "cache", spec, SharedFiles(ranks=ranks), unit)
         cache = cache_format.open(work / "cache")
         same = [cache.read_row("train", index)[1] for index in range(len(unit))]
         contenders = {
@@ -111,19 +112,19 @@ def _speeds(
 
 
 def _write_cache(
-    path: Path, spec: CacheSpec, ranks: RankTable, unit: Sequence[Row]
+    path: Path, spec: CacheSpec, shared: SharedFiles, unit: Sequence[Row]
 ) -> Callable[[], Reader]:
-    writer = CacheWriter.create_or_open(path, spec, ranks)
+    writer = CacheWriter.create_or_open(path, spec, shared)
     for copy in range(_COPIES):
         writer.write_unit(2 * copy + 1, unit, num_documents=1)  # odd units are training data
     writer.publish_manifest(num_tokens_requested=1, complete=True)
 
     def open_reader() -> Reader:
         cache = cache_format.open(path)
-        cache.ranks  # noqa: B018  read the table before the clock starts
+        cache.tables  # noqa: B018  read the table before the clock starts
 
         def read(order: Sequence[int]) -> int:
-            return sum(len(cache.read_row("train", index)[1].num_kept) for index in order)
+            return sum(len(cache.read_row("train", index)[1].kept.num_ids) for index in order)
 
         return read
 
@@ -131,15 +132,16 @@ def _write_cache(
 
 
 def _table(unit: Sequence[Row]) -> pa.Table:
+    arrays_of: dict[str, list[NDArray[Any]]] = {
+        "token_ids": [row.token_ids for row in unit],
+        "kept_ids": [row.kept.ids for row in unit],
+        "gaps": [row.kept.gaps.astype(np.float16) for row in unit],
+        "tail_log_mass": [row.kept.tail_log_mass.astype(np.float16) for row in unit],
+        "next_logprob": [row.kept.next_logprob.astype(np.float16) for row in unit],
+    }
     columns = {
-        name: [pa.array(getattr(row, name).reshape(-1).astype(kind)) for row in unit]
-        for name, kind in (
-            ("token_ids", np.int32),
-            ("kept_ids", np.int32),
-            ("gaps", np.float16),
-            ("tail_log_mass", np.float16),
-            ("next_logprob", np.float16),
-        )
+        name: [pa.array(array.reshape(-1)) for array in arrays]
+        for name, arrays in arrays_of.items()
     }
     return pa.table(
         {

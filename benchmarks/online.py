@@ -26,8 +26,8 @@ from pipeline.demo.run import TEACHER
 from pipeline.recipes.recipe import Recipe, load_recipe, parse_override
 from pipeline.students.online_teacher import load_online_teacher
 from stages.compute.device import choose_device
+from stages.train_student.data.targets.dense_targets import DenseTargets
 from stages.train_student.evaluation.validation import validation_batches
-from stages.train_student.losses.dense_kl import DenseTargets
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from stages.train_student.tracking.throughput import peak_bytes
 

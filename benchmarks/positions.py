@@ -7,7 +7,7 @@ A logits file is safetensors: ``logits`` [P, ≥ 128] falling, ``ids`` of the sa
 and ``log_z_t2`` [P] over the whole vocabulary at temperatures 1 and 2, ``label`` [P].
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_format.codec.row_codec import Row
+from cache_format.codec.row import KeptIds, Row
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.corpus import CorpusSpec
 from cache_format.metadata.spec_parts.sketch import SketchSpec
-from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.metadata.spec_parts.targets import KeptLogits, TargetSpec
 from cache_format.metadata.spec_parts.teacher import TeacherSpec
-from cache_format.metadata.vocabulary_ranks import RankTable
+from cache_format.tables.vocabulary_ranks import RankTable
 
 if TYPE_CHECKING:
+    from stages.cache_teacher.corpus.document_tokenizer import DocumentTokenizer
     from stages.cache_teacher.corpus.packing import PackedUnit
     from stages.cache_teacher.teacher.teacher import Teacher
 
@@ -33,6 +34,7 @@ SEQUENCE_LENGTH = 512
 NODES = (0.5, 1.0)
 LEVELS = {32: 104, 64: 128, 128: 176}
 """``num_levels`` for an error below 2e-4 nats, by the number of kept ids."""
+_DOCUMENTS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -97,29 +99,65 @@ def demo_teacher(
     num_rows: int, num_documents: int = 800
 ) -> tuple["Teacher", "PackedUnit", RankTable]:
     """The demo's teacher, ``num_rows`` × 512 positions to show it, and the documents' ranks."""
+    return load_teacher(None, None, num_rows, num_documents)
+
+
+def load_teacher(
+    directory: Path | None, corpus: Path | None, num_rows: int, num_documents: int = 800
+) -> tuple["Teacher", "PackedUnit", RankTable]:
+    """The teacher in ``directory``, by default the demo's, and the beginning of ``corpus``, by
+    default the demo's documents: ``num_rows`` × 512 positions, if there are so many, and the
+    documents' ranks.
+    """
     import torch
 
-    from pipeline.demo.corpus import documents
     from pipeline.demo.run import TEACHER
     from stages.cache_teacher.config import CacheTeacherConfig
     from stages.cache_teacher.corpus.packing import pack
-    from stages.cache_teacher.corpus.token_frequencies import rank_table
+    from stages.cache_teacher.corpus.token_frequencies import ENOUGH_TOKENS, rank_table
     from stages.cache_teacher.teacher.teacher import Teacher
     from stages.cache_teacher.teacher.teacher_files import resolve_teacher
 
-    source = resolve_teacher(CacheTeacherConfig(teacher=str(TEACHER), teacher_dtype="float32"))
-    vocab_size = source.spec.vocab_size
-    texts = [document.text for document in islice(documents("demo"), num_documents)]
-    token_ids = source.document_tokenizer.encode(texts)
-    packed = pack(token_ids, source.spec.eos_token_id, SEQUENCE_LENGTH).rows(0, num_rows)
-    return Teacher(source, torch.device("cpu")), packed, rank_table(token_ids, vocab_size)
+    config = CacheTeacherConfig(teacher=str(directory or TEACHER), teacher_dtype="float32")
+    source = resolve_teacher(config)
+    num_tokens = max(ENOUGH_TOKENS, num_rows * SEQUENCE_LENGTH + 1)
+    token_ids = _encoded(source.document_tokenizer, _texts(corpus, num_documents), num_tokens)
+    packed = pack(token_ids, source.spec.eos_token_id, SEQUENCE_LENGTH)
+    ranks = rank_table(token_ids, source.spec.vocab_size)
+    return Teacher(source, torch.device("cpu")), packed.rows(0, num_rows), ranks
 
 
-def demo_positions(num_rows: int) -> Positions:
-    """``num_rows`` × 512 positions of the demo's teacher, and the rank table of its corpus."""
+def _encoded(
+    tokenizer: "DocumentTokenizer", texts: Iterator[str], num_tokens: int
+) -> list[NDArray[np.int32]]:
+    """Token ids of the first texts that together have ``num_tokens``, and of a few more; or of
+    all."""
+    token_ids: list[NDArray[np.int32]] = []
+    while sum(map(len, token_ids)) < num_tokens:
+        if not (some := list(islice(texts, _DOCUMENTS_AT_ONCE))):
+            break
+        token_ids += tokenizer.encode(some)
+    return token_ids
+
+
+def _texts(corpus: Path | None, num_documents: int) -> Iterator[str]:
+    """The first documents of a corpus, or of the demo's."""
+    from pipeline.demo.corpus import documents
+    from stages.cache_teacher.config import CacheTeacherConfig
+    from stages.cache_teacher.corpus.units import resolve_corpus
+
+    if corpus is None:
+        return (document.text for document in islice(documents("demo"), num_documents))
+    config = CacheTeacherConfig(corpus=str(corpus), documents_per_unit=num_documents)
+    read = resolve_corpus(config).read_unit(0)
+    assert read is not None, "a corpus has a first unit"
+    return iter(read.texts)
+
+
+def teacher_positions(teacher: "Teacher", packed: "PackedUnit", ranks: RankTable) -> Positions:
+    """The positions of these rows, and the rank table of their corpus."""
     import torch
 
-    teacher, packed, ranks = demo_teacher(num_rows)
     parts = []
     for row in range(len(packed.token_ids_RT)):
         one = packed.rows(row, row + 1)
@@ -137,6 +175,11 @@ def demo_positions(num_rows: int) -> Positions:
         teacher.source.spec.vocab_size,
         ranks,
     )
+
+
+def demo_positions(num_rows: int) -> Positions:
+    """``num_rows`` × 512 positions of the demo's teacher, and the rank table of its corpus."""
+    return teacher_positions(*demo_teacher(num_rows))
 
 
 def corpus_ranks(corpus: Path, tokenizer: Path) -> RankTable:
@@ -185,16 +228,19 @@ def make_spec(top_k: int, ranks: RankTable, sketch_dim: int = 0) -> CacheSpec:
             documents_per_unit=1,
         ),
         targets=TargetSpec(
-            top_k=top_k,
-            keep_mass=1.0,
-            inverse_temperatures=NODES,
-            num_levels=LEVELS[top_k],
-            ranks_sha256=ranks.sha256,
+            kind="top_k",
+            kept=KeptLogits(
+                top_k=top_k,
+                keep_mass=1.0,
+                inverse_temperatures=NODES,
+                num_levels=LEVELS[top_k],
+            ),
         ),
         sketch=SketchSpec(kind="rademacher" if sketch_dim else "none", dim=sketch_dim),
         sequence_length=SEQUENCE_LENGTH,
         validation_every=2,
         seed=0,
+        ranks_sha256=ranks.sha256,
     )
 
 
@@ -211,18 +257,20 @@ def make_rows(positions: Positions, top_k: int, sketch_dim: int = 0) -> Sequence
     rows = []
     for start in range(0, len(positions) - SEQUENCE_LENGTH + 1, SEQUENCE_LENGTH):
         span = slice(start, start + SEQUENCE_LENGTH)
-        sketch = random.normal(size=(SEQUENCE_LENGTH, sketch_dim)).astype(np.float32)
+        sketch = random.normal(size=(SEQUENCE_LENGTH, 1, sketch_dim)).astype(np.float32)
         rows.append(
             Row(
                 token_ids=np.append(positions.label[start - 1 : start], positions.label[span])
                 if start
                 else np.append([0], positions.label[span]).astype(np.int32),
                 document_starts=np.empty(0, np.int32),
-                num_kept=np.full(SEQUENCE_LENGTH, top_k, np.uint16),
-                kept_ids=positions.ids[span, :top_k].reshape(-1),
-                gaps=gaps[span].reshape(-1),
-                tail_log_mass=tail[span].astype(np.float32),
-                next_logprob=next_logprob[span],
+                kept_ids=KeptIds(
+                    num_ids=np.full(SEQUENCE_LENGTH, top_k, np.uint16),
+                    ids=positions.ids[span, :top_k].reshape(-1),
+                    gaps=gaps[span].reshape(-1),
+                    tail_log_mass=tail[span].astype(np.float32),
+                    next_logprob=next_logprob[span],
+                ),
                 sketch=sketch if sketch_dim else None,
             )
         )

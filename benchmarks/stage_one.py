@@ -4,7 +4,9 @@ A teacher of random weights reads the demo's documents, cut to the length that F
 the full Qwen vocabulary. ``bare`` is its body and head over the same rows, in the same batches and
 precision, with nothing kept; ``cached`` is the whole of stage one: reading, tokenising, body, head,
 targets, sketch, encoding, hashing, fsync. Runs alternate, and a ratio is that of two neighbours;
-figures are medians. Neither speed nor memory depends on what the weights are.
+figures are medians. Neither speed nor memory depends on what the weights are. `bare` has the head
+for every kind of target, `hidden` too, whose stage one has none. Fitting their transform to the
+first unit is not in the figures: it is done once for a cache.
 """
 
 import json
@@ -118,8 +120,8 @@ class _Bench:
         corpus = resolve_corpus(config)
         beginning = CacheOpener(config=config, out=work / "cache", corpus=corpus, teacher=lazy)
         self.writer, identity = beginning.open(beginning.identity())
-        self.spec = identity.spec
-        job = Job(config=config, spec=self.spec, projection=identity.projection, teacher=lazy)
+        self.spec, self.shared = identity.spec, identity.shared
+        job = Job(config=config, spec=self.spec, shared=self.shared, teacher=lazy)
         self.reader = UnitReader(corpus, lazy.source.document_tokenizer, self.spec)
         self.maker = UnitMaker(job, self.reader, self.writer, progress)
         self.teacher = self.maker.load()
@@ -224,7 +226,10 @@ class _Bench:
         return round(needed * tokens_per_second / peak, 4)
 
     def _chunk_milliseconds(self, repeats: int) -> dict[str, float]:
-        """Of one chunk: the head, all that is taken from its logits, and torch.topk alone."""
+        """Of one chunk: the head, all that is taken from its logits, and torch.topk alone.
+
+        Of ``hidden`` targets: the head, which they do without, and what is made of the states.
+        """
         import torch
 
         from stages.cache_teacher.targets.kinds import kind_of
@@ -241,21 +246,30 @@ class _Bench:
             logits_CV = self.teacher.head.padded_logits(hidden_CD)
             head = self._milliseconds(lambda: self.teacher.head.padded_logits(hidden_CD), repeats)
             figures = {"head_ms": head}
+            if targets.hidden is not None:
+                coder = kind.make_maker(
+                    self.teacher.head, targets, self.shared, chunk=num, compile="off"
+                )
+                work = partial(coder.make, hidden_CD, labels_C, uniform_CM)
+                return figures | {"coefficients_ms": self._milliseconds(work, repeats)}
             modes: dict[str, Literal["auto", "on", "off"]] = {
                 "topk_ms": self.config.compile,
                 "topk_eager_ms": "off",
             }
             for name, mode in modes.items():
-                maker = kind.make_maker(self.teacher.head, targets, chunk=num, compile=mode)
+                maker = kind.make_maker(
+                    self.teacher.head, targets, self.shared, chunk=num, compile=mode
+                )
                 assert isinstance(maker, TargetMaker), "others take nothing from logits"
                 figures[name] = self._milliseconds(
                     partial(maker.reduce, logits_CV, labels_C, uniform_CM), repeats
                 )
+            num_ids = targets.sampling.num_draws if targets.kept is None else targets.kept.top_k
             figures["torch_topk_ms"] = self._milliseconds(
-                lambda: torch.topk(logits_CV, targets.top_k, dim=1), repeats
+                lambda: torch.topk(logits_CV, num_ids, dim=1), repeats
             )
             figures["torch_topk_and_logsumexp_ms"] = self._milliseconds(
-                lambda: (torch.topk(logits_CV, targets.top_k, dim=1), logits_CV.logsumexp(1)),
+                lambda: (torch.topk(logits_CV, num_ids, dim=1), logits_CV.logsumexp(1)),
                 repeats,
             )
         return figures

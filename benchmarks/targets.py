@@ -10,6 +10,10 @@ that of its standard deviation at one position, both over the norm of the true g
 alone would add to the bias is subtracted, on average: below a thirtieth of the noise, it is chance.
 Noise falls with the root of the positions of a step; bias does not. Samples serve the temperature
 that they were drawn at, no other.
+
+`kinds` has, for every kind of target, `hidden` among them, its size and the KL of the teacher to
+what the cache holds; see target_kinds.py. --teacher and --corpus choose whose; then it is all that
+is printed.
 """
 
 import json
@@ -18,21 +22,26 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import numpy as np
 import torch
 
 import cache_format
-from benchmarks.positions import LEVELS, SEQUENCE_LENGTH, demo_teacher, make_spec
-from cache_format.codec.row_codec import Row, encode_row
+from benchmarks.positions import LEVELS, SEQUENCE_LENGTH, demo_teacher, load_teacher, make_spec
+from benchmarks.target_kinds import kinds_table, measure_kinds
+from cache_format.codec.row import KeptIds, Row
+from cache_format.codec.row_codec import encode_row
 from cache_format.codec.samples import TailSamples
 from cache_format.metadata.spec import CacheSpec
-from cache_format.metadata.vocabulary_ranks import RankTable
+from cache_format.metadata.spec_parts.targets import Draws, TargetSpec
+from cache_format.metadata.spec_parts.targets import Kind as KindName
+from cache_format.tables.shared_files import SharedFiles
+from cache_format.tables.vocabulary_ranks import RankTable
 from cache_format.writer import CacheWriter
 from stages.train_student.data.batch import Batch, read_batch
-from stages.train_student.data.scored import scored_targets
+from stages.train_student.data.targets.ids import IdTargets, sparse_targets
 from stages.train_student.data.targets.sparse_targets import lagrange_weights
 from stages.train_student.data.temperatures import covers
 from stages.train_student.losses.sparse_kl import sparse_distillation_loss
@@ -75,7 +84,7 @@ class Scene:
 class Kind:
     """One way to keep a distribution."""
 
-    kind: Literal["top_k", "sampled", "top_k+sampled"]
+    kind: KindName
     top_k: int | None
     num_draws: int | None
     drawn_at: float | None
@@ -83,52 +92,55 @@ class Kind:
     def spec(self, ranks: RankTable) -> CacheSpec:
         """The spec of a cache of this kind."""
         spec = make_spec(self.top_k or min(LEVELS), ranks)
-        if self.kind == "top_k":
-            targets = replace(spec.targets, inverse_temperatures=NODES)
-        elif self.kind == "sampled":
-            assert self.num_draws is not None
-            targets = replace(
-                spec.targets,
-                kind="sampled",
-                top_k=self.num_draws,
-                num_levels=self.num_draws,
-                inverse_temperatures=(self._node(),),
-            )
-        else:
-            targets = replace(
-                spec.targets,
-                kind="top_k+sampled",
-                inverse_temperatures=NODES,
-                num_draws=self.num_draws,
-                draw_inverse_temperature=self._node(),
-            )
-        return replace(spec, targets=targets)
+        kept, draws = None, None
+        if self.top_k is not None:
+            kept = replace(spec.targets.logits, inverse_temperatures=NODES)
+        if self.num_draws is not None:
+            draws = Draws(num_draws=self.num_draws, inverse_temperature=self._node())
+        return replace(spec, targets=TargetSpec(kind=self.kind, kept=kept, draws=draws))
 
     def _node(self) -> float:
         return next(s for s in NODES if math.isclose(s * (self.drawn_at or 1.0), 1.0))
 
 
+_FILE = click.Path(exists=True, path_type=Path)
+
+
 @click.command("targets", help=__doc__)
 @click.option("--repeats", type=int, default=16, show_default=True, help="Draws of each kind.")
+@click.option("--teacher", type=_FILE, help="Directory of another teacher for `kinds`.")
+@click.option("--corpus", type=_FILE, help="Text for `kinds`, a file or a directory.")
+@click.option("--rows", type=int, default=16, show_default=True, help="Rows for `kinds`.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def targets(repeats: int, as_json: bool) -> None:
+def targets(
+    repeats: int, teacher: Path | None, corpus: Path | None, rows: int, as_json: bool
+) -> None:
     if repeats < 2:
         raise click.UsageError("--repeats: at least 2 are needed for a deviation")
+    figures: dict[str, Any] = {}
+    if teacher is None and corpus is None:
+        figures |= _demo_figures(repeats)
+    loaded = load_teacher(teacher, corpus, rows, NUM_DOCUMENTS)
+    figures["kinds"] = list(measure_kinds(*loaded))
+    if as_json:
+        click.echo(json.dumps(figures))
+        return
+    lines = [*(_table(figures) if "targets" in figures else ()), *kinds_table(figures["kinds"])]
+    click.echo("\n".join(lines))
+
+
+def _demo_figures(repeats: int) -> dict[str, Any]:
+    """Bias and noise of the gradient."""
     scene = demo_scene()
-    rows = list(measured(scene, kinds(), repeats))
-    figures: dict[str, Any] = {
+    measured_rows = list(measured(scene, kinds(), repeats))
+    return {
         "student_kl_nats": {
             f"{temperature:.3g}": round(scene.kl(temperature)[0], 4) for temperature in TEMPERATURES
         },
         "interpolation_error_nats": interpolation_errors(scene.teacher_PV),
-        "targets": rows,
-        "excess_noise_by_draw_temperature": _excess_noise(rows),
+        "targets": measured_rows,
+        "excess_noise_by_draw_temperature": _excess_noise(measured_rows),
     }
-    if as_json:
-        click.echo(json.dumps(figures))
-        return
-    for line in _table(figures):
-        click.echo(line)
 
 
 def demo_scene() -> Scene:
@@ -171,9 +183,10 @@ def measured(scene: Scene, chosen: Iterator[Kind], repeats: int) -> Iterator[dic
     for kind in chosen:
         spec = kind.spec(scene.ranks)
         rows = list(_rows(scene, spec, kind, repeats, generator))
-        encoded = [encode_row(row, spec, scene.ranks) for row in rows]
+        shared = SharedFiles(ranks=scene.ranks)
+        encoded = [encode_row(row, spec, shared) for row in rows]
         sizes = [len(row[name]) for row in encoded for name in _TARGET_COLUMNS if name in row]
-        batch = _through_a_cache(spec, scene.ranks, rows)
+        batch = _through_a_cache(spec, shared, rows)
         by_temperature = {}
         for temperature in TEMPERATURES:
             if not covers(spec.targets.inverse_temperatures, temperature):
@@ -223,21 +236,23 @@ def _rows(
     relative_PV = logits_PV - logits_PV.amax(1, keepdim=True)
     label_PV = logits_PV.log_softmax(1).gather(1, scene.labels_P[:, None])
     num_positions = len(logits_PV)
-    same: dict[str, Any] = {
-        "token_ids": np.append([0], scene.labels_P.numpy()).astype(np.int32),
-        "document_starts": np.empty(0, np.int32),
-        "next_logprob": label_PV[:, 0].float().numpy(),
-        "sketch": None,
-    }
+    label_logprob_P = label_PV[:, 0].float().numpy()
+
+    def row(**kept: Any) -> Row:
+        return Row(
+            token_ids=np.append([0], scene.labels_P.numpy()).astype(np.int32),
+            document_starts=np.empty(0, np.int32),
+            kept_ids=KeptIds(next_logprob=label_logprob_P, **kept),
+        )
+
     if kind.kind == "sampled":
         for _ in range(repeats):
             num_ids, ids, counts = _drawn(relative_PV, kind, generator)
             most = np.repeat(np.maximum.reduceat(counts, np.cumsum(num_ids) - num_ids), num_ids)
             tail = np.full((num_positions, 1), -np.inf, np.float32)
-            yield Row(
-                **same,
-                num_kept=num_ids.astype(np.uint16),
-                kept_ids=ids.astype(np.int32),
+            yield row(
+                num_ids=num_ids.astype(np.uint16),
+                ids=ids.astype(np.int32),
                 gaps=np.log(most / counts).astype(np.float32),
                 counts=counts.astype(np.uint16),
                 tail_log_mass=tail,
@@ -258,10 +273,9 @@ def _rows(
                 counts=counts.astype(np.uint16),
                 gaps=gaps.astype(np.float32),
             )
-        yield Row(
-            **same,
-            num_kept=np.full(num_positions, kind.top_k, np.uint16),
-            kept_ids=ids_PK.flatten().numpy().astype(np.int32),
+        yield row(
+            num_ids=np.full(num_positions, kind.top_k, np.uint16),
+            ids=ids_PK.flatten().numpy().astype(np.int32),
             gaps=-values_PK.flatten().float().numpy(),
             tail_log_mass=tail_PM.T.float().numpy(),
             draws=draws,
@@ -284,10 +298,10 @@ def _drawn(
     return num_ids, ids_PM[is_drawn_PM].numpy(), counts_PM[is_drawn_PM].numpy().astype(np.int64)
 
 
-def _through_a_cache(spec: CacheSpec, ranks: RankTable, rows: list[Row]) -> list[Batch]:
+def _through_a_cache(spec: CacheSpec, shared: SharedFiles, rows: list[Row]) -> list[Batch]:
     """What the loader gives of each of ``rows`` once they lie in a cache."""
     with tempfile.TemporaryDirectory() as directory:
-        writer = CacheWriter.create_or_open(Path(directory) / "cache", spec, ranks)
+        writer = CacheWriter.create_or_open(Path(directory) / "cache", spec, shared)
         writer.write_unit(1, rows, num_documents=1)
         writer.publish_manifest(num_tokens_requested=1, complete=False)
         cache = cache_format.open(Path(directory) / "cache", allow_incomplete=True)
@@ -310,11 +324,12 @@ def _errors(
 def _gradient(scene: Scene, part: Batch, spec: CacheSpec, temperature: float) -> torch.Tensor:
     """The loss's gradient by the student's hidden states, [P, D]."""
     leaf_PD = scene.student_PD.clone().requires_grad_()
+    assert isinstance(part.targets, IdTargets)
     sums = sparse_distillation_loss(
         leaf_PD,
         scene.head_VD,
         scene.labels_P,
-        scored_targets(part, spec.targets),
+        sparse_targets(part.targets, part.scored, spec.targets),
         VocabularyWeights(0.0, 1.0, temperature),
         _CHUNK,
     )

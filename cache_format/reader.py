@@ -10,6 +10,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -34,7 +35,6 @@ from cache_format.metadata.manifest import (
     read_spec,
     require_agreement,
 )
-from cache_format.metadata.principal_components import Projection, read_projection
 from cache_format.metadata.receipt import (
     Segment,
     ShardEntry,
@@ -45,10 +45,18 @@ from cache_format.metadata.receipt import (
 from cache_format.metadata.spec import CacheSpec, Split
 from cache_format.metadata.splits import SPLITS
 from cache_format.metadata.unit_ranges import looks_like_part, ranges_text, unit_ranges
-from cache_format.metadata.vocabulary_ranks import RankTable, read_ranks
 from cache_format.storage.base import LocalSpace, Storage, on_each
 from cache_format.storage.open import storage_at
 from cache_format.storage.os_errors import reading
+from cache_format.tables.hidden_transform import HiddenTransform
+from cache_format.tables.principal_components import Projection
+from cache_format.tables.shared_files import (
+    SharedFiles,
+    read_projection,
+    read_ranks,
+    read_transform,
+)
+from cache_format.tables.vocabulary_ranks import RankTable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -146,6 +154,21 @@ class Cache:
         """W of a ``pca`` sketch, [D, d], checked against the spec's hash; None for other kinds."""
         return read_projection(self.storage, self.spec)
 
+    @cached_property
+    def transform(self) -> HiddenTransform | None:
+        """That of ``hidden`` targets, checked against the spec's hash; None for other kinds."""
+        return read_transform(self.storage, self.spec)
+
+    @property
+    def shared(self) -> SharedFiles:
+        """The files that all shards share, checked against the spec's hashes."""
+        return replace(self.tables, projection=self.projection)
+
+    @cached_property
+    def tables(self) -> SharedFiles:
+        """What is needed to decode rows; the projection of sketches is not."""
+        return SharedFiles(ranks=self.ranks, transform=self.transform)
+
     def shards(self, split: Split) -> list[ShardEntry]:
         """The shards of ``split`` in order of unit; all shards if the rows of units are split."""
         return list(self._shards[split])
@@ -179,9 +202,9 @@ class Cache:
 
         batch_number, offset = divmod(number, self.spec.rows_per_batch)
         batch = self._batch(entry, batch_number, with_sketch)
-        ranks = self.ranks  # what is wrong with these is not wrong with the shard
+        tables = self.tables  # what is wrong with these is not wrong with the shard
         try:
-            return row_of_batch(batch, offset, self.spec, ranks)
+            return row_of_batch(batch, offset, self.spec, tables)
         except (ValueError, IndexError) as error:
             raise _corrupt_shard(self.storage, entry, f"row {number}: {error}") from error
 

@@ -7,7 +7,6 @@ segments, targets and sketch, so that whoever wants no hidden states reads none.
 """
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ from cache_format.codec.row_codec import Encoded, Row, decode_row, encode_row
 from cache_format.codec.targets.kind import TargetKind, TargetSums, total_sums
 from cache_format.codec.targets.kinds import kind_of
 from cache_format.metadata.receipt import Segment, ShardStatistics
+from cache_format.metadata.sealed_json import FORMAT_VERSION
 from cache_format.metadata.spec import CacheSpec
-from cache_format.metadata.vocabulary_ranks import RankTable
+from cache_format.tables.shared_files import SharedFiles
 from cache_format.threads import map_in_order
 
 SKETCH_COLUMNS = ("sketch", "sketch_scale")
@@ -51,7 +51,7 @@ class EncodedShard:
 def encode_shard(
     rows: Iterable[Row],
     spec: CacheSpec,
-    ranks: RankTable,
+    shared: SharedFiles,
     unit: int,
     *,
     pool: Executor | None = None,
@@ -63,10 +63,10 @@ def encode_shard(
     """
     schema = _schema(spec, unit)
     sink = pa.BufferOutputStream()
-    totals = _Totals(schema.names, kind_of(spec))
+    totals = _Totals(schema.names, spec)
     num_batches = 0
     with ipc.new_file(sink, schema) as writer:
-        for encoded in _batched(_encode_all(rows, spec, ranks, totals, pool), spec.rows_per_batch):
+        for encoded in _batched(_encode_all(rows, spec, shared, totals, pool), spec.rows_per_batch):
             writer.write_batch(_record_batch(encoded, schema))
             num_batches += 1
     data = sink.getvalue()
@@ -121,7 +121,7 @@ def require_schema(schema_bytes: bytes, unit: int, spec: CacheSpec) -> None:
     _check_schema(schema, unit, spec)
 
 
-def row_of_batch(batch: pa.RecordBatch, index: int, spec: CacheSpec, ranks: RankTable) -> Row:
+def row_of_batch(batch: pa.RecordBatch, index: int, spec: CacheSpec, shared: SharedFiles) -> Row:
     """Decode row ``index`` of ``batch``; raises ValueError naming the column."""
     encoded = {
         name: memoryview(batch.column(name)[index].as_buffer())
@@ -129,24 +129,23 @@ def row_of_batch(batch: pa.RecordBatch, index: int, spec: CacheSpec, ranks: Rank
         if name != "document_starts"
     }
     starts = batch.column("document_starts")[index].values
-    return decode_row(encoded, np.array(starts, np.int32), spec, ranks)
+    return decode_row(encoded, np.array(starts, np.int32), spec, shared)
 
 
 class _RowSums(NamedTuple):
     """What the statistics take of one row."""
 
     num_scored: int
-    next_logprob: float
     targets: TargetSums
 
 
 class _Totals:
     """Sums over a shard's rows and batches, of which ``inspect`` tells without decoding."""
 
-    def __init__(self, column_names: list[str], kind: TargetKind) -> None:
+    def __init__(self, column_names: list[str], spec: CacheSpec) -> None:
         self._rows: list[_RowSums] = []
         self._column_bytes = dict.fromkeys(column_names, 0)
-        self._kind = kind
+        self._kind, self._spec = kind_of(spec), spec
 
     @property
     def num_rows(self) -> int:
@@ -159,27 +158,24 @@ class _Totals:
 
     def statistics(self) -> ShardStatistics:
         # Rounded: exp differs in its last bits between machines, and receipts should not.
-        targets = total_sums([row.targets for row in self._rows], self._kind.NO_SUMS)
+        names = self._kind.bounds_of_sums(self._spec.targets)
+        targets = total_sums((row.targets for row in self._rows), names)
         return ShardStatistics(
             column_bytes=self._column_bytes,
             num_scored=sum(row.num_scored for row in self._rows),
-            sum_num_kept=targets.num_kept,
-            sum_next_logprob=round(math.fsum(row.next_logprob for row in self._rows), 6),
-            sum_kept_mass=round(targets.kept_mass, 6),
-            sum_num_drawn=targets.num_drawn,
+            sums={name: round(value, 6) for name, value in targets.items()},
         )
 
 
 def _sums_of(row: Row, kind: TargetKind) -> _RowSums:
     scored = row.scored()
-    next_logprob = math.fsum(row.next_logprob[scored].tolist())
-    return _RowSums(int(scored.sum()), next_logprob, kind.sums(row, scored))
+    return _RowSums(int(scored.sum()), kind.sums(row, scored))
 
 
 def _encode_all(
     rows: Iterable[Row],
     spec: CacheSpec,
-    ranks: RankTable,
+    shared: SharedFiles,
     totals: _Totals,
     pool: Executor | None,
 ) -> Iterator[Encoded]:
@@ -188,7 +184,7 @@ def _encode_all(
     def encode(item: tuple[int, Row]) -> tuple[Encoded, _RowSums]:
         index, row = item
         try:
-            return encode_row(row, spec, ranks), _sums_of(row, kind)
+            return encode_row(row, spec, shared), _sums_of(row, kind)
         except ValueError as error:
             raise ValueError(f"row {index}: {error}") from error
 
@@ -212,11 +208,11 @@ def _record_batch(rows: list[Encoded], schema: pa.Schema) -> pa.RecordBatch:
 def _schema(spec: CacheSpec, unit: int) -> pa.Schema:
     # The sketch comes last, so that what lies before it is a record batch without it.
     sketch = SKETCH_COLUMNS if spec.sketch.kind != "none" else ()
-    names = ("token_ids", *kind_of(spec).COLUMNS, *sketch)
+    names = ("token_ids", "context", *kind_of(spec).COLUMNS, *sketch)
     fields = [pa.field(name, pa.binary(), nullable=False) for name in names]
     fields.insert(1, pa.field("document_starts", pa.list_(pa.int32()), nullable=False))
     metadata = {
-        "format_version": spec.format_version,
+        "format_version": FORMAT_VERSION,
         "cache_id": spec.cache_id,
         "unit": str(unit),
     }

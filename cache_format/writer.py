@@ -25,11 +25,6 @@ from cache_format.errors import (
 )
 from cache_format.metadata import layout
 from cache_format.metadata.manifest import Manifest, fold, read_manifest, read_spec, spec_bytes
-from cache_format.metadata.principal_components import (
-    Projection,
-    projection_bytes,
-    require_projection,
-)
 from cache_format.metadata.receipt import (
     Receipt,
     ShardEntry,
@@ -41,39 +36,30 @@ from cache_format.metadata.receipt import (
 )
 from cache_format.metadata.recipe_file import seal_recipe
 from cache_format.metadata.spec import CacheSpec, differences
-from cache_format.metadata.vocabulary_ranks import RankTable
 from cache_format.shard import EncodedShard, encode_shard
 from cache_format.storage.atomic import files_below, is_temporary
 from cache_format.storage.base import Storage, on_each, read_file
 from cache_format.storage.open import storage_at
+from cache_format.tables.shared_files import SharedFiles, files_of, require_shared
 
 
 class CacheWriter:
     """A cache opened for writing."""
 
-    def __init__(self, storage: Storage, spec: CacheSpec, ranks: RankTable) -> None:
+    def __init__(self, storage: Storage, spec: CacheSpec, shared: SharedFiles) -> None:
         """Internal: use ``create_or_open``."""
         self.storage = storage
         self.spec = spec
-        self.ranks = ranks
+        self.shared = shared
 
     @classmethod
-    def create_or_open(
-        cls,
-        path: str | Path,
-        spec: CacheSpec,
-        ranks: RankTable,
-        projection: Projection | None = None,
-    ) -> Self:
+    def create_or_open(cls, path: str | Path, spec: CacheSpec, shared: SharedFiles) -> Self:
         """The cache at ``path``, a directory or a URL, created if there is nothing.
 
-        ``projection``, [D, d], is needed where the sketch is ``pca``. Raises SpecMismatchError if
-        the cache was made from another spec, ForeignDirectoryError if the directory holds something
-        else.
+        Raises SpecMismatchError if the cache was made from another spec, ForeignDirectoryError if
+        the directory holds something else, ValueError unless ``shared`` are the files of ``spec``.
         """
-        if ranks.sha256 != spec.targets.ranks_sha256:
-            raise ValueError("ranks: not the table that the spec names")
-        require_projection(spec, projection)
+        require_shared(shared, spec)
         storage = storage_at(path)
         found = begun_spec(storage)
         if found is not None:
@@ -84,11 +70,10 @@ class CacheWriter:
             storage.prepare(name)
         # Another process may have created the cache meanwhile.
         require_same_spec(storage, spec, read_spec(storage))
-        _publish_known(storage, layout.RANKS, ranks.to_bytes(), layout.RANKS_STEP)
-        if projection is not None:
-            data = projection_bytes(projection)
-            _publish_known(storage, layout.PROJECTION, data, layout.PROJECTION_STEP)
-        return cls(storage, spec, ranks)
+        files = files_of(spec)
+        for name, data in shared.to_bytes().items():
+            _publish_known(storage, name, data, files[name].next_step)
+        return cls(storage, spec, shared)
 
     @property
     def path(self) -> Path | str:
@@ -149,7 +134,7 @@ class CacheWriter:
         existing = self._whole_or_discarded(unit)
         if existing is not None:
             return existing
-        shard = encode_shard(rows, self.spec, self.ranks, unit, pool=pool)
+        shard = encode_shard(rows, self.spec, self.shared, unit, pool=pool)
         sha256 = shard.sha256
         entry = ShardEntry(
             unit=unit,

@@ -47,7 +47,7 @@ def test_the_two_stages_do_not_import_each_other() -> None:
     assert crossing == []
 
 
-_CACHE_LAYERS = "errors storage metadata codec threads shard reader writer tools"
+_CACHE_LAYERS = "errors storage coding metadata tables codec threads shard reader writer tools"
 _STAGE_ONE_LAYERS = (
     "target_settings config worker_share corpus targets reporting teacher setup engine preflight "
     "plan run estimate"

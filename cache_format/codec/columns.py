@@ -8,14 +8,15 @@ all second bytes, …) in zstd frames.
 Shapes: T positions, N kept entries of the row (all positions together), n nodes, d sketch.
 """
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_format.codec import zstd_cells
-from cache_format.codec.bits import decode_numbers, encode_numbers, unzigzag, zigzag
-from cache_format.metadata.vocabulary_ranks import RankTable
+from cache_format.coding import zstd_cells
+from cache_format.coding.bits import decode_numbers, encode_numbers, unzigzag, zigzag
+from cache_format.tables.vocabulary_ranks import RankTable
 
 MIN_LOGPROB = -65_504.0
 _MOST_STEPS = 2**30
@@ -26,6 +27,15 @@ Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
 Counts = NDArray[np.uint16]
 SketchDtype = Literal["int8", "float16", "float32"]
+_T = TypeVar("_T")
+
+
+def named(column: str, action: Callable[[], _T]) -> _T:
+    """What ``action`` gives; its ValueError is raised with the column's name before it."""
+    try:
+        return action()
+    except ValueError as error:
+        raise ValueError(f"{column}: {error}") from error
 
 
 def encode_token_ids(ids: Ints, ranks: RankTable) -> bytes:
@@ -50,6 +60,24 @@ def require_ids(ids: Ints, vocab_size: int, position: NDArray[np.int64] | None =
         raise ValueError(f"ids: expected integers, found {ids.dtype}")
     allowed = (ids >= 0) & (ids < vocab_size)
     require_all(allowed, ids, f"an id from 0 to {vocab_size - 1}", position)
+
+
+def encode_context(is_context: NDArray[np.bool_] | None) -> bytes:
+    """Positions whose label is not to be learned, [T], a bit each; nothing where there are none."""
+    if is_context is None or not is_context.any():
+        return b""
+    return zstd_cells.compress(np.packbits(is_context, bitorder="little").tobytes())
+
+
+def decode_context(data: bytes | memoryview, num_positions: int) -> NDArray[np.bool_] | None:
+    """The positions, [T]; None where there are none."""
+    if not len(data):
+        return None
+    packed = np.frombuffer(zstd_cells.decompress(data, -(-num_positions // 8)), np.uint8)
+    bits = np.unpackbits(packed, bitorder="little").astype(np.bool_)
+    if bits[num_positions:].any() or not bits.any():
+        raise ValueError("expected a bit for some of the positions, and no bits after them")
+    return bits[:num_positions]
 
 
 def encode_num_kept(num_kept: Counts, top_k: int) -> bytes:
@@ -134,16 +162,20 @@ def decode_next_logprob(
     return values
 
 
-def encode_sketch(sketch: Floats, dtype: SketchDtype) -> tuple[bytes, bytes]:
+def encode_sketch(
+    sketch: Floats, dtype: SketchDtype, *, num_states: int = 1
+) -> tuple[bytes, bytes]:
     """Sketches, [T, d], and with int8 a scale for each position, [T]: off by at most scale/2.
 
-    A scale is the upper half of a float32, rounded up so that no level exceeds 127.
+    A scale is the upper half of a float32, rounded up so that no level exceeds 127. Errors name the
+    position of the row, which has ``num_states`` sketches.
     """
     if sketch.ndim != 2:
         raise ValueError(f"sketch: expected [positions, dim], found shape {sketch.shape}")
     largest = np.abs(sketch).max(axis=1, initial=0.0).astype(np.float32)
     limit = {"int8": 1e38, "float16": 65_504.0, "float32": np.finfo(np.float32).max}[dtype]
-    require_all(largest <= limit, largest, f"finite numbers up to {limit:g}")
+    position = np.arange(len(largest)) // num_states
+    require_all(largest <= limit, largest, f"finite numbers up to {limit:g}", position)
     if dtype != "int8":
         return _to_planes(sketch.astype(_SKETCH_TYPES[dtype])), b""
     bits = np.where(largest < _TINY, 0, largest / 127).astype(np.float32).view(np.uint32)

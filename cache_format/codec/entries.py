@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_format.codec import zstd_cells
-from cache_format.codec.bits import bit_lengths, pack, split_length, unpack, with_length
+from cache_format.coding import zstd_cells
+from cache_format.coding.bits import bit_lengths, pack, split_length, unpack, with_length
 
 ESCAPES = (1, 2, 4, 8)
 """Raw bits of the last four classes of a fall; a fall below them has a class of its own."""

@@ -38,54 +38,56 @@ class PlainColumn:
 
 def _logprobs(row: Row) -> PlainValues:
     """−gap − log Z of each kept id."""
-    log_z_N = np.repeat(_log_z(row), row.num_kept)
-    return PlainValues((-row.gaps - log_z_N).astype(np.float32), row.num_kept)
+    log_z_N = np.repeat(_log_z(row), row.kept.num_ids)
+    return PlainValues((-row.kept.gaps - log_z_N).astype(np.float32), row.kept.num_ids)
 
 
 def _log_z(row: Row) -> NDArray[np.float64]:
     """log Z − z_max, [T], with Z over the kept ids and the tail at the last node, mostly T = 1."""
-    kept_T = row.num_kept.astype(np.int64)
+    kept_T = row.kept.num_ids.astype(np.int64)
     position_N = np.repeat(np.arange(len(kept_T)), kept_T)
-    mass_N = np.exp(-row.gaps.astype(np.float64))
-    tail_T = np.exp(row.tail_log_mass[:, -1].astype(np.float64))
+    mass_N = np.exp(-row.kept.gaps.astype(np.float64))
+    tail_T = np.exp(row.kept.tail_log_mass[:, -1].astype(np.float64))
     log_z: NDArray[np.float64] = np.log(np.bincount(position_N, mass_N, len(kept_T)) + tail_T)
     return log_z
 
 
 def _samples(row: Row, name: Literal["ids", "counts"]) -> PlainValues:
-    assert row.draws is not None, "the spec says that there are some"
-    return PlainValues(getattr(row.draws, name), row.draws.num_ids)
+    assert row.kept.draws is not None, "the spec says that there are some"
+    return PlainValues(getattr(row.kept.draws, name), row.kept.draws.num_ids)
 
 
 def _sample_logprobs(row: Row) -> PlainValues:
-    assert row.draws is not None, "the spec says that there are some"
-    log_z_M = np.repeat(_log_z(row), row.draws.num_ids)
-    return PlainValues((-row.draws.gaps - log_z_M).astype(np.float32), row.draws.num_ids)
+    assert row.kept.draws is not None, "the spec says that there are some"
+    log_z_M = np.repeat(_log_z(row), row.kept.draws.num_ids)
+    return PlainValues((-row.kept.draws.gaps - log_z_M).astype(np.float32), row.kept.draws.num_ids)
 
 
 def _counts(row: Row) -> PlainValues:
-    assert row.counts is not None, "the spec says that there are some"
-    return PlainValues(row.counts, row.num_kept)
+    assert row.kept.counts is not None, "the spec says that there are some"
+    return PlainValues(row.kept.counts, row.kept.num_ids)
 
 
 def _tail_log_mass(row: Row) -> PlainValues:
-    scored, num_nodes = row.scored(), row.tail_log_mass.shape[1]
-    return PlainValues(row.tail_log_mass[scored].reshape(-1), np.where(scored, num_nodes, 0))
+    scored, num_nodes = row.scored(), row.kept.tail_log_mass.shape[1]
+    return PlainValues(row.kept.tail_log_mass[scored].reshape(-1), np.where(scored, num_nodes, 0))
 
 
 KEPT_COLUMNS: tuple[PlainColumn, ...] = (
-    PlainColumn("num_kept", "int32", False, lambda row: PlainValues(row.num_kept)),
-    PlainColumn("kept_ids", "int32", True, lambda row: PlainValues(row.kept_ids, row.num_kept)),
+    PlainColumn("num_kept", "int32", False, lambda row: PlainValues(row.kept.num_ids)),
+    PlainColumn("kept_ids", "int32", True, lambda row: PlainValues(row.kept.ids, row.kept.num_ids)),
     PlainColumn("logprobs", "float32", True, _logprobs),
-    PlainColumn("tail_log_mass", "float32", True, _tail_log_mass),
     PlainColumn(
         "next_logprob",
         "float32",
         False,
-        lambda row: PlainValues(row.next_logprob, is_null=~row.scored()),
+        lambda row: PlainValues(row.kept.next_logprob, is_null=~row.scored()),
     ),
 )
 """Of every kind of target that keeps ids."""
+
+TAIL_LOG_MASS = PlainColumn("tail_log_mass", "float32", True, _tail_log_mass)
+"""Where not all ids are drawn."""
 
 COUNTS = PlainColumn("counts", "int32", True, _counts)
 """How often each kept id was drawn."""

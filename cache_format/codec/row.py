@@ -16,41 +16,64 @@ from cache_format.metadata.spec import CacheSpec
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Row:
-    """One packed sequence of T positions and what the teacher said at each.
+class KeptIds:
+    """The ids that are kept of T positions, N of all together; n is the number of nodes.
 
-    N is the number of kept entries of all positions together, n the number of nodes, d the width
-    of the sketch. At positions that are not scored ``num_kept`` is 0 and the other targets are
-    unspecified on the way in, 0 on the way out.
+    At positions that are not scored ``num_ids`` is 0 and the other numbers are unspecified on the
+    way in, 0 on the way out.
     """
 
-    token_ids: NDArray[np.int32]
-    """[T + 1]"""
-    document_starts: NDArray[np.int32]
-    """Rising indices from 1 to T into token_ids at which a document begins; 0 always does."""
-    num_kept: NDArray[np.uint16]
+    num_ids: NDArray[np.uint16]
     """[T]"""
-    kept_ids: NDArray[np.int32]
+    ids: NDArray[np.int32]
     """[N], for each position in order of falling logit; on the way out, those of one level in order
     of falling frequency."""
     gaps: NDArray[np.float32]
     """[N], the largest logit minus this one, nats at T = 1; the first of a position is 0."""
     counts: NDArray[np.uint16] | None = None
-    """[N], how often each id was drawn where targets are samples; ``gaps`` are then
-    log(largest count / count) and the tail is empty, so that softmax(−gaps) = counts / draws, which
-    estimates the teacher's distribution at the temperature of the one node without bias."""
+    """[N], how often each id was drawn where all are; ``gaps`` are then log(largest count / count)
+    and the tail is empty, so that softmax(−gaps) = counts / draws, which estimates the teacher's
+    distribution at the temperature of the draws without bias."""
     draws: TailSamples | None = None
     """Ids drawn from the tail, where targets are the largest logits and samples of the rest."""
     tail_log_mass: NDArray[np.float32]
     """[T, n], log Σ exp((z_j − z_max)·s) over the ids not kept; −inf where none is left out."""
     next_logprob: NDArray[np.float32]
     """[T], the teacher's log-probability of the next token at T = 1."""
-    sketch: NDArray[np.float32] | None
-    """[T, d], or None without hidden states."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """One packed sequence of T positions and what the teacher said at each."""
+
+    token_ids: NDArray[np.int32]
+    """[T + 1]"""
+    document_starts: NDArray[np.int32]
+    """Rising indices from 1 to T into token_ids at which a document begins; 0 always does."""
+    is_context: NDArray[np.bool_] | None = None
+    """[T], positions whose next token is given but not to be learned; None where there are none."""
+    kept_ids: KeptIds | None = None
+    """Of kinds of target that keep ids."""
+    coefficients: NDArray[np.int16] | None = None
+    """[T, J], of the teacher's last hidden states, see ``hidden_transform.py``; at positions that
+    are not scored unspecified on the way in, 0 on the way out. Of kinds that keep states."""
+    sketch: NDArray[np.float32] | None = None
+    """[T, L, d], L projected hidden states of each position; None without hidden states."""
+
+    @property
+    def kept(self) -> KeptIds:
+        """``kept_ids``, of a kind that has them."""
+        assert self.kept_ids is not None, "the kind of target keeps none"
+        return self.kept_ids
+
+    @property
+    def tokens(self) -> "PackedTokens":
+        """The row without what the teacher said."""
+        return PackedTokens(self.token_ids, self.document_starts, self.is_context)
 
     def scored(self) -> NDArray[np.bool_]:
-        """[T], whether the next token belongs to the position's document."""
-        return PackedTokens(self.token_ids, self.document_starts).scored()
+        """[T], whether the position has targets; see ``PackedTokens.scored``."""
+        return self.tokens.scored()
 
 
 class PackedTokens(NamedTuple):
@@ -60,47 +83,65 @@ class PackedTokens(NamedTuple):
     """[T + 1]"""
     document_starts: NDArray[np.int32]
     """See ``Row.document_starts``."""
+    is_context: NDArray[np.bool_] | None = None
+    """See ``Row.is_context``."""
 
     def scored(self) -> NDArray[np.bool_]:
-        """[T], whether the next token belongs to the position's document."""
+        """[T], whether the next token belongs to the position's document and is to be learned."""
         mask = np.ones(len(self.token_ids) - 1, bool)
         mask[self.document_starts - 1] = False
+        if self.is_context is not None:
+            mask &= ~self.is_context
         return mask
 
 
-_FIELDS_OF_KINDS = ("counts", "draws")
-
-
-def check_shapes(row: Row, spec: CacheSpec, fields_of_kind: tuple[str, ...]) -> None:
-    """Raise ValueError unless ``row`` has the arrays that ``spec`` calls for, in their shapes.
-
-    Of the fields that only some kinds of target have, ``fields_of_kind`` are expected.
-    """
+def check_shapes(row: Row, spec: CacheSpec) -> None:
+    """Raise ValueError unless a row has what ``spec`` calls for, and what is not of targets has its
+    shape."""
     num_positions = spec.sequence_length
-    expected: dict[str, tuple[int, ...]] = {
-        "token_ids": (num_positions + 1,),
-        "num_kept": (num_positions,),
-        "tail_log_mass": (num_positions, len(spec.targets.inverse_temperatures)),
-        "next_logprob": (num_positions,),
-    }
-    for name, is_there, kind in (
-        ("sketch", spec.sketch.kind != "none", spec.sketch.kind),
-        *((name, name in fields_of_kind, spec.targets.kind) for name in _FIELDS_OF_KINDS),
-    ):
-        if (getattr(row, name) is not None) != is_there:
-            found = "one" if getattr(row, name) is not None else "none"
-            raise ValueError(f"{name}: the spec says {kind!r}, but the row has {found}")
-    num_entries = int(row.num_kept.sum(dtype=np.int64))
-    expected |= {"kept_ids": (num_entries,), "gaps": (num_entries,)}
+    require_shape("token_ids", row.token_ids, (num_positions + 1,))
+    if row.is_context is not None:
+        require_shape("is_context", row.is_context, (num_positions,))
+        if row.is_context.dtype != np.bool_:
+            raise ValueError(f"is_context: expected booleans, found {row.is_context.dtype}")
+    kind, targets = spec.targets.kind, spec.targets
+    keeps_ids = targets.kept is not None or targets.draws is not None
+    require_presence("kept_ids", row.kept_ids, keeps_ids, kind)
+    require_presence("coefficients", row.coefficients, targets.hidden is not None, kind)
+    require_presence("sketch", row.sketch, spec.sketch.kind != "none", spec.sketch.kind)
     if row.sketch is not None:
-        expected["sketch"] = (num_positions, spec.sketch.dim)
-    if row.counts is not None:
-        expected["counts"] = (num_entries,)
-    for name, shape in expected.items():
-        found = getattr(row, name).shape
-        if found != shape:
-            raise ValueError(f"{name}: expected shape {shape}, found {found}")
+        shape = (num_positions, spec.sketch.num_states, spec.sketch.dim)
+        require_shape("sketch", row.sketch, shape)
     check_document_starts(row.document_starts, num_positions)
+
+
+def check_kept_shapes(kept: KeptIds, spec: CacheSpec, *, has_counts: bool, has_draws: bool) -> None:
+    """Raise ValueError unless kept ids have the arrays that ``spec`` calls for, in their shapes."""
+    kind, num_positions = spec.targets.kind, spec.sequence_length
+    require_presence("counts", kept.counts, has_counts, kind)
+    require_presence("draws", kept.draws, has_draws, kind)
+    require_shape("num_ids", kept.num_ids, (num_positions,))
+    num_nodes = 1 if spec.targets.kept is None else len(spec.targets.kept.inverse_temperatures)
+    require_shape("tail_log_mass", kept.tail_log_mass, (num_positions, num_nodes))
+    require_shape("next_logprob", kept.next_logprob, (num_positions,))
+    num_entries = int(kept.num_ids.sum(dtype=np.int64))
+    require_shape("ids", kept.ids, (num_entries,))
+    require_shape("gaps", kept.gaps, (num_entries,))
+    if kept.counts is not None:
+        require_shape("counts", kept.counts, (num_entries,))
+
+
+def require_shape(name: str, found: NDArray[np.generic], expected: tuple[int, ...]) -> None:
+    """Raise ValueError unless an array has this shape."""
+    if found.shape != expected:
+        raise ValueError(f"{name}: expected shape {expected}, found {found.shape}")
+
+
+def require_presence(name: str, value: object, is_due: bool, kind: str) -> None:
+    """Raise ValueError unless what the spec's ``kind`` calls for is there, and nothing else."""
+    if (value is not None) != is_due:
+        found = "none" if value is None else "one"
+        raise ValueError(f"{name}: the spec says {kind!r}, but the row has {found}")
 
 
 def check_document_starts(starts: NDArray[np.int32], num_positions: int) -> None:

@@ -11,30 +11,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_format.codec import columns
+from cache_format.codec.columns import named
 from cache_format.codec.row import PackedTokens, Row, check_document_starts, check_shapes
-from cache_format.codec.targets.kept_ids import named
 from cache_format.codec.targets.kinds import kind_of
 from cache_format.metadata.spec import CacheSpec
-from cache_format.metadata.vocabulary_ranks import RankTable
+from cache_format.tables.shared_files import SharedFiles
 
 __all__ = ["Encoded", "Row", "decode_row", "encode_row"]
 
 Encoded = Mapping[str, bytes | NDArray[np.int32]]
 
 
-def encode_row(row: Row, spec: CacheSpec, ranks: RankTable) -> Encoded:
+def encode_row(row: Row, spec: CacheSpec, shared: SharedFiles) -> Encoded:
     """The columns of ``row``; raises ValueError naming column and position if it breaks a rule."""
-    kind = kind_of(spec)
-    check_shapes(row, spec, kind.ROW_FIELDS)
+    check_shapes(row, spec)
     scored = row.scored()
     encoded: dict[str, bytes | NDArray[np.int32]] = {
-        "token_ids": named("token_ids", lambda: columns.encode_token_ids(row.token_ids, ranks)),
+        "token_ids": named(
+            "token_ids", lambda: columns.encode_token_ids(row.token_ids, shared.ranks)
+        ),
         "document_starts": row.document_starts.astype(np.int32),
+        "context": columns.encode_context(row.is_context),
     }
-    encoded |= kind.encode(row, scored, spec, ranks)
+    encoded |= kind_of(spec).encode(row, scored, spec, shared)
     if row.sketch is not None:
-        sketch = np.where(scored[:, None], row.sketch, np.float32(0))
-        numbers, scale = named("sketch", lambda: columns.encode_sketch(sketch, spec.sketch.dtype))
+        # The states of a position one after another, each with a scale of its own.
+        sketch = np.where(scored[:, None, None], row.sketch, np.float32(0))
+        flat, num_states = sketch.reshape(-1, spec.sketch.dim), spec.sketch.num_states
+        numbers, scale = named(
+            "sketch",
+            lambda: columns.encode_sketch(flat, spec.sketch.dtype, num_states=num_states),
+        )
         encoded |= {"sketch": numbers, "sketch_scale": scale}
     return encoded
 
@@ -43,7 +50,7 @@ def decode_row(
     encoded: Mapping[str, bytes | memoryview],
     document_starts: NDArray[np.int32],
     spec: CacheSpec,
-    ranks: RankTable,
+    shared: SharedFiles,
 ) -> Row:
     """The row whose columns are ``encoded``; ``sketch`` is None unless its columns are there.
 
@@ -53,23 +60,28 @@ def decode_row(
     check_document_starts(document_starts, num_positions)
     token_ids = named(
         "token_ids",
-        lambda: columns.decode_token_ids(encoded["token_ids"], num_positions + 1, ranks),
+        lambda: columns.decode_token_ids(encoded["token_ids"], num_positions + 1, shared.ranks),
     )
-    tokens = PackedTokens(token_ids, document_starts)
-    row = kind_of(spec).decode(encoded, tokens, spec, ranks)
+    is_context = named("context", lambda: columns.decode_context(encoded["context"], num_positions))
+    tokens = PackedTokens(token_ids, document_starts, is_context)
+    row = kind_of(spec).decode(encoded, tokens, spec, shared)
     return replace(row, sketch=_sketch_of(encoded, spec))
 
 
 def _sketch_of(
     encoded: Mapping[str, bytes | memoryview], spec: CacheSpec
 ) -> NDArray[np.float32] | None:
-    """The sketch, [T, d], if its columns are there."""
+    """The sketch, [T, L, d], if its columns are there."""
     if "sketch" not in encoded:
         return None
-    shape = (spec.sequence_length, spec.sketch.dim)
-    return named(
+    sketch = spec.sketch
+    flat = named(
         "sketch",
         lambda: columns.decode_sketch(
-            encoded["sketch"], encoded["sketch_scale"], shape, spec.sketch.dtype
+            encoded["sketch"],
+            encoded["sketch_scale"],
+            (spec.sequence_length * sketch.num_states, sketch.dim),
+            sketch.dtype,
         ),
     )
+    return flat.reshape(spec.sequence_length, sketch.num_states, sketch.dim)

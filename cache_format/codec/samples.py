@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cache_format.codec import columns
 from cache_format.codec.entries import Entries, decode_entries, encode_entries, sort_entries
-from cache_format.metadata.vocabulary_ranks import RankTable
+from cache_format.tables.vocabulary_ranks import RankTable
 
 STEPS_PER_NAT = 8
 """Steps of a drawn id's log-probability; it is off by half of one at most."""
@@ -45,7 +45,7 @@ class TailSamples:
     ids: NDArray[np.int32]
     """[M]"""
     counts: NDArray[np.uint16]
-    """[M], how often each was drawn; at a position they add up to ``targets.num_draws``."""
+    """[M], how often each was drawn; at a position they add up to ``targets.draws.num_draws``."""
     gaps: NDArray[np.float32]
     """[M], the largest logit minus this one, nats at T = 1; on the way out off by 1/16 and what the
     largest is off by, so that they may lie a little below 0."""

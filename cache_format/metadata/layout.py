@@ -13,6 +13,7 @@ MANIFEST = "manifest.json"
 SPEC = "spec.json"
 RANKS = "ranks.bin"
 PROJECTION = "projection.bin"
+TRANSFORM = "transform.bin"
 RECIPE = "recipe.toml"
 RECEIPTS = "receipts"
 SHARDS = "shards"
@@ -28,6 +29,10 @@ def make_again(before: str, after: str) -> NextStep:
 RANKS_STEP = make_again(f"Delete {RANKS} and", "only this file is written again, no units.")
 PROJECTION_STEP = make_again(
     f"Restore {PROJECTION} from a copy of the cache; or delete it and",
+    "the same hardware makes the same file again, and no units.",
+)
+TRANSFORM_STEP = make_again(
+    f"Restore {TRANSFORM} from a copy of the cache; or delete it and",
     "the same hardware makes the same file again, and no units.",
 )
 RECIPE_STEP = (

@@ -33,6 +33,8 @@ __all__ = [
 class Manifest:
     """A cache's table of contents, and the root of trust in all it names."""
 
+    format_version: str = sealed_json.FORMAT_VERSION
+    """Version of the format that the cache is in."""
     spec: CacheSpec
     shards: tuple[ShardEntry, ...]
     """In rising order of unit."""
@@ -42,11 +44,6 @@ class Manifest:
     """Budget of the last run that published."""
     complete: bool
     """Whether that run had reached its budget."""
-
-    @property
-    def format_version(self) -> str:
-        """Version of the format that the cache is in."""
-        return self.spec.format_version
 
     @property
     def cache_id(self) -> str:

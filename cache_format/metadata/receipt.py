@@ -35,15 +35,9 @@ class ShardStatistics:
     column_bytes: dict[str, int]
     """Bytes of each column's cells, without Arrow's framing."""
     num_scored: int
-    """Positions whose next token belongs to the same document."""
-    sum_num_kept: int
-    """Kept ids of all positions."""
-    sum_next_logprob: float
-    """Σ over scored positions of the teacher's log-probability of the next token."""
-    sum_kept_mass: float
-    """Σ over scored positions of the kept ids' share of the mass at T = 1."""
-    sum_num_drawn: int | None = None
-    """Distinct ids drawn from the tail at all positions; only where some are."""
+    """Scored positions."""
+    sums: dict[str, float]
+    """What the kind of target sums up over them, such as ``kept_mass``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +174,7 @@ def read_teacher_receipt(
 
 def header(spec: CacheSpec) -> dict[str, Any]:
     """What every sealed file of a cache begins with."""
-    return {"format_version": spec.format_version, "cache_id": spec.cache_id}
+    return {"format_version": sealed_json.FORMAT_VERSION, "cache_id": spec.cache_id}
 
 
 def parse(hint: Any, value: object, path: Path | str, step: str) -> Any:

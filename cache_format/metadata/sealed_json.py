@@ -18,8 +18,8 @@ from cache_format.errors import CorruptFileError, UnsupportedFormatError
 from cache_format.metadata.int64 import INT64, require_int64
 from cache_format.metadata.strict_json import parse_object
 
-FORMAT_VERSION = "1.2"
-"""The newest that this program writes and reads."""
+FORMAT_VERSION = "2.0"
+"""That this program writes, and the newest that it reads."""
 
 _SEAL = re.compile(rb',\n "seal": "([0-9a-f]{64})"\n}\n')
 _SEAL_BYTES = len(b',\n "seal": ""\n}\n') + 64

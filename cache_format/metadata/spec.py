@@ -1,8 +1,7 @@
 """What determines a cache: every field here changes its bytes, and nothing else does.
 
-``CacheSpec.cache_id`` is the cache's identity. Fields that came with version 1.1 or later are left
-out of it while they are None, so that an older cache keeps the identity that it had. Imports
-nothing heavy: the command line builds a spec's parts before anything else is loaded.
+``CacheSpec.cache_id`` is the cache's identity. Imports nothing heavy: the command line builds a
+spec's parts before anything else is loaded.
 """
 
 import hashlib
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 from cache_format.metadata import sealed_json
 from cache_format.metadata.sealed_json import FORMAT_VERSION
-from cache_format.metadata.spec_parts.bounds import require
+from cache_format.metadata.spec_parts.bounds import SHA256, one_of, require
 from cache_format.metadata.spec_parts.corpus import CorpusSpec
 from cache_format.metadata.spec_parts.sketch import SketchSpec
 from cache_format.metadata.spec_parts.targets import TargetSpec
@@ -39,13 +38,14 @@ class CacheSpec:
     """T: positions of a row."""
     validation_every: int
     """n: units 0, n, 2n, … are validation, or one in n rows of every unit."""
-    validation_split: Literal["rows"] | None = None
-    """``rows``: the last rows of every unit are validation, see ``splits.py``; None: whole units
-    are."""
+    validation_split: Literal["units", "rows"] = "units"
+    """What is validation: whole units, or the last rows of every unit; see ``splits.py``."""
     rows_per_batch: int = 4
     """Rows of a record batch, the least that a random read decodes."""
     seed: int
     """Seed of the sketch's signs."""
+    ranks_sha256: str
+    """Hash of ``ranks.bin``, the table of ids by frequency."""
 
     def __post_init__(self) -> None:
         require(
@@ -56,10 +56,10 @@ class CacheSpec:
         )
         require(self.validation_every >= 2, "validation_every", self.validation_every, "2 or more")
         require(
-            self.validation_split in (None, "rows"),
+            self.validation_split in ("units", "rows"),
             "validation_split",
             self.validation_split,
-            "'rows', or left out",
+            one_of(("units", "rows")),
         )
         require(
             1 <= self.rows_per_batch <= 65_535,
@@ -69,12 +69,24 @@ class CacheSpec:
         )
         require(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to 2^63 − 1")
         require(
-            self.targets.top_k <= self.teacher.vocab_size,
-            "targets.top_k",
-            self.targets.top_k,
-            f"at most teacher.vocab_size ({self.teacher.vocab_size}): there are no more ids",
+            SHA256.fullmatch(self.ranks_sha256) is not None,
+            "ranks_sha256",
+            self.ranks_sha256,
+            "64 hex digits",
         )
-        for name, width in (("targets.top_k", self.targets.top_k), ("sketch.dim", self.sketch.dim)):
+        widths = {"sketch.dim": self.sketch.dim * self.sketch.num_states}
+        if self.targets.kept is not None:
+            top_k = widths["targets.kept.top_k"] = self.targets.kept.top_k
+            require(
+                top_k <= self.teacher.vocab_size,
+                "targets.kept.top_k",
+                top_k,
+                f"at most teacher.vocab_size ({self.teacher.vocab_size}): there are no more ids",
+            )
+        if self.targets.hidden is not None:
+            widths["targets.hidden.num_components"] = self.targets.hidden.num_components
+            self._require_transform(self.targets.hidden.num_components)
+        for name, width in widths.items():
             require(
                 self.sequence_length * width <= _MAX_NUMBERS_OF_ROW,
                 name,
@@ -82,6 +94,17 @@ class CacheSpec:
                 f"at most {_MAX_NUMBERS_OF_ROW} / sequence_length: a row has to fit in memory",
             )
         self._require_sketch()
+
+    def _require_transform(self, num_components: int) -> None:
+        """A transform has no more components than the teacher's states, and fits in memory."""
+        width = self.teacher.hidden_size
+        most = min(width, _MAX_NUMBERS_OF_PROJECTION // width)
+        require(
+            num_components <= most,
+            "targets.hidden.num_components",
+            num_components,
+            f"at most {most} where teacher.hidden_size is {width}",
+        )
 
     def _require_sketch(self) -> None:
         """What is projected, and with what, is the teacher's."""
@@ -100,13 +123,6 @@ class CacheSpec:
                 sketch.dim,
                 f"at most {most} where kind is 'pca' and teacher.hidden_size {teacher.hidden_size}",
             )
-
-    @property
-    def format_version(self) -> str:
-        """The lowest version of the format that knows all that the spec says."""
-        optional = (self.validation_split, self.corpus.special_tokens, self.corpus.text_documents)
-        least = "1.2" if any(field is not None for field in optional) else "1.0"
-        return max(least, self.targets.format_version, self.sketch.format_version)
 
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON values."""

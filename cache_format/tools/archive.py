@@ -5,10 +5,10 @@ In: an opened cache, or the stream. Out: the stream, or the cache, byte by byte 
 
 **Order.** The manifest comes first: it tells the size and SHA-256 of all that follows, so that
 ``unpack`` knows before every file which one must come now, and refuses anything else. Then
-``spec.json`` and ``ranks.bin``, ``projection.bin`` and ``recipe.toml`` if there are any, the
-teacher's receipt and files, and for each unit its receipt and its shard. So a unit can be checked
-and published as soon as it has arrived, the manifest last of all: an ``unpack`` that was killed
-leaves a cache begun, and the next one goes on.
+``spec.json``, the files that the spec names, ``recipe.toml`` if there is one, the teacher's receipt
+and files, and for each unit its receipt and its shard. So a unit can be checked and published as
+soon as it has arrived, the manifest last of all: an ``unpack`` that was killed leaves a cache
+begun, and the next one goes on.
 
 **Restarting.** The bytes are a function of the cache, whatever the number of threads. Yet a
 ``pack`` that was killed starts again: before what is there could be kept, it would have to be read,
@@ -31,11 +31,6 @@ from cache_format.errors import (
 )
 from cache_format.metadata import layout, sealed_json
 from cache_format.metadata.manifest import Manifest, require_agreement, spec_bytes
-from cache_format.metadata.principal_components import (
-    Projection,
-    projection_bytes,
-    projection_from_bytes,
-)
 from cache_format.metadata.receipt import (
     TeacherReceipt,
     parse,
@@ -44,9 +39,9 @@ from cache_format.metadata.receipt import (
 )
 from cache_format.metadata.recipe_file import MAX_BYTES as MAX_RECIPE_BYTES
 from cache_format.metadata.recipe_file import read_recipe
-from cache_format.metadata.vocabulary_ranks import RankTable
 from cache_format.reader import Cache
 from cache_format.storage.base import checked_chunks, read_file
+from cache_format.tables.shared_files import SharedFiles, files_of, shared_from_bytes
 from cache_format.tools.archive_stream import ArchivedFile, ArchiveReader, write_archive
 from cache_format.tools.checked_shard import checked_shard, of_this_cache
 from cache_format.writer import CacheWriter
@@ -54,7 +49,7 @@ from cache_format.writer import CacheWriter
 Report = Callable[[int, int], None]
 """Told the bytes of shards and of the teacher's files that are done, and of all of them."""
 
-_MAX_SEALED_BYTES = 1 << 26  # of a file that is held in memory, the projection being the largest
+_MAX_SEALED_BYTES = 1 << 26  # of a file that is held in memory
 
 
 def pack(cache: Cache, sink: BinaryIO, *, num_threads: int, report: Report) -> None:
@@ -103,9 +98,8 @@ def _files_of(cache: Cache, report: Report) -> Iterator[ArchivedFile]:
     progress = _Progress(manifest, [size for size, _ in attachments.values()], report)
     yield _small(layout.MANIFEST, manifest.to_bytes(), _MAX_SEALED_BYTES)
     yield _small(layout.SPEC, spec_bytes(manifest.spec), _MAX_SEALED_BYTES)
-    yield _small(layout.RANKS, cache.ranks.to_bytes(), _MAX_SEALED_BYTES)
-    if cache.projection is not None:
-        yield _small(layout.PROJECTION, projection_bytes(cache.projection), _MAX_SEALED_BYTES)
+    for name, data in cache.shared.to_bytes().items():
+        yield ArchivedFile(name, len(data), [data])
     if cache.storage.size(layout.RECIPE) is not None:
         recipe = read_recipe(cache.storage, cache.cache_id, layout.RECIPE_STEP)
         yield _small(layout.RECIPE, recipe, MAX_RECIPE_BYTES)
@@ -151,9 +145,7 @@ class _Unpacking:
         self._name, self._target, self._report = name, target, report
         self._archive = ArchiveReader(source, name)
         self._manifest = self._read_manifest()
-        self._writer = CacheWriter.create_or_open(
-            target, self._manifest.spec, self._read_ranks(), self._read_projection()
-        )
+        self._writer = CacheWriter.create_or_open(target, self._manifest.spec, self._read_shared())
         self._finished = self._writer.finished_units()
         self._require_nothing_else()
         self._recipe: bytes | None = None
@@ -232,23 +224,16 @@ class _Unpacking:
             raise self._corrupt(layout.SPEC, "is of another cache than the manifest")
         return manifest
 
-    def _read_ranks(self) -> RankTable:
+    def _read_shared(self) -> SharedFiles:
         spec = self._manifest.spec
-        data = self._read_sealed(layout.RANKS, spec.targets.ranks_sha256)
+        data = {
+            name: self._read_sealed(name, file.sha256, file.num_bytes)
+            for name, file in files_of(spec).items()
+        }
         try:
-            return RankTable.from_bytes(data, spec.teacher.vocab_size)
+            return shared_from_bytes(data, spec)
         except ValueError as error:
-            raise self._corrupt(layout.RANKS, str(error)) from error
-
-    def _read_projection(self) -> Projection | None:
-        spec = self._manifest.spec
-        if spec.sketch.projection_sha256 is None:
-            return None
-        data = self._read_sealed(layout.PROJECTION, spec.sketch.projection_sha256)
-        try:
-            return projection_from_bytes(data, spec)
-        except ValueError as error:
-            raise self._corrupt(layout.PROJECTION, str(error)) from error
+            raise CorruptArchiveError(f"{self._name}: {error}") from error
 
     def _read_teacher_receipt(self, sha256: str) -> TeacherReceipt:
         name = layout.TEACHER_RECEIPT
@@ -258,8 +243,8 @@ class _Unpacking:
             receipt: TeacherReceipt = parse(TeacherReceipt, fields, Path(name), "")
         return receipt
 
-    def _read_sealed(self, name: str, sha256: str) -> bytes:
-        data = self._archive.read(name, _MAX_SEALED_BYTES)
+    def _read_sealed(self, name: str, sha256: str, at_most: int = _MAX_SEALED_BYTES) -> bytes:
+        data = self._archive.read(name, at_most)
         if hashlib.sha256(data).hexdigest() != sha256:
             raise self._corrupt(name, "not the file that the manifest names")
         return data

@@ -11,22 +11,20 @@ from cache_format.storage.atomic import is_temporary
 from cache_format.storage.base import Storage
 
 _ROOT = {
-    *(layout.MANIFEST, layout.SPEC, layout.RANKS, layout.RECIPE),
+    *(layout.MANIFEST, layout.SPEC, layout.RECIPE),
     *(layout.RECEIPTS, layout.SHARDS, layout.TEACHER),
 }
 
 
-def foreign_files(
-    storage: Storage, known: set[str], *, has_projection: bool
-) -> Iterator[tuple[Path | str, str]]:
-    """Where each foreign file lies, and a message; ``known`` are the shards and teacher's files.
+def foreign_files(storage: Storage, known: set[str]) -> Iterator[tuple[Path | str, str]]:
+    """Where each foreign file lies, and a message; ``known`` are the files that the spec and the
+    receipts name.
 
     A directory that is foreign is named, not what is in it. Without a readable receipt of
     ``teacher/`` nothing can be said of the files there.
     """
-    root = _ROOT | ({layout.PROJECTION} if has_projection else set())
     for name in storage.list_names(""):
-        if name not in root:
+        if name not in _ROOT | known:
             yield _named(storage, name)
     for name in storage.list_names(layout.RECEIPTS):
         if not layout.is_receipt(name):

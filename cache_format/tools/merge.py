@@ -84,8 +84,7 @@ def merge(
     _require_same_spec(caches)
     teacher = _teacher_of(caches)
     # Not what ``out`` has of them: a merge that was killed early has not written it.
-    ranks, projection = inputs[0].ranks, inputs[0].projection
-    writer = CacheWriter.create_or_open(out, caches[0].spec, ranks, projection)
+    writer = CacheWriter.create_or_open(out, caches[0].spec, inputs[0].shared)
     others = [cache for cache in inputs if not _is_same_place(cache.storage, writer.storage)]
     begun = layout.receipt_units(writer.storage)  # first: other processes may finish units
     finished = writer.finished_units()

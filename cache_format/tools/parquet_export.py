@@ -5,30 +5,40 @@ In: an opened cache. Out: ``train/00001.parquet``, ``validation/00000.parquet`` 
 cache, and rounded as the cache is; students are trained from the cache itself.
 
 A row is a packed sequence of T positions; position t predicts ``token_ids[t + 1]``. The lists of a
-position that is not scored (its next token belongs to another document) are empty, its
-``next_logprob`` is null, so that no mean counts it, and its sketch is zeros.
+position that is not scored (its next token belongs to another document, or the position is context)
+are empty, its ``next_logprob`` is null, so that no mean counts it, and its sketch is zeros.
 
 ========================  ====================================================================
 ``unit``, ``row``         int32: the unit, and the row within it
 ``token_ids``             list<int32>, T + 1 of them
 ``document_starts``       list<int32>: indices above 0 into ``token_ids`` where a document begins
+``is_context``            list<bool>, T: whether the next token is given, but not to be learned
 ``num_kept``              list<int32>, T
 ``kept_ids``              list<list<int32>>: the likeliest ids of each position, falling
 ``logprobs``              list<list<float>>: their log-probabilities at temperature 1, in nats; of
                           samples log(count / draws), at the temperature that they are drawn at
-``tail_log_mass``         list<list<float>>: at each node s, log Σ exp((z − z_max)·s) of the rest
 ``next_logprob``          list<float>: log-probability of the next token at temperature 1
+``tail_log_mass``         list<list<float>>: at each node s, log Σ exp((z − z_max)·s) of the rest,
+                          unless targets are samples
 ``counts``                list<list<int32>>: how often each id was drawn, if targets are samples
 ``drawn_ids``             list<list<int32>>: ids drawn from those not kept, if any are
 ``draw_counts``           list<list<int32>>: how often each of them was drawn
 ``drawn_logprobs``        list<list<float>>: their log-probabilities at temperature 1
-``sketch``                list<fixed_size_list<float>>: the projected hidden state
+``coefficients``          list<list<int32>>: of each position's last hidden state, if targets are
+                          hidden states; without kept ids beside them, the columns from
+                          ``num_kept`` on are left out
+``sketch``                list<fixed_size_list<float>>: the projected hidden states of each position
+                          one after another
 ========================  ====================================================================
 
 z_max − z of a kept id is ``logprobs[0] − logprobs[i]``. At temperature 1/s the ids that are not
 kept have exp(tail) / (exp(tail) + Σ exp(−(z_max − z)·s)) of the mass. The nodes s stand in the
 files' metadata under ``inverse_temperatures``; ``draw_inverse_temperature`` is the one at which ids
-are drawn from the tail, there in proportion to exp(z·s).
+are drawn, in proportion to exp(z·s).
+
+Coefficients c are those of the cache's ``transform.bin``, which is not exported: the hidden state
+is μ + Bᵀc, as ``cache.transform.states`` gives it, and the logits are the teacher's head
+(``teacher/embedding.safetensors``) times that; see the format's README.
 """
 
 import json
@@ -147,10 +157,12 @@ def _columns(spec: CacheSpec, what: Export) -> list[_Column]:
     columns = [
         _Column("token_ids", pa.int32(), lambda row: pa.array(row.token_ids, pa.int32())),
         _Column("document_starts", pa.int32(), lambda row: pa.array(row.document_starts)),
+        _Column("is_context", pa.bool_(), _is_context),
         *map(_of_targets, kind_of(spec).PLAIN_COLUMNS),
     ]
     if what.with_sketch and spec.sketch.kind != "none":
-        columns.append(_Column("sketch", pa.list_(pa.float32(), spec.sketch.dim), _sketch))
+        width = spec.sketch.num_states * spec.sketch.dim
+        columns.append(_Column("sketch", pa.list_(pa.float32(), width), _sketch))
     return columns
 
 
@@ -168,10 +180,15 @@ def _of_targets(column: PlainColumn) -> _Column:
     return _Column(column.name, pa.list_(kind) if column.is_list else kind, values)
 
 
+def _is_context(row: Row) -> pa.Array:
+    nowhere = np.zeros(len(row.token_ids) - 1, np.bool_)
+    return pa.array(nowhere if row.is_context is None else row.is_context)
+
+
 def _sketch(row: Row) -> pa.Array:
     assert row.sketch is not None, "the spec says that there is one"
     values = pa.array(row.sketch.reshape(-1), pa.float32())
-    return pa.FixedSizeListArray.from_arrays(values, row.sketch.shape[1])
+    return pa.FixedSizeListArray.from_arrays(values, row.sketch[0].size)
 
 
 def _schema(spec: CacheSpec, entry: ShardEntry, columns: Sequence[_Column]) -> pa.Schema:
@@ -180,10 +197,11 @@ def _schema(spec: CacheSpec, entry: ShardEntry, columns: Sequence[_Column]) -> p
     metadata = {
         "cache_id": spec.cache_id,
         "shard_sha256": entry.sha256,
-        "inverse_temperatures": json.dumps(spec.targets.inverse_temperatures),
     }
-    if spec.targets.draw_inverse_temperature is not None:
-        metadata["draw_inverse_temperature"] = json.dumps(spec.targets.draw_inverse_temperature)
+    if spec.targets.kept is not None:
+        metadata["inverse_temperatures"] = json.dumps(spec.targets.kept.inverse_temperatures)
+    if spec.targets.draws is not None:
+        metadata["draw_inverse_temperature"] = json.dumps(spec.targets.draws.inverse_temperature)
     return pa.schema(fields, metadata=metadata)
 
 

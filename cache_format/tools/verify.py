@@ -10,12 +10,13 @@ from threading import Lock
 from typing import NamedTuple
 
 from cache_format.errors import CacheError, CorruptFileError, NextStep
-from cache_format.metadata import layout, principal_components
+from cache_format.metadata import layout
 from cache_format.metadata.manifest import read_manifest, read_spec, require_agreement
 from cache_format.metadata.receipt import Receipt, read_receipt
 from cache_format.metadata.recipe_file import read_recipe
 from cache_format.reader import Cache
 from cache_format.storage.base import check_file, checked_chunks
+from cache_format.tables.shared_files import files_of
 from cache_format.threads import in_threads
 from cache_format.tools.checked_shard import of_this_cache
 from cache_format.tools.foreign_files import foreign_files
@@ -132,16 +133,9 @@ def _check_roots(cache: Cache, problems: list[Problem]) -> None:
                 f"{path}: of another cache: expected cache_id {cache.cache_id}, found {found}.",
                 layout.make_again("Delete it and", "it is written again."),
             )
-    with _collecting(problems, storage.locate(layout.RANKS)):
-        expected = (4 * cache.spec.teacher.vocab_size, cache.spec.targets.ranks_sha256)
-        check_file(storage, layout.RANKS, expected, layout.RANKS_STEP)
-    if cache.spec.sketch.projection_sha256 is not None:
-        with _collecting(problems, storage.locate(layout.PROJECTION)):
-            expected = (
-                principal_components.num_bytes(cache.spec),
-                cache.spec.sketch.projection_sha256,
-            )
-            check_file(storage, layout.PROJECTION, expected, layout.PROJECTION_STEP)
+    for name, file in files_of(cache.spec).items():
+        with _collecting(problems, storage.locate(name)):
+            check_file(storage, name, (file.num_bytes, file.sha256), file.next_step)
     with _collecting(problems, storage.locate(layout.RECIPE)):
         if storage.size(layout.RECIPE) is not None:
             read_recipe(storage, cache.cache_id, layout.RECIPE_STEP)
@@ -183,6 +177,5 @@ def _teacher_files(cache: Cache, problems: list[Problem]) -> list[_File]:
 
 
 def _foreign(cache: Cache, known: set[str]) -> list[Problem]:
-    has_projection = cache.spec.sketch.projection_sha256 is not None
-    found = foreign_files(cache.storage, known, has_projection=has_projection)
+    found = foreign_files(cache.storage, known | files_of(cache.spec).keys())
     return [Problem(path, message, is_damage=False) for path, message in found]

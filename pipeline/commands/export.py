@@ -43,11 +43,13 @@ def export(
       pipeline export cache parquet --format parquet --split validation
 
     Writes OUT/train/00001.parquet and so on, one file per shard. Each row is a packed sequence with
-    the columns unit, row, token_ids, document_starts, and, with one item per position, num_kept,
-    kept_ids, logprobs (of the kept ids, in nats, at temperature 1), tail_log_mass (of all other
-    ids, relative to the largest logit, at each of the spec's inverse_temperatures), next_logprob
-    and sketch. Position t predicts token t + 1; if that begins another document, the position's
-    lists are empty and next_logprob is null.
+    the columns unit, row, token_ids, document_starts, and, with one item per position, is_context,
+    num_kept, kept_ids, logprobs (of the kept ids, in nats, at temperature 1), tail_log_mass (of all
+    other ids, relative to the largest logit, at each of the spec's inverse_temperatures),
+    next_logprob, coefficients (of the last hidden state, if the cache stores it) and sketch.
+    Position t predicts token t + 1. It is not scored if that begins another document or the
+    position is context (its next token is given, but not to be learned): its lists are then empty
+    and its next_logprob is null.
 
     \b
       polars.scan_parquet("OUT/train/*.parquet")

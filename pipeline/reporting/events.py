@@ -6,8 +6,8 @@ With ``--json`` each is one JSON object on a line of standard output. All have `
 ``start``
     ``command``, ``version``, ``recipe`` (as given), ``out``; ``train-student``: ``cache``.
 ``phase``
-    ``cache-teacher``: ``phase``, one of "resolving", "loading teacher", "waiting for workers",
-    "caching", "corpus ended".
+    ``cache-teacher``: ``phase``, one of "resolving", "loading teacher", "fitting", "waiting for
+    workers", "caching", "corpus ended".
 ``progress``
     At most one every ten seconds, and one when all is done. ``cache-teacher``: the fields of
     ``CacheProgress`` (``stages/cache_teacher/reporting/progress.py``): ``tokens_done``,

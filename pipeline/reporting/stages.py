@@ -18,6 +18,7 @@ _WORTH_SAYING = 0.05  # of the time, spent waiting for the loader
 _PHASES = {
     "resolving": "resolving the teacher and the corpus",
     "loading teacher": "loading the teacher",
+    "fitting": "fitting to the hidden states of the first unit",
     "waiting for workers": "waiting for the cluster's workers to load the teacher",
     "corpus ended": "the corpus ended before the token budget was reached",
 }

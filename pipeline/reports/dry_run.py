@@ -3,9 +3,9 @@
 The fields: ``dry_run`` (true), ``out``, ``cache_id`` (null where it needs the teacher's weights),
 ``teacher`` (``directory``, ``revision``, ``parameters``, ``dtype``, ``attention``, ``vocab_size``,
 ``device``), ``corpus`` (``source``, ``revision``, ``files``, ``units``, null where not known),
-``targets`` and ``sketch`` as in the cache's spec, ``sequence_length``, ``tokens`` (the budget),
-``tokens_held``, ``shards_held``, ``tokens_to_cache``, ``bytes_per_token`` (null where nothing is
-held).
+``targets`` and ``sketch`` as in the cache's spec (null what needs the teacher's weights),
+``sequence_length``, ``tokens`` (the budget), ``tokens_held``, ``shards_held``, ``tokens_to_cache``,
+``bytes_per_token`` (null where nothing is held).
 """
 
 from dataclasses import asdict
@@ -40,8 +40,8 @@ def plan_fields(plan: "CachePlan", out: Path | str) -> dict[str, Any]:
             "files": len(corpus.files),
             "units": plan.num_units,
         },
-        "targets": asdict(plan.spec.targets),
-        "sketch": asdict(plan.spec.sketch),
+        "targets": _target_fields(plan),
+        "sketch": _sketch_fields(plan),
         "sequence_length": plan.spec.sequence_length,
         "tokens": plan.num_tokens,
         "tokens_held": plan.num_tokens_held,
@@ -57,7 +57,7 @@ def plan_text(plan: "CachePlan", out: Path | str) -> str:
     rows = {
         "cache id": spec.cache_id
         if plan.is_identity_known
-        else "unknown: principal components (hidden_projection=pca) need the loaded teacher",
+        else f"unknown: {_needs_weights(plan)} the loaded teacher",
         "teacher": f"{plan.teacher_directory}, {short(plan.num_parameters)} parameters, "
         f"{spec.teacher.dtype}, attention {spec.teacher.attention}, "
         f"vocabulary {spec.teacher.vocab_size:,}, on {plan.device}",
@@ -93,9 +93,34 @@ def _targets(plan: "CachePlan") -> str:
 
     targets, sketch = plan.spec.targets, plan.spec.sketch
     kind = kind_of(plan.spec).title(targets)
-    temperatures = ", ".join(f"{1 / node:g}" for node in targets.inverse_temperatures)
+    if targets.hidden is not None and not plan.is_identity_known:
+        ids = "" if targets.kept is None else f", {targets.kept.top_k} ids"
+        kl = f"states with a KL of {targets.hidden.max_kl:g} nats to the teacher at T = 1"
+        kind = f"{targets.kind}{ids}, {kl}"
+    nodes = ", ".join(f"{1 / node:g}" for node in targets.inverse_temperatures)
+    temperatures = f"temperatures {nodes}" if nodes else "any temperature"
     hidden = "none" if sketch.kind == "none" else f"{sketch.kind}, {sketch.dim} {sketch.dtype}"
-    return f"{kind}; temperatures {temperatures}; hidden states: {hidden}"
+    return f"{kind}; {temperatures}; hidden states: {hidden}"
+
+
+def _needs_weights(plan: "CachePlan") -> str:
+    """What is fitted, with its verb."""
+    if plan.spec.targets.hidden is None:
+        return "principal components (hidden_projection=pca) need"
+    return f"the transform of hidden states (targets={plan.spec.targets.kind}) needs"
+
+
+def _target_fields(plan: "CachePlan") -> dict[str, Any]:
+    fields = asdict(plan.spec.targets)
+    if plan.spec.targets.hidden is not None and not plan.is_identity_known:
+        found = dict.fromkeys(fields["hidden"])
+        fields["hidden"] = found | {"max_kl": plan.spec.targets.hidden.max_kl}
+    return fields
+
+
+def _sketch_fields(plan: "CachePlan") -> dict[str, Any]:
+    fields = asdict(plan.spec.sketch)
+    return fields if plan.is_identity_known else fields | {"projection_sha256": None}
 
 
 def _size(plan: "CachePlan") -> str:

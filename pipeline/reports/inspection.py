@@ -6,24 +6,27 @@ In: a cache's directory or URL. Out: plain dictionaries, fit for JSON, and their
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 import cache_format
 from cache_format.codec.row_codec import Row
-from cache_format.codec.targets.kind import TargetKind, TargetSums, total_sums
+from cache_format.codec.targets.kind import total_sums
 from cache_format.codec.targets.kinds import kind_of
 from cache_format.errors import CacheError
 from cache_format.metadata import layout
-from cache_format.metadata.impossible_numbers import impossible_numbers
 from cache_format.metadata.manifest import ShardEntry
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.splits import SPLITS
 from cache_format.metadata.unit_ranges import looks_like_part, ranges_text, unit_ranges
 from cache_format.reader import Cache
+from cache_format.tools.impossible_numbers import impossible_numbers
 from pipeline.recipes.recipe import parse_recipe
 from pipeline.reporting.printable import printable
+from pipeline.reports.hidden_preview import add_likeliest
 
 _TOP = 5
 _MAX_WARNINGS = 10
@@ -76,16 +79,14 @@ def summary_text(summary: dict[str, Any]) -> str:
         f"  shards      {summary['num_shards']:,}, {summary['num_bytes'] / 1e6:,.1f} MB",
     ]
     if figures is not None:
-        perplexity = figures["perplexity"]
         lines += [
-            f"  teacher     perplexity {'inf' if perplexity is None else f'{perplexity:.2f}'} "
-            f"(loss {figures['loss']:.4f} nats) on {figures['num_scored']:,} scored positions",
+            f"  teacher     {_loss_text(figures)}{figures['num_scored']:,} scored positions",
             f"  kept        {_kept(spec, figures)}",
             "  bytes/token",
             *(f"    {name:18} {size:8.2f}" for name, size in summary["bytes_per_token"].items()),
         ]
     # One by one: a line break in a name is no line.
-    return "\n".join(printable(line, keep="") for line in [*lines, "  spec", *_settings(spec)])
+    return "\n".join(printable(line, keep="") for line in [*lines, "  spec", *_spec_lines(spec)])
 
 
 def _warnings(cache: Cache) -> list[str]:
@@ -113,6 +114,15 @@ def _warning_lines(warnings: list[str]) -> list[str]:
     ]
 
 
+def _loss_text(figures: dict[str, float | None]) -> str:
+    """The teacher's loss, of kinds of target that tell of it."""
+    if (loss := figures.get("loss")) is None:
+        return ""
+    perplexity = figures["perplexity"]
+    shown = "inf" if perplexity is None else f"{perplexity:.2f}"
+    return f"perplexity {shown} (loss {loss:.4f} nats) on "
+
+
 def _kept(spec: dict[str, Any], figures: dict[str, float]) -> str:
     """What a position holds, in words."""
     parsed = CacheSpec.from_json(spec)
@@ -131,12 +141,13 @@ def decode_row(
     if index >= num_rows:
         raise ValueError(f"{path}: no row {index}: {split} has {num_rows:,} rows, from 0 on")
     unit, row = cache.read_row(split, index, with_sketch=False)
+    previews = add_likeliest(kind_of(cache.spec).preview(row, _TOP), row, cache, _TOP)
     return {
         "split": split,
         "row": index,
         "unit": unit,
         "document_starts": [0, *row.document_starts.tolist()],
-        "positions": _positions(row, kind_of(cache.spec), _piece_of(cache)),
+        "positions": _positions(row, previews, _piece_of(cache)),
     }
 
 
@@ -149,20 +160,39 @@ def row_text(decoded: dict[str, Any]) -> str:
     ]
     for position in decoded["positions"]:
         line = f"{position['position']:5}  {_cell(position['token'])}{_cell(position['next'])}"
-        if position["is_scored"]:
-            kept = "  ".join(f"{entry['text']!r} {entry['p']:.3f}" for entry in position["kept"])
-            line += f"{position['p_next']:8.4f}  {position['tail_mass']:7.4f}  {kept}"
-            if position.get("num_drawn"):
-                drawn = "  ".join(f"{one['text']!r} ×{one['count']}" for one in position["drawn"])
-                line += f"  and {position['num_drawn']} drawn: {drawn}"
-        else:
-            line += "       –        –  the next token begins another document"
-        lines.append(line)
+        lines.append(f"{line}{_number(position, 'p_next', 8)}  {_number(position, 'tail_mass', 7)}")
+        lines[-1] += f"  {_ids_text(position) if position['is_scored'] else _why_not(position)}"
     return "\n".join(lines)
 
 
-def _positions(row: Row, kind: TargetKind, piece: Callable[[int], str]) -> list[dict[str, Any]]:
-    scored, previews = row.scored(), kind.preview(row, _TOP)
+def _number(position: dict[str, Any], name: str, width: int) -> str:
+    """A number that positions have of some kinds of target, if they are scored."""
+    value = position.get(name)
+    return f"{'–':>{width}}" if value is None else f"{value:{width}.4f}"
+
+
+def _ids_text(position: dict[str, Any]) -> str:
+    if "kept" not in position and "num_nonzero" in position:
+        return f"{position['num_nonzero']} coefficients that are not 0"
+    text = "  ".join(f"{one['text']!r} {one['p']:.3f}" for one in position.get("kept", ()))
+    if position.get("num_drawn"):
+        drawn = "  ".join(f"{one['text']!r} ×{one['count']}" for one in position["drawn"])
+        text += f"  and {position['num_drawn']} drawn: {drawn}"
+    return text
+
+
+def _why_not(position: dict[str, Any]) -> str:
+    """Why a position is not scored."""
+    if position["is_context"]:
+        return "the next token is context, not to be learned"
+    return "the next token begins another document"
+
+
+def _positions(
+    row: Row, previews: list[dict[str, Any]], piece: Callable[[int], str]
+) -> list[dict[str, Any]]:
+    scored = row.scored()
+    is_context = np.zeros(len(scored), bool) if row.is_context is None else row.is_context
     positions = []
     for t, preview in enumerate(previews):
         token, following = int(row.token_ids[t]), int(row.token_ids[t + 1])
@@ -171,9 +201,9 @@ def _positions(row: Row, kind: TargetKind, piece: Callable[[int], str]) -> list[
             "token": {"id": token, "text": piece(token)},
             "next": {"id": following, "text": piece(following)},
             "is_scored": bool(scored[t]),
+            "is_context": bool(is_context[t]),
         }
         if scored[t]:
-            position["p_next"] = math.exp(row.next_logprob[t])
             position |= {key: _with_texts(value, piece) for key, value in preview.items()}
         positions.append(position)
     return positions
@@ -220,7 +250,8 @@ def _bytes_per_token(shards: tuple[ShardEntry, ...]) -> dict[str, float]:
 def _teacher_figures(
     shards: tuple[ShardEntry, ...], spec: CacheSpec
 ) -> dict[str, float | None] | None:
-    """What the teacher made of the corpus; None while nothing is scored.
+    """What the teacher made of the corpus; None while nothing is scored, or where receipts hold
+    impossible sums (``impossible_numbers`` names them).
 
     A perplexity that no float can hold is None: JSON has no infinity.
     """
@@ -228,16 +259,14 @@ def _teacher_figures(
     num_scored = sum(one.num_scored for one in statistics)
     if not num_scored:
         return None
-    loss = -sum(one.sum_next_logprob for one in statistics) / num_scored
     kind = kind_of(spec)
-    sums = [
-        TargetSums(one.sum_num_kept, one.sum_kept_mass, one.sum_num_drawn) for one in statistics
-    ]
-    return {
-        "num_scored": num_scored,
-        "loss": loss,
-        "perplexity": math.exp(loss) if loss < _MAX_LOSS else None,
-    } | kind.figures(total_sums(sums, kind.NO_SUMS), num_scored)
+    sums = total_sums((one.sums for one in statistics), kind.bounds_of_sums(spec.targets))
+    figures: dict[str, float | None] = {"num_scored": num_scored, **kind.figures(sums, num_scored)}
+    if not all(math.isfinite(value) for value in figures.values() if value is not None):
+        return None
+    if (loss := figures.get("loss")) is not None:
+        figures["perplexity"] = math.exp(loss) if loss < _MAX_LOSS else None
+    return figures
 
 
 def _state(summary: dict[str, Any]) -> str:
@@ -274,17 +303,22 @@ def _source(part: dict[str, Any], name: str | None) -> str:
     return " ".join(name for name in names if name)
 
 
-def _settings(spec: dict[str, Any], prefix: str = "") -> list[str]:
-    """``targets.top_k  64`` and so on; lists of files are counted, not printed."""
-    lines = []
+def _spec_lines(spec: dict[str, Any]) -> list[str]:
+    """``targets.kept.top_k  64`` and so on, for every leaf."""
+    settings = dict(_settings(spec))
+    width = max(map(len, settings))
+    return [f"    {name:{width}} {value}" for name, value in settings.items()]
+
+
+def _settings(spec: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """The leaves and their values; lists of files are counted."""
     for key, value in spec.items():
         if isinstance(value, dict):
-            lines += _settings(value, f"{prefix}{key}.")
+            yield from _settings(value, f"{prefix}{key}.")
         elif key == "files":
-            lines.append(f"    {prefix + key:28} {len(value):,} files (--json lists them)")
+            yield prefix + key, f"{len(value):,} files (--json lists them)"
         else:
-            lines.append(f"    {prefix + key:28} {value}")
-    return lines
+            yield prefix + key, value
 
 
 def _cell(token: dict[str, Any]) -> str:

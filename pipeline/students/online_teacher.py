@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache_format.metadata.random_projection import chosen_layers
 from cache_format.metadata.spec import CacheSpec
 from cache_format.reader import Cache
+from cache_format.tables.random_projection import chosen_layers
 from pipeline.recipes.cached_recipe import recipe_of
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.teacher.teacher import Teacher
@@ -74,6 +74,12 @@ class LoadedTeacher:
 def _layers_of(spec: CacheSpec) -> tuple[int, ...]:
     """The layers that every unit's sketch is of."""
     chosen = spec.sketch.hidden_states
+    if spec.sketch.num_states > 1:
+        raise ValueError(
+            f"sketch.hidden_states: the cache has {chosen!r}, several layers, each by itself, "
+            "which no term of a teacher in the loop takes. Set train_student.beta_start and "
+            "beta_end to 0."
+        )
     if chosen.startswith("random_layers"):
         raise ValueError(
             f"sketch.hidden_states: the cache has {chosen!r}, other layers in every unit, which a "
@@ -90,7 +96,7 @@ def _config(cache: Cache, place: str | None) -> CacheTeacherConfig:
         "teacher_dtype": spec.teacher.dtype,
         "attention": spec.teacher.attention,
         "sequence_length": spec.sequence_length,
-        "top_k": spec.targets.top_k,
+        "top_k": 1,  # it keeps none
     }
     if place is not None:
         return CacheTeacherConfig(teacher=place, **settings)

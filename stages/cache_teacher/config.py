@@ -63,7 +63,9 @@ class CacheTeacherConfig:
 
     targets: Kind = "top_k"
     """What is kept of a distribution: the k largest logits and the mass of the rest; ids drawn from
-    all, with their counts (RS-KD, arXiv 2503.16870); or the k largest, and draws from the rest."""
+    all, with their counts (RS-KD, arXiv 2503.16870); the k largest, and draws from the rest;
+    ``hidden``: the state that the head is applied to, from which stage two rebuilds the whole
+    distribution; or the k largest, and that state for how the rest is spread."""
     top_k: int = 64
     """K: the most kept ids of a position; not used where all are drawn."""
     top_p: float = 1.0
@@ -79,10 +81,13 @@ class CacheTeacherConfig:
     """T that ids are drawn at, 1/T being one of inverse_temperatures. By default 1 of all ids, and
     4/3 of the rest, which serves all temperatures from 1 to 2 nearly as well as the best for each.
     """
+    hidden_kl: float = 0.05
+    """What ``hidden`` may lose: KL(teacher ‖ cache) in nats at T = 1, a mean over positions. The
+    step that states are rounded to is found from it on the first unit."""
     hidden_states: str = "mean_over_layers"
     """Which hidden states are projected: ``mean_over_layers``, ``last`` (after the final norm),
-    ``layers:4,12`` (the mean of those; 1 is the first) or ``random_layers:2`` (the mean of so many,
-    drawn anew for every unit)."""
+    ``layers:4,12`` (the mean of those; 1 is the first), ``each:4,12`` (each of those by itself) or
+    ``random_layers:2`` (the mean of so many, drawn anew for every unit)."""
     hidden_projection: Literal["rademacher", "pca", "none"] = "rademacher"
     """How they are projected: by random signs drawn anew for every unit, or onto the principal
     components of the first unit's; ``none`` stores no hidden states."""
@@ -130,11 +135,12 @@ class CacheTeacherConfig:
             "1 to 8 rising multiples of 1/8 that end at 1.0, such as [0.5, 0.75, 1.0]",
         )
         _require(1 <= self.num_samples <= 255, "num_samples", "from 1 to 255")
+        _require(0.0 < self.hidden_kl <= 10.0, "hidden_kl", "above 0 and at most 10 nats")
         SETTINGS_OF_KINDS[self.targets].check(self)
         _require(
             _names_hidden_states(self.hidden_states),
             "hidden_states",
-            "mean_over_layers, last, layers:4,12 (rising) or random_layers:2",
+            "mean_over_layers, last, layers:4,12 or each:4,12 (rising), or random_layers:2",
         )
         require_int64(vars(self))
 
@@ -166,7 +172,7 @@ class UnitRange:
 
 
 def _names_hidden_states(text: str) -> bool:
-    if match := re.fullmatch(r"layers:([1-9]\d{0,4}(?:,[1-9]\d{0,4})*)", text):
+    if match := re.fullmatch(r"(?:layers|each):([1-9]\d{0,4}(?:,[1-9]\d{0,4})*)", text):
         layers = [int(layer) for layer in match[1].split(",")]
         return layers == sorted(set(layers))
     return re.fullmatch(r"mean_over_layers|last|random_layers:[1-9]\d{0,4}", text) is not None

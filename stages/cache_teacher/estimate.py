@@ -219,7 +219,7 @@ def _make(
     """Make what the time allows; returns the units begun, and whether they are the corpus."""
     beginning = CacheOpener(config=config, out=out, corpus=corpus, teacher=teacher)
     writer, identity = beginning.open(beginning.identity())
-    job = Job(config=config, spec=identity.spec, projection=identity.projection, teacher=teacher)
+    job = Job(config=config, spec=identity.spec, shared=identity.shared, teacher=teacher)
     reader = UnitReader(corpus, teacher.source.document_tokenizer, identity.spec)
     with closing(_PartMaker(job, reader, writer, passes)) as maker:
         writer.write_attachments(maker.load().export)

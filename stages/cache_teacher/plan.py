@@ -9,9 +9,9 @@ import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import NoReturn
 
 from cache_format.metadata import layout
-from cache_format.metadata.principal_components import Projection
 from cache_format.metadata.receipt import ShardEntry, read_receipt
 from cache_format.metadata.spec import CacheSpec
 from cache_format.storage.base import on_each
@@ -88,16 +88,22 @@ class _NotFittedError(Exception):
         self.spec = spec
 
 
+class _NoFit:
+    """Raises _NotFittedError where something would be fitted."""
+
+    def projection(self, spec: CacheSpec) -> NoReturn:
+        raise _NotFittedError(spec)
+
+    def transform(self, spec: CacheSpec) -> NoReturn:
+        raise _NotFittedError(spec)
+
+
 def _identity(
     config: CacheTeacherConfig, source: TeacherSource, corpus: Corpus, out: Path | str
 ) -> tuple[CacheSpec, bool]:
     """The spec, and whether all of it is known without the teacher's weights."""
-
-    def fit(spec: CacheSpec) -> Projection:
-        raise _NotFittedError(spec)
-
     try:
-        return identify(config, source, corpus, out, fit).spec, True
+        return identify(config, source, corpus, out, _NoFit()).spec, True
     except _NotFittedError as error:
         return error.spec, False
 

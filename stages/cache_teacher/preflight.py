@@ -12,6 +12,7 @@ from cache_format.storage.open import storage_at
 from cache_format.writer import begun_spec, require_same_spec
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.units import check_local_corpus
+from stages.cache_teacher.setup.fitted import as_fitted
 from stages.cache_teacher.setup.identity import make_spec
 from stages.cache_teacher.teacher.locate import local_directory
 
@@ -44,11 +45,7 @@ def _asked_for(config: CacheTeacherConfig, begun: CacheSpec) -> CacheSpec:
         on_bad_document=config.on_bad_document,
         documents_per_unit=config.documents_per_unit,
     )
-    asked = make_spec(config, teacher, corpus, begun.targets.ranks_sha256)
-    if asked.sketch.kind == begun.sketch.kind:
-        projection_sha256 = begun.sketch.projection_sha256
-        asked = replace(asked, sketch=replace(asked.sketch, projection_sha256=projection_sha256))
-    return asked
+    return as_fitted(make_spec(config, teacher, corpus, begun.ranks_sha256), begun)
 
 
 def _unless_auto(asked: str, found: str) -> str:

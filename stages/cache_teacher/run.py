@@ -92,7 +92,7 @@ def cache_teacher(
         job = Job(
             config=config,
             spec=identity.spec,
-            projection=identity.projection,
+            shared=identity.shared,
             teacher=teacher,
             reference_shard=choose_reference_shard(finished.values()),
         )

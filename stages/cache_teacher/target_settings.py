@@ -10,7 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.metadata.spec_parts.targets import (
+    KL_TEMPERATURES,
+    CodedStates,
+    Draws,
+    KeptLogits,
+    TargetSpec,
+)
 
 
 class TargetSettings(Protocol):
@@ -28,6 +34,8 @@ class TargetSettings(Protocol):
     def num_samples(self) -> int: ...
     @property
     def sampling_temperature(self) -> float | None: ...
+    @property
+    def hidden_kl(self) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +45,26 @@ class SettingsOfKind:
     check: Callable[[TargetSettings], None]
     """Raises ValueError naming a setting that the kind does not allow; bounds that hold for all
     kinds are checked before."""
-    make_spec: Callable[[TargetSettings, str], TargetSpec]
-    """The spec, given the hash of the table of ids by frequency."""
+    make_spec: Callable[[TargetSettings], TargetSpec]
 
 
-def _top_k_spec(settings: TargetSettings, ranks_sha256: str) -> TargetSpec:
-    return TargetSpec(
-        kind="top_k",
+def _top_k_spec(settings: TargetSettings) -> TargetSpec:
+    return TargetSpec(kind="top_k", kept=_kept(settings))
+
+
+def _kept(settings: TargetSettings) -> KeptLogits:
+    return KeptLogits(
         top_k=settings.top_k,
         keep_mass=settings.top_p,
         inverse_temperatures=settings.inverse_temperatures,
         num_levels=settings.num_levels,
-        ranks_sha256=ranks_sha256,
+    )
+
+
+def _draws(settings: TargetSettings, default_temperature: float) -> Draws:
+    return Draws(
+        num_draws=settings.num_samples,
+        inverse_temperature=_sampling_node(settings, default_temperature),
     )
 
 
@@ -61,15 +77,8 @@ def _check_sampled(settings: TargetSettings) -> None:
     _require(settings.top_p == 1.0, "top_p", "1 where targets is 'sampled'")
 
 
-def _sampled_spec(settings: TargetSettings, ranks_sha256: str) -> TargetSpec:
-    return TargetSpec(
-        kind="sampled",
-        top_k=settings.num_samples,
-        keep_mass=settings.top_p,
-        inverse_temperatures=(_sampling_node(settings, _DEFAULT_TEMPERATURE_OF_ALL),),
-        num_levels=settings.num_samples,  # counts are stored as they are: a level for each
-        ranks_sha256=ranks_sha256,
-    )
+def _sampled_spec(settings: TargetSettings) -> TargetSpec:
+    return TargetSpec(kind="sampled", draws=_draws(settings, _DEFAULT_TEMPERATURE_OF_ALL))
 
 
 _DEFAULT_TEMPERATURE_OF_TAIL = 4 / 3  # serves all from 1 to 2 nearly as well as the best for each
@@ -79,23 +88,41 @@ def _check_top_k_sampled(settings: TargetSettings) -> None:
     _require_sampling_temperature(settings, _DEFAULT_TEMPERATURE_OF_TAIL)
 
 
-def _top_k_sampled_spec(settings: TargetSettings, ranks_sha256: str) -> TargetSpec:
-    return TargetSpec(
-        kind="top_k+sampled",
-        top_k=settings.top_k,
-        keep_mass=settings.top_p,
-        inverse_temperatures=settings.inverse_temperatures,
-        num_levels=settings.num_levels,
-        ranks_sha256=ranks_sha256,
-        num_draws=settings.num_samples,
-        draw_inverse_temperature=_sampling_node(settings, _DEFAULT_TEMPERATURE_OF_TAIL),
+def _top_k_sampled_spec(settings: TargetSettings) -> TargetSpec:
+    draws = _draws(settings, _DEFAULT_TEMPERATURE_OF_TAIL)
+    return TargetSpec(kind="top_k+sampled", kept=_kept(settings), draws=draws)
+
+
+NOT_FITTED = "0" * 64
+"""The hash of a file that is not made yet."""
+
+
+def _states(settings: TargetSettings) -> CodedStates:
+    """All but ``max_kl`` is found when the transform is fitted."""
+    return CodedStates(
+        max_kl=settings.hidden_kl,
+        step=1.0,
+        num_components=1,
+        num_symbols=1,
+        self_kl=(0.0,) * len(KL_TEMPERATURES),
+        transform_sha256=NOT_FITTED,
     )
+
+
+def _hidden_spec(settings: TargetSettings) -> TargetSpec:
+    return TargetSpec(kind="hidden", hidden=_states(settings))
+
+
+def _top_k_hidden_spec(settings: TargetSettings) -> TargetSpec:
+    return TargetSpec(kind="top_k+hidden", kept=_kept(settings), hidden=_states(settings))
 
 
 SETTINGS_OF_KINDS: Mapping[str, SettingsOfKind] = {
     "top_k": SettingsOfKind(check=lambda _: None, make_spec=_top_k_spec),
     "sampled": SettingsOfKind(check=_check_sampled, make_spec=_sampled_spec),
     "top_k+sampled": SettingsOfKind(check=_check_top_k_sampled, make_spec=_top_k_sampled_spec),
+    "hidden": SettingsOfKind(check=lambda _: None, make_spec=_hidden_spec),
+    "top_k+hidden": SettingsOfKind(check=lambda _: None, make_spec=_top_k_hidden_spec),
 }
 """By the value of ``cache_teacher.targets``."""
 

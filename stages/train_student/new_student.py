@@ -1,11 +1,9 @@
 """Build a new student around the teacher's embedding and head in a cache."""
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from cache_format.reader import Cache
 from stages.train_student.checkpoints.teacher_identity import teacher_identity
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.data.teacher_files import teacher_embedding
 from stages.train_student.students.registry import student_kind
 from stages.train_student.students.student import Student, TeacherParts
 
@@ -15,15 +13,7 @@ def load_student(config: TrainStudentConfig, cache: Cache) -> Student:
 
     Its config names the cache and the teacher.
     """
-    path = cache.attachment("embedding.safetensors")
-    try:
-        frozen = load_file(path)
-        embedding = frozen["embedding"]
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(
-            f"{path}: has no teacher's embedding ({error}), though its checksum is correct. Make "
-            "the cache again."
-        ) from error
+    embedding, head = teacher_embedding(cache)
     teacher = cache.spec.teacher
     parts = TeacherParts(
         hidden_size=teacher.hidden_size,
@@ -31,7 +21,7 @@ def load_student(config: TrainStudentConfig, cache: Cache) -> Student:
         head_rows=teacher.head_rows,
         eos_token_id=teacher.eos_token_id,
         embedding=embedding,
-        head=frozen.get("head"),
+        head=head,
     )
     student: Student = student_kind(config.student.kind).build(config.student, parts, config.seed)
     student.config.cache_id = cache.cache_id

@@ -12,7 +12,7 @@ from cache_format.writer import CacheWriter
 from tests.support.sample_cache import (
     build_teacher,
     contents,
-    sample_ranks,
+    sample_shared,
     sample_spec,
 )
 
@@ -45,7 +45,7 @@ def test_a_damaged_attachment_is_named(root: Path) -> None:
 
 def test_two_processes_may_write_the_attachments_at_once(tmp_path: Path) -> None:
     path = tmp_path / "cache"
-    writer, rival = (CacheWriter.create_or_open(path, SPEC, sample_ranks()) for _ in range(2))
+    writer, rival = (CacheWriter.create_or_open(path, SPEC, sample_shared()) for _ in range(2))
 
     def build(directory: Path) -> None:
         rival.write_attachments(build_teacher)
@@ -65,7 +65,7 @@ def test_incomplete_attachments_are_written_again(root: Path, damage: str) -> No
         (root / "teacher/config.json").write_text("{}")
     if damage == "directory":
         shutil.rmtree(root / "teacher")
-    writer = CacheWriter.create_or_open(root, SPEC, sample_ranks())
+    writer = CacheWriter.create_or_open(root, SPEC, sample_shared())
     writer.write_attachments(build_teacher)
     writer.publish_manifest(num_tokens_requested=120, complete=True)
     assert contents(root) == before
@@ -73,7 +73,7 @@ def test_incomplete_attachments_are_written_again(root: Path, damage: str) -> No
 
 @pytest.mark.parametrize("name", [".hidden", "with space", "tëst"])
 def test_attachments_with_invalid_names_or_links_are_refused(tmp_path: Path, name: str) -> None:
-    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC, sample_ranks())
+    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC, sample_shared())
     before = contents(tmp_path)
     with pytest.raises(ValueError, match="cannot be a file of a cache"):
         writer.write_attachments(lambda directory: _touch(directory / name))
@@ -87,7 +87,7 @@ def _touch(path: Path) -> None:
 
 
 def test_a_failure_while_building_attachments_propagates(tmp_path: Path) -> None:
-    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC, sample_ranks())
+    writer = CacheWriter.create_or_open(tmp_path / "cache", SPEC, sample_shared())
 
     def build(directory: Path) -> None:
         raise FileExistsError("from the builder")

@@ -9,12 +9,15 @@ import pytest
 
 import cache_format
 from cache_format.errors import CacheError, CorruptShardError
+from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.tools.verify import verify
 from tests.support.sample_cache import (
     assert_same_row,
     drawn_targets,
+    hidden_targets,
     pca_sketch,
     sample_spec,
+    top_k_hidden_targets,
     write_sample_cache,
 )
 
@@ -114,9 +117,30 @@ def test_a_flipped_bit_in_the_principal_components_is_detected(tmp_path: Path) -
             _ = cache.projection
 
 
-def test_a_flipped_bit_in_a_shard_with_tail_samples_is_detected(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_the_transform_is_detected(tmp_path: Path) -> None:
     root = tmp_path / "cache"
-    spec = sample_spec(targets=drawn_targets())
+    write_sample_cache(root, sample_spec(targets=hidden_targets()))
+    path = root / "transform.bin"
+    positions = random.Random(0).sample(range(path.stat().st_size), 100)
+    for _ in _flipped(path, positions, seed=8):
+        cache = cache_format.open(root)
+        assert [problem.path for problem in verify(cache)] == [path]
+        with pytest.raises(CacheError, match=r"transform\.bin: damaged"):
+            cache.read_row("train", 0)
+        with pytest.raises(CacheError, match=r"transform\.bin: damaged"):
+            _ = cache.transform
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [drawn_targets(), hidden_targets(), top_k_hidden_targets()],
+    ids=lambda targets: targets.kind,
+)
+def test_a_flipped_bit_in_a_shard_of_other_targets_is_detected(
+    tmp_path: Path, targets: TargetSpec
+) -> None:
+    root = tmp_path / "cache"
+    spec = sample_spec(targets=targets)
     write_sample_cache(root, spec)
     entry = cache_format.open(root).shards("train")[0]
     path, expected = root / entry.file, list(cache_format.open(root).iter_rows("train"))

@@ -17,6 +17,7 @@ from cache_format.errors import ForeignDirectoryError, NoSpaceError, StorageErro
 from cache_format.metadata.receipt import ShardEntry
 from cache_format.metadata.spec import Split
 from cache_format.reader import Cache
+from cache_format.tables.shared_files import files_of
 from cache_format.tools.verify import verify
 from cache_format.writer import CacheWriter
 from tests.support.faults import CHANGING, READING, REMOVING, Disk, Fault
@@ -24,18 +25,17 @@ from tests.support.sample_cache import (
     assert_same_row,
     build_teacher,
     contents,
-    drawn_targets,
     fill,
+    hidden_targets,
     pca_sketch,
-    sample_projection,
-    sample_ranks,
     sample_row,
+    sample_shared,
     sample_spec,
     shard_path,
     write_sample_cache,
 )
 
-SPEC = sample_spec(targets=drawn_targets(), sketch=pca_sketch())
+SPEC = sample_spec(targets=hidden_targets(), sketch=pca_sketch())
 """With every file that a cache may have."""
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -56,7 +56,7 @@ def _write(path: Path) -> None:
 
 
 def _open(path: Path) -> CacheWriter:
-    return CacheWriter.create_or_open(path, SPEC, sample_ranks(), sample_projection(SPEC))
+    return CacheWriter.create_or_open(path, SPEC, sample_shared(SPEC))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def _assert_nothing_half_published(path: Path, whole: Path) -> None:
         return
     for problem in verify(cache):
         is_early = not cache.manifest.shards and any(
-            f"{name}: missing" in problem.message for name in ("ranks.bin", "projection.bin")
+            f"{name}: missing" in problem.message for name in files_of(SPEC)
         )
         assert is_early or not problem.is_damage
     expected = _expected(whole)

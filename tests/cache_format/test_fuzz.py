@@ -26,25 +26,34 @@ import pytest
 import zstandard
 
 import cache_format
-from cache_format.codec import zstd_cells
-from cache_format.codec.bits import with_length
+from cache_format.codec.row import KeptIds
 from cache_format.codec.row_codec import Row, decode_row, encode_row
 from cache_format.codec.samples import TailSamples
+from cache_format.coding import zstd_cells
+from cache_format.coding.bits import encode_numbers, with_length
+from cache_format.coding.coefficients import MAX_VALUE
 from cache_format.metadata import sealed_json
-from cache_format.metadata.principal_components import projection_bytes, projection_from_bytes
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.sketch import SketchSpec
-from cache_format.metadata.vocabulary_ranks import RankTable
 from cache_format.shard import encode_shard, open_batch, row_of_batch
+from cache_format.tables.hidden_transform import transform_from_bytes
+from cache_format.tables.principal_components import projection_bytes, projection_from_bytes
+from cache_format.tables.shared_files import SharedFiles, files_of
+from cache_format.tables.vocabulary_ranks import RankTable
 from tests.support.sample_cache import (
     drawn_targets,
+    hidden_targets,
     pca_sketch,
     reseal,
     sample_projection,
     sample_ranks,
     sample_row,
+    sample_shared,
     sample_spec,
+    sample_transform,
     sampled_targets,
+    top_k_hidden_targets,
+    with_context,
     write_sample_cache,
 )
 
@@ -52,7 +61,6 @@ SECONDS_PER_INPUT = 5
 MAX_BYTES_MORE = 2**28
 """What a child may allocate above what it had at its start; a sample row takes kilobytes."""
 
-RANKS = sample_ranks()
 SPECS = [
     sample_spec(),
     sample_spec(sketch=SketchSpec(kind="rademacher", dim=8, dtype="float16")),
@@ -60,7 +68,12 @@ SPECS = [
     sample_spec(targets=sampled_targets(), sketch=SketchSpec(kind="none", dim=0)),
     sample_spec(targets=drawn_targets(), sketch=SketchSpec(kind="none", dim=0)),
     sample_spec(targets=drawn_targets(num_draws=1), sketch=pca_sketch(hidden_states="last")),
+    sample_spec(sketch=SketchSpec(kind="rademacher", dim=8, hidden_states="each:1,2")),
+    sample_spec(targets=top_k_hidden_targets(), sketch=SketchSpec(kind="none", dim=0)),
+    sample_spec(targets=hidden_targets(), sketch=SketchSpec(kind="none", dim=0)),
 ]
+SHARED = [sample_shared(spec) for spec in SPECS]
+HIDDEN = SPECS[-1]
 Input = Callable[[], None]
 
 
@@ -89,6 +102,8 @@ def _mutated_cell(cell: bytes, random: np.random.Generator) -> bytes:
     """Half of the time within a frame, so that what is wrong is not zstd's but ours to find."""
     if random.random() < 0.4 or len(cell) < 8:
         return _mutated(cell, random)
+    if zstandard.FRAME_HEADER not in (cell[:4], cell[4:8]):
+        return _mutated_stream(cell, random)
     has_length = cell[:4] != zstandard.FRAME_HEADER
     end = 4 + int.from_bytes(cell[:4], "little") if has_length else len(cell)
     frame = cell[4 * has_length : end]
@@ -99,6 +114,18 @@ def _mutated_cell(cell: bytes, random: np.random.Generator) -> bytes:
     return (with_length(changed) if has_length else changed) + cell[end:]
 
 
+def _mutated_stream(cell: bytes, random: np.random.Generator) -> bytes:
+    """Coefficients whose words or excesses are others; all lengths are right."""
+    end = 4 + int.from_bytes(cell[:4], "little")
+    if random.random() < 0.7:
+        stream = _mutated(cell[4:end], random)
+        return with_length(stream) + cell[end:]
+    count = zstandard.frame_content_size(cell[end + 4 :])
+    if random.random() < 0.2:
+        count = int(random.integers(0, 40))
+    return cell[:end] + encode_numbers(random.integers(0, 2 ** int(random.integers(1, 33)), count))
+
+
 def _accepts(decode: Callable[[], Row], spec: CacheSpec) -> None:
     """``decode`` raises ValueError, or gives a row within all bounds."""
     try:
@@ -106,31 +133,49 @@ def _accepts(decode: Callable[[], Row], spec: CacheSpec) -> None:
     except ValueError as error:
         assert str(error)  # noqa: PT017
         return
-    num_positions, num_entries = spec.sequence_length, int(row.num_kept.sum())
+    num_positions = spec.sequence_length
     assert row.token_ids.shape == (num_positions + 1,)
-    assert row.kept_ids.shape == row.gaps.shape == (num_entries,)
-    for ids in (row.token_ids, row.kept_ids):
-        assert ((ids >= 0) & (ids < spec.teacher.vocab_size)).all()
-    assert (row.num_kept <= spec.targets.top_k).all()
-    assert ((row.num_kept > 0) == row.scored()).all()
-    assert (np.isfinite(row.gaps) & (row.gaps >= 0)).all()
-    assert row.tail_log_mass.shape == (num_positions, len(spec.targets.inverse_temperatures))
-    assert (row.tail_log_mass < np.inf).all()
-    assert ((row.next_logprob <= 0) & (row.next_logprob >= -65_504)).all()
-    assert (row.counts is None) == (spec.targets.kind != "sampled")
-    if row.counts is not None:
-        assert (row.counts >= 1).all()
-        assert row.counts.sum() == spec.targets.num_levels * row.scored().sum()
-    assert (row.draws is None) == (spec.targets.kind != "top_k+sampled")
-    if row.draws is not None:
-        _accepts_draws(row.draws, row, spec)
+    assert ((row.token_ids >= 0) & (row.token_ids < spec.teacher.vocab_size)).all()
+    if row.is_context is not None:
+        assert row.is_context.shape == (num_positions,)
+        assert row.is_context.any()
+        assert not row.scored()[row.is_context].any()
+    assert (row.kept_ids is None) == (spec.targets.kind == "hidden")
+    if row.kept_ids is not None:
+        _accepts_kept_ids(row.kept, row.scored(), spec)
+    assert (row.coefficients is None) == (spec.targets.hidden is None)
+    if spec.targets.hidden is not None:
+        assert row.coefficients is not None
+        assert row.coefficients.shape == (num_positions, spec.targets.hidden.num_components)
+        assert (np.abs(row.coefficients.astype(int)) <= MAX_VALUE).all()
+        assert not row.coefficients[~row.scored()].any()
     if row.sketch is not None:
-        assert row.sketch.shape == (num_positions, spec.sketch.dim)
+        assert row.sketch.shape == (num_positions, spec.sketch.num_states, spec.sketch.dim)
         assert np.isfinite(row.sketch).all()
 
 
-def _accepts_draws(draws: TailSamples, row: Row, spec: CacheSpec) -> None:
-    has_tail = row.scored() & ~np.isneginf(row.tail_log_mass[:, -1])
+def _accepts_kept_ids(kept: KeptIds, scored: np.ndarray, spec: CacheSpec) -> None:
+    targets, num_nodes = spec.targets, len(spec.targets.inverse_temperatures)
+    most = targets.sampling.num_draws if targets.kept is None else targets.kept.top_k
+    assert kept.ids.shape == kept.gaps.shape == (int(kept.num_ids.sum()),)
+    assert ((kept.ids >= 0) & (kept.ids < spec.teacher.vocab_size)).all()
+    assert (kept.num_ids <= most).all()
+    assert ((kept.num_ids > 0) == scored).all()
+    assert (np.isfinite(kept.gaps) & (kept.gaps >= 0)).all()
+    assert kept.tail_log_mass.shape == (spec.sequence_length, num_nodes)
+    assert (kept.tail_log_mass < np.inf).all()
+    assert ((kept.next_logprob <= 0) & (kept.next_logprob >= -65_504)).all()
+    assert (kept.counts is None) == (targets.kind != "sampled")
+    if kept.counts is not None:
+        assert (kept.counts >= 1).all()
+        assert kept.counts.sum() == targets.sampling.num_draws * scored.sum()
+    assert (kept.draws is None) == (targets.kind != "top_k+sampled")
+    if kept.draws is not None:
+        has_tail = scored & ~np.isneginf(kept.tail_log_mass[:, -1])
+        _accepts_draws(kept.draws, has_tail, spec)
+
+
+def _accepts_draws(draws: TailSamples, has_tail: np.ndarray, spec: CacheSpec) -> None:
     assert draws.num_ids.shape == (spec.sequence_length,)
     assert ((draws.num_ids > 0) == has_tail).all()
     assert draws.ids.shape == draws.counts.shape == draws.gaps.shape == (draws.num_ids.sum(),)
@@ -139,30 +184,53 @@ def _accepts_draws(draws: TailSamples, row: Row, spec: CacheSpec) -> None:
     assert (draws.counts >= 1).all()
     position = np.repeat(np.arange(spec.sequence_length), draws.num_ids)
     sums = np.bincount(position, draws.counts, spec.sequence_length)
-    assert (sums == np.where(has_tail, spec.targets.num_draws or 0, 0)).all()
+    assert (sums == np.where(has_tail, spec.targets.sampling.num_draws, 0)).all()
+
+
+def _row(seed: int, spec: CacheSpec) -> Row:
+    """A row of ``sample_row``; of an odd seed some positions are context, of a seed above 1 there
+    are coefficients of any size."""
+    row = sample_row(seed, spec)
+    if row.coefficients is not None and seed > 1:
+        large = row.coefficients * np.random.default_rng(seed).integers(1, 2000, 6)
+        row = replace(row, coefficients=large.astype(np.int16))
+    is_context = np.random.default_rng(seed).random(spec.sequence_length) < 0.4
+    return with_context(row, is_context) if seed % 2 else row
+
+
+def _binary_cells(row: Row, spec: CacheSpec) -> dict[str, bytes]:
+    encoded = encode_row(row, spec, sample_shared(spec))
+    return {name: cell for name, cell in encoded.items() if isinstance(cell, bytes)}
 
 
 def _cells(num_inputs: int) -> Iterator[Input]:
     random = np.random.default_rng(1)
     rows = [
-        (spec, row, {k: v for k, v in encode_row(row, spec, RANKS).items() if isinstance(v, bytes)})
-        for spec in SPECS
-        for row in (sample_row(seed, spec) for seed in range(4))
+        (spec, shared, row, _binary_cells(row, spec))
+        for spec, shared in zip(SPECS, SHARED, strict=True)
+        for row in (_row(seed, spec) for seed in range(4))
     ]
     for number in range(num_inputs):
-        spec, row, cells = rows[number % len(rows)]
+        spec, shared, row, cells = rows[number % len(rows)]
         name = list(cells)[int(random.integers(0, len(cells)))]
         if "drawn" in cells and random.random() < 0.4:
             name = "drawn"
+        elif "hidden" in cells and random.random() < 0.7:
+            name = "hidden"
+        elif cells["context"] and random.random() < 0.1:
+            name = "context"
         starts = row.document_starts
         if random.random() < 0.1:
             starts = random.integers(-2, 15, int(random.integers(0, 4))).astype(np.int32)
         changed = cells | {name: _mutated_cell(cells[name], random)}
 
         def run(
-            spec: CacheSpec = spec, changed: dict[str, bytes] = changed, starts: np.ndarray = starts
+            spec: CacheSpec = spec,
+            shared: SharedFiles = shared,
+            changed: dict[str, bytes] = changed,
+            starts: np.ndarray = starts,
         ) -> None:
-            _accepts(lambda: decode_row(changed, starts, spec, RANKS), spec)
+            _accepts(lambda: decode_row(changed, starts, spec, shared), spec)
 
         yield run
 
@@ -170,12 +238,12 @@ def _cells(num_inputs: int) -> Iterator[Input]:
 def _batches(num_inputs: int) -> Iterator[Input]:
     random = np.random.default_rng(2)
     shards = []
-    for spec in SPECS:
-        shard = encode_shard([sample_row(seed, spec) for seed in range(2)], spec, RANKS, 1)
+    for spec, shared in zip(SPECS, SHARED, strict=True):
+        shard = encode_shard([_row(seed, spec) for seed in range(2)], spec, shared, 1)
         data = shard.data.to_pybytes()
-        shards.append((spec, [data[s.offset :][: s.length] for s in shard.segments]))
+        shards.append((spec, shared, [data[s.offset :][: s.length] for s in shard.segments]))
     for number in range(num_inputs):
-        spec, (schema, targets, *sketch) = shards[number % len(shards)]
+        spec, shared, (schema, targets, *sketch) = shards[number % len(shards)]
         if random.random() < 0.2:
             schema = _mutated(schema, random)
         else:
@@ -185,6 +253,7 @@ def _batches(num_inputs: int) -> Iterator[Input]:
 
         def run(
             spec: CacheSpec = spec,
+            shared: SharedFiles = shared,
             schema: bytes = schema,
             batch: bytes = batch,
             num_absent: int = num_absent,
@@ -194,7 +263,7 @@ def _batches(num_inputs: int) -> Iterator[Input]:
             except ValueError:
                 return
             for index in range(min(opened.num_rows, 4)):
-                _accepts(lambda index=index: row_of_batch(opened, index, spec, RANKS), spec)  # type: ignore[misc]
+                _accepts(lambda index=index: row_of_batch(opened, index, spec, shared), spec)  # type: ignore[misc]
 
         yield run
 
@@ -212,8 +281,8 @@ _VALUES: list[object] = [
     None,
     "",
     "x",
-    "1.0",
     "2.0",
+    "3.0",
     [],
     {},
     [[]],
@@ -242,7 +311,7 @@ def _files(root: Path, num_inputs: int) -> Iterator[Input]:
     """Manifest, spec, receipts and the table of ids, changed and sealed again, all hashes right."""
     random = np.random.default_rng(3)
     names = ["manifest.json", "receipts/00001.json", "receipts/teacher.json"]
-    names += ["ranks.bin", "projection.bin"]
+    names += files_of(cache_format.open(root).spec)
     whole = {name: (root / name).read_bytes() for name in names}
     for number in range(num_inputs):
         name = names[number % len(names)]
@@ -292,6 +361,7 @@ def _read_everything(root: Path) -> None:
     try:
         cache = cache_format.open(root, allow_incomplete=True)
         cache.attachments()
+        assert cache.transform is None or np.isfinite(cache.transform.synthesis).all()
         assert cache.projection is None or np.isfinite(cache.projection).all()
     except ValueError:
         return
@@ -303,7 +373,7 @@ def _read_everything(root: Path) -> None:
 def _tables(num_inputs: int) -> Iterator[Input]:
     random = np.random.default_rng(4)
     for _ in range(num_inputs):
-        data = _mutated(RANKS.to_bytes(), random)
+        data = _mutated(sample_ranks().to_bytes(), random)
 
         def run(data: bytes = data) -> None:
             try:
@@ -329,6 +399,43 @@ def _projections(num_inputs: int) -> Iterator[Input]:
             except ValueError:
                 return
             assert np.abs(found.T @ found - np.eye(8)).max() <= 2e-3
+
+        yield run
+
+
+def _transforms(num_inputs: int) -> Iterator[Input]:
+    """Each that is accepted decodes a cell of the right one to a row, or refuses it."""
+    random = np.random.default_rng(6)
+    whole = sample_transform().to_bytes()
+    num_floats = 16 + 2 * 6 * 16
+    row = sample_row(0, HIDDEN)
+    cells = _binary_cells(row, HIDDEN)
+    for _ in range(num_inputs):
+        data = _mutated(whole, random)
+        if random.random() < 0.6:  # in the code of coefficients, the size as it was
+            changed = bytearray(whole)
+            for _ in range(random.integers(1, 4)):
+                at = int(random.integers(4 * num_floats, len(whole)))
+                changed[at] = (changed[at] + int(random.integers(-2, 3))) % 256
+            data = bytes(changed)
+        if random.random() < 0.5:  # two frequencies of one symbol, their sum as it was
+            place = 4 * num_floats + 6 + 512 * int(random.integers(0, 6))
+            frequencies = np.frombuffer(whole, "<u2", 256, place).copy()
+            first, second = random.choice(np.flatnonzero(frequencies), 2)
+            moved = min(int(random.integers(1, 300)), int(frequencies[first]))
+            frequencies[first] -= moved
+            frequencies[second] += moved
+            data = whole[:place] + frequencies.tobytes() + whole[place + 512 :]
+
+        def run(data: bytes = data) -> None:
+            try:
+                transform = transform_from_bytes(data, HIDDEN)
+            except ValueError:
+                return
+            states = transform.states(np.full((2, 6), MAX_VALUE, np.int16))
+            assert np.isfinite(states).all()
+            shared = replace(sample_shared(HIDDEN), transform=transform)
+            _accepts(lambda: decode_row(cells, row.document_starts, HIDDEN, shared), HIDDEN)
 
         yield run
 
@@ -369,16 +476,19 @@ def _survives(inputs: Iterator[Input], num_inputs: int) -> None:
     "scale", [1, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 )
 def test_mutated_bytes_never_crash_or_decode_silently(scale: int, tmp_path: Path) -> None:
-    """3,700 inputs by default, 148,000 in the slow test."""
+    """4,700 inputs by default, 188,000 in the slow test."""
     pa.set_cpu_count(1)
     spec = sample_spec(targets=drawn_targets(), sketch=pca_sketch())
     write_sample_cache(tmp_path / "cache", spec)
+    write_sample_cache(tmp_path / "hidden", HIDDEN)
     for inputs, count in (
-        (_cells(1600 * scale), 1600 * scale),
-        (_batches(1200 * scale), 1200 * scale),
+        (_cells(1900 * scale), 1900 * scale),
+        (_batches(1400 * scale), 1400 * scale),
         (_files(tmp_path / "cache", 500 * scale), 500 * scale),
+        (_files(tmp_path / "hidden", 200 * scale), 200 * scale),
         (_tables(200 * scale), 200 * scale),
         (_projections(200 * scale), 200 * scale),
+        (_transforms(300 * scale), 300 * scale),
     ):
         _survives(inputs, count)
 
@@ -393,7 +503,9 @@ def test_the_fuzzer_detects_crashes_and_misbehaving_children(
         os.kill(os.getpid(), signal.SIGSEGV)
 
     def wrong() -> None:
-        _accepts(lambda: replace(sample_row(0, SPECS[0]), kept_ids=np.zeros(1, np.int32)), SPECS[0])
+        row = sample_row(0, SPECS[0])
+        ids = replace(row.kept, ids=np.zeros(1, np.int32))
+        _accepts(lambda: replace(row, kept_ids=ids), SPECS[0])
 
     def other_error() -> None:
         _accepts(lambda: dict[int, Row]()[0], SPECS[0])

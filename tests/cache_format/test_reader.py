@@ -5,6 +5,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cache_format
@@ -24,8 +25,8 @@ from tests.support.sample_cache import (
     assert_same_row,
     build_teacher,
     fill,
-    sample_ranks,
     sample_row,
+    sample_shared,
     sample_spec,
     shard_path,
     unit_rows,
@@ -66,7 +67,7 @@ def test_an_open_cache_has_path_spec_and_manifest(root: Path) -> None:
     assert cache.path == root
     assert cache.spec == SPEC
     assert cache.cache_id == cache.manifest.cache_id == SPEC.cache_id
-    assert cache.manifest.format_version == "1.0"
+    assert cache.manifest.format_version == "2.0"
     assert cache.manifest.complete
     assert cache.manifest.num_tokens_requested == 120
     assert [entry.unit for entry in cache.shards("train")] == [1, 2]
@@ -80,7 +81,7 @@ def test_a_row_index_out_of_range_raises_index_error(root: Path, index: int) -> 
 
 
 def test_a_cache_without_rows_opens_and_verifies(tmp_path: Path) -> None:
-    CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks()).publish_manifest(0, complete=True)
+    CacheWriter.create_or_open(tmp_path, SPEC, sample_shared()).publish_manifest(0, complete=True)
     cache = cache_format.open(tmp_path)
     assert cache.num_rows("train") == 0
     assert list(cache.iter_rows("validation")) == []
@@ -97,14 +98,14 @@ def test_reading_without_the_sketch_leaves_it_unread(tmp_path: Path) -> None:
 def test_rows_do_not_share_memory_with_the_next_read(root: Path) -> None:
     cache = cache_format.open(root)
     first = cache.read_row("train", 0)[1]
-    for value in vars(first).values():
-        if value is not None:
+    for value in (*vars(first).values(), *vars(first.kept).values()):
+        if isinstance(value, np.ndarray):
             value[:] = 0
     assert_decoded(cache.read_row("train", 0)[1], unit_rows(1, SPEC)[0], SPEC)
 
 
 def test_many_threads_read_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks())
+    writer = CacheWriter.create_or_open(tmp_path, SPEC, sample_shared())
     for unit in range(1, 9):
         if SPEC.split_of(unit) == "train":
             rows = [sample_row(100 * unit + i, SPEC) for i in range(6)]
@@ -164,7 +165,7 @@ def test_a_directory_without_a_cache_is_refused(tmp_path: Path) -> None:
 
 
 def test_opening_a_part_says_so_and_names_its_units(tmp_path: Path) -> None:
-    writer = CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks())
+    writer = CacheWriter.create_or_open(tmp_path, SPEC, sample_shared())
     fill(writer, [1, 3])
     with pytest.raises(
         IncompleteCacheError, match=r"part.*units 1:2, 3:4;.*several parts, merge them"
@@ -174,7 +175,7 @@ def test_opening_a_part_says_so_and_names_its_units(tmp_path: Path) -> None:
 
 
 def test_a_cache_still_being_written_is_refused_unless_allowed(tmp_path: Path) -> None:
-    writer = CacheWriter.create_or_open(tmp_path, SPEC, sample_ranks())
+    writer = CacheWriter.create_or_open(tmp_path, SPEC, sample_shared())
     fill(writer, [0, 1])
     for manifest in (False, True):
         if manifest:

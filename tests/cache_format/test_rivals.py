@@ -9,7 +9,7 @@ import pytest
 import cache_format
 from cache_format.writer import CacheWriter
 from tests.support import ROOT
-from tests.support.sample_cache import contents, sample_ranks, sample_spec
+from tests.support.sample_cache import contents, sample_shared, sample_spec
 
 
 def _race(directory: Path, num_processes: int, num_rounds: int, kind: str) -> None:
@@ -50,7 +50,7 @@ def test_shards_of_killed_writers_are_removed_once_their_unit_is_finished(root: 
     (root / "shards/00001-0123456789abcdef.arrow").write_bytes(b"of a finished unit")
     other = root / "shards/00007-0123456789abcdef.arrow"
     other.write_bytes(b"of a unit that somebody may be about to finish")
-    CacheWriter.create_or_open(root, sample_spec(), sample_ranks()).publish_manifest(
+    CacheWriter.create_or_open(root, sample_spec(), sample_shared()).publish_manifest(
         120, complete=True
     )
     assert other.exists()
@@ -60,7 +60,7 @@ def test_shards_of_killed_writers_are_removed_once_their_unit_is_finished(root: 
 
 def test_a_slower_process_does_not_overwrite_a_complete_manifest(root: Path) -> None:
     before = contents(root)
-    writer = CacheWriter.create_or_open(root, sample_spec(), sample_ranks())
+    writer = CacheWriter.create_or_open(root, sample_spec(), sample_shared())
     writer.write_unit(4, [], num_documents=0)
     manifest = writer.publish_manifest(1000, complete=False)
     assert manifest == cache_format.open(root).manifest

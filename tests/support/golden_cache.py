@@ -14,17 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 import cache_format
-from cache_format.codec.row_codec import Row
+from cache_format.codec.row import KeptIds, Row
 from cache_format.codec.samples import TailSamples
-from cache_format.metadata.principal_components import projection_sha256
+from cache_format.coding.coefficients import CoefficientCode
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.corpus import CorpusSpec
 from cache_format.metadata.spec_parts.sketch import SketchSpec
-from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.metadata.spec_parts.targets import CodedStates, Draws, KeptLogits, TargetSpec
 from cache_format.metadata.spec_parts.teacher import TeacherSpec
-from cache_format.metadata.vocabulary_ranks import RankTable
+from cache_format.tables.hidden_transform import HiddenTransform
+from cache_format.tables.principal_components import projection_sha256
+from cache_format.tables.shared_files import SharedFiles
+from cache_format.tables.vocabulary_ranks import RankTable
 from cache_format.writer import CacheWriter
 from tests.support import ROOT
 
@@ -36,6 +40,33 @@ RANKS = RankTable((np.arange(VOCAB_SIZE) * 7 % VOCAB_SIZE).astype(np.int32))
 PROJECTION = np.array(
     [[0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.5, 0.5, -0.5], [0.5, -0.5, -0.5]], np.float32
 )
+
+_WIDTH = 6
+_LIMITS = (127, 7, 7, 1, 1, 1)
+_NUM_SYMBOLS = (255, 15**2, 3**3)
+"""Values of the symbols: of one component, of two and of three."""
+
+
+def _frequencies(num_values: int) -> np.ndarray:
+    """1, 2, 3 … up to the middle value and down to 1; what is left of 2¹⁴ goes to the middle."""
+    value = np.arange(256)
+    rising = np.where(value < num_values, 1 + np.minimum(value, num_values - 1 - value), 0)
+    rising[num_values // 2] += 2**14 - rising.sum()
+    return rising.astype(np.uint16)
+
+
+TRANSFORM = HiddenTransform(
+    mean=((np.arange(_WIDTH) - 2) / 4).astype(np.float32),
+    analysis=np.array(
+        [[4 * (-1) ** (j - d) if d <= j else 0 for d in range(_WIDTH)] for j in range(_WIDTH)],
+        np.float32,
+    ),
+    synthesis=(np.eye(_WIDTH) / 4 + np.eye(_WIDTH, k=1) / 4).astype(np.float32),
+    code=CoefficientCode(
+        np.array(_LIMITS, np.uint8), np.stack([_frequencies(n) for n in _NUM_SYMBOLS])
+    ),
+)
+"""Coefficient j adds a quarter of itself to the numbers j and j + 1 of a state."""
 
 _TOP_K = CacheSpec(
     teacher=TeacherSpec(
@@ -62,16 +93,15 @@ _TOP_K = CacheSpec(
         documents_per_unit=2,
     ),
     targets=TargetSpec(
-        top_k=4,
-        keep_mass=1.0,
-        inverse_temperatures=(0.5, 1.0),
-        ranks_sha256=RANKS.sha256,
+        kind="top_k",
+        kept=KeptLogits(top_k=4, keep_mass=1.0, inverse_temperatures=(0.5, 1.0)),
     ),
     sketch=SketchSpec(kind="rademacher", dim=8),
     sequence_length=6,
     validation_every=2,
     rows_per_batch=2,
     seed=1,
+    ranks_sha256=RANKS.sha256,
 )
 _NO_SKETCH = SketchSpec(kind="none", dim=0)
 
@@ -79,41 +109,43 @@ SPECS = {
     "top_k": _TOP_K,
     "adaptive": replace(
         _TOP_K,
-        targets=replace(
-            _TOP_K.targets,
-            top_k=70,
-            keep_mass=0.95,
-            inverse_temperatures=(0.5, 0.75, 0.875, 1.0),
-            num_levels=200,
+        targets=TargetSpec(
+            kind="top_k",
+            kept=KeptLogits(
+                top_k=70,
+                keep_mass=0.95,
+                inverse_temperatures=(0.5, 0.75, 0.875, 1.0),
+                num_levels=200,
+            ),
             log_step=1 / 32,
         ),
         sketch=_NO_SKETCH,
     ),
     "sampled": replace(
         _TOP_K,
-        targets=replace(
-            _TOP_K.targets, kind="sampled", top_k=5, inverse_temperatures=(1.0,), num_levels=50
-        ),
+        targets=TargetSpec(kind="sampled", draws=Draws(num_draws=50, inverse_temperature=1.0)),
         sketch=replace(_TOP_K.sketch, dtype="float16"),
     ),
     "whole": replace(
         _TOP_K,
-        targets=replace(_TOP_K.targets, top_k=VOCAB_SIZE, num_levels=255),
+        targets=TargetSpec(
+            kind="top_k", kept=replace(_TOP_K.targets.logits, top_k=VOCAB_SIZE, num_levels=255)
+        ),
         sketch=replace(_TOP_K.sketch, dtype="float32"),
         sequence_length=3,
     ),
     "tail_draws": replace(
         _TOP_K,
-        targets=replace(
-            _TOP_K.targets, kind="top_k+sampled", num_draws=6, draw_inverse_temperature=0.5
+        targets=TargetSpec(
+            kind="top_k+sampled",
+            kept=_TOP_K.targets.kept,
+            draws=Draws(num_draws=6, inverse_temperature=0.5),
         ),
         sketch=replace(_TOP_K.sketch, hidden_states="random_layers:1"),
     ),
     "sampled_at_2": replace(
         _TOP_K,
-        targets=replace(
-            _TOP_K.targets, kind="sampled", top_k=5, inverse_temperatures=(0.5,), num_levels=50
-        ),
+        targets=TargetSpec(kind="sampled", draws=Draws(num_draws=50, inverse_temperature=0.5)),
         sketch=_NO_SKETCH,
     ),
     "pca": replace(
@@ -128,10 +160,36 @@ SPECS = {
     "row_split": replace(_TOP_K, sketch=_NO_SKETCH, validation_every=3, validation_split="rows"),
     "paragraphs": replace(
         _TOP_K,
-        corpus=replace(_TOP_K.corpus, special_tokens="text", text_documents="paragraph"),
+        corpus=replace(_TOP_K.corpus, text_documents="paragraph"),
         sketch=_NO_SKETCH,
     ),
+    "context": replace(_TOP_K, sketch=replace(_TOP_K.sketch, hidden_states="each:1,2")),
+    "hidden": replace(
+        _TOP_K,
+        teacher=replace(_TOP_K.teacher, hidden_size=_WIDTH),
+        targets=TargetSpec(
+            kind="hidden",
+            hidden=CodedStates(
+                max_kl=0.05,
+                step=0.25,
+                num_components=_WIDTH,
+                num_symbols=len(_NUM_SYMBOLS),
+                self_kl=(0.05, 0.03125, 1e-05),
+                transform_sha256=TRANSFORM.sha256,
+            ),
+        ),
+    ),
 }
+SPECS["top_k_hidden"] = replace(
+    SPECS["hidden"],
+    targets=replace(
+        SPECS["hidden"].targets,
+        kind="top_k+hidden",
+        kept=_TOP_K.targets.kept,
+        log_step=1 / 32,
+    ),
+    sketch=_NO_SKETCH,
+)
 ROWS_OF_UNIT = {
     "top_k": {0: 3, 1: 1, 2: 0},
     "adaptive": {0: 2},
@@ -142,6 +200,9 @@ ROWS_OF_UNIT = {
     "pca": {0: 1, 1: 1},
     "row_split": {0: 1, 1: 5},
     "paragraphs": {0: 1},
+    "context": {0: 1, 1: 1},
+    "hidden": {0: 2, 1: 1},
+    "top_k_hidden": {0: 2},
 }
 _NUM_VALIDATION_ROWS = {0: 1, 1: 2}
 """Of ``row_split``: ⌈1/3⌉ − 0, and ⌈10/3⌉ − ⌈5/3⌉."""
@@ -150,45 +211,68 @@ _NUM_VALIDATION_ROWS = {0: 1, 1: 2}
 def golden_row(name: str, number: int) -> Row:
     """Row ``number``: a document starts at token ``number + 2``, in odd rows also at T."""
     spec = SPECS[name]
-    num_positions, top_k = spec.sequence_length, spec.targets.top_k
+    num_positions = spec.sequence_length
     positions = np.arange(num_positions)
     starts = np.array([number + 2, *([num_positions] if number % 2 else [])], np.int32)
     starts = np.unique(starts.clip(max=num_positions))
+    shape = (num_positions, spec.sketch.num_states, spec.sketch.dim)
+    sketch = (np.arange(np.prod(shape)) * 37 * (number + 1) % 97 - 48) / 16
+    row = Row(
+        token_ids=(np.arange(num_positions + 1) * 73 + number).astype(np.int32) % VOCAB_SIZE,
+        document_starts=starts,
+        is_context=positions < 2 if name == "context" else None,
+        sketch=sketch.reshape(shape).astype(np.float32) if spec.sketch.dim else None,
+    )
+    if spec.targets.hidden is not None:
+        row = replace(row, coefficients=_coefficients(number))
+    if spec.targets.kind == "hidden":
+        return row
+    return replace(row, kept_ids=_kept_ids(name, number, row))
+
+
+def _coefficients(number: int) -> np.ndarray:
+    """Below, at and above the limits: up to ±319, twice ±11 and three times ±2."""
+    at = 31 * np.arange(6)[:, None] + 17 * np.arange(_WIDTH) + 5 * number
+    large, small = at % 23 - 11, at % 5 - 2
+    return np.hstack([29 * large[:, :1], large[:, 1:3], small[:, 3:]]).astype(np.int16)
+
+
+def _kept_ids(name: str, number: int, row: Row) -> KeptIds:
+    targets, num_positions = SPECS[name].targets, SPECS[name].sequence_length
+    positions, starts, is_context = np.arange(num_positions), row.document_starts, row.is_context
+    top_k = 5 if targets.kept is None else targets.kept.top_k
     num_kept = (1 + (positions * (37 if name == "adaptive" else 1) + number) % top_k).astype(
         np.uint16
     )
     if name == "whole":
         num_kept[:] = VOCAB_SIZE
     num_kept[starts - 1] = 0
+    if is_context is not None:
+        num_kept[is_context] = 0
     rank = np.concatenate([np.arange(count) for count in num_kept])
     position = np.repeat(positions, num_kept)
     gaps = rank * (1.3 + position / 7) + 20.0 * (rank == 3)
     if top_k > 5:
         gaps = 0.4 * (rank // 2) * (1 + position / 7)
-    nodes = np.array(spec.targets.inverse_temperatures)
+    nodes = np.array(targets.inverse_temperatures)
     tail = -1 - positions[:, None] / 2 - number / 300 + (1 - nodes) * (3 + positions[:, None] / 1.5)
     tail[number % num_positions] = -np.inf
     counts = None
-    if spec.targets.kind == "sampled":
+    if targets.kind == "sampled":
         of_position = np.repeat(num_kept, num_kept).astype(int)
         first = 50 - of_position * (of_position - 1) // 2
         counts = np.where(rank == 0, first, of_position - rank).astype(np.uint16)
         gaps = np.log(first / counts)
-    if spec.targets.kind == "sampled" or name == "whole":
+    if targets.kind == "sampled" or name == "whole":
         tail[:] = -np.inf
-    shape = (num_positions, spec.sketch.dim)
-    sketch = (np.arange(num_positions * spec.sketch.dim) * 37 * (number + 1) % 97 - 48) / 16
-    return Row(
-        token_ids=(np.arange(num_positions + 1) * 73 + number).astype(np.int32) % VOCAB_SIZE,
-        document_starts=starts,
-        num_kept=num_kept,
-        kept_ids=((position * 11 + rank * 13 + number) % VOCAB_SIZE).astype(np.int32),
+    return KeptIds(
+        num_ids=num_kept,
+        ids=((position * 11 + rank * 13 + number) % VOCAB_SIZE).astype(np.int32),
         gaps=gaps.astype(np.float32),
         counts=counts,
         draws=_tail_draws(num_kept, gaps, tail[:, 0], number) if name == "tail_draws" else None,
         tail_log_mass=tail.astype(np.float32),
         next_logprob=(-(positions + 1) / 3 - number).astype(np.float32),
-        sketch=sketch.reshape(shape).astype(np.float32) if spec.sketch.dim else None,
     )
 
 
@@ -232,11 +316,18 @@ def _rows_of_unit(name: str, unit: int, num_rows: int) -> list[Row]:
 
 
 def write_golden(name: str, root: Path) -> None:
-    """Write the cache ``name``; the first one has a file of its teacher."""
-    projection = PROJECTION if name == "pca" else None
-    writer = CacheWriter.create_or_open(root, SPECS[name], RANKS, projection)
+    """Write the cache ``name``; the first one and those of states have a file of their teacher."""
+    has_states = SPECS[name].targets.hidden is not None
+    shared = SharedFiles(
+        ranks=RANKS,
+        projection=PROJECTION if name == "pca" else None,
+        transform=TRANSFORM if has_states else None,
+    )
+    writer = CacheWriter.create_or_open(root, SPECS[name], shared)
     if name == "top_k":
         writer.write_attachments(_build_teacher)
+    if has_states:
+        writer.write_attachments(_build_head)
     for unit, num_rows in ROWS_OF_UNIT[name].items():
         writer.write_unit(
             unit,
@@ -253,22 +344,41 @@ def _build_teacher(directory: Path) -> None:
     (directory / "config.json").write_text("{}\n")
 
 
+def golden_head() -> np.ndarray:
+    """[104, 6], of sixteenths."""
+    numbers = np.arange(104 * _WIDTH) * 29 % 33 - 16
+    return (numbers.reshape(104, _WIDTH) / 16).astype(np.float32)
+
+
+def _build_head(directory: Path) -> None:
+    save_file({"embedding": golden_head()}, directory / "embedding.safetensors")
+
+
 def decoded(root: Path) -> dict[str, list[dict[str, Any]]]:
     """All rows by split, as JSON values: six decimals, −inf is null."""
     cache = cache_format.open(root)
     return {
-        split: [{"unit": unit} | as_json(_arrays(row)) for unit, row in cache.iter_rows(split)]
+        split: [
+            {"unit": unit} | as_json(_arrays(row, cache.transform))
+            for unit, row in cache.iter_rows(split)
+        ]
         for split in ("train", "validation")
     }
 
 
-def _arrays(row: Row) -> dict[str, Any]:
-    """The arrays of a row by name; those of its draws, if it has any, after the others."""
-    arrays = {name: array for name, array in vars(row).items() if name != "draws"}
-    if row.draws is None:
+def _arrays(row: Row, transform: HiddenTransform | None) -> dict[str, Any]:
+    """The arrays of a row by name; those of its kept ids and draws after the others."""
+    arrays = {name: array for name, array in vars(row).items() if name != "kept_ids"}
+    if transform is not None:
+        assert row.coefficients is not None
+        arrays["states"] = transform.states(row.coefficients)
+    if row.kept_ids is None:
         return arrays
-    drawn = {f"drawn_{name}": array for name, array in vars(row.draws).items()}
-    return arrays | drawn
+    kept = {f"kept_{name}": array for name, array in vars(row.kept).items() if name != "draws"}
+    if row.kept.draws is None:
+        return arrays | kept
+    drawn = {f"drawn_{name}": array for name, array in vars(row.kept.draws).items()}
+    return arrays | kept | drawn
 
 
 def as_json(arrays: dict[str, Any]) -> dict[str, Any]:
@@ -277,7 +387,7 @@ def as_json(arrays: dict[str, Any]) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, list):
             return [plain(item) for item in value]
-        return None if value == -np.inf else round(value, 6)
+        return None if value == -np.inf else value if isinstance(value, bool) else round(value, 6)
 
     return {
         name: None if array is None else plain(array.tolist()) for name, array in arrays.items()

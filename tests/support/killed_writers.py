@@ -19,13 +19,13 @@ import pyarrow  # noqa: F401  (imported before the forks, which are many)
 
 from tests.support.sample_cache import (
     contents,
-    drawn_targets,
     pca_sketch,
     sample_spec,
+    top_k_hidden_targets,
     write_sample_cache,
 )
 
-SPEC = sample_spec(targets=drawn_targets(), sketch=pca_sketch())
+SPEC = sample_spec(targets=top_k_hidden_targets(), sketch=pca_sketch())
 """With every file that a cache may have."""
 _CALLS = ("fsync", "replace", "link", "rename", "unlink", "mkdir")
 

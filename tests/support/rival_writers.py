@@ -26,13 +26,16 @@ from tests.support.killed_writers import kill_at
 from tests.support.sample_cache import (
     build_teacher,
     contents,
-    sample_ranks,
+    hidden_targets,
+    pca_sketch,
     sample_row,
+    sample_shared,
     sample_spec,
 )
 
 NUM_UNITS = 24
-SPEC = sample_spec()
+SPEC = sample_spec(targets=hidden_targets(), sketch=pca_sketch())
+"""With all the files that shards share."""
 
 _NUM_MOMENTS = 400
 """Twice the calls that change the disk, of a process that makes all units alone; about that."""
@@ -45,7 +48,7 @@ def write(path: Path, kind: Kind, seed: int) -> None:
     order = random.Random(seed)
     units = order.sample(range(NUM_UNITS), NUM_UNITS)
     rows_seed = seed if kind == "different" else 0
-    writer = CacheWriter.create_or_open(path, SPEC, sample_ranks())
+    writer = CacheWriter.create_or_open(path, SPEC, sample_shared(SPEC))
     writer.write_attachments(build_teacher)
     for unit in units:
         rows = [sample_row(1000 * rows_seed + unit, SPEC)]
@@ -103,7 +106,9 @@ def require_whole(path: Path) -> None:
     if problems := verify(cache_format.open(path)):
         raise RuntimeError(f"{path}: {problems}")
     if (
-        CacheWriter.create_or_open(path, SPEC, sample_ranks()).publish_manifest(1, complete=True)
+        CacheWriter.create_or_open(path, SPEC, sample_shared(SPEC)).publish_manifest(
+            1, complete=True
+        )
         != manifest
     ):
         raise RuntimeError(f"{path}: the manifest was not that of the receipts")

@@ -1,23 +1,28 @@
 """Specs, rows and caches for the tests: small, and pure functions of their arguments."""
 
 import hashlib
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache_format.codec.row_codec import Row
+from cache_format.codec.row import KeptIds, Row
 from cache_format.codec.samples import TailSamples
+from cache_format.coding.coefficients import fit_code
 from cache_format.metadata import sealed_json
-from cache_format.metadata.principal_components import projection_sha256
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.corpus import CorpusSpec
 from cache_format.metadata.spec_parts.sketch import SketchSpec
-from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.metadata.spec_parts.targets import CodedStates, Draws, KeptLogits, TargetSpec
 from cache_format.metadata.spec_parts.teacher import TeacherSpec
-from cache_format.metadata.vocabulary_ranks import RankTable
+from cache_format.tables.hidden_transform import HiddenTransform
+from cache_format.tables.principal_components import projection_sha256
+from cache_format.tables.shared_files import SharedFiles
+from cache_format.tables.vocabulary_ranks import RankTable
 from cache_format.writer import CacheWriter
 
 ROWS_OF_UNIT = {0: 3, 1: 5, 2: 0, 3: 2}
@@ -26,6 +31,30 @@ ROWS_OF_UNIT = {0: 3, 1: 5, 2: 0, 3: 2}
 def sample_ranks(vocab_size: int = 40) -> RankTable:
     """A table that is not in order of id."""
     return RankTable.by_weight(np.random.default_rng(3).integers(0, 9, vocab_size))
+
+
+def sample_shared(spec: CacheSpec | None = None) -> SharedFiles:
+    """The files that the shards of a sample cache share."""
+    if spec is None:
+        return SharedFiles(ranks=sample_ranks())
+    transform = None if spec.targets.hidden is None else sample_transform()
+    return SharedFiles(
+        ranks=sample_ranks(), projection=sample_projection(spec), transform=transform
+    )
+
+
+@cache
+def sample_transform(width: int = 16, num_components: int = 6) -> HiddenTransform:
+    """An orthonormal transform in steps of 1/8, and the code of small coefficients."""
+    basis = orthonormal(width, num_components).T
+    spread = np.arange(num_components, 0, -1)
+    drawn = np.random.default_rng(5).normal(0, spread, (2000, num_components))
+    return HiddenTransform(
+        mean=(np.arange(width) / 7).astype(np.float32),
+        analysis=basis * np.float32(8),
+        synthesis=basis * np.float32(1 / 8),
+        code=fit_code(np.rint(drawn).astype(np.int64)),
+    )
 
 
 def sample_projection(spec: CacheSpec) -> np.ndarray | None:
@@ -75,12 +104,7 @@ def sample_spec(*, with_sketch: bool = True, **changes: Any) -> CacheSpec:
             on_bad_document="error",
             documents_per_unit=4,
         ),
-        "targets": TargetSpec(
-            top_k=5,
-            keep_mass=0.9,
-            inverse_temperatures=(0.5, 0.75, 1.0),
-            ranks_sha256=sample_ranks().sha256,
-        ),
+        "targets": top_k_targets(),
         "sketch": SketchSpec(kind="rademacher", dim=8)
         if with_sketch
         else SketchSpec(kind="none", dim=0),
@@ -88,6 +112,7 @@ def sample_spec(*, with_sketch: bool = True, **changes: Any) -> CacheSpec:
         "validation_every": 3,
         "rows_per_batch": 2,
         "seed": 7,
+        "ranks_sha256": sample_ranks().sha256,
     }
     return CacheSpec(**(fields | changes))
 
@@ -95,8 +120,9 @@ def sample_spec(*, with_sketch: bool = True, **changes: Any) -> CacheSpec:
 def sample_row(seed: int, spec: CacheSpec) -> Row:
     """A row that keeps every rule of the format; some rows have documents that start inside."""
     random = np.random.default_rng(seed)
-    num_positions, top_k = spec.sequence_length, spec.targets.top_k
-    num_nodes = len(spec.targets.inverse_temperatures)
+    num_positions, targets = spec.sequence_length, spec.targets
+    top_k = 5 if targets.kept is None else targets.kept.top_k
+    num_nodes = 1 if targets.kept is None else len(targets.kept.inverse_temperatures)
     starts = np.flatnonzero(random.random(num_positions) < 0.2).astype(np.int32) + 1
     num_kept = random.integers(1, top_k + 1, num_positions).astype(np.uint16)
     num_kept[starts - 1] = 0
@@ -105,24 +131,35 @@ def sample_row(seed: int, spec: CacheSpec) -> Row:
     tail = -np.sort(random.exponential(4.0, (num_positions, num_nodes)), axis=1)
     tail[random.random(num_positions) < 0.2] = -np.inf
     counts = None
-    if spec.targets.kind == "sampled":
-        draws = [_draws(random, spec.targets.num_levels, int(n)) for n in num_kept if n]
+    if targets.kind == "sampled":
+        draws = [_draws(random, targets.sampling.num_draws, int(n)) for n in num_kept if n]
         counts = np.concatenate([*draws, []]).astype(np.uint16)
         gaps = [np.log(of_position[0] / of_position) for of_position in draws]
         tail[:] = -np.inf
-    return Row(
-        token_ids=random.integers(0, spec.teacher.vocab_size, num_positions + 1).astype(np.int32),
-        document_starts=starts,
-        num_kept=num_kept,
-        kept_ids=np.concatenate([*ids, []]).astype(np.int32),
+    token_ids = random.integers(0, spec.teacher.vocab_size, num_positions + 1).astype(np.int32)
+    shape = (num_positions, spec.sketch.num_states, spec.sketch.dim)
+    has_sketch = spec.sketch.kind != "none"
+    sketch = random.normal(size=shape).astype(np.float32) if has_sketch else None
+    coefficients = None
+    if targets.hidden is not None:
+        spread = np.arange(targets.hidden.num_components, 0, -1)
+        values = np.rint(random.normal(0, spread, (num_positions, len(spread))))
+        coefficients = values.astype(np.int16)
+    kept_ids = KeptIds(
+        num_ids=num_kept,
+        ids=np.concatenate([*ids, []]).astype(np.int32),
         gaps=np.concatenate([*gaps, []]).astype(np.float32),
         counts=counts,
         draws=_tail_draws(random, spec, ids, gaps, num_kept, ~np.isneginf(tail[:, -1])),
         tail_log_mass=tail.astype(np.float32),
         next_logprob=-random.exponential(2.0, num_positions).astype(np.float32),
-        sketch=random.normal(size=(num_positions, spec.sketch.dim)).astype(np.float32)
-        if spec.sketch.kind != "none"
-        else None,
+    )
+    return Row(
+        token_ids=token_ids,
+        document_starts=starts,
+        kept_ids=None if targets.kind == "hidden" else kept_ids,
+        coefficients=coefficients,
+        sketch=sketch,
     )
 
 
@@ -135,9 +172,9 @@ def _tail_draws(
     is_left_out: np.ndarray,
 ) -> TailSamples | None:
     """Draws of ids that are not kept, at positions that leave some out, in any order."""
-    num_draws = spec.targets.num_draws
-    if num_draws is None:
+    if spec.targets.kind != "top_k+sampled":
         return None
+    num_draws = spec.targets.sampling.num_draws
     num_ids = np.zeros(spec.sequence_length, np.uint16)
     drawn = [(np.zeros(0), np.zeros(0), np.zeros(0))]
     last_gaps = iter(of_position[-1] for of_position in gaps)
@@ -166,31 +203,93 @@ def _draws(random: np.random.Generator, num_draws: int, num_ids: int) -> np.ndar
     return counts
 
 
+def top_k_targets(**changes: Any) -> TargetSpec:
+    """Targets of 5 ids at most; ``changes`` replace fields of ``KeptLogits``."""
+    return TargetSpec(kind="top_k", kept=_kept_logits(**changes))
+
+
 def sampled_targets(**changes: Any) -> TargetSpec:
-    """Targets of 5 ids at most from 50 draws."""
+    """Targets of 50 draws; ``changes`` replace fields of ``Draws``."""
+    fields: dict[str, Any] = {"num_draws": 50, "inverse_temperature": 1.0}
+    return TargetSpec(kind="sampled", draws=Draws(**(fields | changes)))
+
+
+def drawn_targets(*, kept: dict[str, Any] | None = None, **changes: Any) -> TargetSpec:
+    """Targets of 5 ids at most, and 9 draws of the others; ``changes`` replace fields of
+    ``Draws``."""
+    fields: dict[str, Any] = {"num_draws": 9, "inverse_temperature": 0.5}
+    return TargetSpec(
+        kind="top_k+sampled",
+        kept=_kept_logits(**(kept or {})),
+        draws=Draws(**(fields | changes)),
+    )
+
+
+def hidden_targets(**changes: Any) -> TargetSpec:
+    """Targets of 6 coefficients; ``changes`` replace fields of ``CodedStates``."""
+    transform = sample_transform()
     fields: dict[str, Any] = {
-        "kind": "sampled",
-        "top_k": 5,
-        "keep_mass": 1.0,
-        "inverse_temperatures": (1.0,),
-        "num_levels": 50,
-        "ranks_sha256": sample_ranks().sha256,
+        "max_kl": 0.05,
+        "step": 0.125,
+        "num_components": len(transform.analysis),
+        "num_symbols": len(transform.code.frequencies),
+        "self_kl": (0.05, 0.04, 0.03),
+        "transform_sha256": transform.sha256,
     }
-    return TargetSpec(**(fields | changes))
+    return TargetSpec(kind="hidden", hidden=CodedStates(**(fields | changes)))
 
 
-def drawn_targets(**changes: Any) -> TargetSpec:
-    """Targets of 5 ids at most, and 9 draws of the others."""
+def top_k_hidden_targets(*, kept: dict[str, Any] | None = None, **changes: Any) -> TargetSpec:
+    """Targets of 5 ids at most, and 6 coefficients; ``changes`` replace fields of
+    ``CodedStates``."""
+    hidden = hidden_targets(**changes).hidden
+    return TargetSpec(kind="top_k+hidden", kept=_kept_logits(**(kept or {})), hidden=hidden)
+
+
+def _kept_logits(**changes: Any) -> KeptLogits:
     fields: dict[str, Any] = {
-        "kind": "top_k+sampled",
         "top_k": 5,
         "keep_mass": 0.9,
         "inverse_temperatures": (0.5, 0.75, 1.0),
-        "ranks_sha256": sample_ranks().sha256,
-        "num_draws": 9,
-        "draw_inverse_temperature": 0.5,
     }
-    return TargetSpec(**(fields | changes))
+    return KeptLogits(**(fields | changes))
+
+
+TARGETS = {
+    "top_k": top_k_targets(),
+    "sampled": sampled_targets(),
+    "top_k+sampled": drawn_targets(),
+    "hidden": hidden_targets(),
+    "top_k+hidden": top_k_hidden_targets(),
+}
+"""One of each kind."""
+
+
+def with_context(row: Row, is_context: np.ndarray) -> Row:
+    """``row`` with these positions, [T], as context, and without the ids that it keeps of them."""
+    row = replace(row, is_context=is_context)
+    if row.kept_ids is None:
+        return row
+    kept, draws = row.kept, row.kept.draws
+    stays = np.repeat(~is_context, kept.num_ids)
+    if draws is not None:
+        is_drawn = np.repeat(~is_context, draws.num_ids)
+        draws = replace(
+            draws,
+            num_ids=np.where(is_context, 0, draws.num_ids).astype(np.uint16),
+            ids=draws.ids[is_drawn],
+            counts=draws.counts[is_drawn],
+            gaps=draws.gaps[is_drawn],
+        )
+    kept = replace(
+        kept,
+        num_ids=np.where(is_context, 0, kept.num_ids).astype(np.uint16),
+        ids=kept.ids[stays],
+        gaps=kept.gaps[stays],
+        counts=None if kept.counts is None else kept.counts[stays],
+        draws=draws,
+    )
+    return replace(row, kept_ids=kept)
 
 
 def unit_rows(unit: int, spec: CacheSpec) -> list[Row]:
@@ -224,7 +323,7 @@ def fill(writer: CacheWriter, units: list[int]) -> None:
 def write_sample_cache(path: Path | str, spec: CacheSpec | None = None) -> CacheSpec:
     """A complete cache of four units: validation, train, an empty one, validation."""
     spec = spec or sample_spec()
-    writer = CacheWriter.create_or_open(path, spec, sample_ranks(), sample_projection(spec))
+    writer = CacheWriter.create_or_open(path, spec, sample_shared(spec))
     writer.write_attachments(build_teacher)
     fill(writer, sorted(ROWS_OF_UNIT))
     writer.publish_manifest(num_tokens_requested=120, complete=True)
@@ -239,7 +338,8 @@ def shard_path(root: Path, unit: int) -> Path:
 
 def reseal(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change the fields of a sealed file, as a faulty program might."""
-    fields = sealed_json.unseal(path.read_bytes(), path, "")
+    data = path.read_bytes()
+    fields = sealed_json.unseal(data, path, "", json.loads(data)["format_version"])
     change(fields)
     path.write_bytes(sealed_json._sealed(fields))
 
@@ -259,10 +359,10 @@ def assert_same_row(found: Row, expected: Row) -> None:
 
 
 def assert_same_arrays(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """So are those of their draws."""
+    """So are those of their kept ids and draws."""
     assert found.keys() == expected.keys()
     for name, array in expected.items():
-        if isinstance(array, TailSamples):
+        if isinstance(array, KeptIds | TailSamples):
             assert_same_arrays(vars(found[name]), vars(array))
         else:
             np.testing.assert_array_equal(found[name], array, err_msg=name)
@@ -271,13 +371,33 @@ def assert_same_arrays(found: dict[str, Any], expected: dict[str, Any]) -> None:
 def assert_decoded(found: Row, given: Row, spec: CacheSpec) -> None:
     """``found`` is ``given`` up to the errors that the format promises not to exceed."""
     scored = given.scored()
-    for name in ("token_ids", "document_starts", "num_kept"):
+    for name in ("token_ids", "document_starts"):
         np.testing.assert_array_equal(getattr(found, name), getattr(given, name), err_msg=name)
+    np.testing.assert_array_equal(found.scored(), scored)
+    if given.coefficients is not None:
+        assert found.coefficients is not None
+        np.testing.assert_array_equal(found.coefficients[scored], given.coefficients[scored])
+        assert not found.coefficients[~scored].any()
+    if given.kept_ids is not None:
+        _assert_kept_decoded(found.kept, given.kept, scored, spec)
+    if given.sketch is None:
+        assert found.sketch is None
+    else:
+        assert found.sketch is not None
+        errors = np.abs(found.sketch.astype(np.float64) - given.sketch)
+        assert (errors[scored] <= _sketch_bound(given.sketch[scored], spec.sketch.dtype)).all()
+        assert not found.sketch[~scored].any()
+
+
+def _assert_kept_decoded(
+    found: KeptIds, given: KeptIds, scored: np.ndarray, spec: CacheSpec
+) -> None:
+    np.testing.assert_array_equal(found.num_ids, given.num_ids)
     if spec.targets.kind == "sampled":
-        _assert_counts(found, given)
+        _assert_counts(found, given, scored)
     else:
         assert found.counts is None
-        _assert_probabilities(found, given, spec)
+        _assert_probabilities(found, given, scored, spec)
     if given.draws is None:
         assert found.draws is None
     else:
@@ -289,18 +409,11 @@ def assert_decoded(found: Row, given: Row, spec: CacheSpec) -> None:
     )
     assert not found.next_logprob[~scored].any()
     assert not found.tail_log_mass[~scored].any()
-    if given.sketch is None:
-        assert found.sketch is None
-    else:
-        assert found.sketch is not None
-        errors = np.abs(found.sketch.astype(np.float64) - given.sketch)
-        assert (errors[scored] <= _sketch_bound(given.sketch[scored], spec.sketch.dtype)).all()
-        assert not found.sketch[~scored].any()
 
 
 def _sketch_bound(sketch: np.ndarray, dtype: str) -> np.ndarray:
-    """The most that each number may be off by, of positions, [T, d]."""
-    largest = np.abs(sketch).max(axis=1, keepdims=True)
+    """The most that each number may be off by, of positions, [T, L, d]."""
+    largest = np.abs(sketch).max(axis=2, keepdims=True)
     bound: np.ndarray = {
         # Half a scale, which is rounded up to 8 significant bits.
         "int8": largest / 254 * (1 + 2.0**-7) + 1e-30,
@@ -310,17 +423,17 @@ def _sketch_bound(sketch: np.ndarray, dtype: str) -> np.ndarray:
     return bound
 
 
-def by_position(row: Row, values: np.ndarray) -> list[dict[int, float]]:
+def by_position(kept: KeptIds, values: np.ndarray) -> list[dict[int, float]]:
     """What ``values``, [N], say of each kept id, position by position."""
-    ends = np.cumsum(row.num_kept, dtype=np.int64)
-    pairs = list(zip(row.kept_ids.tolist(), values.tolist(), strict=True))
+    ends = np.cumsum(kept.num_ids, dtype=np.int64)
+    pairs = list(zip(kept.ids.tolist(), values.tolist(), strict=True))
     return [
         dict(pairs[end - count : end])
-        for end, count in zip(ends.tolist(), row.num_kept.tolist(), strict=True)
+        for end, count in zip(ends.tolist(), kept.num_ids.tolist(), strict=True)
     ]
 
 
-def _assert_counts(found: Row, given: Row) -> None:
+def _assert_counts(found: KeptIds, given: KeptIds, scored: np.ndarray) -> None:
     assert found.counts is not None
     assert given.counts is not None
     assert by_position(found, found.counts) == by_position(given, given.counts)
@@ -330,16 +443,16 @@ def _assert_counts(found: Row, given: Row) -> None:
         most = max(counts.values(), default=1)
         for token_id, count in counts.items():
             assert abs(gaps[token_id] - np.log(most / count)) < 1e-6
-    assert np.isneginf(found.tail_log_mass[given.scored()]).all()
+    assert np.isneginf(found.tail_log_mass[scored]).all()
 
 
-def _assert_draws(found: Row, given: Row, spec: CacheSpec) -> None:
+def _assert_draws(found: KeptIds, given: KeptIds, spec: CacheSpec) -> None:
     """Same ids and counts; log-probabilities off by 1/16 nat at most, unless they are too deep."""
-    num_levels = spec.targets.num_levels
+    num_levels = spec.targets.logits.num_levels
     assert found.draws is not None
     assert given.draws is not None
     np.testing.assert_array_equal(found.draws.num_ids, given.draws.num_ids)
-    kept_ends = np.cumsum(given.num_kept, dtype=np.int64)
+    kept_ends = np.cumsum(given.num_ids, dtype=np.int64)
     ends = np.cumsum(found.draws.num_ids, dtype=np.int64)
     for t in np.flatnonzero(found.draws.num_ids):
         drawn = slice(ends[t] - found.draws.num_ids[t], ends[t])
@@ -354,7 +467,7 @@ def _assert_draws(found: Row, given: Row, spec: CacheSpec) -> None:
         ]
         assert columns[0].keys() == columns[1].keys()
         assert (np.diff(found.draws.gaps[drawn]) >= 0).all()
-        gaps = given.gaps[kept_ends[t] - given.num_kept[t] : kept_ends[t]].astype(np.float64)
+        gaps = given.gaps[kept_ends[t] - given.num_ids[t] : kept_ends[t]].astype(np.float64)
         given_top = -np.log(np.exp(-gaps).sum() + np.exp(float(given.tail_log_mass[t, -1])))
         found_top = 4 * np.log(_decoded_root(given_top, num_levels))
         level = np.rint((1 - np.exp((given_top - gaps[-1]) / 4)) * num_levels)
@@ -371,12 +484,14 @@ def _decoded_root(logprob: float, num_levels: int) -> float:
     return float(1 - level / num_levels if level < num_levels else 0.25 / num_levels)
 
 
-def _assert_probabilities(found: Row, given: Row, spec: CacheSpec) -> None:
+def _assert_probabilities(
+    found: KeptIds, given: KeptIds, scored: np.ndarray, spec: CacheSpec
+) -> None:
     """Same ids; p^(1/4) off by half a step at most, and log-masses by half of theirs."""
-    num_levels = spec.targets.num_levels
+    num_levels = spec.targets.logits.num_levels
     nodes = np.array(spec.targets.inverse_temperatures)
     found_gaps, given_gaps = by_position(found, found.gaps), by_position(given, given.gaps)
-    for t in np.flatnonzero(given.scored()):
+    for t in np.flatnonzero(scored):
         assert found_gaps[t].keys() == given_gaps[t].keys()
         tail = given.tail_log_mass[t].astype(np.float64)
         gaps = np.array(list(given_gaps[t].values()))

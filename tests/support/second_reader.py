@@ -24,7 +24,7 @@ def read(path: Path, sha256: str | None) -> bytes:
 def unseal(data: bytes) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads(data)
     seal = b',\n "seal": "%s"\n}\n' % hashlib.sha256(data[:-80]).hexdigest().encode()
-    check(fields["format_version"][:2] == "1." and data.endswith(seal), "its version or seal")
+    check(fields["format_version"][:2] == "2." and data.endswith(seal), "its version or seal")
     return fields
 
 
@@ -76,43 +76,153 @@ def entries(cell: bytes, slots: Any, vocab_size: int, least: int) -> tuple[Any, 
     return levels, ranks
 
 
-def decode(cells: dict[str, Any], spec: dict[str, Any], table: Any) -> dict[str, Any]:
-    T, targets, sketch = spec["sequence_length"], spec["targets"], spec["sketch"]
-    L, step, nodes = (targets[n] for n in ("num_levels", "log_step", "inverse_temperatures"))
+def decode(cells: dict[str, Any], spec: dict[str, Any], table: Any, code: Any) -> dict[str, Any]:
+    T = spec["sequence_length"]
     tokens, starts = numbers(cells["token_ids"], T + 1), np.array(cells["document_starts"], int)
+    is_context = context(cells["context"], T)
+    scored = ~np.isin(np.arange(1, T + 1), starts) & ~is_context
+    check(max(tokens) < len(table), "a token")
+    row = {"token_ids": table[tokens], "document_starts": starts, "sketch": None}
+    row |= {"is_context": is_context if is_context.any() else None}
+    if "sketch" in cells:
+        row["sketch"] = sketches(cells, spec["sketch"], T)
+    check(bool(code) == ("hidden" in spec["targets"]["kind"]), "parts of targets")
+    row |= hidden(cells["hidden"], scored, code) if code else {}
+    if spec["targets"]["kind"] == "hidden":
+        return row
+    return row | kept_ids(cells, spec, table, tokens, scored)
+
+
+def kept_ids(
+    cells: dict[str, Any], spec: dict[str, Any], table: Any, tokens: Any, scored: Any
+) -> dict[str, Any]:
+    T, kind, step = spec["sequence_length"], spec["targets"]["kind"], spec["targets"]["log_step"]
+    kept, draws = (spec["targets"].get(part, {}) for part in ("kept", "draws"))
+    check((bool(kept), bool(draws)) == ("top_k" in kind, "sampled" in kind), "parts of targets")
     num_kept = np.cumsum(signed(numbers(cells["num_kept"], T)))
-    scored, ends = ~np.isin(np.arange(1, T + 1), starts), np.cumsum(num_kept)
-    check(((num_kept > 0) == scored).all() and num_kept.max() <= targets["top_k"], "num_kept")
+    ends = np.cumsum(num_kept)
+    most = kept["top_k"] if kept else draws["num_draws"]
+    check(((num_kept > 0) == scored).all() and num_kept.max() <= most, "num_kept")
     slots = np.arange(ends[-1]) - np.repeat(ends - num_kept, num_kept)
     levels, ranks = entries(cells["kept"], slots, len(table), 1)
-    check(max(tokens) < len(table) and (levels <= L).all(), "a token or level too high")
-    draws = L - levels if targets["kind"] == "sampled" else None
-    p = draws / L if draws is not None else np.where(levels < L, 1 - levels / L, 1 / (4 * L)) ** 4
+    L = kept["num_levels"] if kept else most
+    check((levels <= L - (not kept)).all(), "a level")
+    p = np.where(levels < L, 1 - levels / L, 1 / (4 * L)) ** 4 if kept else (L - levels) / L
     first, label = np.zeros(T), np.zeros(T)  # log p0, and log p of the label as far as it is known
     first[scored], label[scored] = np.log(p[(ends - num_kept)[scored]]), np.log(p[ends[scored] - 1])
     is_label = ranks == np.repeat(tokens[1:], num_kept)
     label[np.repeat(np.arange(T), num_kept)[is_label]] = np.log(p[is_label])
-    stored = numbers(cells["tail_log_mass"], len(nodes) * T).reshape(-1, T)
+    gaps, steps = np.repeat(first, num_kept) - np.log(p), signed(numbers(cells["next_logprob"], T))
+    row = {"kept_num_ids": num_kept, "kept_ids": table[ranks]}
+    row |= {"kept_gaps": gaps, "kept_counts": None if kept else L - levels}
+    row |= {"kept_next_logprob": step * (steps + np.rint(label / step))}
+    row["kept_tail_log_mass"] = np.where(scored, -np.inf, 0)[:, None]
+    if kept:
+        tail = tails(cells["tail_log_mass"], T, kept["inverse_temperatures"], step, first)
+        row["kept_tail_log_mass"] = tail
+    if kept and draws:
+        c = 4 * np.log(np.minimum((L - levels[ends - 1] + 0.5) / L, 1))
+        tailed = scored & np.isfinite(tail[:, 0])
+        row |= drawn(cells["drawn"], tailed, draws["num_draws"], table, first, c)
+    return row
+
+
+def transform(data: bytes, spec: dict[str, Any]) -> dict[str, Any]:
+    D, J = spec["teacher"]["hidden_size"], spec["targets"]["hidden"]["num_components"]
+    size, S = 4 * D * (1 + 2 * J), spec["targets"]["hidden"]["num_symbols"]
+    check(len(data) == size + J + 512 * S, "transform.bin: its size")
+    floats, m = np.frombuffer(data[:size], "<f4"), np.frombuffer(data, "u1", J, size).astype(int)
+    check((abs(floats) <= 1e18).all(), "transform.bin: its numbers")
+    check((m >= 1).all() and (m <= 127).all() and (np.diff(m) <= 0).all(), "its limits")
+    groups: list[list[int]] = []
+    for j in range(J):
+        if groups and m[groups[-1][0]] == m[j] and (2 * m[j] + 1) ** (len(groups[-1]) + 1) <= 256:
+            groups[-1].append(j)
+        else:
+            groups.append([j])
+    f = np.frombuffer(data, "<u2", offset=size + J).reshape(-1, 256).astype(int)
+    used = [np.arange(256) < (2 * m[group[0]] + 1) ** len(group) for group in groups]
+    check(len(groups) == S and (f.sum(1) == 2**14).all() and ((f > 0) == used).all(), "its code")
+    B = floats[-D * J :].reshape(J, D)
+    return {"mean": floats[:D], "B": B, "m": m, "groups": groups, "f": f}
+
+
+def hidden(cell: bytes, scored: Any, code: dict[str, Any]) -> dict[str, Any]:
+    P, m, f, end = int(scored.sum()), code["m"], code["f"], 4 + int.from_bytes(cell[:4], "little")
+    check(end <= len(cell), "a stream that is too short")
+    lanes, starts = min(P, 512), np.cumsum(f, 1) - f
+    x = [int(state) for state in np.frombuffer(cell, "<u4", lanes, 4)]
+    words = iter(np.frombuffer(cell[4 + 4 * lanes : end], "<u2").tolist())
+    check(all(state >= 2**16 for state in x), "a state below 2¹⁶")
+    v = np.zeros((len(m), P), int)
+    for first in range(0, P, 512):
+        for group, (components, frequencies) in enumerate(zip(code["groups"], f, strict=True)):
+            for i in range(first, min(first + 512, P)):
+                r = x[i % 512] % 2**14
+                s = int(np.searchsorted(starts[group], r, "right")) - 1
+                state = int(frequencies[s]) * (x[i % 512] // 2**14) + r - int(starts[group, s])
+                x[i % 512] = state if state >= 2**16 else state * 2**16 + next(words)
+                for j in reversed(components):
+                    s, digit = divmod(s, 2 * int(m[j]) + 1)
+                    v[j, i] = digit - m[j]
+    check(all(state == 2**16 for state in x) and not [*words], "states or words at the end")
+    at_limit = abs(v) == m[:, None]
+    v[at_limit] += np.sign(v[at_limit]) * numbers(cell[end:], int(at_limit.sum()))
+    check((abs(v) <= 32767).all(), "a coefficient")
+    c = np.zeros((len(scored), len(m)), int)
+    c[scored] = v.T
+    return {"coefficients": c, "states": code["mean"] + c @ code["B"]}
+
+
+def logits(root: Path, states: Any) -> Any:
+    spec = unseal(read(root / "manifest.json", None))["spec"]
+    files = unseal(read(root / "receipts/teacher.json", None))["files"]
+    data = read(root / "teacher/embedding.safetensors", files["embedding.safetensors"][1])
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    head = header.get("head", header.get("embedding"))
+    check(head["dtype"] == "F32", "its dtype")  # that of the golden cache; others may have another
+    W = np.frombuffer(data[end:][slice(*head["data_offsets"])], "<f4").reshape(head["shape"])
+    return states @ W[: spec["teacher"]["vocab_size"]].T
+
+
+def probabilities(root: Path, row: dict[str, Any], t: int, node: int) -> Any:
+    spec = unseal(read(root / "manifest.json", None))["spec"]["targets"]
+    s, ends = spec["kept"]["inverse_temperatures"][node], np.cumsum(row["kept_num_ids"])
+    kept = slice(ends[t] - row["kept_num_ids"][t], ends[t])
+    mass = np.exp(s * logits(root, row["states"])[t])
+    mass[row["kept_ids"][kept]] = 0
+    mass *= np.exp(row["kept_tail_log_mass"][t, node]) / mass.sum()
+    mass[row["kept_ids"][kept]] = np.exp(-s * row["kept_gaps"][kept])
+    return mass / mass.sum()
+
+
+def context(cell: bytes, T: int) -> Any:
+    bits = planes(cell, (T + 7) // 8, "u1") if cell else np.zeros((T + 7) // 8, np.uint8)
+    is_context = np.unpackbits(bits, bitorder="little").astype(bool)
+    check(not is_context[T:].any() and is_context.any() == bool(cell), "context")
+    return is_context[:T]
+
+
+def tails(cell: bytes, T: int, nodes: list[float], step: float, first: Any) -> Any:
+    stored = numbers(cell, len(nodes) * T).reshape(-1, T)
     q, tail = np.zeros((len(nodes), T), int), np.full((len(nodes), T), -np.inf)
     for n, s in enumerate(nodes):
         expected = 2 * q[n - 1] - q[n - 2] if n > 1 else q[0]  # q[0] is still 0 at node 0
         q[n] = np.where(stored[n] > 0, expected + signed(stored[n] - 1), 0)
         tail[n] = np.where(stored[n] > 0, step * q[n] - s * first, -np.inf)
-    gaps, steps = np.repeat(first, num_kept) - np.log(p), signed(numbers(cells["next_logprob"], T))
-    row = {"token_ids": table[tokens], "document_starts": starts, "num_kept": num_kept}
-    row |= {"kept_ids": table[ranks], "gaps": gaps, "counts": draws, "tail_log_mass": tail.T}
-    row |= {"next_logprob": step * (steps + np.rint(label / step)), "sketch": None}
-    if targets["kind"] == "top_k+sampled":
-        tailed, last = scored & (stored[0] > 0), levels[ends - 1]
-        c = 4 * np.log(np.minimum((L - last + 0.5) / L, 1))
-        row |= drawn(cells["drawn"], tailed, targets["num_draws"], table, first, c)
-    if sketch["kind"] != "none":
-        kind = {"int8": "i1", "float16": "<f2", "float32": "<f4"}[sketch["dtype"]]
-        row["sketch"] = planes(cells["sketch"], T * sketch["dim"], kind).reshape(T, -1)
-        if kind == "i1":
-            upper = planes(cells["sketch_scale"], T, "<u2").astype("<u4")
-            row["sketch"] = row["sketch"] * (upper << 16).view("<f4")[:, None]
-    return row
+    return tail.T
+
+
+def sketches(cells: dict[str, Any], sketch: dict[str, Any], T: int) -> Any:
+    rule, d = sketch["hidden_states"], sketch["dim"]
+    num_states = rule.count(",") + 1 if rule[:5] == "each:" else 1
+    kind = {"int8": "i1", "float16": "<f2", "float32": "<f4"}[sketch["dtype"]]
+    states = planes(cells["sketch"], T * num_states * d, kind).reshape(T, num_states, d)
+    if kind != "i1":
+        return states
+    upper = planes(cells["sketch_scale"], T * num_states, "<u2").astype("<u4")
+    return states * (upper << 16).view("<f4").reshape(T, num_states, 1)
 
 
 def drawn(cell: bytes, tailed: Any, m: int, table: Any, first: Any, c: Any) -> dict[str, Any]:
@@ -136,12 +246,12 @@ def layers(spec: dict[str, Any], unit: int) -> list[int]:
             sorted(range(1, depth + 1), key=lambda layer: stream[layer - 1])[: int(rule[14:])]
         )
     named = {"mean_over_layers": [*range(1, depth + 1)], "last": [depth]}
-    return named[rule] if rule in named else [int(layer) for layer in rule[7:].split(",")]
+    return named.get(rule) or [int(layer) for layer in rule.split(":")[1].split(",")]
 
 
 def splits(spec: dict[str, Any], unit: int, R: int) -> tuple[str | None, list[str]]:
     n = spec["validation_every"]
-    if "validation_split" not in spec:
+    if spec["validation_split"] == "units":
         whole = "train" if unit % n else "validation"
         return whole, [whole] * R
     check(spec["validation_split"] == "rows", "validation_split")
@@ -154,11 +264,15 @@ def rows(root: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
     spec, cache_id = manifest["spec"], manifest["cache_id"]
     canonical = json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()
     check(manifest["complete"] and hashlib.sha256(canonical).hexdigest() == cache_id, "manifest")
-    table = np.frombuffer(read(root / "ranks.bin", spec["targets"]["ranks_sha256"]), "<i4")
+    table = np.frombuffer(read(root / "ranks.bin", spec["ranks_sha256"]), "<i4")
     check((np.sort(table) == range(spec["teacher"]["vocab_size"])).all(), "ranks.bin")
     if spec["sketch"]["kind"] == "pca":
         W = np.frombuffer(read(root / "projection.bin", spec["sketch"]["projection_sha256"]), "<f4")
         check(W.size == spec["teacher"]["hidden_size"] * spec["sketch"]["dim"], "projection.bin")
+    code = None
+    if "hidden" in spec["targets"]:
+        data = read(root / "transform.bin", spec["targets"]["hidden"]["transform_sha256"])
+        code = transform(data, spec)
     for shard in manifest["shards"]:
         file = f"shards/{shard['unit']:05d}-{shard['sha256'][:16]}.arrow"
         split, of_rows = splits(spec, shard["unit"], shard["num_rows"])
@@ -171,4 +285,4 @@ def rows(root: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
         whose = {b"cache_id": cache_id.encode(), b"unit": b"%d" % shard["unit"]}
         check(whose.items() <= stream.schema.metadata.items(), f"{file}: of another cache")
         for split_of_row, cells in zip(of_rows, stream.read_all().to_pylist(), strict=True):
-            yield split_of_row, shard["unit"], decode(cells, spec, table)
+            yield split_of_row, shard["unit"], decode(cells, spec, table, code)

@@ -18,17 +18,20 @@ from tests.support.sample_cache import (
     ROWS_OF_UNIT,
     drawn_targets,
     fill,
-    sample_projection,
-    sample_ranks,
+    hidden_targets,
+    sample_shared,
     sample_spec,
     sampled_targets,
+    top_k_hidden_targets,
 )
 
 TARGETS = {
     "top_k": sample_spec().targets,
     "sampled": sampled_targets(),
-    "sampled hot": sampled_targets(inverse_temperatures=(0.75,)),
+    "sampled hot": sampled_targets(inverse_temperature=0.75),
     "top_k+sampled": drawn_targets(),
+    "hidden": hidden_targets(),
+    "top_k+hidden": top_k_hidden_targets(),
 }
 TEMPERATURES = {"sampled": (1.0, 1.0), "sampled hot": (4 / 3, 4 / 3)}
 """The only ones allowed, start and end, where not all are."""
@@ -38,13 +41,14 @@ def write_cache(path: Path, targets: TargetSpec, sketch: SketchSpec | None = Non
     """A finished cache with an embedding, opened."""
     sketch = sketch or sample_spec().sketch
     spec = sample_spec(targets=targets, sketch=sketch)
-    writer = CacheWriter.create_or_open(path, spec, sample_ranks(), sample_projection(spec))
-    writer.write_attachments(_write_embedding)
+    writer = CacheWriter.create_or_open(path, spec, sample_shared(spec))
+    writer.write_attachments(write_embedding)
     fill(writer, sorted(ROWS_OF_UNIT))
     writer.publish_manifest(num_tokens_requested=120, complete=True)
     return cache_format.open(path)
 
 
-def _write_embedding(directory: Path) -> None:
+def write_embedding(directory: Path) -> None:
+    """The file of the teacher that a student begins from."""
     embedding = torch.randn(48, 16, generator=torch.Generator().manual_seed(0)) * 0.3
     save_file({"embedding": embedding}, directory / "embedding.safetensors")

@@ -1,23 +1,25 @@
-"""What kinds of target that keep ids of each position share: four columns, and what they sum to.
+"""What kinds of target that keep ids of each position share: their columns, and what they sum to.
 
-``num_kept`` and ``kept`` hold the ids and their levels, ``tail_log_mass`` what the others weigh,
-``next_logprob`` the teacher's log-probability of the label, as it differs from what the kept
-entries tell of it. In: a row's arrays. Out: the bytes of these columns, or the reverse.
+``num_kept`` and ``kept`` hold the ids and their levels, ``next_logprob`` the teacher's
+log-probability of the label, as it differs from what the kept entries tell of it, and
+``tail_log_mass`` what the other ids weigh. In: a row's arrays. Out: the bytes of these columns, or
+the reverse.
 
 Shapes: T positions, N kept entries of all positions together, n nodes.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache_format.codec import columns
+from cache_format.codec.columns import named
 from cache_format.codec.entries import Entries, decode_entries, encode_entries, sort_entries
 from cache_format.codec.quantizer import to_levels
 from cache_format.codec.row import (
+    KeptIds,
     PackedTokens,
     Row,
     check_gaps,
@@ -28,12 +30,9 @@ from cache_format.codec.row import (
 from cache_format.codec.targets.kind import Cells, TargetSums
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.targets import TargetSpec
-from cache_format.metadata.vocabulary_ranks import RankTable
-
-COLUMNS: tuple[str, ...] = ("num_kept", "kept", "tail_log_mass", "next_logprob")
+from cache_format.tables.vocabulary_ranks import RankTable
 
 _Doubles = NDArray[np.float64]
-_T = TypeVar("_T")
 
 
 class Kept(NamedTuple):
@@ -50,107 +49,114 @@ class Kept(NamedTuple):
 class Found(NamedTuple):
     """What the columns of a row hold of its kept ids, before levels become log-probabilities."""
 
-    num_kept: NDArray[np.uint16]
+    num_ids: NDArray[np.uint16]
     """[T]"""
     entries: Entries
     """[N]"""
-    tail: _Doubles
-    """[T, n], log-masses less s·(log Z − z_max)."""
     tokens: PackedTokens
-
-    @property
-    def scored(self) -> NDArray[np.bool_]:
-        """[T]"""
-        return self.tokens.scored()
-
-    @property
-    def has_tail(self) -> NDArray[np.bool_]:
-        """[T], whether the position is scored and leaves ids out."""
-        return self.scored & ~np.isneginf(self.tail[:, -1])
+    scored: NDArray[np.bool_]
+    """[T]"""
 
 
-def from_logits(row: Row, scored: NDArray[np.bool_], targets: TargetSpec, ranks: RankTable) -> Kept:
-    """Kept ids whose levels are those of their probabilities; raises ValueError on a bad row."""
-    num_kept, position = check_kept_ids(row, scored, ranks)
-    named("gaps", lambda: check_gaps(row.gaps, num_kept, position))
-    gaps = row.gaps.astype(np.float64)
-    log_z = np.zeros(len(num_kept))
+def from_logits(
+    ids: KeptIds, scored: NDArray[np.bool_], targets: TargetSpec, ranks: RankTable
+) -> Kept:
+    """Kept ids whose levels are those of their probabilities; raises ValueError on bad ids."""
+    num_ids, position = check_kept_ids(ids, scored, ranks)
+    named("gaps", lambda: check_gaps(ids.gaps, num_ids, position))
+    gaps = ids.gaps.astype(np.float64)
+    log_z = np.zeros(len(num_ids))
     if scored.any():
-        starts = (np.cumsum(num_kept) - num_kept)[scored]
+        starts = (np.cumsum(num_ids) - num_ids)[scored]
         kept_log_mass = np.log(np.add.reduceat(np.exp(-gaps), starts))
-        tail = row.tail_log_mass[scored, -1].astype(np.float64)
+        tail = ids.tail_log_mass[scored, -1].astype(np.float64)
         log_z[scored] = np.logaddexp(kept_log_mass, tail)
-    levels = to_levels(-gaps - log_z[position], targets.num_levels)
-    return Kept(to_entries(row, levels, ranks), log_z, scored)
+    levels = to_levels(-gaps - log_z[position], targets.logits.num_levels)
+    return Kept(to_entries(ids, levels, ranks), log_z, scored)
 
 
 def check_kept_ids(
-    row: Row, scored: NDArray[np.bool_], ranks: RankTable
+    ids: KeptIds, scored: NDArray[np.bool_], ranks: RankTable
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many ids each position keeps, [T], and the position of each, [N].
 
     Raises ValueError where there are none at a scored position, some at another, or no ids.
     """
-    check_num_kept(row.num_kept, scored)
-    named("tail_log_mass", lambda: check_tail(row.tail_log_mass, scored))
-    num_kept = row.num_kept.astype(np.int64)
-    position = np.repeat(np.arange(len(num_kept)), num_kept)
+    check_num_kept(ids.num_ids, scored)
+    named("tail_log_mass", lambda: check_tail(ids.tail_log_mass, scored))
+    num_ids = ids.num_ids.astype(np.int64)
+    position = np.repeat(np.arange(len(num_ids)), num_ids)
     vocab_size = len(ranks.ids_by_rank)
-    named("kept_ids", lambda: columns.require_ids(row.kept_ids, vocab_size, position))
-    named("kept_ids", lambda: refuse_repeated(row.kept_ids, position, "is kept twice"))
-    return num_kept, position
+    named("kept_ids", lambda: columns.require_ids(ids.ids, vocab_size, position))
+    named("kept_ids", lambda: refuse_repeated(ids.ids, position, "is kept twice"))
+    return num_ids, position
 
 
-def to_entries(row: Row, levels: NDArray[np.int64], ranks: RankTable) -> Entries:
+def to_entries(ids: KeptIds, levels: NDArray[np.int64], ranks: RankTable) -> Entries:
     """Kept ids at these levels, [N], in the order in which they are stored."""
-    entries = Entries(levels, ranks.ranks_by_id[row.kept_ids].astype(np.int64))
-    return sort_entries(entries, row.num_kept.astype(np.int64))
+    entries = Entries(levels, ranks.ranks_by_id[ids.ids].astype(np.int64))
+    return sort_entries(entries, ids.num_ids.astype(np.int64))
 
 
 def encode(
-    row: Row, kept: Kept, logprobs_of_levels: _Doubles, spec: CacheSpec, ranks: RankTable
+    row: Row,
+    kept: Kept,
+    logprobs_of_levels: _Doubles,
+    most_ids: int,
+    spec: CacheSpec,
+    ranks: RankTable,
 ) -> dict[str, bytes]:
-    """The cells of ``COLUMNS``; ``logprobs_of_levels``, [num_levels + 1], is what a reader takes
-    levels for."""
-    num_kept, step = row.num_kept.astype(np.int64), spec.targets.log_step
+    """The cells of ``num_kept``, ``kept`` and ``next_logprob``.
+
+    ``logprobs_of_levels``, [num_levels + 1], is what a reader takes levels for; a position keeps
+    ``most_ids`` at most.
+    """
+    ids, step = row.kept, spec.targets.log_step
+    num_ids = ids.num_ids.astype(np.int64)
     logprobs = logprobs_of_levels[kept.entries.levels]
-    kept_ids = ranks.ids_by_rank[kept.entries.ranks]
-    expected = _labels_logprob(row.token_ids[1:], kept_ids, logprobs, num_kept)
-    tail = np.where(kept.scored[:, None], row.tail_log_mass, 0.0)
-    tail -= kept.log_z[:, None] * np.array(spec.targets.inverse_temperatures)
-    next_logprob = np.where(kept.scored, row.next_logprob, np.float32(0))
+    stored_ids = ranks.ids_by_rank[kept.entries.ranks]
+    expected = _labels_logprob(row.token_ids[1:], stored_ids, logprobs, num_ids)
+    next_logprob = np.where(kept.scored, ids.next_logprob, np.float32(0))
     return {
-        "num_kept": named(
-            "num_kept", lambda: columns.encode_num_kept(row.num_kept, spec.targets.top_k)
-        ),
-        "kept": encode_entries(kept.entries, num_kept, spec.teacher.vocab_size),
-        "tail_log_mass": named("tail_log_mass", lambda: columns.encode_tail(tail, step)),
+        "num_kept": named("num_kept", lambda: columns.encode_num_kept(ids.num_ids, most_ids)),
+        "kept": encode_entries(kept.entries, num_ids, spec.teacher.vocab_size),
         "next_logprob": named(
             "next_logprob", lambda: columns.encode_next_logprob(next_logprob, expected, step)
         ),
     }
 
 
-def decode(cells: Cells, tokens: PackedTokens, spec: CacheSpec) -> Found:
-    """What the cells hold; raises ValueError that names the column."""
-    num_positions, targets = spec.sequence_length, spec.targets
-    num_kept = named(
+def encode_tail(ids: KeptIds, kept: Kept, targets: TargetSpec) -> bytes:
+    """The cell of ``tail_log_mass``."""
+    tail = np.where(kept.scored[:, None], ids.tail_log_mass, 0.0)
+    tail -= kept.log_z[:, None] * np.array(targets.logits.inverse_temperatures)
+    return named("tail_log_mass", lambda: columns.encode_tail(tail, targets.log_step))
+
+
+def decode(cells: Cells, tokens: PackedTokens, most_ids: int, spec: CacheSpec) -> Found:
+    """What ``num_kept`` and ``kept`` hold; raises ValueError that names the column."""
+    num_ids = named(
         "num_kept",
-        lambda: columns.decode_num_kept(cells["num_kept"], num_positions, targets.top_k),
+        lambda: columns.decode_num_kept(cells["num_kept"], spec.sequence_length, most_ids),
     )
     scored = tokens.scored()
-    if not np.array_equal(num_kept > 0, scored):
-        raise ValueError("num_kept: expected ids exactly where document_starts leaves a label")
-    counts = num_kept.astype(np.int64)
+    if not np.array_equal(num_ids > 0, scored):
+        raise ValueError("num_kept: expected ids exactly where a position is scored")
+    counts = num_ids.astype(np.int64)
     entries = named("kept", lambda: decode_entries(cells["kept"], counts, spec.teacher.vocab_size))
-    num_nodes = len(targets.inverse_temperatures)
-    tail = named(
+    return Found(num_ids, entries, tokens, scored)
+
+
+def decode_tail(cells: Cells, spec: CacheSpec) -> _Doubles:
+    """Log-masses less s·(log Z − z_max), [T, n], as ``tail_log_mass`` holds them."""
+    num_positions, targets = spec.sequence_length, spec.targets
+    num_nodes = len(targets.logits.inverse_temperatures)
+    return named(
         "tail_log_mass",
         lambda: columns.decode_tail(
             cells["tail_log_mass"], num_positions, num_nodes, targets.log_step
         ),
     )
-    return Found(num_kept, entries, tail, tokens)
 
 
 def look_up(found: Found, logprobs_of_levels: _Doubles) -> _Doubles:
@@ -162,66 +168,93 @@ def look_up(found: Found, logprobs_of_levels: _Doubles) -> _Doubles:
     return logprobs
 
 
-def to_row(
-    found: Found, logprobs: _Doubles, cells: Cells, spec: CacheSpec, ranks: RankTable
-) -> Row:
-    """The row of kept ids with these log-probabilities, [N]; raises ValueError naming a column."""
-    kept, scored, tail = found.num_kept.astype(np.int64), found.scored, found.tail.copy()
-    tokens = found.tokens
-    kept_ids = ranks.ids_by_rank[found.entries.ranks]
-    first = (np.cumsum(kept) - kept)[scored]
-    tail[scored] -= logprobs[first, None] * np.array(spec.targets.inverse_temperatures)
-    tail[~scored] = 0.0
-    expected = _labels_logprob(tokens.token_ids[1:], kept_ids, logprobs, kept)
+def to_kept_ids(
+    found: Found,
+    logprobs: _Doubles,
+    tail: _Doubles,
+    cells: Cells,
+    spec: CacheSpec,
+    ranks: RankTable,
+) -> KeptIds:
+    """Kept ids with these log-probabilities, [N], and the log-masses of the others, [T, n], less
+    s·(log Z − z_max); raises ValueError naming a column."""
+    num_ids, scored = found.num_ids.astype(np.int64), found.scored
+    ids = ranks.ids_by_rank[found.entries.ranks]
+    first = (np.cumsum(num_ids) - num_ids)[scored]
+    relative = tail.copy()
+    if spec.targets.kept is not None:
+        nodes = np.array(spec.targets.kept.inverse_temperatures)
+        relative[scored] -= logprobs[first, None] * nodes
+    relative[~scored] = 0.0
+    expected = _labels_logprob(found.tokens.token_ids[1:], ids, logprobs, num_ids)
     step = spec.targets.log_step
-    return Row(
-        token_ids=tokens.token_ids,
-        document_starts=tokens.document_starts,
-        num_kept=found.num_kept,
-        kept_ids=kept_ids,
-        gaps=(np.repeat(logprobs[first], kept[scored]) - logprobs).astype(np.float32),
-        tail_log_mass=tail.astype(np.float32),
+    return KeptIds(
+        num_ids=found.num_ids,
+        ids=ids,
+        gaps=(np.repeat(logprobs[first], num_ids[scored]) - logprobs).astype(np.float32),
+        tail_log_mass=relative.astype(np.float32),
         next_logprob=named(
             "next_logprob",
             lambda: columns.decode_next_logprob(cells["next_logprob"], expected, step),
         ),
-        sketch=None,
     )
+
+
+def to_row(tokens: PackedTokens, kept_ids: KeptIds) -> Row:
+    """The row of these tokens and ids, without a sketch."""
+    return Row(
+        token_ids=tokens.token_ids,
+        document_starts=tokens.document_starts,
+        is_context=tokens.is_context,
+        kept_ids=kept_ids,
+    )
+
+
+def bounds_of_sums(most_ids: int) -> dict[str, tuple[float, float]]:
+    """See ``TargetKind.bounds_of_sums``; of positions that keep ``most_ids`` at most."""
+    return {
+        "num_kept": (1, most_ids),
+        "kept_mass": (0, 1),
+        "next_logprob": (columns.MIN_LOGPROB, 0),
+    }
 
 
 def sums(row: Row, scored: NDArray[np.bool_]) -> TargetSums:
     """See ``TargetKind.sums``."""
-    return TargetSums(int(row.num_kept.sum(dtype=np.int64)), _kept_mass(row, scored), None)
+    ids = row.kept
+    return {
+        "num_kept": float(ids.num_ids.sum(dtype=np.int64)),
+        "kept_mass": _kept_mass(ids, scored),
+        "next_logprob": math.fsum(ids.next_logprob[scored].tolist()),
+    }
 
 
 def figures(sums: TargetSums, num_scored: int) -> dict[str, float]:
     """See ``TargetKind.figures``."""
     return {
-        "mean_kept_mass": sums.kept_mass / num_scored,
-        "mean_num_kept": sums.num_kept / num_scored,
+        "loss": -sums["next_logprob"] / num_scored,
+        "mean_kept_mass": sums["kept_mass"] / num_scored,
+        "mean_num_kept": sums["num_kept"] / num_scored,
     }
-
-
-def title(spec: TargetSpec) -> str:
-    """See ``TargetKind.title``."""
-    return f"{spec.kind}, {spec.top_k} ids"
 
 
 def preview(row: Row, most: int) -> list[dict[str, Any]]:
     """See ``TargetKind.preview``. Probabilities are those at the last node, mostly T = 1."""
-    ends = np.cumsum(row.num_kept, dtype=np.int64)
+    ids = row.kept
+    ends = np.cumsum(ids.num_ids, dtype=np.int64)
     positions = []
     for t, end in enumerate(ends.tolist()):
-        kept = slice(end - int(row.num_kept[t]), end)
-        weights = np.exp(-row.gaps[kept].astype(np.float64))
-        tail = math.exp(row.tail_log_mass[t, -1])
+        kept = slice(end - int(ids.num_ids[t]), end)
+        weights = np.exp(-ids.gaps[kept].astype(np.float64))
+        tail = math.exp(ids.tail_log_mass[t, -1])
         total = weights.sum() + tail
         # At positions that are not scored, whose tail is 0, the total is 1.
         probabilities = (weights / total).tolist()
-        top = list(zip(row.kept_ids[kept].tolist(), probabilities, strict=True))[:most]
+        top = list(zip(ids.ids[kept].tolist(), probabilities, strict=True))[:most]
         positions.append(
             {
-                "num_kept": int(row.num_kept[t]),
+                "p_next": math.exp(ids.next_logprob[t]),
+                "num_kept": int(ids.num_ids[t]),
                 "tail_mass": float(tail / total),
                 "kept": [{"id": token_id, "p": p} for token_id, p in top],
             }
@@ -229,21 +262,13 @@ def preview(row: Row, most: int) -> list[dict[str, Any]]:
     return positions
 
 
-def named(column: str, action: Callable[[], _T]) -> _T:
-    """What ``action`` gives; its ValueError is raised with the column's name before it."""
-    try:
-        return action()
-    except ValueError as error:
-        raise ValueError(f"{column}: {error}") from error
-
-
-def _kept_mass(row: Row, scored: NDArray[np.bool_]) -> float:
+def _kept_mass(ids: KeptIds, scored: NDArray[np.bool_]) -> float:
     """Σ over scored positions of the kept ids' share of the mass, at T = 1 or that of samples."""
     if not scored.any():
         return 0.0
-    starts = np.cumsum(row.num_kept, dtype=np.int64) - row.num_kept
-    kept = np.add.reduceat(np.exp(-row.gaps.astype(np.float64)), starts[scored])
-    tail = np.exp(row.tail_log_mass[scored, -1].astype(np.float64))
+    starts = np.cumsum(ids.num_ids, dtype=np.int64) - ids.num_ids
+    kept = np.add.reduceat(np.exp(-ids.gaps.astype(np.float64)), starts[scored])
+    tail = np.exp(ids.tail_log_mass[scored, -1].astype(np.float64))
     return math.fsum((kept / (kept + tail)).tolist())
 
 

@@ -4,8 +4,8 @@ Shapes: T positions.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,61 +14,63 @@ from cache_format.codec.plain_columns import PlainColumn
 from cache_format.codec.row import PackedTokens, Row
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.targets import TargetSpec
-from cache_format.metadata.vocabulary_ranks import RankTable
+from cache_format.tables.shared_files import SharedFiles
 
 Cells = Mapping[str, bytes | memoryview]
 """Bytes of a row by column."""
 
 
-class TargetSums(NamedTuple):
-    """Sums over the scored positions of a row or a shard, as receipts hold them."""
-
-    num_kept: int
-    """Kept ids."""
-    kept_mass: float
-    """Their share of the mass."""
-    num_drawn: int | None
-    """Distinct ids drawn from the tail; None where the kind draws none."""
+TargetSums = Mapping[str, float]
+"""Sums over the scored positions of a row or a shard, by name, as receipts hold them."""
 
 
-def total_sums(sums: Sequence[TargetSums], no_sums: TargetSums) -> TargetSums:
-    """Those of all rows together; ``no_sums`` are those of the kind where there are no rows."""
-    num_drawn = [one.num_drawn for one in sums if one.num_drawn is not None]
-    return TargetSums(
-        num_kept=sum(one.num_kept for one in sums),
-        kept_mass=math.fsum(one.kept_mass for one in sums),
-        num_drawn=None if no_sums.num_drawn is None else sum(num_drawn),
-    )
+def total_sums(sums: Iterable[TargetSums], names: Iterable[str]) -> dict[str, float]:
+    """Those of all rows or shards together; what a faulty receipt lacks is NaN, what no float can
+    hold infinite."""
+    every = list(sums)
+    return {name: _sum([one.get(name, math.nan) for one in every]) for name in names}
+
+
+def _sum(values: list[float]) -> float:
+    try:
+        return math.fsum(values)
+    except OverflowError:
+        return sum(values)
 
 
 class TargetKind(Protocol):
     """One kind of target."""
 
-    ROW_FIELDS: tuple[str, ...]
-    """Fields of ``Row`` that this kind has and that are None where a kind has them not."""
     COLUMNS: tuple[str, ...]
     """Binary columns of a shard, in their order."""
-    NO_SUMS: TargetSums
-    """The sums of no rows."""
     PLAIN_COLUMNS: tuple[PlainColumn, ...]
     """The targets as lists of numbers, for other programs."""
 
     def encode(
-        self, row: Row, scored: NDArray[np.bool_], spec: CacheSpec, ranks: RankTable
+        self, row: Row, scored: NDArray[np.bool_], spec: CacheSpec, shared: SharedFiles
     ) -> dict[str, bytes]:
         """The cells of ``COLUMNS``; ``scored`` is [T].
 
         Raises ValueError that names column and position where the row breaks a rule.
         """
 
-    def decode(self, cells: Cells, tokens: PackedTokens, spec: CacheSpec, ranks: RankTable) -> Row:
+    def decode(
+        self, cells: Cells, tokens: PackedTokens, spec: CacheSpec, shared: SharedFiles
+    ) -> Row:
         """The row with these cells, without a sketch; raises ValueError that names the column."""
+
+    def bounds_of_sums(self, spec: TargetSpec) -> Mapping[str, tuple[float, float]]:
+        """What a receipt sums up, and the least and most that a scored position adds.
+
+        ``next_logprob`` is that of the labels, where it is known.
+        """
 
     def sums(self, row: Row, scored: NDArray[np.bool_]) -> TargetSums:
         """What a receipt tells of a row's targets; ``scored`` is [T]."""
 
     def figures(self, sums: TargetSums, num_scored: int) -> dict[str, float]:
-        """Means over ``num_scored`` ≥ 1 positions, by the names of their figures."""
+        """Means over ``num_scored`` ≥ 1 positions, by the names of their figures; ``loss`` is the
+        teacher's cross-entropy, if it is known."""
 
     def title(self, spec: TargetSpec) -> str:
         """The targets in a few words, from the spec alone."""

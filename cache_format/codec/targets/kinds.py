@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from cache_format.codec.targets import sampled, top_k, top_k_sampled
+from cache_format.codec.targets import hidden, sampled, top_k, top_k_hidden, top_k_sampled
 from cache_format.codec.targets.kind import TargetKind
 from cache_format.metadata.spec import CacheSpec
 
@@ -10,6 +10,8 @@ TARGET_KINDS: Mapping[str, TargetKind] = {
     "top_k": top_k,
     "sampled": sampled,
     "top_k+sampled": top_k_sampled,
+    "hidden": hidden,
+    "top_k+hidden": top_k_hidden,
 }
 
 

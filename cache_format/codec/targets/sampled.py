@@ -13,85 +13,93 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_format.codec import columns
+from cache_format.codec.columns import named
 from cache_format.codec.plain_columns import COUNTS, KEPT_COLUMNS
-from cache_format.codec.row import PackedTokens, Row
+from cache_format.codec.row import KeptIds, PackedTokens, Row, check_kept_shapes
 from cache_format.codec.targets import kept_ids
-from cache_format.codec.targets.kept_ids import Found, named
-from cache_format.codec.targets.kind import Cells, TargetSums
+from cache_format.codec.targets.kept_ids import Found
+from cache_format.codec.targets.kind import Cells
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.targets import TargetSpec
-from cache_format.metadata.vocabulary_ranks import RankTable
+from cache_format.tables.shared_files import SharedFiles
 
-ROW_FIELDS: tuple[str, ...] = ("counts",)
-COLUMNS = kept_ids.COLUMNS
-NO_SUMS = TargetSums(0, 0.0, None)
+COLUMNS: tuple[str, ...] = ("num_kept", "kept", "next_logprob")
 PLAIN_COLUMNS = (*KEPT_COLUMNS, COUNTS)
 sums = kept_ids.sums
 figures = kept_ids.figures
-title = kept_ids.title
 preview = kept_ids.preview
 
 
 def encode(
-    row: Row, scored: NDArray[np.bool_], spec: CacheSpec, ranks: RankTable
+    row: Row, scored: NDArray[np.bool_], spec: CacheSpec, shared: SharedFiles
 ) -> dict[str, bytes]:
     """See ``TargetKind.encode``."""
-    num_samples = spec.targets.num_levels
-    num_kept, position = kept_ids.check_kept_ids(row, scored, ranks)
-    if not np.isneginf(row.tail_log_mass[scored, -1]).all():
+    ids, num_draws, ranks = row.kept, spec.targets.sampling.num_draws, shared.ranks
+    check_kept_shapes(ids, spec, has_counts=True, has_draws=False)
+    num_ids, position = kept_ids.check_kept_ids(ids, scored, ranks)
+    if not np.isneginf(ids.tail_log_mass[scored, -1]).all():
         raise ValueError("tail_log_mass: samples have no tail, expected −inf")
-    levels = named("counts", lambda: _levels_of_counts(row, num_kept, position, num_samples))
-    log_z = np.zeros(len(num_kept))
-    kept = kept_ids.Kept(kept_ids.to_entries(row, levels, ranks), log_z, scored)
-    return kept_ids.encode(row, kept, _logprobs_of_levels(num_samples), spec, ranks)
+    levels = named("counts", lambda: _levels_of_counts(ids, num_ids, position, num_draws))
+    log_z = np.zeros(len(num_ids))
+    kept = kept_ids.Kept(kept_ids.to_entries(ids, levels, ranks), log_z, scored)
+    return kept_ids.encode(row, kept, _logprobs_of_levels(num_draws), num_draws, spec, ranks)
 
 
-def decode(cells: Cells, tokens: PackedTokens, spec: CacheSpec, ranks: RankTable) -> Row:
+def decode(cells: Cells, tokens: PackedTokens, spec: CacheSpec, shared: SharedFiles) -> Row:
     """See ``TargetKind.decode``."""
-    num_samples = spec.targets.num_levels
-    found = kept_ids.decode(cells, tokens, spec)
+    num_draws = spec.targets.sampling.num_draws
+    found = kept_ids.decode(cells, tokens, num_draws, spec)
     # Up to a count of 1: the level of a count of 0 stands for labels that were not drawn.
-    logprobs = kept_ids.look_up(found, _logprobs_of_levels(num_samples)[:-1])
-    counts = num_samples - found.entries.levels
-    named("kept", lambda: _require_sums(counts, found, num_samples))
-    if found.has_tail.any():
-        raise ValueError("tail_log_mass: expected none: samples have no tail")
-    row = kept_ids.to_row(found, logprobs, cells, spec, ranks)
-    return replace(row, counts=counts.astype(np.uint16))
+    logprobs = kept_ids.look_up(found, _logprobs_of_levels(num_draws)[:-1])
+    counts = num_draws - found.entries.levels
+    named("kept", lambda: _require_sums(counts, found, num_draws))
+    no_tail = np.full((len(found.num_ids), 1), -np.inf)
+    kept = kept_ids.to_kept_ids(found, logprobs, no_tail, cells, spec, shared.ranks)
+    return kept_ids.to_row(tokens, replace(kept, counts=counts.astype(np.uint16)))
+
+
+def bounds_of_sums(spec: TargetSpec) -> dict[str, tuple[float, float]]:
+    """See ``TargetKind.bounds_of_sums``."""
+    return kept_ids.bounds_of_sums(spec.sampling.num_draws)
+
+
+def title(spec: TargetSpec) -> str:
+    """See ``TargetKind.title``."""
+    return f"{spec.kind}, {spec.sampling.num_draws} draws"
 
 
 def describe(spec: TargetSpec, figures: Mapping[str, float]) -> str:
     """See ``TargetKind.describe``."""
     return (
-        f"{figures['mean_num_kept']:.1f} ids per position, from {spec.num_levels} draws at "
-        f"temperature {1 / spec.inverse_temperatures[0]:g}"
+        f"{figures['mean_num_kept']:.1f} ids per position, from {spec.sampling.num_draws} draws at "
+        f"temperature {1 / spec.sampling.inverse_temperature:g}"
     )
 
 
-def _logprobs_of_levels(num_samples: int) -> NDArray[np.float64]:
-    """The log-probability that each level stands for, [num_samples + 1]; of the last, a quarter of
+def _logprobs_of_levels(num_draws: int) -> NDArray[np.float64]:
+    """The log-probability that each level stands for, [num_draws + 1]; of the last, a quarter of
     a draw."""
-    counts = np.arange(num_samples, -1, -1)
-    return np.log(np.maximum(counts, 0.25) / num_samples)
+    counts = np.arange(num_draws, -1, -1)
+    return np.log(np.maximum(counts, 0.25) / num_draws)
 
 
 def _levels_of_counts(
-    row: Row, num_kept: NDArray[np.int64], position: NDArray[np.int64], num_samples: int
+    ids: KeptIds, num_ids: NDArray[np.int64], position: NDArray[np.int64], num_draws: int
 ) -> NDArray[np.int64]:
     """The level of each entry, [N]; raises ValueError where counts do not add up."""
-    assert row.counts is not None
-    counts = row.counts.astype(np.int64)
+    assert ids.counts is not None
+    counts = ids.counts.astype(np.int64)
     columns.require_all(counts >= 1, counts, "a count of 1 or more", position)
-    sums = np.bincount(position, counts, len(num_kept)).astype(np.int64)
-    columns.require_all((sums == num_samples) | (num_kept == 0), sums, f"{num_samples} draws")
-    levels: NDArray[np.int64] = num_samples - counts
+    sums = np.bincount(position, counts, len(num_ids)).astype(np.int64)
+    columns.require_all((sums == num_draws) | (num_ids == 0), sums, f"{num_draws} draws")
+    levels: NDArray[np.int64] = num_draws - counts
     return levels
 
 
-def _require_sums(counts: NDArray[np.int64], found: Found, num_samples: int) -> None:
+def _require_sums(counts: NDArray[np.int64], found: Found, num_draws: int) -> None:
     if not len(counts):
         return
-    kept = found.num_kept.astype(np.int64)
+    kept = found.num_ids.astype(np.int64)
     starts = (np.cumsum(kept) - kept)[kept > 0]
-    if (np.add.reduceat(counts, starts) != num_samples).any():
-        raise ValueError(f"expected {num_samples} draws at every position")
+    if (np.add.reduceat(counts, starts) != num_draws).any():
+        raise ValueError(f"expected {num_draws} draws at every position")

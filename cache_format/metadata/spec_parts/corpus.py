@@ -25,9 +25,6 @@ class CorpusSpec:
     """What a document that is not text does."""
     documents_per_unit: int
     """Documents in one unit, hence in one shard."""
-    special_tokens: str | None = None
-    """``text``: special tokens written out in a document are tokenized like any other text. None
-    in a cache of before version 1.2, where each became its control id."""
     text_documents: str | None = None
     """What a document is in plain text: ``paragraph`` or ``file``; None where it is a line, and for
     other kinds of file."""
@@ -35,12 +32,6 @@ class CorpusSpec:
     def __post_init__(self) -> None:
         require(
             self.documents_per_unit >= 1, "documents_per_unit", self.documents_per_unit, "1 or more"
-        )
-        require(
-            self.special_tokens in (None, "text"),
-            "special_tokens",
-            self.special_tokens,
-            "'text', or left out",
         )
         require(
             self.text_documents in (None, "paragraph", "file"),

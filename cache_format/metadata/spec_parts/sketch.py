@@ -11,7 +11,7 @@ _SKETCH_KINDS = ("rademacher", "pca", "none")
 _SKETCH_DTYPES = ("int8", "float16", "float32")
 _LAYER = "[1-9][0-9]{0,8}"
 _HIDDEN_STATES = re.compile(
-    f"mean_over_layers|last|layers:{_LAYER}(,{_LAYER})*|random_layers:{_LAYER}"
+    f"mean_over_layers|last|(layers|each):{_LAYER}(,{_LAYER})*|random_layers:{_LAYER}"
 )
 
 
@@ -24,9 +24,10 @@ class SketchSpec:
     states at all."""
     hidden_states: str = "mean_over_layers"
     """Which of the teacher's hidden states are projected, see ``random_projection.chosen_layers``:
-    ``mean_over_layers``, ``last``, ``layers:4,12`` (the mean of these) or ``random_layers:2``."""
+    ``mean_over_layers``, ``last``, ``layers:4,12`` (the mean of these), ``each:4,12`` (each of
+    these by itself) or ``random_layers:2`` (the mean of two)."""
     dim: int
-    """Numbers per position; 0 when there is no sketch."""
+    """d, numbers per position and projected state; 0 when there is no sketch."""
     dtype: Literal["int8", "float16", "float32"] = "int8"
     """How they are stored; int8 with a scale for each position."""
     projection_sha256: str | None = None
@@ -44,7 +45,7 @@ class SketchSpec:
             and all(low < high for low, high in pairwise(self.named_layers)),
             "hidden_states",
             self.hidden_states,
-            "mean_over_layers, last, layers:4,12 (rising, from 1) or random_layers:2",
+            "mean_over_layers, last, layers:4,12 or each:4,12 (rising, from 1), or random_layers:2",
         )
         found = self.projection_sha256
         if self.kind == "pca":
@@ -64,7 +65,6 @@ class SketchSpec:
         return tuple(map(int, numbers.split(","))) if numbers else ()
 
     @property
-    def format_version(self) -> str:
-        """The lowest version of the format that knows all that this says."""
-        is_first = self.kind != "pca" and self.hidden_states == "mean_over_layers"
-        return "1.0" if is_first else "1.1"
+    def num_states(self) -> int:
+        """L: the projected states of a position."""
+        return len(self.named_layers) if self.hidden_states.startswith("each:") else 1

@@ -1,52 +1,154 @@
-"""What a cache keeps of the teacher's distribution, and what each kind of target asks of that.
+"""What a cache keeps of the teacher's distribution.
 
-A kind is added here with the fields that it needs, and with its rule in ``_RULES``.
+A kind of target is made of parts: the largest logits, ids drawn at random. A new kind is added to
+``Kind`` and, with the parts that it has, to ``_PARTS``; a new part is a dataclass and a field of
+``TargetSpec``.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 from cache_format.metadata.spec_parts.bounds import SHA256, one_of, require
 
-Kind = Literal["top_k", "sampled", "top_k+sampled"]
+Kind = Literal["top_k", "sampled", "top_k+sampled", "hidden", "top_k+hidden"]
 
+_MAX_IDS = 65_535
 _MAX_LEVELS = 255  # a level is a byte
 _MAX_DRAWS = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptLogits:
+    """The largest logits of a position, and what the others weigh."""
+
+    top_k: int
+    """The most ids kept of a position."""
+    keep_mass: float
+    """Ids are kept until they hold this share of the mass; 1 keeps top_k of them."""
+    inverse_temperatures: tuple[float, ...]
+    """Nodes s = 1/T at which the log-mass of the tail is stored: rising, the last is 1."""
+    num_levels: int = 128
+    """Steps of the fourth root of a probability between 0 and 1."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.top_k <= _MAX_IDS, "top_k", self.top_k, f"from 1 to {_MAX_IDS}")
+        require(0.0 < self.keep_mass <= 1.0, "keep_mass", self.keep_mass, "above 0, at most 1")
+        nodes = self.inverse_temperatures
+        require(
+            1 <= len(nodes) <= 8
+            and nodes[-1] == 1.0
+            and nodes[0] > 0.0
+            and all(low < high for low, high in pairwise(nodes)),
+            "inverse_temperatures",
+            nodes,
+            "1 to 8 rising numbers above 0, the last of them 1.0",
+        )
+        require(
+            2 <= self.num_levels <= _MAX_LEVELS,
+            "num_levels",
+            self.num_levels,
+            f"from 2 to {_MAX_LEVELS}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """Ids drawn with replacement, in proportion to exp(s z) (RS-KD, arXiv 2503.16870)."""
+
+    num_draws: int
+    """Draws at each position: from all ids, or from those that are not kept."""
+    inverse_temperature: float
+    """s = 1/T that they are drawn at, at most 1."""
+
+    def __post_init__(self) -> None:
+        require(
+            1 <= self.num_draws <= _MAX_DRAWS,
+            "num_draws",
+            self.num_draws,
+            f"from 1 to {_MAX_DRAWS}",
+        )
+        s = self.inverse_temperature
+        require(0.0 < s <= 1.0, "inverse_temperature", s, "above 0, at most 1")
+
+
+KL_TEMPERATURES = (1.0, 1.5, 2.0)
+"""Those that ``CodedStates.self_kl`` is at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodedStates:
+    """The teacher's last hidden state, as the coefficients of a transform rounded to a step.
+
+    From it and the teacher's head a reader rebuilds the whole distribution, at any temperature.
+    """
+
+    max_kl: float
+    """What the step was chosen for: KL(teacher ‖ decoded) in nats at T = 1, a mean over
+    positions."""
+    step: float
+    """Quantization step of a coefficient, in nats: half its square is about the KL of one step."""
+    num_components: int
+    """J: coefficients of a position; the others are always 0."""
+    num_symbols: int
+    """S: symbols that they are coded as."""
+    self_kl: tuple[float, ...]
+    """KL(teacher ‖ decoded) measured on the first unit at ``KL_TEMPERATURES``, nats."""
+    transform_sha256: str
+    """Hash of ``transform.bin``."""
+
+    def __post_init__(self) -> None:
+        require(0.0 < self.max_kl <= 10.0, "max_kl", self.max_kl, "above 0, at most 10")
+        require(0.0 < self.step <= 1e6, "step", self.step, "above 0, at most 1,000,000")
+        most = 65_535
+        require(
+            1 <= self.num_components <= most,
+            "num_components",
+            self.num_components,
+            f"from 1 to {most}",
+        )
+        require(
+            1 <= self.num_symbols <= self.num_components,
+            "num_symbols",
+            self.num_symbols,
+            f"from 1 to num_components ({self.num_components})",
+        )
+        require(
+            len(self.self_kl) == len(KL_TEMPERATURES)
+            and all(0.0 <= kl < math.inf for kl in self.self_kl),
+            "self_kl",
+            self.self_kl,
+            f"{len(KL_TEMPERATURES)} numbers of 0 or more",
+        )
+        require(
+            SHA256.fullmatch(self.transform_sha256) is not None,
+            "transform_sha256",
+            self.transform_sha256,
+            "64 hex digits",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSpec:
     """What is kept of the teacher's distribution at a position."""
 
-    kind: Kind = "top_k"
-    """The largest logits; ids drawn from the teacher with their counts (RS-KD, arXiv 2503.16870);
-    or the largest logits and ids drawn from the rest."""
-    top_k: int
-    """The most ids kept of a position."""
-    keep_mass: float
-    """Ids are kept until they hold this share of the mass; 1 keeps top_k of them."""
-    inverse_temperatures: tuple[float, ...]
-    """Nodes s = 1/T at which the log-mass of the tail is stored: rising, the last is 1. Of samples
-    the one s that they are drawn at, at most 1."""
-    num_levels: int = 128
-    """Steps of the fourth root of a probability between 0 and 1; of samples, the draws at each
-    position."""
+    kind: Kind
+    """The largest logits; ids drawn from all; the largest logits and ids drawn from the rest; the
+    hidden state that the head is applied to; or the largest logits and that state."""
+    kept: KeptLogits | None = None
+    draws: Draws | None = None
+    hidden: CodedStates | None = None
     log_step: float = 1 / 64
-    """Quantization step of tail_log_mass and next_logprob, nats; a power of two."""
-    ranks_sha256: str
-    """Hash of ``ranks.bin``, the table of ids by frequency."""
-    num_draws: int | None = None
-    """Draws from the tail at each position that has one; only of top_k+sampled."""
-    draw_inverse_temperature: float | None = None
-    """s that they are drawn at, one of the nodes: ids that are not kept, in proportion to exp(s z);
-    only of top_k+sampled."""
+    """Quantization step of log-masses and of the next token's log-probability, nats; a power of
+    two."""
 
     def __post_init__(self) -> None:
-        require(self.kind in _RULES, "kind", self.kind, one_of(tuple(_RULES)))
-        _RULES[self.kind](self)
+        require(self.kind in _PARTS, "kind", self.kind, one_of(tuple(_PARTS)))
+        for name in _ALL_PARTS:
+            is_there, is_due = getattr(self, name) is not None, name in _PARTS[self.kind]
+            allowed = f"there where kind is {self.kind!r}" if is_due else "left out"
+            require(is_there == is_due, name, "something" if is_there else None, allowed)
         step = self.log_step
         require(
             2**-10 <= step <= 1.0 and math.frexp(step)[0] == 0.5,
@@ -54,100 +156,47 @@ class TargetSpec:
             step,
             "a power of two from 1/1024 to 1",
         )
-        require(
-            SHA256.fullmatch(self.ranks_sha256) is not None,
-            "ranks_sha256",
-            self.ranks_sha256,
-            "64 hex digits",
-        )
+        if self.kept is not None and self.draws is not None:
+            require(
+                self.draws.inverse_temperature in self.kept.inverse_temperatures,
+                "draws.inverse_temperature",
+                self.draws.inverse_temperature,
+                f"one of kept.inverse_temperatures {self.kept.inverse_temperatures}",
+            )
 
     @property
-    def format_version(self) -> str:
-        """The lowest version of the format that knows all that this says."""
-        ends_at_one = self.inverse_temperatures[-1] == 1.0
-        return max(_VERSIONS[self.kind], "1.0" if ends_at_one else "1.1")
+    def inverse_temperatures(self) -> tuple[float, ...]:
+        """Nodes 1/T between which the distribution is known: those of kept logits, or else the one
+        that ids are drawn at. None where it is known at every temperature."""
+        if self.kept is not None:
+            return self.kept.inverse_temperatures
+        return () if self.draws is None else (self.draws.inverse_temperature,)
+
+    @property
+    def logits(self) -> KeptLogits:
+        """``kept``, of a kind that has it."""
+        assert self.kept is not None, self.kind
+        return self.kept
+
+    @property
+    def sampling(self) -> Draws:
+        """``draws``, of a kind that has them."""
+        assert self.draws is not None, self.kind
+        return self.draws
+
+    @property
+    def states(self) -> CodedStates:
+        """``hidden``, of a kind that has it."""
+        assert self.hidden is not None, self.kind
+        return self.hidden
 
 
-def _require_top_k(spec: TargetSpec) -> None:
-    _require_kept_ids(spec)
-    _require_nodes(spec)
-    _require_no_tail_samples(spec)
-
-
-def _require_sampled(spec: TargetSpec) -> None:
-    nodes = spec.inverse_temperatures
-    _require_kept_ids(spec)
-    require(
-        len(nodes) == 1 and 0.0 < nodes[0] <= 1.0,
-        "inverse_temperatures",
-        nodes,
-        "one number above 0, at most 1.0, where kind is 'sampled'",
-    )
-    require(spec.keep_mass == 1, "keep_mass", spec.keep_mass, "1 where kind is 'sampled'")
-    require(
-        spec.top_k <= spec.num_levels,
-        "top_k",
-        spec.top_k,
-        f"at most the draws at a position, {spec.num_levels}",
-    )
-    _require_no_tail_samples(spec)
-
-
-def _require_top_k_sampled(spec: TargetSpec) -> None:
-    _require_kept_ids(spec)
-    _require_nodes(spec)
-    require(
-        spec.num_draws is not None and 1 <= spec.num_draws <= _MAX_DRAWS,
-        "num_draws",
-        spec.num_draws,
-        f"from 1 to {_MAX_DRAWS} where kind is 'top_k+sampled'",
-    )
-    require(
-        spec.draw_inverse_temperature in spec.inverse_temperatures,
-        "draw_inverse_temperature",
-        spec.draw_inverse_temperature,
-        f"one of inverse_temperatures {spec.inverse_temperatures} where kind is 'top_k+sampled'",
-    )
-
-
-_RULES: dict[str, Callable[[TargetSpec], None]] = {
-    "top_k": _require_top_k,
-    "sampled": _require_sampled,
-    "top_k+sampled": _require_top_k_sampled,
+_ALL_PARTS = ("kept", "draws", "hidden")
+_PARTS: dict[str, tuple[str, ...]] = {
+    "top_k": ("kept",),
+    "sampled": ("draws",),
+    "top_k+sampled": ("kept", "draws"),
+    "hidden": ("hidden",),
+    "top_k+hidden": ("kept", "hidden"),
 }
-"""What a spec of each kind has to satisfy."""
-
-_VERSIONS: dict[str, str] = {"top_k": "1.0", "sampled": "1.0", "top_k+sampled": "1.1"}
-"""The version of the format that each kind came with."""
-
-
-def _require_kept_ids(spec: TargetSpec) -> None:
-    """Bounds of what every kind that keeps ids says of them."""
-    require(1 <= spec.top_k <= 65_535, "top_k", spec.top_k, "from 1 to 65535")
-    require(0.0 < spec.keep_mass <= 1.0, "keep_mass", spec.keep_mass, "above 0, at most 1")
-    require(
-        2 <= spec.num_levels <= _MAX_LEVELS,
-        "num_levels",
-        spec.num_levels,
-        f"from 2 to {_MAX_LEVELS}",
-    )
-
-
-def _require_nodes(spec: TargetSpec) -> None:
-    """Bounds of the nodes at which the log-mass of a tail is stored."""
-    nodes = spec.inverse_temperatures
-    require(
-        1 <= len(nodes) <= 8
-        and nodes[-1] == 1.0
-        and nodes[0] > 0.0
-        and all(low < high for low, high in pairwise(nodes)),
-        "inverse_temperatures",
-        nodes,
-        "1 to 8 rising numbers above 0, the last of them 1.0",
-    )
-
-
-def _require_no_tail_samples(spec: TargetSpec) -> None:
-    for name in ("num_draws", "draw_inverse_temperature"):
-        value = getattr(spec, name)
-        require(value is None, name, value, "left out unless kind is 'top_k+sampled'")
+"""The parts of each kind."""

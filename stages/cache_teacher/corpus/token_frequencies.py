@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from cache_format.metadata.vocabulary_ranks import RankTable
+from cache_format.tables.vocabulary_ranks import RankTable
 
 ENOUGH_TOKENS = 1 << 18
 """Tokens that are counted; twice as many make ids smaller by about 1 %."""

@@ -175,7 +175,6 @@ def resolve_corpus(config: CacheTeacherConfig) -> Corpus:
         text_column=config.text_column,
         on_bad_document=config.on_bad_document,
         documents_per_unit=config.documents_per_unit,
-        special_tokens="text",
         text_documents=_text_documents(config, files),
     )
     return Corpus(spec, corpus_parts(spec, files))

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import torch
 
 from cache_format.codec.row_codec import Row
-from cache_format.metadata.principal_components import Projection
 from cache_format.metadata.receipt import ShardEntry
 from cache_format.metadata.spec import CacheSpec
+from cache_format.tables.shared_files import SharedFiles
 from cache_format.threads import default_num_threads
 from cache_format.writer import CacheWriter
 from stages.cache_teacher.config import CacheTeacherConfig
@@ -54,7 +54,7 @@ class Job:
 
     config: CacheTeacherConfig
     spec: CacheSpec
-    projection: Projection | None
+    shared: SharedFiles
     teacher: LazyTeacher
     reference_shard: ShardEntry | None = None
     """A finished shard, which the teacher must agree with before it adds to the cache."""
@@ -204,7 +204,7 @@ class UnitMaker:
 
     def _load(self, teacher: Teacher) -> "_Loaded":
         config, spec = self._job.config, self._job.spec
-        step = TeacherStep(teacher, spec, config, self._job.projection, self._check_stopping)
+        step = TeacherStep(teacher, spec, config, self._job.shared, self._check_stopping)
         step.compile()  # in this thread, which Ctrl-C interrupts, if it is the main one
         num_rows = rows_per_forward(config.rows_per_forward, step, spec, teacher.device, _LAUNCHED)
         if self._job.reference_shard is not None:

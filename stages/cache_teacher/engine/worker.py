@@ -63,7 +63,7 @@ class EngineWorker:
         job = Job(
             config=config,
             spec=identity.spec,
-            projection=identity.projection,
+            shared=identity.shared,
             teacher=teacher,
             reference_shard=self._job.reference_shard,
         )

@@ -15,7 +15,13 @@ from stages.cache_teacher.reporting.device_use import DeviceUse
 from stages.cache_teacher.worker_share import WorkerShare
 
 Phase = Literal[
-    "resolving", "waiting for workers", "loading teacher", "caching", "done", "corpus ended"
+    "resolving",
+    "waiting for workers",
+    "loading teacher",
+    "fitting",
+    "caching",
+    "done",
+    "corpus ended",
 ]
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import cache_format
 from cache_format.errors import CacheError
-from cache_format.metadata import layout, principal_components
+from cache_format.metadata import layout
 from cache_format.metadata.completeness import is_complete
 from cache_format.metadata.manifest import Manifest
 from cache_format.metadata.spec import CacheSpec
 from cache_format.reader import Cache
 from cache_format.storage.base import on_each
+from cache_format.tables.shared_files import files_of
 from stages.cache_teacher.corpus.units import Corpus
 
 
@@ -38,9 +39,7 @@ def _is_whole(cache: Cache) -> bool:
     sizes = {entry.file: entry.num_bytes for entry in cache.manifest.shards}
     for name, (num_bytes, _) in cache.attachments().items():
         sizes[f"{layout.TEACHER}/{name}"] = num_bytes
-    sizes[layout.RANKS] = 4 * cache.spec.teacher.vocab_size
-    if cache.spec.sketch.kind == "pca":
-        sizes[layout.PROJECTION] = principal_components.num_bytes(cache.spec)
+    sizes |= {name: file.num_bytes for name, file in files_of(cache.spec).items()}
     units = [entry.unit for entry in cache.manifest.shards]
     return (
         cache.manifest.teacher_receipt_sha256 is not None

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import torch
 
-from cache_format.metadata.random_projection import chosen_layers
+from cache_format.tables.random_projection import chosen_layers
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.targets.hidden_projection import Projection
 from stages.cache_teacher.teacher.teacher import Teacher
@@ -35,9 +35,12 @@ def principal_components(
         _, states_BTD = teacher.forward(
             batch.token_ids_RT[:, :-1], batch.document_starts, layers=layers
         )
-        mean_PD = torch.stack([state.float() for state in states_BTD]).mean(0).flatten(0, 1)
-        moment_DD += (mean_PD.T @ mean_PD).double()
-        num_positions += len(mean_PD)
+        states_LPD = torch.stack([state.float().flatten(0, 1) for state in states_BTD])
+        if not hidden_states.startswith("each:"):
+            states_LPD = states_LPD.mean(0, keepdim=True)
+        for state_PD in states_LPD:
+            moment_DD += (state_PD.T @ state_PD).double()
+        num_positions += states_LPD.shape[1]
         if num_positions >= _ENOUGH_POSITIONS:
             break
     if num_positions < dim:

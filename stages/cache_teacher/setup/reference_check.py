@@ -4,12 +4,12 @@ In: a finished shard and a ``TeacherStep``. Out: nothing, or an error that names
 which they differ most. The spec's hashes vouch for the weights' files, not for what a library, a
 kernel or a device makes of them.
 
-Compared are log-probabilities of next tokens, and what the kind of targets adds, such as gaps of
-ids near the largest logit. They differ by what the codec rounds, and by what the teacher's
-precision does when sums are taken in another order. Between attention kernels that was measured (20
-rows of 256, a model of 6 layers on a CPU): on average 1e-6 nats in float32, 0.0016 in float16 and
-0.013 in bfloat16, at worst 1e-5, 0.02 and 0.2. Weights with noise of 1 % of their spread differ by
-0.02 on average, of 3 % by 0.06.
+Compared are log-probabilities of next tokens, where they are stored, and what the kind of targets
+adds, such as gaps of ids near the largest logit, or hidden states. They differ by what the codec
+rounds, and by what the teacher's precision does when sums are taken in another order. Between
+attention kernels that was measured (20 rows of 256, a model of 6 layers on a CPU): on average 1e-6
+nats in float32, 0.0016 in float16 and 0.013 in bfloat16, at worst 1e-5, 0.02 and 0.2. Weights with
+noise of 1 % of their spread differ by 0.02 on average, of 3 % by 0.06.
 """
 
 from collections.abc import Iterable, Iterator
@@ -42,7 +42,8 @@ class Tolerance:
     """How far two runs of one teacher may be apart, in nats, beyond what the codec rounds."""
 
     mean: float
-    """Of the log-probabilities of next tokens, over all compared positions."""
+    """Of the log-probabilities of next tokens, or the distance to hidden states, over all compared
+    positions."""
     worst: float
     """Of any one number."""
 
@@ -95,31 +96,30 @@ def disagreement(differences: list[Difference], tolerance: Tolerance) -> str | N
     if not differences:
         return None
     worst = max(differences, key=lambda difference: difference.excess)
-    next_tokens = [d for d in differences if d.what == _NEXT]
-    mean = float(np.mean([abs(d.stored - d.made) for d in next_tokens]))
+    averaged = [d for d in differences if d.is_averaged]
+    mean = float(np.mean([abs(d.stored - d.made) for d in averaged]))
     if worst.excess <= tolerance.worst and mean <= tolerance.mean + _STORED_LOGPROB / 2:
         return None
     return (
         f"row {worst.row}, position {worst.position}: {worst.what} is {worst.stored:.4f} in the "
         f"cache and {worst.made:.4f} now (allowed: {worst.rounding + tolerance.worst:.4f} apart); "
-        f"next tokens' log-probabilities differ by {mean:.4f} on average (allowed: "
+        f"{averaged[0].what} differs by {mean:.4f} on average (allowed: "
         f"{tolerance.mean + _STORED_LOGPROB / 2:.4f})"
     )
 
 
-_NEXT = "the next token's log-probability"
-
-
 def compare(stored: Row, made: Row, spec: TargetSpec, number: int) -> Iterator[Difference]:
     """What the cache holds of a row beside what was made of it now."""
-    for t in np.flatnonzero(stored.scored()):
+    scored = np.flatnonzero(stored.scored()) if stored.kept_ids is not None else ()
+    for t in scored:
         yield Difference(
             row=number,
             position=int(t),
-            what=_NEXT,
-            stored=float(stored.next_logprob[t]),
-            made=float(made.next_logprob[t]),
+            what="the next token's log-probability",
+            stored=float(stored.kept.next_logprob[t]),
+            made=float(made.kept.next_logprob[t]),
             rounding=_STORED_LOGPROB,
+            is_averaged=True,
         )
     yield from kind_of(spec).differences(stored, made, spec, number)
 

@@ -14,6 +14,8 @@ class Difference:
     made: float
     rounding: float
     """What the codec may have rounded it by."""
+    is_averaged: bool = False
+    """Whether the mean over positions counts, too."""
 
     @property
     def excess(self) -> float:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cache_format.codec.row_codec import Row
+from cache_format.codec.row import KeptIds, Row
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.targets.spreading import spread
 
@@ -48,12 +48,13 @@ def rows_of_ids(
         Row(
             token_ids=batch.token_ids_RT[row],
             document_starts=starts,
-            num_kept=kept_B[row].num_P,
-            kept_ids=kept_B[row].ids,
-            gaps=kept_B[row].gaps,
-            tail_log_mass=tail_BTN[row],
-            next_logprob=next_BT[row],
-            sketch=None,
+            kept_ids=KeptIds(
+                num_ids=kept_B[row].num_P,
+                ids=kept_B[row].ids,
+                gaps=kept_B[row].gaps,
+                tail_log_mass=tail_BTN[row],
+                next_logprob=next_BT[row],
+            ),
         )
         for row, starts in enumerate(batch.document_starts)
     ]

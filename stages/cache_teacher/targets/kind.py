@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cache_format.codec.row_codec import Row
 from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.tables.shared_files import SharedFiles
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.targets.difference import Difference
 from stages.cache_teacher.targets.teacher_head import Head
@@ -49,9 +50,16 @@ class TargetKind(Protocol):
         """M: how many uniform numbers a position takes; 0 where nothing is drawn."""
 
     def make_maker(
-        self, head: Head, spec: TargetSpec, *, chunk: int, compile: Literal["auto", "on", "off"]
+        self,
+        head: Head,
+        spec: TargetSpec,
+        shared: SharedFiles,
+        *,
+        chunk: int,
+        compile: Literal["auto", "on", "off"],
     ) -> Maker:
-        """What makes the targets. ``chunk`` positions may have full logits at once."""
+        """What makes the targets of a cache with these files. ``chunk`` positions may have full
+        logits at once."""
 
     def rows(self, batch: PackedUnit, targets: Any) -> list[Row]:
         """The rows of ``batch``, without sketches, given their ``Targets`` in the host's memory."""
@@ -60,4 +68,4 @@ class TargetKind(Protocol):
         self, stored: Row, made: Row, spec: TargetSpec, number: int
     ) -> Iterator[Difference]:
         """What row ``number`` of a cache holds beside what was made of it now, but for the next
-        tokens' log-probabilities, which are compared for every kind."""
+        tokens' log-probabilities, which are compared wherever they are stored."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cache_format.codec.row_codec import Row
 from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.tables.shared_files import SharedFiles
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.targets.difference import Difference
 from stages.cache_teacher.targets.id_rows import Ids, counted, rows_of_ids
@@ -26,13 +27,19 @@ from stages.cache_teacher.targets.teacher_head import Head
 
 def num_uniform(spec: TargetSpec) -> int:
     """One for each sample."""
-    return spec.num_levels
+    return spec.sampling.num_draws
 
 
 def make_maker(
-    head: Head, spec: TargetSpec, *, chunk: int, compile: Literal["auto", "on", "off"]
+    head: Head,
+    spec: TargetSpec,
+    shared: SharedFiles,
+    *,
+    chunk: int,
+    compile: Literal["auto", "on", "off"],
 ) -> TargetMaker:
     """See ``TargetKind.make_maker``."""
+    del shared
     return TargetMaker(head, partial(reduce, spec=spec), chunk=chunk, compile=compile)
 
 
@@ -40,7 +47,7 @@ def reduce(
     logits_CV: Tensor, labels_C: Tensor, uniform_CM: Tensor, *, spec: TargetSpec
 ) -> tuple[Tensor, ...]:
     """The fields of ``IdTargets`` for the positions of a chunk: nothing is kept."""
-    s = spec.inverse_temperatures[0]
+    s = spec.sampling.inverse_temperature
     inverse_temperatures = tuple(sorted({s, 1.0}))
     blocks = blocks_of(logits_CV, inverse_temperatures)
     z_max_C1 = blocks.largest_C1()
@@ -67,7 +74,10 @@ def rows(batch: PackedUnit, targets: IdTargets) -> list[Row]:
     ids_B = ids.spread(batch.scored_RT())
     tail_P1 = np.full((len(ids.num_P), 1), -np.inf, np.float32)  # samples leave nothing out
     made = rows_of_ids(batch, ids_B, tail_P1, targets.next_logprob_P.numpy())
-    return [replace(row, counts=ids.counts) for row, ids in zip(made, ids_B, strict=True)]
+    return [
+        replace(row, kept_ids=replace(row.kept, counts=ids.counts))
+        for row, ids in zip(made, ids_B, strict=True)
+    ]
 
 
 def with_counts(samples_PM: npt.NDArray[np.int32]) -> Ids:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cache_format.codec.row_codec import Row
 from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.tables.shared_files import SharedFiles
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.targets.difference import Difference
 from stages.cache_teacher.targets.id_rows import Ids, rows_of_ids
@@ -39,9 +40,15 @@ def num_uniform(spec: TargetSpec) -> int:
 
 
 def make_maker(
-    head: Head, spec: TargetSpec, *, chunk: int, compile: Literal["auto", "on", "off"]
+    head: Head,
+    spec: TargetSpec,
+    shared: SharedFiles,
+    *,
+    chunk: int,
+    compile: Literal["auto", "on", "off"],
 ) -> TargetMaker:
     """See ``TargetKind.make_maker``."""
+    del shared
     return TargetMaker(head, partial(reduce, spec=spec), chunk=chunk, compile=compile)
 
 
@@ -92,21 +99,21 @@ def reduce(
 
 def keep_largest(logits_CV: Tensor, labels_C: Tensor, spec: TargetSpec) -> KeptLogits:
     """Keep the ``top_k`` largest logits, or as many as hold ``keep_mass``."""
-    inverse_temperatures = spec.inverse_temperatures
+    logits, inverse_temperatures = spec.logits, spec.logits.inverse_temperatures
     blocks = blocks_of(logits_CV, inverse_temperatures)
     z_max_C1 = blocks.largest_C1()
     label_gap_C1 = z_max_C1 - logits_CV.gather(1, labels_C[:, None])
-    found = largest(logits_CV, blocks, spec.top_k)
+    found = largest(logits_CV, blocks, logits.top_k)
     gaps_CK = z_max_C1 - found.values_CK
-    num_kept_C = torch.full_like(labels_C, spec.top_k)
-    if spec.keep_mass < 1:
+    num_kept_C = torch.full_like(labels_C, logits.top_k)
+    if logits.keep_mass < 1:
         log_z_C1 = blocks.at(len(inverse_temperatures) - 1).log_mass((1.0,)) - z_max_C1
-        num_kept_C = _num_needed((-gaps_CK - log_z_C1).exp(), spec.keep_mass)
+        num_kept_C = _num_needed((-gaps_CK - log_z_C1).exp(), logits.keep_mass)
     last_key_C = found.keys_CK.gather(1, num_kept_C[:, None] - 1)[:, 0]
     rest = without(logits_CV, blocks, found, last_key_C, inverse_temperatures)
     scaled_CN = times_each(z_max_C1, inverse_temperatures)
     tail_CN = rest.log_mass(inverse_temperatures) - scaled_CN
-    is_kept_CK = torch.arange(spec.top_k, device=gaps_CK.device) < num_kept_C[:, None]
+    is_kept_CK = torch.arange(logits.top_k, device=gaps_CK.device) < num_kept_C[:, None]
     kept_log_mass_C1 = torch.logsumexp(
         -gaps_CK.masked_fill(~is_kept_CK, torch.inf), 1, keepdim=True
     )
@@ -141,17 +148,18 @@ def kept_ids(targets: IdTargets) -> Ids:
 
 def differences(stored: Row, made: Row, spec: TargetSpec, number: int) -> Iterator[Difference]:
     """Distances from the largest logit, of the ids near it."""
-    ends_T = np.cumsum(stored.num_kept, dtype=np.int64)
-    made_ends_T = np.cumsum(made.num_kept, dtype=np.int64)
+    ids, ids_now = stored.kept, made.kept
+    ends_T = np.cumsum(ids.num_ids, dtype=np.int64)
+    ends_now_T = np.cumsum(ids_now.num_ids, dtype=np.int64)
     for t in np.flatnonzero(stored.scored()):
-        kept = slice(ends_T[t] - stored.num_kept[t], ends_T[t])
-        made_kept = slice(made_ends_T[t] - made.num_kept[t], made_ends_T[t])
+        kept = slice(ends_T[t] - ids.num_ids[t], ends_T[t])
+        kept_now = slice(ends_now_T[t] - ids_now.num_ids[t], ends_now_T[t])
         gaps_now = dict(
-            zip(made.kept_ids[made_kept].tolist(), made.gaps[made_kept].tolist(), strict=True)
+            zip(ids_now.ids[kept_now].tolist(), ids_now.gaps[kept_now].tolist(), strict=True)
         )
-        rounding = _rounding_of_gaps(stored.gaps[kept], float(stored.tail_log_mass[t, -1]), spec)
+        rounding = _rounding_of_gaps(ids.gaps[kept], float(ids.tail_log_mass[t, -1]), spec)
         for token_id, gap, error in zip(
-            stored.kept_ids[kept].tolist(), stored.gaps[kept].tolist(), rounding, strict=True
+            ids.ids[kept].tolist(), ids.gaps[kept].tolist(), rounding, strict=True
         ):
             if gap > _NEAR:
                 continue
@@ -173,6 +181,6 @@ def _rounding_of_gaps(
     """What the codec may have rounded gaps by: p^(1/4) is stored in steps of 1/num_levels."""
     log_z = np.logaddexp(np.logaddexp.reduce(-gaps_K.astype(np.float64)), tail_log_mass)
     roots_K = np.exp(-(gaps_K + log_z) / 4)
-    half_step = 0.5 / spec.num_levels
+    half_step = 0.5 / spec.logits.num_levels
     errors_K: npt.NDArray[np.float64] = 4 * half_step * (1 / roots_K + 1 / roots_K.max())
     return 1.5 * errors_K  # of first order

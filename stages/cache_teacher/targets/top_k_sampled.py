@@ -13,6 +13,7 @@ from torch import Tensor
 from cache_format.codec.row_codec import Row
 from cache_format.codec.samples import TailSamples
 from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.tables.shared_files import SharedFiles
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.targets import top_k
 from stages.cache_teacher.targets.id_rows import Ids, counted, is_new
@@ -25,14 +26,19 @@ differences = top_k.differences
 
 def num_uniform(spec: TargetSpec) -> int:
     """One for each sample."""
-    assert spec.num_draws is not None
-    return spec.num_draws
+    return spec.sampling.num_draws
 
 
 def make_maker(
-    head: Head, spec: TargetSpec, *, chunk: int, compile: Literal["auto", "on", "off"]
+    head: Head,
+    spec: TargetSpec,
+    shared: SharedFiles,
+    *,
+    chunk: int,
+    compile: Literal["auto", "on", "off"],
 ) -> TargetMaker:
     """See ``TargetKind.make_maker``."""
+    del shared
     return TargetMaker(head, partial(reduce, spec=spec), chunk=chunk, compile=compile)
 
 
@@ -40,9 +46,8 @@ def reduce(
     logits_CV: Tensor, labels_C: Tensor, uniform_CM: Tensor, *, spec: TargetSpec
 ) -> tuple[Tensor, ...]:
     """The fields of ``IdTargets`` for the positions of a chunk."""
-    kept, s = top_k.keep_largest(logits_CV, labels_C, spec), spec.draw_inverse_temperature
-    assert s is not None
-    at_s = spec.inverse_temperatures.index(s), s
+    kept, s = top_k.keep_largest(logits_CV, labels_C, spec), spec.sampling.inverse_temperature
+    at_s = spec.logits.inverse_temperatures.index(s), s
     samples_CM = draw(logits_CV, kept.rest, kept.last_key_C, uniform_CM, at_s).sort(1).values
     gaps_CM = kept.z_max_C1 - logits_CV.gather(1, samples_CM)
     return *kept.fields(), samples_CM.int(), gaps_CM
@@ -52,7 +57,10 @@ def rows(batch: PackedUnit, targets: IdTargets) -> list[Row]:
     """See ``TargetKind.rows``."""
     samples_B = _samples(targets).spread(batch.scored_RT())
     made = top_k.rows(batch, targets)
-    return [replace(row, draws=_draws(ids)) for row, ids in zip(made, samples_B, strict=True)]
+    return [
+        replace(row, kept_ids=replace(row.kept, draws=_draws(ids)))
+        for row, ids in zip(made, samples_B, strict=True)
+    ]
 
 
 def _samples(targets: IdTargets) -> Ids:

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from cache_format.codec.row_codec import Row
 from cache_format.metadata.spec import CacheSpec
+from cache_format.tables.shared_files import SharedFiles
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.packing import PackedUnit
-from stages.cache_teacher.targets.hidden_projection import Projection, UnitSketch
+from stages.cache_teacher.targets.hidden_projection import UnitSketch
 from stages.cache_teacher.targets.kind import Targets
 from stages.cache_teacher.targets.kinds import kind_of
 from stages.cache_teacher.targets.sampling import uniform_numbers
@@ -37,15 +38,15 @@ class TeacherStep:
         teacher: Teacher,
         spec: CacheSpec,
         config: CacheTeacherConfig,
-        projection: Projection | None,
+        shared: SharedFiles,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         """``check`` is called many times in a forward pass, and may raise to abandon it."""
-        self._teacher, self._spec, self._projection = teacher, spec, projection
+        self._teacher, self._spec, self._shared = teacher, spec, shared
         self._check = check
         self._kind = kind_of(spec.targets)
         self.maker = self._kind.make_maker(
-            teacher.head, spec.targets, chunk=config.head_chunk, compile=config.compile
+            teacher.head, spec.targets, shared, chunk=config.head_chunk, compile=config.compile
         )
         self._sketch: tuple[int, UnitSketch] | None = None
 
@@ -75,11 +76,11 @@ class TeacherStep:
             self._check,
         )
         at_layers_PD = (_at(layer_BTD, index_P) for layer_BTD in layers_BTD)
-        sketch_Pd = sketch.of(at_layers_PD, len(labels_P))
+        sketch_PLd = sketch.of(at_layers_PD, len(labels_P))
         pending = PendingRows(
             batch,
             targets.mapped(to_host),
-            to_host(sketch_Pd),
+            to_host(sketch_PLd),
             self._spec,
             clock,
             f"unit {unit}",
@@ -91,7 +92,7 @@ class TeacherStep:
     def _sketch_of(self, unit: int) -> UnitSketch:
         if self._sketch is None or self._sketch[0] != unit:
             place = partial(to_device, device=self._teacher.device)
-            sketch = UnitSketch(self._spec, unit, self._projection, place)
+            sketch = UnitSketch(self._spec, unit, self._shared.projection, place)
             self._sketch = (unit, sketch)
         return self._sketch[1]
 
@@ -119,13 +120,13 @@ class PendingRows:
         self,
         batch: PackedUnit,
         targets: Targets,
-        sketch_Pd: Tensor,
+        sketch_PLd: Tensor,
         spec: CacheSpec,
         clock: DeviceClock,
         where: str,
         first_row: int,
     ) -> None:
-        self._batch, self._targets, self._sketch_Pd, self._spec = batch, targets, sketch_Pd, spec
+        self._batch, self._targets, self._sketch_PLd, self._spec = batch, targets, sketch_PLd, spec
         self._clock, self._where, self._first_row = clock, where, first_row
 
     def rows(self) -> list[Row]:
@@ -138,8 +139,8 @@ class PendingRows:
         rows = kind_of(self._spec.targets).rows(self._batch, self._targets)
         if not self._spec.sketch.dim:
             return rows
-        sketch_BTd = spread(self._sketch_Pd.numpy(), self._batch.scored_RT())
-        return [replace(row, sketch=of_row) for row, of_row in zip(rows, sketch_BTd, strict=True)]
+        sketch_BTLd = spread(self._sketch_PLd.numpy(), self._batch.scored_RT())
+        return [replace(row, sketch=of_row) for row, of_row in zip(rows, sketch_BTLd, strict=True)]
 
     @property
     def is_done(self) -> bool:
@@ -151,7 +152,7 @@ class PendingRows:
         return self._clock.seconds()
 
     def _refuse_non_finite(self) -> None:
-        is_good_P = self._targets.is_finite_P & torch.isfinite(self._sketch_Pd).all(1)
+        is_good_P = self._targets.is_finite_P & torch.isfinite(self._sketch_PLd).flatten(1).all(1)
         if bool(is_good_P.all()):
             return
         first = int((~is_good_P).nonzero()[0, 0])

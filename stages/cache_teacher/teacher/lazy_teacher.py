@@ -15,7 +15,7 @@ class LazyTeacher:
     """A teacher that is loaded when it is first needed."""
 
     def __init__(self, source: TeacherSource, device: torch.device, progress: Progress) -> None:
-        self.source, self._device, self._progress = source, device, progress
+        self.source, self._device, self.progress = source, device, progress
         self._lock = threading.Lock()
         self._teacher: Teacher | None = None
 
@@ -23,7 +23,7 @@ class LazyTeacher:
         """The teacher. Raises ValueError if it cannot be used."""
         with self._lock:
             if self._teacher is None:
-                self._progress.show("loading teacher")
+                self.progress.show("loading teacher")
                 with current_device(self._device):
                     self._teacher = Teacher(self.source, self._device)
             return self._teacher

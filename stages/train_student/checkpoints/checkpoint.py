@@ -92,9 +92,10 @@ class ForeignCheckpointError(ValueError):
 
 
 def save(directory: Path, state: CheckpointState, tensors: dict[str, Tensor], keep: int) -> Path:
-    """Publish a checkpoint of ``state.step`` and delete all but the newest ``keep``.
+    """Publish a checkpoint of ``state.step`` and delete all of its run but the newest ``keep``.
 
-    One of that step that is there already stays: a run comes to the same step in the same state.
+    What is not of this run stays: the directory may be a link that others use, too. One of that
+    step that is there already stays: a run comes to the same step in the same state.
     """
     target = directory / f"step-{state.step:07d}"
     if target.exists():
@@ -105,10 +106,21 @@ def save(directory: Path, state: CheckpointState, tensors: dict[str, Tensor], ke
         digest = _sha256(temporary / _TENSORS_FILE)
         data = run_file_bytes(replace(state, tensors_sha256=digest))
         (temporary / STATE_FILE).write_bytes(data)
-    for path in newest_first(directory)[keep:]:
+    own = [path for path in newest_first(directory) if _is_of_run(path, state.identity)]
+    for path in own[keep:]:
         remove_directory(path)
     remove_leftovers(directory)
     return target
+
+
+def _is_of_run(path: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint says that it is of the run with this identity, as far as it knows it."""
+    try:
+        state = parse_state(read_run_file(path / STATE_FILE), path / STATE_FILE)
+    except (OSError, ValueError, UnsupportedFormatError):
+        return False
+    ours = sealed_json.to_plain(identity)
+    return all(ours.get(name) == value for name, value in state.identity.items())
 
 
 def load_newest(

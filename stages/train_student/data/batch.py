@@ -2,7 +2,8 @@
 
 In: an open cache and row numbers. Out: a ``Batch``.
 
-Shapes: R rows of a batch, T positions, P of them scored, D width, d sketch.
+Shapes: R rows of a batch, T positions, P of them scored, D width, L projected states of a
+position, d numbers of each.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor
 
 from cache_format.codec.row_codec import Row
-from cache_format.metadata.random_projection import sketch_signs
 from cache_format.metadata.spec import Split
 from cache_format.reader import Cache
+from cache_format.tables.random_projection import sketch_signs
 from stages.train_student.data.targets.kind import BatchTargets
 from stages.train_student.data.targets.kinds import kind_of
 
@@ -26,23 +27,23 @@ _UNLABELLED = -100
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Rows as tensors. ``labels`` is −100 where the label belongs to another document."""
+    """Rows as tensors. ``labels`` is −100 where a position is not scored."""
 
     input_ids: Tensor
     """int64 [R, T]"""
     labels: Tensor
     """int64 [R, T]"""
     scored: Tensor
-    """int64 [P], the positions whose label belongs to their own document, counted through [R, T].
+    """int64 [P], the positions whose label is to be learned, counted through [R, T].
     Known before the batch goes to a device, so that nothing on it has to be waited for"""
     is_document_start: Tensor
     """bool [R, T]; stays on the host, where the student looks at it before it lays out a batch"""
     targets: BatchTargets
     """What the cache holds of the teacher's distributions, as its kind of target has it"""
-    next_logprob: Tensor
-    """float32 [R, T]"""
+    next_logprob: Tensor | None
+    """float32 [R, T]; None where the cache does not hold it"""
     sketch: Tensor | None
-    """float32 [R, T, d]"""
+    """float32 [R, T, L, d], projected hidden states"""
     projection: Tensor | None
     """int8 [R, D, d], the signs of each row's shard; or float32 [1, D, d], one matrix for all"""
 
@@ -100,10 +101,15 @@ def read_batch(cache: Cache, split: Split, indices: Sequence[int], *, with_sketc
         scored=torch.from_numpy(np.flatnonzero(labels_RT != _UNLABELLED)),
         is_document_start=torch.from_numpy(np.stack(starts)),
         targets=kind_of(cache.spec.targets).batch_targets(rows, cache.spec.targets),
-        next_logprob=torch.from_numpy(np.stack([row.next_logprob for row in rows])),
+        next_logprob=_next_logprob(rows),
         sketch=sketch,
         projection=projection,
     )
+
+
+def _next_logprob(rows: Sequence[Row]) -> Tensor | None:
+    kept = [row.kept_ids for row in rows if row.kept_ids is not None]
+    return torch.from_numpy(np.stack([one.next_logprob for one in kept])) if kept else None
 
 
 def _projection(cache: Cache, units: Sequence[int]) -> Tensor:
@@ -123,5 +129,5 @@ def _starts_and_labels(row: Row) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.
     is_start[row.document_starts] = True
     is_start[0] = True
     labels = row.token_ids[1:].astype(np.int64)
-    labels[is_start[1:]] = _UNLABELLED
+    labels[~row.scored()] = _UNLABELLED
     return is_start[:-1], labels

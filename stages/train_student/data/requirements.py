@@ -30,6 +30,10 @@ def require_targets(
     """
     if cache.num_rows("validation") == 0:
         raise ValueError(f"{cache.path}: no validation rows. Cache more tokens.")
+    if not any(shard.statistics.num_scored for shard in cache.shards("train")):
+        raise ValueError(
+            f"{cache.path}: no position of its training rows is scored: there is nothing to learn."
+        )
     if online:
         if config.sampled_softmax_size is not None:
             raise ValueError(
@@ -37,6 +41,12 @@ def require_targets(
                 "all logits of teacher and student. Set it to none."
             )
         return
+    if config.sampled_softmax_size is not None and cache.spec.targets.hidden is not None:
+        raise ValueError(
+            "train_student.sampled_softmax_size: the cache holds hidden states "
+            f"(cache_teacher.targets is {cache.spec.targets.kind!r}), from which the loss makes "
+            "all logits of teacher and student. Set it to none."
+        )
     for key, asked in needs.temperatures.items():
         require_temperature(cache.spec.targets, key, asked)
     if needs.hidden_states_for and cache.spec.sketch.kind == "none":
@@ -45,4 +55,11 @@ def require_targets(
             f"train_student.{needs.hidden_states_for[0]}: the cache holds no hidden states "
             f"(cache_teacher.hidden_projection is 'none'). Set {settings} to 0, or "
             "make a cache with them."
+        )
+    if needs.hidden_states_for and cache.spec.sketch.num_states > 1:
+        raise ValueError(
+            f"train_student.{needs.hidden_states_for[0]}: the cache holds several layers, each by "
+            f"itself (hidden_states is {cache.spec.sketch.hidden_states!r}), but this term takes "
+            f"one hidden state. Set {' and '.join(needs.hidden_states_for)} to 0, or make a cache "
+            "with their mean ('layers:…')."
         )

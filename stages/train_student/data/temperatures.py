@@ -10,13 +10,13 @@ SAME = 1e-6
 
 
 def covers(nodes: Sequence[float], temperature: float) -> bool:
-    """Whether 1/T lies within ``nodes``, the cache's inverse temperatures."""
-    return nodes[0] - SAME <= 1 / temperature <= nodes[-1] + SAME
+    """Whether 1/T lies within ``nodes``, the cache's inverse temperatures; without any, all do."""
+    return not nodes or nodes[0] - SAME <= 1 / temperature <= nodes[-1] + SAME
 
 
 def validation_temperature(nodes: Sequence[float]) -> float:
     """T that validation takes KL at: 1, or of a cache of samples the one they were drawn at."""
-    return 1 / nodes[-1]
+    return 1 / nodes[-1] if nodes else 1.0
 
 
 def require_temperature(targets: TargetSpec, key: str, asked: float) -> None:

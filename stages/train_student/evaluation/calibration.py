@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stages.compute.matmul import product
+from stages.train_student.data.targets.dense_targets import DenseTargets
 from stages.train_student.evaluation.validation_metric import ScoredPositions
 
 _NUM_BINS = 15
@@ -60,20 +61,25 @@ class StudentCalibration:
 
 
 class TeacherCalibration:
-    """``teacher_accuracy`` and ``teacher_ece``, from the first kept id of each position.
+    """``teacher_accuracy`` and ``teacher_ece``, from the likeliest id of each position.
 
     A cache of samples cannot tell: the id drawn most need not be the likeliest, nor do its draws
     say how likely it is.
     """
 
-    def __init__(self) -> None:
-        self._calibration = Calibration()
+    def __init__(self, chunk: int) -> None:
+        """``chunk`` positions have logits at once, where there are any."""
+        self._chunk, self._calibration = chunk, Calibration()
 
     def add(self, positions: ScoredPositions) -> None:
         """See ``ValidationMetric``."""
         targets = positions.targets
-        confidence_N = targets.logprobs(1.0)[0][:, 0].exp()
-        self._calibration.add(confidence_N, targets.kept_ids_NK[:, 0] == positions.labels_N)
+        if isinstance(targets, DenseTargets):
+            confidence_N, choice_N = targets.first_choices(self._chunk)
+        else:
+            confidence_N = targets.logprobs(1.0)[0][:, 0].exp()
+            choice_N = targets.kept_ids_NK[:, 0]
+        self._calibration.add(confidence_N, choice_N == positions.labels_N)
 
     def values(self) -> dict[str, float]:
         """See ``ValidationMetric``."""

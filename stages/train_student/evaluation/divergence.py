@@ -8,22 +8,23 @@ import math
 
 import torch
 
+from stages.train_student.data.targets.dense_targets import DenseTargets
 from stages.train_student.evaluation.validation_metric import ScoredPositions
-from stages.train_student.losses.sparse_kl import SparseDistillationLoss
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
+from stages.train_student.losses.vocabulary_terms import VocabularyTerms
 
 
 class Divergence:
     """``loss``, ``perplexity``, ``kl`` and ``agreement`` of the student."""
 
-    def __init__(self, loss: SparseDistillationLoss, temperature: float) -> None:
+    def __init__(self, vocabulary: VocabularyTerms, temperature: float) -> None:
         """KL is taken at ``temperature``."""
-        self._loss, self._temperature = loss, temperature
+        self._vocabulary, self._temperature = vocabulary, temperature
         self._sums, self._num_scored = torch.zeros(3, dtype=torch.float64), 0
 
     def add(self, positions: ScoredPositions) -> None:
         """See ``ValidationMetric``."""
-        sums = self._loss(
+        sums = self._vocabulary.sums(
             positions.hidden_ND,
             positions.head_VD,
             positions.labels_N,
@@ -42,13 +43,19 @@ class Divergence:
 class TeacherDivergence:
     """``teacher_loss`` and ``teacher_perplexity``, from what the cache tells of the labels."""
 
-    def __init__(self) -> None:
+    def __init__(self, chunk: int) -> None:
+        """``chunk`` positions have logits at once, where there are any."""
+        self._chunk = chunk
         self._sum, self._num_scored = torch.zeros((), dtype=torch.float64), 0
 
     def add(self, positions: ScoredPositions) -> None:
         """See ``ValidationMetric``."""
-        self._sum -= positions.next_logprob_N.double().sum()
-        self._num_scored += len(positions.next_logprob_N)
+        logprobs_N, targets = positions.next_logprob_N, positions.targets
+        if logprobs_N is None:
+            assert isinstance(targets, DenseTargets), "kinds that keep ids hold the labels'"
+            logprobs_N = targets.label_logprobs(positions.labels_N, self._chunk)
+        self._sum -= logprobs_N.double().sum().cpu()
+        self._num_scored += len(logprobs_N)
 
     def values(self) -> dict[str, float]:
         """See ``ValidationMetric``."""

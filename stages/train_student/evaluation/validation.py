@@ -8,10 +8,11 @@ nothing but samples, its accuracy and calibration error.
 KL is taken at T = 1; of a cache of samples, at the temperature that these were drawn at. What it
 is depends on the cache's targets, so only figures of one cache compare: of ``top_k`` it is over K+1
 outcomes, of ``top_k+sampled`` an unbiased estimate of the whole, of ``sampled`` too high by what so
-few draws leave open (see ``losses/sparse_kl``). The teacher's choice is its largest logit; of a
-cache of samples, the id that was drawn most.
+few draws leave open (see ``losses/sparse_kl``), of ``hidden`` over the whole vocabulary. The
+teacher's choice is its largest logit; of a cache of samples, the id that was drawn most.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 
 from cache_format.reader import Cache
 from stages.train_student.data.batch import Batch, read_batch
-from stages.train_student.data.scored import scored, scored_targets
+from stages.train_student.data.scored import scored
 from stages.train_student.data.targets.kinds import kind_of
 from stages.train_student.data.temperatures import validation_temperature
 from stages.train_student.evaluation.calibration import StudentCalibration, TeacherCalibration
@@ -61,6 +62,8 @@ def score(model: Student, objective: Objective, batches: Iterable[Batch]) -> dic
     device, metrics = objective.device, validation_metrics(objective)
     num_scored = 0
     for batch in batches:
+        if not batch.num_scored:
+            continue
         on_device = batch.to(device)
         with torch.autocast(device.type, objective.dtype, enabled=objective.uses_autocast):
             hidden_BTD = model.hidden_states(on_device.input_ids, on_device.is_document_start)
@@ -68,8 +71,10 @@ def score(model: Student, objective: Objective, batches: Iterable[Batch]) -> dic
             hidden_ND=scored(hidden_BTD, on_device),
             head_VD=objective.head_of(model),  # after the forward pass, which may gather it
             labels_N=scored(on_device.labels, on_device),
-            targets=scored_targets(on_device, objective.spec.targets),
-            next_logprob_N=scored(batch.next_logprob, batch),
+            targets=objective.decode(on_device.targets, on_device.scored),
+            next_logprob_N=None
+            if batch.next_logprob is None
+            else scored(batch.next_logprob, batch),
         )
         for metric in metrics:
             metric.add(positions)
@@ -77,9 +82,13 @@ def score(model: Student, objective: Objective, batches: Iterable[Batch]) -> dic
     model.train(was_training)
     if num_scored == 0:
         raise ValueError("validation: no position has a label of its own document")
-    return {
-        f"validation/{name}": value for metric in metrics for name, value in metric.values().items()
-    }
+    found = {name: value for metric in metrics for name, value in metric.values().items()}
+    if not math.isfinite(found["teacher_loss"]):
+        raise ValueError(
+            "validation: the cache gives its teacher a loss that is no number. Its hidden states "
+            "or head are damaged, or were made to be: make the cache again."
+        )
+    return {f"validation/{name}": value for name, value in found.items()}
 
 
 def validation_metrics(objective: Objective) -> list[ValidationMetric]:
@@ -87,10 +96,10 @@ def validation_metrics(objective: Objective) -> list[ValidationMetric]:
     spec, vocabulary = objective.spec.targets, objective.vocabulary
     temperature = validation_temperature(spec.inverse_temperatures)
     metrics: list[ValidationMetric] = [
-        Divergence(vocabulary.sparse_loss, temperature),
+        Divergence(vocabulary, temperature),
         StudentCalibration(vocabulary.chunk),
-        TeacherDivergence(),
+        TeacherDivergence(vocabulary.chunk),
     ]
     if kind_of(spec).KNOWS_PROBABILITIES:
-        metrics.append(TeacherCalibration())
+        metrics.append(TeacherCalibration(vocabulary.chunk))
     return metrics

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from stages.train_student.data.targets.dense_targets import DenseTargets
 from stages.train_student.data.targets.sparse_targets import SparseTargets
 
 
@@ -23,10 +24,11 @@ class ScoredPositions:
     head_VD: Tensor
     """The student's, without its padding rows."""
     labels_N: Tensor
-    targets: SparseTargets
+    targets: SparseTargets | DenseTargets
     """The cache's, whatever the student was trained on."""
-    next_logprob_N: Tensor
-    """The teacher's log-probabilities of the labels, on the host."""
+    next_logprob_N: Tensor | None
+    """The teacher's log-probabilities of the labels, on the host; None where the cache does not
+    hold them."""
 
 
 class ValidationMetric(Protocol):

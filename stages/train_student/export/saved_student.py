@@ -28,6 +28,8 @@ from stages.train_student.export.publish_model import publish_model
 from stages.train_student.new_student import load_student
 from stages.train_student.students.registry import student_kind
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def find_checkpoint(place: Path) -> tuple[Checkpoint, list[str]]:
     """The checkpoint that ``place`` is or, as a run, holds: the newest one that is whole.
@@ -81,6 +83,11 @@ def _require_fit(
     except ValueError as error:
         raise ValueError(f"{checkpoint.path}: {error}") from error
     for name, tensor in weights.items():
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(
+                f"{checkpoint.path}: {name}: is {str(tensor.dtype).removeprefix('torch.')}, "
+                "expected float32, bfloat16 or float16. Use an older checkpoint of the run."
+            )
         if not tensor.isfinite().all():
             raise ValueError(
                 f"{checkpoint.path}: {name}: holds NaN or infinity, so the student can compute "

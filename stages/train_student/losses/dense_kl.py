@@ -11,7 +11,6 @@ Shapes: N scored positions, n positions of a chunk, V vocabulary, D width; colum
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from stages.compute.compiling import Mode
 from stages.compute.matmul import bfloat16_product, factor, product
+from stages.train_student.data.targets.dense_targets import DenseTargets
 from stages.train_student.losses.dense_pass import DensePass
 from stages.train_student.losses.sparse_kl import (
     FP16_LARGEST_GRADIENT,
@@ -27,14 +27,6 @@ from stages.train_student.losses.sparse_kl import (
     scaled_gradients,
 )
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
-
-
-@dataclass(frozen=True)
-class DenseTargets:
-    """The teacher at N positions: what its head is applied to, and the head."""
-
-    hidden_ND: Tensor
-    head_VD: Tensor
 
 
 class DenseDistillationLoss:
@@ -133,7 +125,7 @@ class _Chunks:
             (None, None) if self._logits is None else self._logits[:, : len(label_n1)]
         )
         logits_nV = self._product(self._hidden_ND[rows], self._head_VD.T, of_student)
-        teacher_nV = product(self._targets.hidden_ND[rows], self._targets.head_VD.T, of_teacher)
+        teacher_nV = self._targets.logits(rows, self._weights.temperature, of_teacher)
         at_label_n1 = logits_nV.gather(1, label_n1)
         agrees_n1 = torch.zeros_like(at_label_n1)
         is_training = any(gradient is not None for gradient in gradients)

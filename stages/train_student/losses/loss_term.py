@@ -12,8 +12,8 @@ from typing import Protocol
 from torch import Tensor
 
 from stages.train_student.data.batch import Batch
+from stages.train_student.data.targets.dense_targets import DenseTargets
 from stages.train_student.data.targets.sparse_targets import SparseTargets
-from stages.train_student.losses.dense_kl import DenseTargets
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from cache_format.metadata.spec import CacheSpec
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch
+from stages.train_student.data.targets.kind import HeadOnDevice, TargetDecoder
+from stages.train_student.data.targets.kinds import kind_of
 from stages.train_student.losses.loss_term import LossNormalizer, TermInputs
 from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.teacher_signal import (
@@ -43,6 +45,8 @@ class Objective:
     vocabulary: VocabularyTerms
     """Cross-entropy and KL; validation takes them as well."""
     further_terms: tuple[WeightedTerm, ...]
+    decode: TargetDecoder
+    """Makes the loss's targets of a batch's; validation takes them, whatever the signal."""
     signal: TeacherSignal
     """What the teacher says of a batch: from the cache, or from the teacher in the loop."""
 
@@ -105,8 +109,11 @@ def make_objective(
     if config.sampled_softmax_size is not None:
         ranks_V = torch.from_numpy(cache.ranks.ranks_by_id).to(device)
         columns = SampledColumns(ranks_V, config.sampled_softmax_size)
+    head_VD = frozen_head(model, cache.spec, head_dtype)
+    kind = kind_of(cache.spec.targets)
+    decode = kind.make_decoder(cache, HeadOnDevice(device, head_dtype, head_VD))
     return Objective(
-        head_VD=frozen_head(model, cache.spec, head_dtype),
+        head_VD=head_VD,
         device=device,
         spec=cache.spec,
         dtype=dtype,
@@ -118,7 +125,8 @@ def make_objective(
             columns=columns,
         ),
         further_terms=further_terms(),
-        signal=CachedSignal(cache.spec) if teacher is None else OnlineSignal(teacher),
+        decode=decode,
+        signal=CachedSignal(cache.spec, decode) if teacher is None else OnlineSignal(teacher),
     )
 
 

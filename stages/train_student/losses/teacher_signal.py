@@ -17,8 +17,9 @@ from torch import Tensor
 
 from cache_format.metadata.spec import CacheSpec
 from stages.train_student.data.batch import Batch
-from stages.train_student.data.scored import scored, scored_targets
-from stages.train_student.losses.dense_kl import DenseTargets
+from stages.train_student.data.scored import scored
+from stages.train_student.data.targets.dense_targets import DenseTargets
+from stages.train_student.data.targets.kind import TargetDecoder
 from stages.train_student.losses.frobenius import ProjectedStates, WholeStates
 from stages.train_student.losses.loss_term import HiddenStateTargets, TeacherTargets
 from stages.train_student.losses.terms import LossWeights
@@ -64,6 +65,7 @@ class CachedSignal:
     """The targets and projected hidden states that the batch was read with."""
 
     spec: CacheSpec
+    decode: TargetDecoder
 
     @property
     def reads_hidden_states(self) -> bool:
@@ -72,7 +74,7 @@ class CachedSignal:
 
     def targets(self, batch: Batch, weights: LossWeights) -> TeacherTargets:
         """See ``TeacherSignal``."""
-        distribution = scored_targets(batch, self.spec.targets) if weights.alpha else None
+        distribution = self.decode(batch.targets, batch.scored) if weights.alpha else None
         return TeacherTargets(distribution, self._hidden_states(batch))
 
     def _hidden_states(self, batch: Batch) -> HiddenStateTargets | None:
@@ -80,7 +82,7 @@ class CachedSignal:
             return None
         sketch = self.spec.sketch
         scale = 1.0 if sketch.kind == "pca" else 1 / math.sqrt(sketch.dim)
-        return ProjectedStates(batch.sketch, batch.projection, scale)
+        return ProjectedStates(batch.sketch[:, :, 0], batch.projection, scale)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The terms that compare distributions over the vocabulary: (1−α−β)·CE + α·T²·KL.
 
-Both come from one pass over the student's logits. Which pass it is depends on the targets: a cache
-holds some outcomes of every position (``sparse_kl``), hidden states and a head stand for all of
-them (``dense_kl``). The T² keeps the gradient of the KL as large as at T = 1 (Hinton et al.,
+Both come from one pass over the student's logits. Which pass it is depends on the targets: kept or
+drawn ids are some outcomes of every position (``sparse_kl``), hidden states and a head stand for
+all of them (``dense_kl``). The T² keeps the gradient of the KL as large as at T = 1 (Hinton et al.,
 arXiv 1503.02531, section 2).
 """
 
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from stages.compute.compiling import Mode
 from stages.train_student.data.scored import scored
+from stages.train_student.data.targets.dense_targets import DenseTargets
 from stages.train_student.data.targets.sparse_targets import SparseTargets
-from stages.train_student.losses.dense_kl import DenseDistillationLoss, DenseTargets
+from stages.train_student.losses.dense_kl import DenseDistillationLoss
 from stages.train_student.losses.loss_term import LossNormalizer, TermInputs, TermLoss
 from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.sparse_kl import LossSums, SparseDistillationLoss
@@ -78,11 +79,11 @@ class VocabularyTerms:
         hidden_ND = scored(inputs.hidden_BTD, inputs.batch)
         labels_N = scored(inputs.batch.labels, inputs.batch)
         targets = inputs.targets.distribution if weights.alpha else None
-        sums = self._sums(hidden_ND, inputs.head_VD, labels_N, targets, both)
+        sums = self.sums(hidden_ND, inputs.head_VD, labels_N, targets, both)
         means = (sums.cross_entropy / normalizer.num_scored, sums.kl / normalizer.num_scored)
         return TermLoss(sums.weighted, means)
 
-    def _sums(
+    def sums(
         self,
         hidden_ND: Tensor,
         head_VD: Tensor,
@@ -90,7 +91,8 @@ class VocabularyTerms:
         targets: SparseTargets | DenseTargets | None,
         weights: VocabularyWeights,
     ) -> LossSums:
-        """From the pass that is made for ``targets``; without any, labels need no dense one."""
+        """Sums over N positions, from the pass that is made for ``targets``; without any, labels
+        need no dense one."""
         if isinstance(targets, DenseTargets):
             return self.dense_loss(hidden_ND, head_VD, labels_N, targets, weights)
         return self.sparse_loss(hidden_ND, head_VD, labels_N, targets, weights)

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cache_format.codec import columns, zstd_cells
-from cache_format.codec.bits import encode_numbers, zigzag
-from cache_format.metadata.vocabulary_ranks import RankTable
+from cache_format.codec import columns
+from cache_format.coding import zstd_cells
+from cache_format.coding.bits import encode_numbers, zigzag
+from cache_format.tables.vocabulary_ranks import RankTable
 
 STEPS = st.sampled_from([1.0, 1 / 8, 1 / 64, 1 / 1024])
 RANKS = RankTable(np.roll(np.arange(40, dtype=np.int32), 7))
@@ -34,6 +35,23 @@ def test_kept_counts_round_trip(num_kept: np.ndarray) -> None:
 def test_kept_counts_are_stored_as_differences() -> None:
     data = columns.encode_num_kept(np.array([5, 5, 0, 3], np.uint16), 5)
     assert data == encode_numbers(np.array([10, 0, 9, 6]))  # 5, 0, −5, 3, signed
+
+
+@given(hnp.arrays(np.bool_, st.integers(1, 40)))
+def test_context_round_trips_and_takes_nothing_where_there_is_none(is_context: np.ndarray) -> None:
+    data = columns.encode_context(is_context)
+    found = columns.decode_context(data, len(is_context))
+    if is_context.any():
+        np.testing.assert_array_equal(found, is_context)
+    else:
+        assert (data, found) == (b"", None)
+
+
+def test_encoded_context_matches_bytes_worked_out_by_hand() -> None:
+    """Positions 0, 2 and 9 of 12: bits 0 and 2 of the first byte, bit 1 of the second."""
+    is_context = np.isin(np.arange(12), [0, 2, 9])
+    assert zstd_cells.decompress(columns.encode_context(is_context), 2) == bytes([0b101, 0b10])
+    assert columns.encode_context(None) == b""
 
 
 @given(
@@ -167,6 +185,10 @@ ZEROS = np.zeros(2)
             lambda: columns.encode_sketch(_floats(np.inf)[:, None], "float32"),
             "position 0: .*finite",
         ),
+        (
+            lambda: columns.encode_sketch(_floats(0, 0, np.inf)[:, None], "int8", num_states=2),
+            "position 1: .*finite",
+        ),
         (lambda: columns.encode_sketch(_floats(0), "int8"), r"\[positions, dim\], found shape"),
     ],
 )
@@ -185,6 +207,10 @@ def _signed(*values: int) -> bytes:
     return encode_numbers(zigzag(np.array(values)))
 
 
+def _context(*values: int) -> bytes:
+    return zstd_cells.compress(bytes(values))
+
+
 def _sketch(levels: list[int], upper: int) -> tuple[bytes, bytes]:
     scale = np.full(1, upper, "<u2").view(np.uint8).tobytes()
     return zstd_cells.compress(np.array(levels, np.int8).tobytes()), zstd_cells.compress(scale)
@@ -194,6 +220,11 @@ def _sketch(levels: list[int], upper: int) -> tuple[bytes, bytes]:
     ("decode", "message"),
     [
         (lambda: columns.decode_token_ids(_numbers(39, 40), 2, RANKS), "ranks below 40, found 40"),
+        (lambda: columns.decode_context(_context(0, 0), 12), "expected a bit for some of the pos"),
+        (lambda: columns.decode_context(_context(0, 0x10), 12), "no bits after them"),
+        (lambda: columns.decode_context(_context(1, 0x80), 12), "no bits after them"),
+        (lambda: columns.decode_context(b"\0", 12), "zstd"),
+        (lambda: columns.decode_context(_context(1, 0) + b"\0", 12), "zstd"),
         (lambda: columns.decode_num_kept(_signed(5, 1), 2, 5), "counts from 0 to 5, found 5 to 6"),
         (lambda: columns.decode_num_kept(_signed(5, -6), 2, 5), "counts from 0 to 5, found -1 to"),
         (lambda: columns.decode_tail(_numbers(2**31 + 9), 1, 1, 1.0), "found more at node 0"),
@@ -233,6 +264,9 @@ def test_decoders_refuse_values_out_of_range(decode: Callable[[], object], messa
 
 
 def test_decoders_accept_the_extreme_allowed_values() -> None:
+    is_context = columns.decode_context(_context(0, 0x08), 12)
+    assert is_context is not None
+    assert np.flatnonzero(is_context).tolist() == [11]
     assert columns.decode_num_kept(_signed(5, -5), 2, 5).tolist() == [5, 0]
     assert columns.decode_next_logprob(_signed(-65_504), np.zeros(1), 1.0).tolist() == [-65_504]
     assert columns.decode_sketch(*_sketch([-127], 0x3F80), (1, 1), "int8").tolist() == [[-127]]
@@ -244,6 +278,7 @@ def test_decoders_refuse_cells_of_another_number_of_values(extra: int) -> None:
     planes, scale = columns.encode_sketch(np.ones((2, 2), np.float32), "int8")
     decoders: list[Callable[[], object]] = [
         lambda: columns.decode_token_ids(_numbers(1, 2, 3, 4), count, RANKS),
+        lambda: columns.decode_context(_context(1, 2, 3, 4), 8 * count),
         lambda: columns.decode_num_kept(_numbers(1, 2, 3, 4), count, 5),
         lambda: columns.decode_tail(_numbers(1, 2, 3, 4), count, 1, 1.0),
         lambda: columns.decode_next_logprob(_numbers(1, 2, 3, 4), np.zeros(count), 1.0),

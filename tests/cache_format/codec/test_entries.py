@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_format.codec import zstd_cells
-from cache_format.codec.bits import with_length
 from cache_format.codec.entries import Entries, decode_entries, encode_entries, sort_entries
+from cache_format.coding import zstd_cells
+from cache_format.coding.bits import with_length
 
 VOCAB_SIZES = [1, 2, 3, 255, 256, 151_936, 2**24]
 

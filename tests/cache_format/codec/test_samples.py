@@ -11,36 +11,45 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_format.codec import zstd_cells
-from cache_format.codec.bits import with_length
+from cache_format.codec.row import KeptIds
 from cache_format.codec.row_codec import Row, decode_row, encode_row
 from cache_format.codec.samples import TailSamples
+from cache_format.coding import zstd_cells
+from cache_format.coding.bits import with_length
 from cache_format.metadata.spec import CacheSpec
-from cache_format.metadata.vocabulary_ranks import RankTable
+from cache_format.tables.shared_files import SharedFiles
+from cache_format.tables.vocabulary_ranks import RankTable
 from tests.support.sample_cache import (
     assert_decoded,
     drawn_targets,
     sample_ranks,
     sample_row,
+    sample_shared,
     sample_spec,
 )
 
 SPEC = sample_spec(with_sketch=False, targets=drawn_targets())
 RANKS = sample_ranks()
+SHARED = sample_shared()
 
 
 def _cells(row: Row, spec: CacheSpec, ranks: RankTable = RANKS) -> dict[str, bytes]:
-    encoded = encode_row(row, spec, ranks)
+    encoded = encode_row(row, spec, SharedFiles(ranks=ranks))
     return {name: cell for name, cell in encoded.items() if isinstance(cell, bytes)}
 
 
 def _round_trip(row: Row, spec: CacheSpec, ranks: RankTable = RANKS) -> Row:
-    return decode_row(_cells(row, spec, ranks), row.document_starts, spec, ranks)
+    return decode_row(_cells(row, spec, ranks), row.document_starts, spec, SharedFiles(ranks=ranks))
+
+
+def _changed(row: Row, **changes: Any) -> Row:
+    """The row with other arrays of its kept ids."""
+    return replace(row, kept_ids=replace(row.kept, **changes))
 
 
 def _draws(found: Row) -> TailSamples:
-    assert found.draws is not None
-    return found.draws
+    assert found.kept.draws is not None
+    return found.kept.draws
 
 
 @given(
@@ -48,7 +57,9 @@ def _draws(found: Row) -> TailSamples:
 )
 def test_rows_with_tail_samples_round_trip(seed: int, num_draws: int, num_levels: int) -> None:
     """Ids and counts exactly, log-probabilities up to 1/16 nat, likeliest first."""
-    spec = replace(SPEC, targets=drawn_targets(num_draws=num_draws, num_levels=num_levels))
+    spec = replace(
+        SPEC, targets=drawn_targets(num_draws=num_draws, kept={"num_levels": num_levels})
+    )
     row = sample_row(seed, spec)
     assert_decoded(_round_trip(row, spec), row, spec)
 
@@ -66,7 +77,7 @@ def test_the_input_order_of_tail_samples_does_not_matter(seed: int) -> None:
         counts=draws.counts[order],
         gaps=draws.gaps[order],
     )
-    assert _cells(replace(row, draws=shuffled), SPEC) == _cells(row, SPEC)
+    assert _cells(_changed(row, draws=shuffled), SPEC) == _cells(row, SPEC)
 
 
 @pytest.mark.parametrize("vocab_size", [2, 3, 256, 151_936])
@@ -75,8 +86,8 @@ def test_tail_samples_round_trip_at_any_vocabulary_size(vocab_size: int) -> None
     ranks = RankTable.by_weight(random.integers(0, 100, vocab_size))
     teacher = replace(SPEC.teacher, vocab_size=vocab_size, head_rows=vocab_size, eos_token_id=0)
     top_k = min(300, vocab_size - 1)
-    targets = drawn_targets(top_k=top_k, num_draws=255, ranks_sha256=ranks.sha256)
-    spec = replace(SPEC, teacher=teacher, targets=targets)
+    targets = drawn_targets(num_draws=255, kept={"top_k": top_k})
+    spec = replace(SPEC, teacher=teacher, targets=targets, ranks_sha256=ranks.sha256)
     for seed in range(2 if vocab_size > 2**10 else 5):
         row = sample_row(seed, spec)
         assert_decoded(_round_trip(row, spec, ranks), row, spec)
@@ -90,18 +101,19 @@ def _row(gaps: list[float], draws: dict[int, int], *, tail: float = -2.0) -> Row
     return Row(
         token_ids=np.zeros(13, np.int32),
         document_starts=np.arange(2, 13, dtype=np.int32),
-        num_kept=np.array([2, *[0] * 11], np.uint16),
-        kept_ids=np.array([0, 1], np.int32),
-        gaps=np.array([0.0, 1.0], np.float32),
-        draws=TailSamples(
-            num_ids=np.array([len(draws), *[0] * 11], np.uint16),
-            ids=np.array(list(draws), np.int32),
-            counts=np.array(list(draws.values()), np.uint16),
-            gaps=np.array(gaps, np.float32),
+        kept_ids=KeptIds(
+            num_ids=np.array([2, *[0] * 11], np.uint16),
+            ids=np.array([0, 1], np.int32),
+            gaps=np.array([0.0, 1.0], np.float32),
+            draws=TailSamples(
+                num_ids=np.array([len(draws), *[0] * 11], np.uint16),
+                ids=np.array(list(draws), np.int32),
+                counts=np.array(list(draws.values()), np.uint16),
+                gaps=np.array(gaps, np.float32),
+            ),
+            tail_log_mass=np.full((12, 3), tail, np.float32),
+            next_logprob=np.full(12, -1.0, np.float32),
         ),
-        tail_log_mass=np.full((12, 3), tail, np.float32),
-        next_logprob=np.full(12, -1.0, np.float32),
-        sketch=None,
     )
 
 
@@ -136,7 +148,7 @@ def test_encoded_tail_samples_match_bytes_worked_out_by_hand() -> None:
 def test_a_tail_sample_at_the_gap_of_the_last_kept_id_round_trips() -> None:
     """Level 0 stands for what no draw lies above, so nothing has to be cut off there."""
     for last in np.linspace(0, 30, 400):
-        row = replace(_row([last], {39: 9}), gaps=np.array([0, last], np.float32))
+        row = _changed(_row([last], {39: 9}), gaps=np.array([0, last], np.float32))
         found, log_z = _round_trip(row, SPEC), np.log(1 + np.exp(-last) + np.exp(-2))
         level = np.rint((1 - np.exp(-log_z / 4)) * 128)
         logprob = 4 * np.log(1 - level / 128) - float(_draws(found).gaps[0])
@@ -162,12 +174,11 @@ def test_a_single_id_may_have_all_tail_samples(num_draws: int) -> None:
 def test_the_same_id_may_end_one_position_and_begin_the_next() -> None:
     """Draws of two positions are never taken for one another's."""
     one = _row([2.0], {17: 9})
-    two = replace(
-        one,
-        document_starts=np.arange(3, 13, dtype=np.int32),
-        num_kept=np.array([2, 2, *[0] * 10], np.uint16),
-        kept_ids=np.tile(one.kept_ids, 2),
-        gaps=np.tile(one.gaps, 2),
+    two = _changed(
+        replace(one, document_starts=np.arange(3, 13, dtype=np.int32)),
+        num_ids=np.array([2, 2, *[0] * 10], np.uint16),
+        ids=np.tile(one.kept.ids, 2),
+        gaps=np.tile(one.kept.gaps, 2),
         draws=TailSamples(
             num_ids=np.array([1, 1, *[0] * 10], np.uint16),
             ids=np.array([17, 17], np.int32),
@@ -189,11 +200,10 @@ def test_without_a_tail_no_samples_are_stored() -> None:
 
 def test_a_row_without_scored_positions_has_no_tail_samples() -> None:
     nothing = np.zeros(0, np.int32)
-    row = replace(
-        _row([], {}),
-        document_starts=np.arange(1, 13, dtype=np.int32),
-        num_kept=np.zeros(12, np.uint16),
-        kept_ids=nothing,
+    row = _changed(
+        replace(_row([], {}), document_starts=np.arange(1, 13, dtype=np.int32)),
+        num_ids=np.zeros(12, np.uint16),
+        ids=nothing,
         gaps=nothing.astype(np.float32),
     )
     assert len(_draws(_round_trip(row, SPEC)).ids) == 0
@@ -228,20 +238,20 @@ def test_tail_samples_that_break_a_rule_are_refused(changes: dict[str, Any], mes
     }
     assert_decoded(_round_trip(GOOD, SPEC), GOOD, SPEC)
     with pytest.raises(ValueError, match=f"^draws: {message}"):
-        encode_row(replace(GOOD, draws=replace(_draws(GOOD), **arrays)), SPEC, RANKS)
+        encode_row(_changed(GOOD, draws=replace(_draws(GOOD), **arrays)), SPEC, SHARED)
 
 
 def test_tail_samples_without_a_tail_are_refused() -> None:
-    whole = replace(GOOD, tail_log_mass=np.full((12, 3), -np.inf, np.float32))
+    whole = _changed(GOOD, tail_log_mass=np.full((12, 3), -np.inf, np.float32))
     with pytest.raises(ValueError, match=r"draws: position 0: .* otherwise 0, found 9"):
-        encode_row(whole, SPEC, RANKS)
+        encode_row(whole, SPEC, SHARED)
 
 
 def test_tail_samples_must_be_present_exactly_where_the_spec_has_them() -> None:
     with pytest.raises(ValueError, match="draws: the spec says 'top_k', but the row has one"):
-        encode_row(GOOD, sample_spec(with_sketch=False), RANKS)
+        encode_row(GOOD, sample_spec(with_sketch=False), SHARED)
     with pytest.raises(ValueError, match=r"draws: the spec says 'top_k\+sampled', .* has none"):
-        encode_row(replace(GOOD, draws=None), SPEC, RANKS)
+        encode_row(_changed(GOOD, draws=None), SPEC, SHARED)
 
 
 def test_another_number_of_tail_samples_is_refused() -> None:
@@ -249,7 +259,7 @@ def test_another_number_of_tail_samples_is_refused() -> None:
     for num_draws in (8, 10, 1, 255):
         spec = replace(SPEC, targets=drawn_targets(num_draws=num_draws))
         with pytest.raises(ValueError, match=r"^drawn: expected"):
-            decode_row(cells, GOOD.document_starts, spec, RANKS)
+            decode_row(cells, GOOD.document_starts, spec, SHARED)
 
 
 def test_a_cell_of_any_other_length_is_refused() -> None:
@@ -257,7 +267,7 @@ def test_a_cell_of_any_other_length_is_refused() -> None:
     cell = cells["drawn"]
     for wrong in [cell + b"\0", *(cell[:length] for length in range(len(cell)))]:
         with pytest.raises(ValueError, match=r"^drawn: (expected|zstd)"):
-            decode_row(cells | {"drawn": wrong}, GOOD.document_starts, SPEC, RANKS)
+            decode_row(cells | {"drawn": wrong}, GOOD.document_starts, SPEC, SHARED)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.75, 1.0])
@@ -277,25 +287,26 @@ def test_means_over_tail_samples_are_unbiased(temperature: float) -> None:
     row = Row(
         token_ids=np.zeros(num_positions + 1, np.int32),
         document_starts=np.zeros(0, np.int32),
-        num_kept=np.full(num_positions, top_k, np.uint16),
-        kept_ids=np.tile(np.arange(top_k, dtype=np.int32), num_positions),
-        gaps=np.tile(gaps[:top_k], num_positions).astype(np.float32),
-        draws=TailSamples(
-            num_ids=(counts > 0).sum(axis=1).astype(np.uint16),
-            ids=(top_k + index).astype(np.int32),
-            counts=counts[position, index].astype(np.uint16),
-            gaps=tail_gaps[index].astype(np.float32),
+        kept_ids=KeptIds(
+            num_ids=np.full(num_positions, top_k, np.uint16),
+            ids=np.tile(np.arange(top_k, dtype=np.int32), num_positions),
+            gaps=np.tile(gaps[:top_k], num_positions).astype(np.float32),
+            draws=TailSamples(
+                num_ids=(counts > 0).sum(axis=1).astype(np.uint16),
+                ids=(top_k + index).astype(np.int32),
+                counts=counts[position, index].astype(np.uint16),
+                gaps=tail_gaps[index].astype(np.float32),
+            ),
+            tail_log_mass=np.tile(tail, (num_positions, 1)).astype(np.float32),
+            next_logprob=np.full(num_positions, -1.0, np.float32),
         ),
-        tail_log_mass=np.tile(tail, (num_positions, 1)).astype(np.float32),
-        next_logprob=np.full(num_positions, -1.0, np.float32),
-        sketch=None,
     )
     found = _round_trip(row, spec)
     draws = _draws(found)
     node = nodes.tolist().index(temperature)
     of_id = random.normal(size=vocab_size)
     exact_share = np.exp(-tail_gaps * temperature) / np.exp(tail[node])
-    masses = np.exp(found.tail_log_mass[0, [0, node]].astype(np.float64))
+    masses = np.exp(found.kept.tail_log_mass[0, [0, node]].astype(np.float64))
     weights = np.exp((s - temperature) * draws.gaps.astype(np.float64)) * masses[0] / masses[1]
     values = draws.counts * weights * of_id[draws.ids] / num_draws
     means = np.bincount(np.repeat(np.arange(num_positions), draws.num_ids), values, num_positions)

@@ -9,45 +9,69 @@ import pytest
 
 from cache_format.metadata.spec import CacheSpec, differences
 from cache_format.metadata.spec_parts.sketch import SketchSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
 from tests.support.sample_cache import (
     drawn_targets,
+    hidden_targets,
     pca_sketch,
     sample_spec,
     sampled_targets,
+    top_k_hidden_targets,
+    top_k_targets,
 )
 
 SPEC = sample_spec()
 DRAWN = sample_spec(targets=drawn_targets())
 PCA = sample_spec(sketch=pca_sketch())
 ROWS = sample_spec(validation_split="rows")
-TEXT = replace(SPEC, corpus=replace(SPEC.corpus, special_tokens="text", text_documents="file"))
+TEXT = replace(SPEC, corpus=replace(SPEC.corpus, text_documents="file"))
+SAMPLED = sample_spec(targets=sampled_targets())
+HIDDEN = sample_spec(targets=hidden_targets())
+BOTH = sample_spec(targets=top_k_hidden_targets())
 
 
-@pytest.mark.parametrize("spec", [SPEC, DRAWN, PCA, ROWS, TEXT])
+@pytest.mark.parametrize("spec", [SPEC, DRAWN, SAMPLED, HIDDEN, BOTH, PCA, ROWS, TEXT])
 def test_specs_round_trip_through_json(spec: CacheSpec) -> None:
     text = json.dumps(spec.to_json())
     assert CacheSpec.from_json(json.loads(text)) == spec
 
 
 def test_unset_fields_are_left_out_of_the_json() -> None:
-    new = {"num_draws", "draw_inverse_temperature"}
-    assert not new & SPEC.to_json()["targets"].keys()
-    assert new < DRAWN.to_json()["targets"].keys()
+    assert SPEC.to_json()["targets"].keys() == {"kind", "kept", "log_step"}
+    assert SAMPLED.to_json()["targets"].keys() == {"kind", "draws", "log_step"}
+    assert DRAWN.to_json()["targets"].keys() == {"kind", "kept", "draws", "log_step"}
+    assert HIDDEN.to_json()["targets"].keys() == {"kind", "hidden", "log_step"}
+    assert BOTH.to_json()["targets"].keys() == {"kind", "kept", "hidden", "log_step"}
     assert "projection_sha256" not in SPEC.to_json()["sketch"]
     assert "projection_sha256" in PCA.to_json()["sketch"]
-    assert "validation_split" not in SPEC.to_json()
+    assert "text_documents" not in SPEC.to_json()["corpus"]
+    assert TEXT.to_json()["corpus"]["text_documents"] == "file"
+
+
+def test_what_is_validation_is_always_written() -> None:
+    assert SPEC.to_json()["validation_split"] == "units"
     assert ROWS.to_json()["validation_split"] == "rows"
-    assert not {"special_tokens", "text_documents"} & SPEC.to_json()["corpus"].keys()
-    assert {"special_tokens", "text_documents"} < TEXT.to_json()["corpus"].keys()
+    fields = SPEC.to_json()
+    del fields["validation_split"]
+    with pytest.raises(ValueError, match=r"^validation_split: missing"):
+        CacheSpec.from_json(fields)
+
+
+@pytest.mark.parametrize("spec", [SPEC, HIDDEN, BOTH])
+def test_the_step_of_logarithms_is_there_for_every_kind(spec: CacheSpec) -> None:
+    fields = spec.to_json()
+    del fields["targets"]["log_step"]
+    with pytest.raises(ValueError, match=r"^targets\.log_step: missing"):
+        CacheSpec.from_json(fields)
 
 
 @pytest.mark.parametrize(
     ("part", "name"),
     [
-        ("targets", "num_draws"),
-        ("targets", "draw_inverse_temperature"),
+        ("targets", "kept"),
+        ("targets", "draws"),
+        ("targets", "hidden"),
         ("sketch", "projection_sha256"),
-        ("corpus", "special_tokens"),
         ("corpus", "text_documents"),
     ],
 )
@@ -60,35 +84,68 @@ def test_an_explicit_null_for_an_omitted_field_is_refused(part: str, name: str) 
         CacheSpec.from_json(SPEC.to_json() | {"validation_split": None})
 
 
-def test_the_format_version_is_the_lowest_that_supports_the_spec() -> None:
-    for old in (SPEC, sample_spec(with_sketch=False), sample_spec(targets=sampled_targets())):
-        assert old.format_version == "1.0"
-    for new in (
-        DRAWN,
-        PCA,
-        sample_spec(targets=sampled_targets(inverse_temperatures=(0.5,))),
-        replace(SPEC, sketch=replace(SPEC.sketch, hidden_states="last")),
-    ):
-        assert new.format_version == "1.1"
-    assert ROWS.format_version == replace(ROWS, targets=DRAWN.targets).format_version == "1.2"
-    for corpus in (
-        replace(SPEC.corpus, special_tokens="text"),
-        replace(SPEC.corpus, text_documents="paragraph"),
-    ):
-        assert replace(SPEC, corpus=corpus).format_version == "1.2"
-        assert replace(DRAWN, corpus=corpus).format_version == "1.2"
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("top_k", "k"),
+        ("sampled", "d"),
+        ("top_k+sampled", "kd"),
+        ("hidden", "h"),
+        ("top_k+hidden", "kh"),
+    ],
+)
+def test_each_kind_of_target_has_its_parts_and_no_others(kind: Any, parts: str) -> None:
+    kept, draws, hidden = DRAWN.targets.kept, DRAWN.targets.draws, HIDDEN.targets.hidden
+    for given in ("", "k", "d", "h", "kd", "kh", "dh", "kdh"):
+        fields: dict[str, Any] = {
+            "kept": kept if "k" in given else None,
+            "draws": draws if "d" in given else None,
+            "hidden": hidden if "h" in given else None,
+        }
+        if given == parts:
+            targets = TargetSpec(kind=kind, **fields)
+            assert {name: getattr(targets, name) for name in fields} == fields
+            continue
+        match = r"^(kept|draws|hidden): must be (there where|left out)"
+        with pytest.raises(ValueError, match=match) as e:
+            TargetSpec(kind=kind, **fields)
+        wrong = next(name for name in fields if (name[0] in given) != (name[0] in parts))
+        assert str(e.value).startswith(wrong)
+        assert ("left out" in str(e.value)) == (fields[wrong] is not None)
+
+
+def test_parts_of_targets_that_are_missing_or_too_many_are_refused_in_json() -> None:
+    fields = DRAWN.to_json()
+    without = {name: value for name, value in fields["targets"].items() if name != "draws"}
+    with pytest.raises(ValueError, match=r"draws: must be there where kind is 'top_k\+sampled'"):
+        CacheSpec.from_json(fields | {"targets": without})
+    with pytest.raises(ValueError, match=r"draws: must be left out"):
+        CacheSpec.from_json(fields | {"targets": fields["targets"] | {"kind": "top_k"}})
+    more = fields["targets"] | {"other": {}}
+    with pytest.raises(ValueError, match=r"^targets\.other: not a known field"):
+        CacheSpec.from_json(fields | {"targets": more})
+    for part, name in (("kept", "top_k"), ("draws", "num_draws")):
+        less = {key: value for key, value in fields["targets"][part].items() if key != name}
+        with pytest.raises(ValueError, match=rf"^targets\.{part}\.{name}: missing"):
+            CacheSpec.from_json(fields | {"targets": fields["targets"] | {part: less}})
+
+
+def test_the_nodes_of_samples_are_the_temperature_that_they_are_drawn_at() -> None:
+    assert SPEC.targets.inverse_temperatures == (0.5, 0.75, 1.0)
+    assert DRAWN.targets.inverse_temperatures == (0.5, 0.75, 1.0)
+    assert sampled_targets(inverse_temperature=0.25).inverse_temperatures == (0.25,)
 
 
 def test_cache_id_is_the_hash_of_the_canonical_spec() -> None:
-    assert SPEC.cache_id == "0a380bd5c372c4b0aa04712be4c0b8ecfb0da6ad5c1fd420104c8baaba7869b9"
+    assert SPEC.cache_id == "1226d77dd347cef05a7827eae87888d136bb3903c05404b359a5cfff8f8af6ce"
     assert SPEC.cache_id == hashlib.sha256(SPEC.canonical_json()).hexdigest()
     assert b" " not in SPEC.canonical_json()
     assert json.loads(SPEC.canonical_json()) == SPEC.to_json()
 
 
 def test_cache_id_does_not_depend_on_how_a_number_was_written() -> None:
-    targets = replace(SPEC.targets, keep_mass=1, inverse_temperatures=(1,), log_step=1)
-    same = replace(SPEC.targets, keep_mass=1.0, inverse_temperatures=(1.0,), log_step=1.0)
+    targets = replace(top_k_targets(keep_mass=1, inverse_temperatures=(1,)), log_step=1)
+    same = replace(top_k_targets(keep_mass=1.0, inverse_temperatures=(1.0,)), log_step=1.0)
     assert sample_spec(targets=targets).cache_id == sample_spec(targets=same).cache_id
 
 
@@ -100,11 +157,11 @@ def test_cache_id_does_not_depend_on_how_a_number_was_written() -> None:
         replace(SPEC, rows_per_batch=3),
         replace(SPEC, teacher=replace(SPEC.teacher, revision="r2")),
         replace(SPEC, corpus=replace(SPEC.corpus, files=())),
-        replace(SPEC, corpus=replace(SPEC.corpus, special_tokens="text")),
         replace(SPEC, corpus=replace(SPEC.corpus, text_documents="paragraph")),
-        replace(SPEC, targets=replace(SPEC.targets, num_levels=127)),
+        replace(SPEC, targets=top_k_targets(num_levels=127)),
+        replace(SPEC, targets=top_k_targets(keep_mass=0.8)),
         replace(SPEC, targets=replace(SPEC.targets, log_step=1 / 8)),
-        replace(SPEC, targets=replace(SPEC.targets, ranks_sha256="0" * 64)),
+        replace(SPEC, ranks_sha256="0" * 64),
         replace(SPEC, sketch=replace(SPEC.sketch, hidden_states="last")),
         replace(SPEC, sketch=replace(SPEC.sketch, dtype="float16")),
     ],
@@ -118,7 +175,8 @@ def test_every_field_changes_the_cache_id(changed: CacheSpec) -> None:
     ("spec", "changed"),
     [
         (DRAWN, replace(DRAWN, targets=drawn_targets(num_draws=10))),
-        (DRAWN, replace(DRAWN, targets=drawn_targets(draw_inverse_temperature=0.75))),
+        (DRAWN, replace(DRAWN, targets=drawn_targets(inverse_temperature=0.75))),
+        (SAMPLED, replace(SAMPLED, targets=sampled_targets(num_draws=49))),
         (PCA, replace(PCA, sketch=pca_sketch(projection_sha256="0" * 64))),
     ],
 )
@@ -132,8 +190,8 @@ def test_every_field_of_later_kinds_changes_the_cache_id(
 def test_differences_name_fields_that_only_one_spec_has() -> None:
     assert differences(SPEC, DRAWN) == [
         "targets.kind: expected 'top_k', found 'top_k+sampled'",
-        "targets.num_draws: expected None, found 9",
-        "targets.draw_inverse_temperature: expected None, found 0.5",
+        "targets.draws.num_draws: expected None, found 9",
+        "targets.draws.inverse_temperature: expected None, found 0.5",
     ]
     assert differences(PCA, SPEC)[-1].endswith(", found None")
 
@@ -162,7 +220,7 @@ def test_every_nth_unit_is_validation() -> None:
 BOUNDS: list[tuple[str, str, list[Any], list[Any]]] = [
     ("", "sequence_length", [2, 65_535], [1, 65_536]),
     ("", "validation_every", [2], [1]),
-    ("", "validation_split", [None, "rows"], ["", "units"]),
+    ("", "validation_split", ["units", "rows"], ["", "shards", None]),
     ("", "rows_per_batch", [1, 65_535], [0, 65_536]),
     ("", "seed", [0, 2**63 - 1], [-1, 2**63]),
     ("teacher", "hidden_size", [1], [0]),
@@ -171,38 +229,38 @@ BOUNDS: list[tuple[str, str, list[Any], list[Any]]] = [
     ("teacher", "head_rows", [40, 2**24], [39, 2**24 + 1]),
     ("teacher", "eos_token_id", [0, 39], [-1, 40]),
     ("corpus", "documents_per_unit", [1], [0]),
-    ("corpus", "special_tokens", [None, "text"], ["", "control"]),
     ("corpus", "text_documents", [None, "paragraph", "file"], ["", "line"]),
-    ("targets", "top_k", [1, 40], [0, 65_536]),
-    ("targets", "keep_mass", [0.01, 1.0], [0.0, 1.01]),
+    ("kept", "top_k", [1, 40], [0, 65_536]),
+    ("kept", "keep_mass", [0.01, 1.0], [0.0, 1.01]),
     (
-        "targets",
+        "kept",
         "inverse_temperatures",
         [(1.0,), tuple(n / 8 for n in range(1, 9))],
         [(), (0.5,), (0.0, 1.0), (0.5, 0.5, 1.0), (1.0, 0.5), tuple(n / 9 for n in range(1, 10))],
     ),
-    ("targets", "kind", ["top_k"], ["", "samples"]),
-    ("targets", "num_levels", [2, 255], [1, 256]),
+    ("targets", "kind", ["top_k"], ["", "samples", "sampled", "top_k+sampled"]),
+    ("kept", "num_levels", [2, 255], [1, 256]),
     ("targets", "log_step", [2**-10, 1.0], [2**-11, 2.0, 0.3, 0.0, -0.5]),
-    ("targets", "ranks_sha256", ["0" * 64, "f" * 64], ["", "0" * 63, "0" * 65, "F" * 64]),
+    ("", "ranks_sha256", ["0" * 64, "f" * 64], ["", "0" * 63, "0" * 65, "F" * 64]),
     ("sketch", "dim", [1, 65_535], [0, 65_536]),
     ("sketch", "kind", ["rademacher"], ["gauss", "none", "pca"]),
     ("sketch", "dtype", ["int8", "float16", "float32"], ["", "bfloat16"]),
-    ("targets", "num_draws", [None], [1, 0]),
-    ("targets", "draw_inverse_temperature", [None], [0.5, 1.0]),
+    ("targets", "kept", [], [None]),
+    ("targets", "draws", [None], [sampled_targets().draws]),
     ("sketch", "projection_sha256", [None], ["0" * 64]),
     (
         "sketch",
         "hidden_states",
         [
             *("mean_over_layers", "last", "layers:1", "layers:2", "layers:1,2"),
-            *("random_layers:1", "random_layers:2"),
+            *("random_layers:1", "random_layers:2", "each:1", "each:2", "each:1,2"),
         ],
         [
             *("", "first", "Last", "last ", "layers:", "layers:0", "layers:3", "layers:1,3"),
             *("layers:2,1", "layers:1,1", "layers:1,", "layers:01", "layers: 1", "layers:1e0"),
             *("layers:\u0661", "random_layers:0", "random_layers:3", "random_layers:"),
-            "random_layers:1,2",
+            *("random_layers:1,2", "each:", "each:0", "each:3", "each:1,3", "each:2,1"),
+            *("each:1,1", "each:1,", "each:01", "each", "each:1;2"),
         ],
     ),
 ]
@@ -215,6 +273,8 @@ def test_fields_out_of_bounds_are_refused(
     def with_value(value: Any) -> CacheSpec:
         if part == "":
             return replace(SPEC, **{name: value})
+        if part == "kept":
+            return replace(SPEC, targets=top_k_targets(**{name: value}))
         return replace(SPEC, **{part: replace(getattr(SPEC, part), **{name: value})})
 
     for value in good:
@@ -227,37 +287,46 @@ def test_fields_out_of_bounds_are_refused(
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
-        ("inverse_temperatures", (1.0,), (0.5, 1.0)),
-        ("inverse_temperatures", (0.5,), (0.0,)),
-        ("inverse_temperatures", (1e-9,), (1.0 + 2**-52,)),
-        ("inverse_temperatures", (1.0,), ()),
-        ("keep_mass", 1.0, 0.9),
-        ("top_k", 20, 21),
+        ("inverse_temperature", 1.0, 1.0 + 2**-52),
+        ("inverse_temperature", 1e-9, 0.0),
+        ("inverse_temperature", 0.5, -0.5),
+        ("num_draws", 1, 0),
+        ("num_draws", 255, 256),
     ],
 )
-def test_fields_of_sampled_targets_out_of_bounds_are_refused(
-    name: str, good: Any, bad: Any
-) -> None:
-    targets = sampled_targets(num_levels=20)
-    replace(targets, **{name: good})
-    with pytest.raises(ValueError, match=f"{name}: must be .*(sampled|draws)"):
-        replace(targets, **{name: bad})
+def test_fields_of_draws_out_of_bounds_are_refused(name: str, good: Any, bad: Any) -> None:
+    sampled_targets(**{name: good})
+    with pytest.raises(ValueError, match=f"^{name}: must be"):
+        sampled_targets(**{name: bad})
+
+
+def test_draws_of_the_tail_are_at_a_node_of_the_kept_logits() -> None:
+    """Only there is the tail's mass known."""
+    for node in (0.5, 0.75, 1.0):
+        assert drawn_targets(inverse_temperature=node).sampling.inverse_temperature == node
+    for other in (0.8, 0.25):
+        with pytest.raises(ValueError, match=r"draws\.inverse_temperature: must be one of kept\."):
+            drawn_targets(inverse_temperature=other)
+    assert sampled_targets(inverse_temperature=0.8)
 
 
 @pytest.mark.parametrize(
-    ("name", "good", "bad"),
+    ("hidden_states", "num_states", "layers"),
     [
-        ("num_draws", 1, 0),
-        ("num_draws", 255, 256),
-        ("num_draws", 9, None),
-        ("draw_inverse_temperature", 0.75, 0.8),
-        ("draw_inverse_temperature", 1.0, None),
+        ("mean_over_layers", 1, ()),
+        ("last", 1, ()),
+        ("layers:1,2", 1, (1, 2)),
+        ("random_layers:2", 1, (2,)),
+        ("each:2", 1, (2,)),
+        ("each:1,2", 2, (1, 2)),
+        ("each:4,12,28", 3, (4, 12, 28)),
     ],
 )
-def test_fields_of_tail_samples_out_of_bounds_are_refused(name: str, good: Any, bad: Any) -> None:
-    replace(DRAWN.targets, **{name: good})
-    with pytest.raises(ValueError, match=f"{name}: must be .*top_k.sampled"):
-        replace(DRAWN.targets, **{name: bad})
+def test_only_each_layer_by_itself_gives_a_position_more_than_one_state(
+    hidden_states: str, num_states: int, layers: tuple[int, ...]
+) -> None:
+    sketch = replace(SPEC.sketch, hidden_states=hidden_states)
+    assert (sketch.num_states, sketch.named_layers) == (num_states, layers)
 
 
 def test_principal_components_out_of_bounds_are_refused() -> None:
@@ -274,9 +343,15 @@ def test_principal_components_out_of_bounds_are_refused() -> None:
 
 
 def test_top_k_beyond_the_vocabulary_is_refused() -> None:
-    targets = replace(SPEC.targets, top_k=41)
-    with pytest.raises(ValueError, match=r"targets.top_k: must be at most .*vocab_size \(40\)"):
-        replace(SPEC, targets=targets)
+    for targets in (top_k_targets(top_k=41), drawn_targets(kept={"top_k": 41})):
+        with pytest.raises(ValueError, match=r"kept\.top_k: must be at most .*vocab_size \(40\)"):
+            replace(SPEC, targets=targets)
+    assert replace(SPEC, targets=sampled_targets(num_draws=41))  # some of them more than once
+
+
+def _with_kept(**changes: Any) -> dict[str, Any]:
+    targets = SPEC.to_json()["targets"]
+    return {"targets": targets | {"kept": targets["kept"] | changes}}
 
 
 @pytest.mark.parametrize(
@@ -294,7 +369,12 @@ def test_top_k_beyond_the_vocabulary_is_refused() -> None:
             "sketch.dtype: .*'int4'",
         ),
         ({"targets": SPEC.to_json()["targets"] | {"kind": "top_p"}}, "targets.kind: .*'top_p'"),
-        ({"targets": SPEC.to_json()["targets"] | {"keep_mass": 10**400}}, "targets.keep_mass"),
+        ({"targets": SPEC.to_json()["targets"] | {"log_step": 10**400}}, "targets.log_step"),
+        (_with_kept(keep_mass=10**400), r"targets\.kept\.keep_mass"),
+        (_with_kept(top_k=5.0), r"targets\.kept\.top_k: expected int"),
+        (_with_kept(inverse_temperatures=[]), "inverse_temperatures: must be 1 to 8"),
+        ({"targets": SPEC.to_json()["targets"] | {"kept": []}}, r"kept: expected an object, found"),
+        ({"ranks_sha256": "x"}, "^ranks_sha256: must be 64 hex digits"),
         ({"targets": SPEC.to_json()["targets"] | {"log_step": float("nan")}}, "log_step"),
     ],
 )
@@ -313,8 +393,12 @@ def test_a_row_too_large_for_memory_is_refused() -> None:
     assert replace(SPEC, sequence_length=2**13, sketch=wide).sketch.dim == 2**13
     with pytest.raises(ValueError, match=r"sketch.dim: must be at most 67108864 / sequence_length"):
         replace(SPEC, sequence_length=2**13 + 1, sketch=wide)
+    both = replace(wide, dim=2**12, hidden_states="each:1,2")
+    assert replace(SPEC, sequence_length=2**13, sketch=both).sketch.num_states == 2
+    with pytest.raises(ValueError, match=r"sketch.dim: must be at most 67108864 / sequence_length"):
+        replace(SPEC, sequence_length=2**13 + 1, sketch=both)
     teacher = replace(SPEC.teacher, vocab_size=2**14, head_rows=2**14)
-    many = replace(SPEC.targets, top_k=2**13)
+    many = top_k_targets(top_k=2**13)
     assert replace(SPEC, teacher=teacher, targets=many, sequence_length=2**13)
-    with pytest.raises(ValueError, match=r"targets.top_k: must be at most 67108864"):
+    with pytest.raises(ValueError, match=r"targets\.kept\.top_k: must be at most 67108864"):
         replace(SPEC, teacher=teacher, targets=many, sequence_length=2**13 + 1)

@@ -23,7 +23,7 @@ from tests.support.sample_cache import (
     assert_decoded,
     fill,
     reseal,
-    sample_ranks,
+    sample_shared,
     sample_spec,
     unit_rows,
     write_sample_cache,
@@ -142,7 +142,7 @@ def test_write_order_and_later_units_move_no_row_to_another_split(tmp_path: Path
                 found.setdefault(split, {}).setdefault(unit, []).append(row.token_ids.tolist())
         return found
 
-    writer = CacheWriter.create_or_open(tmp_path, ROWS, sample_ranks())
+    writer = CacheWriter.create_or_open(tmp_path, ROWS, sample_shared())
     fill(writer, [1])
     alone = by_unit()
     fill(writer, [3, 0])
@@ -158,7 +158,7 @@ def test_write_order_and_later_units_move_no_row_to_another_split(tmp_path: Path
 
 def test_merged_parts_keep_their_splits(divided: Path, tmp_path: Path) -> None:
     for name, units in (("a", [0, 2]), ("b", [1, 3])):
-        writer = CacheWriter.create_or_open(tmp_path / name, ROWS, sample_ranks())
+        writer = CacheWriter.create_or_open(tmp_path / name, ROWS, sample_shared())
         fill(writer, units)
         writer.publish_manifest(num_tokens_requested=120, complete=False)
     parts = [cache_format.open(tmp_path / name, allow_incomplete=True) for name in "ab"]

@@ -17,7 +17,7 @@ from tests.support.sample_cache import (
     assert_same_row,
     contents,
     fill,
-    sample_ranks,
+    sample_shared,
     sample_spec,
     shard_path,
     write_sample_cache,
@@ -52,7 +52,7 @@ def test_a_cache_written_while_the_clock_runs_backwards_is_whole(
     tmp_path: Path, root: Path
 ) -> None:
     path = tmp_path / "other"
-    writer = CacheWriter.create_or_open(path, SPEC, sample_ranks())
+    writer = CacheWriter.create_or_open(path, SPEC, sample_shared())
     for unit in (2, 0):
         fill(writer, [unit])
         writer.publish_manifest(num_tokens_requested=120, complete=False)
@@ -104,7 +104,7 @@ def test_leftovers_of_any_age_are_removed(root: Path, seconds: int) -> None:
         for path in (directory / ".tmp-file", directory / ".tmp-directory"):
             path.mkdir() if path.name.endswith("directory") else path.write_bytes(b"half")
             os.utime(path, (seconds, seconds))
-    CacheWriter.create_or_open(root, SPEC, sample_ranks())
+    CacheWriter.create_or_open(root, SPEC, sample_shared())
     assert contents(root) == before
     assert not list(root.rglob(".tmp-*"))
 

@@ -18,7 +18,7 @@ from tests.support.sample_cache import (
     build_teacher,
     contents,
     fill,
-    sample_ranks,
+    sample_shared,
     sample_spec,
 )
 
@@ -50,7 +50,7 @@ def test_an_unfinished_read_only_cache_is_read_without_any_write(root: Path) -> 
 
 
 _WRITES: list[Callable[[CacheWriter], object]] = [
-    lambda writer: CacheWriter.create_or_open(writer.path, SPEC, sample_ranks()),
+    lambda writer: CacheWriter.create_or_open(writer.path, SPEC, sample_shared()),
     lambda writer: writer.write_unit(4, [], num_documents=0),
     lambda writer: writer.discard_unit(1),
     lambda writer: writer.publish_manifest(10**6, complete=True),
@@ -59,7 +59,7 @@ _WRITES: list[Callable[[CacheWriter], object]] = [
 
 @pytest.mark.parametrize("number", range(len(_WRITES)))
 def test_a_writer_on_a_read_only_cache_names_what_it_cannot_write(root: Path, number: int) -> None:
-    writer = CacheWriter.create_or_open(root, SPEC, sample_ranks())
+    writer = CacheWriter.create_or_open(root, SPEC, sample_shared())
     before = contents(root)
     with read_only(root), pytest.raises(StorageError) as caught:
         _WRITES[number](writer)
@@ -72,7 +72,7 @@ def test_a_writer_on_a_read_only_cache_names_what_it_cannot_write(root: Path, nu
 @pytest.mark.parametrize("number", range(len(_WRITES)))
 def test_a_writer_on_a_read_only_mount_says_so(root: Path, number: int) -> None:
     before = contents(root)
-    writer = CacheWriter.create_or_open(root, SPEC, sample_ranks())
+    writer = CacheWriter.create_or_open(root, SPEC, sample_shared())
     with (
         Disk(root.parent, Fault(errno.EROFS, 0, lasting=True)),
         pytest.raises(StorageError, match=r"could not be written: Read-only file system\."),
@@ -82,7 +82,7 @@ def test_a_writer_on_a_read_only_mount_says_so(root: Path, number: int) -> None:
 
 
 def test_a_finished_unit_or_teacher_needs_no_write_permission(root: Path) -> None:
-    writer = CacheWriter.create_or_open(root, SPEC, sample_ranks())
+    writer = CacheWriter.create_or_open(root, SPEC, sample_shared())
     with read_only(root):
         fill(writer, [0, 1, 2, 3])
         writer.write_attachments(build_teacher)

@@ -17,8 +17,8 @@ from cache_format.writer import CacheWriter
 from tests.support.sample_cache import (
     contents,
     fill,
-    sample_ranks,
     sample_row,
+    sample_shared,
     sample_spec,
     write_sample_cache,
 )
@@ -172,8 +172,8 @@ def test_two_writers_without_exclusive_writes_still_leave_a_whole_cache(
 ) -> None:
     """The worst moment: both take the receipt for theirs, and each removes the other's shard."""
     url = f"memory://{tmp_path.name}/cache"
-    spec, ranks = sample_spec(), sample_ranks()
-    writer, rival = (CacheWriter.create_or_open(url, spec, ranks) for _ in range(2))
+    spec, shared = sample_spec(), sample_shared()
+    writer, rival = (CacheWriter.create_or_open(url, spec, shared) for _ in range(2))
     fill(writer, [0, 1])
     fs, pending = RemoteStorage(url)._fs, [True]
     real = fs.pipe_file
@@ -253,7 +253,7 @@ def test_a_missing_bucket_is_named_without_retries(
     error = FileNotFoundError("The specified bucket does not exist")
     monkeypatch.setattr(storage._fs, "pipe_file", Flaky(storage._fs, "pipe_file", error, 99))
     with pytest.raises(StorageError, match=r"bucket does not exist\. Create the bucket"):
-        CacheWriter.create_or_open(f"{storage.root}/new", sample_spec(), sample_ranks())
+        CacheWriter.create_or_open(f"{storage.root}/new", sample_spec(), sample_shared())
     assert waits == []
 
 

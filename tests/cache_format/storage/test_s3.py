@@ -18,8 +18,8 @@ from tests.support.sample_cache import (
     build_teacher,
     contents,
     fill,
-    sample_ranks,
     sample_row,
+    sample_shared,
     sample_spec,
     write_sample_cache,
 )
@@ -57,7 +57,7 @@ def everything(url: str) -> dict[str, str]:
 
 def write_long_cache(url: str) -> None:
     """Eight training shards of two rows each."""
-    writer = CacheWriter.create_or_open(url, SPEC, sample_ranks())
+    writer = CacheWriter.create_or_open(url, SPEC, sample_shared())
     writer.write_attachments(build_teacher)
     for unit in (1, 2, 4, 5, 7, 8, 10, 11):
         rows = [sample_row(10 * unit + index, SPEC) for index in range(2)]
@@ -190,7 +190,7 @@ def test_a_flipped_byte_is_named(written: str, tmp_path: Path) -> None:
 
 def test_a_missing_bucket_is_named(bucket: str) -> None:
     with pytest.raises(StorageError, match=r"spec\.json: could not be written.*Create the bucket"):
-        CacheWriter.create_or_open(f"{bucket}-other/cache", SPEC, sample_ranks())
+        CacheWriter.create_or_open(f"{bucket}-other/cache", SPEC, sample_shared())
     with pytest.raises(ValueError, match=r"not a cache: expected manifest\.json"):
         cache_format.open(f"{bucket}-other/cache")
 
@@ -217,7 +217,7 @@ def test_a_shard_is_uploaded_before_its_receipt(
             return real(storage, name, data)  # type: ignore[operator]
 
         monkeypatch.setattr(RemoteStorage, method, recorded)
-    writer = CacheWriter.create_or_open(f"{bucket}/cache", SPEC, sample_ranks())
+    writer = CacheWriter.create_or_open(f"{bucket}/cache", SPEC, sample_shared())
     fill(writer, [0, 1])
     writer.publish_manifest(1, complete=True)
     assert names == [

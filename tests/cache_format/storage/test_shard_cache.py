@@ -23,8 +23,8 @@ from cache_format.storage.shard_cache import LocalCopies
 from cache_format.writer import CacheWriter
 from tests.support.sample_cache import (
     assert_same_row,
-    sample_ranks,
     sample_row,
+    sample_shared,
     sample_spec,
 )
 
@@ -279,7 +279,7 @@ class TestReading:
     def url(self, tmp_path: Path) -> str:
         """Five training shards of two rows."""
         url = f"memory://{tmp_path.name}/cache"
-        writer = CacheWriter.create_or_open(url, SPEC, sample_ranks())
+        writer = CacheWriter.create_or_open(url, SPEC, sample_shared())
         for unit in (1, 2, 4, 5, 7):
             writer.write_unit(unit, self.rows(unit), num_documents=1)
         writer.publish_manifest(120, complete=True)

@@ -33,8 +33,8 @@ from tests.support.sample_cache import (
     build_teacher,
     contents,
     fill,
-    sample_ranks,
     sample_row,
+    sample_shared,
     sample_spec,
     unit_rows,
     write_sample_cache,
@@ -205,7 +205,7 @@ def test_a_cache_written_in_two_runs_has_the_same_bytes_on_every_storage(
     empty: Storage, tmp_path: Path
 ) -> None:
     """Written in two runs, extended, read, verified and repaired; the same bytes as elsewhere."""
-    storage, place, ranks = empty, empty.root, sample_ranks()
+    storage, place, ranks = empty, empty.root, sample_shared()
     writer = CacheWriter.create_or_open(place, SPEC, ranks)
     fill(writer, [0, 1])
     writer = CacheWriter.create_or_open(place, SPEC, ranks)
@@ -245,7 +245,9 @@ def test_a_cache_written_in_two_runs_has_the_same_bytes_on_every_storage(
 
 
 def test_the_slower_of_two_writers_keeps_the_unit_of_the_faster(empty: Storage) -> None:
-    writer, rival = (CacheWriter.create_or_open(empty.root, SPEC, sample_ranks()) for _ in range(2))
+    writer, rival = (
+        CacheWriter.create_or_open(empty.root, SPEC, sample_shared()) for _ in range(2)
+    )
 
     def rows() -> Iterator[object]:
         rival.write_unit(5, [sample_row(77, SPEC)], num_documents=9)
@@ -260,7 +262,7 @@ def test_the_slower_of_two_writers_keeps_the_unit_of_the_faster(empty: Storage) 
 def test_a_directory_of_other_files_is_refused_and_unchanged(storage: Storage) -> None:
     storage.publish("thesis.tex", b"years of work")
     with pytest.raises(ForeignDirectoryError, match=r"not a cache.*thesis\.tex.*another directory"):
-        CacheWriter.create_or_open(storage.root, SPEC, sample_ranks())
+        CacheWriter.create_or_open(storage.root, SPEC, sample_shared())
     with pytest.raises(ForeignDirectoryError, match=r"not a cache: expected manifest\.json"):
         cache_format.open(storage.root)
     assert everything(storage) == {"thesis.tex": b"years of work"}
@@ -291,7 +293,7 @@ def test_a_local_cache_does_not_import_fsspec(tmp_path: Path) -> None:
 
 def test_rows_of_a_url_equal_those_that_were_given(tmp_path: Path) -> None:
     url = f"memory://{tmp_path.name}/rows"
-    writer = CacheWriter.create_or_open(url, SPEC, sample_ranks())
+    writer = CacheWriter.create_or_open(url, SPEC, sample_shared())
     fill(writer, [1])
     writer.publish_manifest(60, complete=True)
     cache = cache_format.open(url, local_directory=tmp_path)

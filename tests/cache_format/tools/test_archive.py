@@ -38,7 +38,7 @@ from tests.support.sample_cache import (
     build_teacher,
     contents,
     fill,
-    sample_ranks,
+    sample_shared,
     sample_spec,
     shard_path,
     write_sample_cache,
@@ -112,7 +112,7 @@ class TestRoundTrip:
 
     def test_a_cache_without_attachments_is_packed_and_unpacked(self, tmp_path: Path) -> None:
         writer = CacheWriter.create_or_open(
-            tmp_path / "cache", sample_spec(with_sketch=False), sample_ranks()
+            tmp_path / "cache", sample_spec(with_sketch=False), sample_shared()
         )
         fill(writer, [0])
         writer.publish_manifest(10, complete=True)
@@ -120,13 +120,13 @@ class TestRoundTrip:
         assert contents(tmp_path / "new") == contents(tmp_path / "cache")
 
     def test_an_unfinished_cache_stays_unfinished(self, tmp_path: Path) -> None:
-        writer = CacheWriter.create_or_open(tmp_path / "cache", sample_spec(), sample_ranks())
+        writer = CacheWriter.create_or_open(tmp_path / "cache", sample_spec(), sample_shared())
         writer.write_attachments(build_teacher)
         fill(writer, [0, 1])
         assert not unpacked(packed(tmp_path / "cache"), tmp_path / "new").complete
         with pytest.raises(IncompleteCacheError):
             cache_format.open(tmp_path / "new")
-        fill(CacheWriter.create_or_open(tmp_path / "new", sample_spec(), sample_ranks()), [2, 3])
+        fill(CacheWriter.create_or_open(tmp_path / "new", sample_spec(), sample_shared()), [2, 3])
 
     def test_a_damaged_file_of_the_packed_cache_is_named(self, root: Path) -> None:
         for path in (
@@ -160,7 +160,7 @@ class TestResume:
         assert {path.name[:5] for path in kept} >= {"00000", "00002"}
 
     def test_unpacking_a_larger_archive_extends_the_cache(self, tmp_path: Path) -> None:
-        writer = CacheWriter.create_or_open(tmp_path / "cache", sample_spec(), sample_ranks())
+        writer = CacheWriter.create_or_open(tmp_path / "cache", sample_spec(), sample_shared())
         writer.write_attachments(build_teacher)
         fill(writer, [0, 1])
         writer.publish_manifest(50, complete=True)
@@ -185,7 +185,7 @@ class TestResume:
     def test_unpacking_onto_units_of_other_bytes_is_refused(
         self, root: Path, tmp_path: Path
     ) -> None:
-        writer = CacheWriter.create_or_open(tmp_path / "other", sample_spec(), sample_ranks())
+        writer = CacheWriter.create_or_open(tmp_path / "other", sample_spec(), sample_shared())
         writer.write_unit(1, [], num_documents=0)
         before = contents(tmp_path / "other")
         with pytest.raises(ForeignDirectoryError, match=r"another unit 1.*merge the two"):
@@ -195,7 +195,7 @@ class TestResume:
     def test_unpacking_onto_files_of_another_teacher_is_refused(
         self, root: Path, tmp_path: Path
     ) -> None:
-        writer = CacheWriter.create_or_open(tmp_path / "other", sample_spec(), sample_ranks())
+        writer = CacheWriter.create_or_open(tmp_path / "other", sample_spec(), sample_shared())
         writer.write_attachments(lambda directory: None)
         with pytest.raises(ForeignDirectoryError, match="other files of the teacher"):
             unpacked(packed(root), tmp_path / "other")

@@ -21,7 +21,7 @@ from tests.support.sample_cache import (
     contents,
     fill,
     reseal,
-    sample_ranks,
+    sample_shared,
     sample_spec,
     shard_path,
     unit_rows,
@@ -108,7 +108,7 @@ def _take_both(root: Path, other: Path) -> None:
 def _take_older_shard(root: Path, other: Path) -> None:
     """The same cache and unit, other rows: as if two machines had made it."""
     again = other.parent / "again"
-    writer = CacheWriter.create_or_open(again, SPEC, sample_ranks())
+    writer = CacheWriter.create_or_open(again, SPEC, sample_shared())
     for unit in (0, 1):
         writer.write_unit(unit, list(reversed(unit_rows(unit, SPEC))), num_documents=4)
         shard_path(root, unit).write_bytes(shard_path(again, unit).read_bytes())
@@ -301,7 +301,7 @@ def test_a_changed_shard_is_an_error_once_its_rows_leave_memory(
 def test_a_unit_rewritten_with_other_bytes_under_an_open_cache_is_refused(root: Path) -> None:
     """The reader keeps to the manifest that it opened: an error, never a mixture."""
     cache = cache_format.open(root)
-    writer = CacheWriter.create_or_open(root, SPEC, sample_ranks())
+    writer = CacheWriter.create_or_open(root, SPEC, sample_shared())
     writer.discard_unit(1)
     writer.write_unit(1, list(reversed(unit_rows(1, SPEC))), num_documents=4)
     writer.publish_manifest(120, complete=True)

@@ -29,8 +29,8 @@ from tests.support.sample_cache import (
     build_teacher,
     contents,
     fill,
-    sample_ranks,
     sample_row,
+    sample_shared,
     sample_spec,
     shard_path,
     write_sample_cache,
@@ -39,7 +39,7 @@ from tests.support.sample_cache import (
 
 def part(path: Path, units: list[int], *, num_tokens: int = 120, teacher: bool = True) -> Path:
     """A cache of ``units`` that is not complete."""
-    writer = CacheWriter.create_or_open(path, sample_spec(), sample_ranks())
+    writer = CacheWriter.create_or_open(path, sample_spec(), sample_shared())
     if teacher:
         writer.write_attachments(build_teacher)
     fill(writer, units)
@@ -130,7 +130,7 @@ def test_a_merge_below_the_token_budget_is_not_complete(tmp_path: Path) -> None:
 
 def test_the_end_of_the_corpus_is_known_from_a_complete_cache(root: Path, tmp_path: Path) -> None:
     """It had asked for more and was complete nevertheless, so there is no more."""
-    writer = CacheWriter.create_or_open(root, sample_spec(), sample_ranks())
+    writer = CacheWriter.create_or_open(root, sample_spec(), sample_shared())
     writer.publish_manifest(500, complete=True)
     shutil.copytree(root, tmp_path / "out")
     result = merged(tmp_path / "out", root, part(tmp_path / "a", [0], num_tokens=600))
@@ -141,7 +141,7 @@ def test_the_end_of_the_corpus_is_known_from_a_complete_cache(root: Path, tmp_pa
 def test_merging_into_an_existing_cache_adds_units(tmp_path: Path) -> None:
     """It may be one of the inputs; what is complete stays so until there is more."""
     out = part(tmp_path / "out", [0, 1])
-    CacheWriter.create_or_open(out, sample_spec(), sample_ranks()).publish_manifest(
+    CacheWriter.create_or_open(out, sample_spec(), sample_shared()).publish_manifest(
         90, complete=True
     )
     more = part(tmp_path / "more", [3], num_tokens=120)
@@ -173,7 +173,7 @@ def test_a_truncated_shard_of_the_target_is_replaced_from_an_input(
 
 def test_of_two_different_units_the_first_is_taken(tmp_path: Path) -> None:
     a, b = part(tmp_path / "a", [0, 2, 3]), part(tmp_path / "b", [0])
-    other = CacheWriter.create_or_open(b, sample_spec(), sample_ranks())
+    other = CacheWriter.create_or_open(b, sample_spec(), sample_shared())
     other.write_unit(1, [sample_row(5, sample_spec())], num_documents=1)
     c = part(tmp_path / "c", [0, 1])
     result = merged(tmp_path / "out", a, b, c)
@@ -195,7 +195,7 @@ def test_caches_of_another_spec_are_refused(root: Path, tmp_path: Path) -> None:
 
 
 def test_caches_with_files_of_another_teacher_are_refused(root: Path, tmp_path: Path) -> None:
-    writer = CacheWriter.create_or_open(tmp_path / "other", sample_spec(), sample_ranks())
+    writer = CacheWriter.create_or_open(tmp_path / "other", sample_spec(), sample_shared())
 
     def build(directory: Path) -> None:
         (directory / "config.json").write_text("{}")
@@ -254,7 +254,7 @@ def test_an_error_names_the_unit_and_its_cache(tmp_path: Path, damage: str) -> N
 
 def test_units_after_the_manifest_are_merged_too(tmp_path: Path) -> None:
     a = part(tmp_path / "a", [0, 1, 2])
-    fill(CacheWriter.create_or_open(a, sample_spec(), sample_ranks()), [3])
+    fill(CacheWriter.create_or_open(a, sample_spec(), sample_shared()), [3])
     assert merged(tmp_path / "out", a).is_complete
 
 

@@ -12,16 +12,20 @@ import pytest
 import cache_format
 from cache_format.codec.row_codec import Row
 from cache_format.errors import CorruptShardError, ForeignDirectoryError
-from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.tools.parquet_export import Export, export_parquet
 from cache_format.writer import CacheWriter
 from tests.support.sample_cache import (
+    TARGETS,
     contents,
     drawn_targets,
-    sample_ranks,
+    hidden_targets,
     sample_row,
+    sample_shared,
     sample_spec,
+    sampled_targets,
     shard_path,
+    top_k_hidden_targets,
+    with_context,
     write_sample_cache,
 )
 
@@ -40,27 +44,30 @@ def train_rows(root: Path) -> list[Row]:
 
 def assert_is_row(found: dict[str, Any], row: Row) -> None:
     """``found`` are the columns of one row as Python lists."""
-    scored = row.scored()
+    scored, kept_ids = row.scored(), row.kept
     assert found["token_ids"] == row.token_ids.tolist()
     assert found["document_starts"] == row.document_starts.tolist()
-    assert found["num_kept"] == row.num_kept.tolist()
-    ends = np.cumsum(row.num_kept)
+    is_context = np.zeros(len(scored), bool) if row.is_context is None else row.is_context
+    assert found["is_context"] == is_context.tolist()
+    assert found["num_kept"] == kept_ids.num_ids.tolist()
+    ends = np.cumsum(kept_ids.num_ids)
     for t in range(len(scored)):
-        kept = slice(int(ends[t]) - int(row.num_kept[t]), int(ends[t]))
-        assert found["kept_ids"][t] == row.kept_ids[kept].tolist()
+        kept = slice(int(ends[t]) - int(kept_ids.num_ids[t]), int(ends[t]))
+        assert found["kept_ids"][t] == kept_ids.ids[kept].tolist()
         if not scored[t]:
             assert found["kept_ids"][t] == found["logprobs"][t] == found["tail_log_mass"][t] == []
             assert found["next_logprob"][t] is None
             continue
-        assert found["tail_log_mass"][t] == row.tail_log_mass[t].tolist()
-        assert found["next_logprob"][t] == row.next_logprob[t]
+        assert found["tail_log_mass"][t] == kept_ids.tail_log_mass[t].tolist()
+        assert found["next_logprob"][t] == kept_ids.next_logprob[t]
         p = np.exp(found["logprobs"][t])
-        tail = np.exp(row.tail_log_mass[t, -1])
+        tail = np.exp(kept_ids.tail_log_mass[t, -1])
         # Together with the tail's share they are everything, and their ratios are the gaps.
         assert p.sum() + p[0] * tail == pytest.approx(1, abs=1e-6)
-        np.testing.assert_allclose(np.log(p[0] / p), row.gaps[kept], atol=1e-5)
+        np.testing.assert_allclose(np.log(p[0] / p), kept_ids.gaps[kept], atol=1e-5)
     if row.sketch is not None:
-        np.testing.assert_array_equal(found["sketch"], row.sketch)
+        one_after_another = row.sketch.reshape(len(scored), -1)
+        np.testing.assert_array_equal(found["sketch"], one_after_another)
 
 
 def test_the_export_has_these_files_and_columns(root: Path, out: Path) -> None:
@@ -69,8 +76,8 @@ def test_the_export_has_these_files_and_columns(root: Path, out: Path) -> None:
     ]  # unit 2 has no rows
     schema = pq.read_schema(out / "train/00001.parquet")
     assert schema.names == [
-        *("unit", "row", "token_ids", "document_starts", "num_kept", "kept_ids", "logprobs"),
-        *("tail_log_mass", "next_logprob", "sketch"),
+        *("unit", "row", "token_ids", "document_starts", "is_context", "num_kept", "kept_ids"),
+        *("logprobs", "next_logprob", "tail_log_mass", "sketch"),
     ]
     assert json.loads(schema.metadata[b"inverse_temperatures"]) == [0.5, 0.75, 1.0]
     assert schema.metadata[b"cache_id"].decode() == cache_format.open(root).cache_id
@@ -104,7 +111,7 @@ def test_polars_reads_the_exported_rows(root: Path, out: Path) -> None:
     for columns, row in zip(frame.iter_rows(named=True), rows, strict=True):
         assert_is_row(columns, row)
     mean = frame.select(polars.col("next_logprob").explode().mean()).item()
-    scored = np.concatenate([row.next_logprob[row.scored()] for row in rows])
+    scored = np.concatenate([row.kept.next_logprob[row.scored()] for row in rows])
     assert mean == pytest.approx(scored.mean(), abs=1e-6)
 
 
@@ -120,7 +127,7 @@ def test_duckdb_reads_the_exported_rows(root: Path, out: Path) -> None:
         (mean,) = database.execute(
             f"SELECT avg(p) FROM (SELECT unnest(next_logprob) AS p FROM '{out}/train/*.parquet')"
         ).fetchall()[0]
-    scored = np.concatenate([row.next_logprob[row.scored()] for row in rows])
+    scored = np.concatenate([row.kept.next_logprob[row.scored()] for row in rows])
     assert mean == pytest.approx(scored.mean(), abs=1e-6)
 
 
@@ -139,36 +146,32 @@ def test_a_cache_without_hidden_states_is_exported_without_sketches(tmp_path: Pa
     assert_is_row(pq.read_table(path).to_pylist()[0], train_rows(tmp_path / "cache")[0])
 
 
+def test_sketches_of_several_layers_are_exported_one_after_another(tmp_path: Path) -> None:
+    spec = sample_spec()
+    spec = replace(spec, sketch=replace(spec.sketch, hidden_states="each:1,2"))
+    write_sample_cache(tmp_path / "cache", spec)
+    (path,) = export_parquet(cache_format.open(tmp_path / "cache"), tmp_path / "out", TRAIN)
+    for columns, row in zip(
+        pq.read_table(path).to_pylist(), train_rows(tmp_path / "cache"), strict=True
+    ):
+        assert row.sketch is not None
+        assert row.sketch.shape == (12, 2, 8)
+        assert_is_row(columns, row)
+
+
 def test_sampled_targets_are_exported_with_their_counts(tmp_path: Path) -> None:
-    targets = TargetSpec(
-        kind="sampled",
-        top_k=5,
-        keep_mass=1.0,
-        inverse_temperatures=(1.0,),
-        num_levels=20,
-        ranks_sha256=sample_ranks().sha256,
-    )
-    spec = sample_spec(with_sketch=False, targets=targets)
+    spec = sample_spec(with_sketch=False, targets=sampled_targets(num_draws=20))
     row = sample_row(0, spec)
-    counts = np.full(len(row.kept_ids), 4, np.uint16)
-    position = np.repeat(np.arange(len(row.num_kept)), row.num_kept)
-    first = np.unique(position, return_index=True)[1]
-    counts[first] = 20 - 4 * (row.num_kept[row.num_kept > 0].astype(int) - 1)
-    gaps = np.log(counts[first].repeat(row.num_kept[row.num_kept > 0]) / counts)
-    row = replace(
-        row,
-        counts=counts,
-        gaps=gaps.astype(np.float32),
-        tail_log_mass=np.full_like(row.tail_log_mass, -np.inf),
-    )
-    writer = CacheWriter.create_or_open(tmp_path / "cache", spec, sample_ranks())
+    writer = CacheWriter.create_or_open(tmp_path / "cache", spec, sample_shared())
     writer.write_unit(1, [row], num_documents=1)
     writer.publish_manifest(12, complete=True)
     (path,) = export_parquet(cache_format.open(tmp_path / "cache"), tmp_path / "out", TRAIN)
     ((_, found),) = cache_format.open(tmp_path / "cache").iter_rows("train")
-    assert found.counts is not None
+    assert found.kept.counts is not None
     (columns,) = pq.read_table(path).to_pylist()
-    assert [n for position in columns["counts"] for n in position] == found.counts.tolist()
+    assert "tail_log_mass" not in columns
+    assert json.loads(pq.read_schema(path).metadata[b"draw_inverse_temperature"]) == 1.0
+    assert [n for position in columns["counts"] for n in position] == found.kept.counts.tolist()
     for numbers, logprobs in zip(columns["counts"], columns["logprobs"], strict=True):
         np.testing.assert_allclose(np.exp(logprobs), np.array(numbers) / 20, atol=1e-6)
 
@@ -182,16 +185,81 @@ def test_tail_samples_are_exported_with_their_temperature(tmp_path: Path) -> Non
     found = pq.read_table(path).to_pylist()
     for columns, row in zip(found, train_rows(tmp_path / "cache"), strict=True):
         assert_is_row(columns, row)
-        assert row.draws is not None
-        assert [len(ids) for ids in columns["drawn_ids"]] == row.draws.num_ids.tolist()
-        for name, array in (("drawn_ids", row.draws.ids), ("draw_counts", row.draws.counts)):
+        draws = row.kept.draws
+        assert draws is not None
+        assert [len(ids) for ids in columns["drawn_ids"]] == draws.num_ids.tolist()
+        for name, array in (("drawn_ids", draws.ids), ("draw_counts", draws.counts)):
             assert [n for position in columns[name] for n in position] == array.tolist()
-        ends = np.cumsum(row.draws.num_ids, dtype=np.int64)
-        for t in np.flatnonzero(row.draws.num_ids):
-            gaps = row.draws.gaps[ends[t] - row.draws.num_ids[t] : ends[t]]
+        ends = np.cumsum(draws.num_ids, dtype=np.int64)
+        for t in np.flatnonzero(draws.num_ids):
+            gaps = draws.gaps[ends[t] - draws.num_ids[t] : ends[t]]
             # The same zero as that of the kept ids: log p of the first one.
             expected = columns["logprobs"][t][0] - gaps
             np.testing.assert_allclose(columns["drawn_logprobs"][t], expected, atol=1e-5)
+
+
+def test_hidden_states_are_exported_as_their_coefficients(tmp_path: Path) -> None:
+    spec = sample_spec(targets=hidden_targets())
+    write_sample_cache(tmp_path / "cache", spec)
+    cache = cache_format.open(tmp_path / "cache")
+    (path,) = export_parquet(cache, tmp_path / "out", TRAIN)
+    schema = pq.read_schema(path)
+    assert schema.names == [
+        *("unit", "row", "token_ids", "document_starts", "is_context", "coefficients", "sketch"),
+    ]
+    assert b"inverse_temperatures" not in schema.metadata
+    assert cache.transform is not None
+    found = pq.read_table(path).to_pylist()
+    for columns, row in zip(found, train_rows(tmp_path / "cache"), strict=True):
+        assert row.coefficients is not None
+        assert columns["token_ids"] == row.token_ids.tolist()
+        for t, is_scored in enumerate(row.scored()):
+            expected = row.coefficients[t].tolist() if is_scored else []
+            assert columns["coefficients"][t] == expected
+        t = int(np.flatnonzero(row.scored())[0])
+        states = cache.transform.states(np.array(columns["coefficients"][t : t + 1]))
+        np.testing.assert_array_equal(states, cache.transform.states(row.coefficients[t : t + 1]))
+
+
+def test_kept_ids_and_hidden_states_are_exported_side_by_side(tmp_path: Path) -> None:
+    write_sample_cache(tmp_path / "cache", sample_spec(targets=top_k_hidden_targets()))
+    cache = cache_format.open(tmp_path / "cache")
+    (path,) = export_parquet(cache, tmp_path / "out", TRAIN)
+    schema = pq.read_schema(path)
+    assert schema.names == [
+        *("unit", "row", "token_ids", "document_starts", "is_context", "num_kept", "kept_ids"),
+        *("logprobs", "next_logprob", "tail_log_mass", "coefficients", "sketch"),
+    ]
+    assert json.loads(schema.metadata[b"inverse_temperatures"]) == [0.5, 0.75, 1.0]
+    found = pq.read_table(path).to_pylist()
+    for columns, row in zip(found, train_rows(tmp_path / "cache"), strict=True):
+        assert_is_row(columns, row)
+        assert row.coefficients is not None
+        for t, is_scored in enumerate(row.scored()):
+            expected = row.coefficients[t].tolist() if is_scored else []
+            assert columns["coefficients"][t] == expected
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_positions_of_context_are_exported_as_such_and_without_targets(
+    tmp_path: Path, kind: str
+) -> None:
+    spec = sample_spec(targets=TARGETS[kind])
+    is_context = np.arange(12) < 5
+    rows = [with_context(sample_row(0, spec), is_context), sample_row(1, spec)]
+    writer = CacheWriter.create_or_open(tmp_path / "cache", spec, sample_shared(spec))
+    writer.write_unit(1, rows, num_documents=1)
+    writer.publish_manifest(24, complete=True)
+    (path,) = export_parquet(cache_format.open(tmp_path / "cache"), tmp_path / "out", TRAIN)
+    first, second = pq.read_table(path).to_pylist()
+    assert first["is_context"] == is_context.tolist()
+    assert second["is_context"] == [False] * 12
+    names = {"coefficients", "kept_ids"} & first.keys()
+    assert ("coefficients" in names) == (spec.targets.hidden is not None)
+    assert ("kept_ids" in names) == (kind != "hidden")
+    for name in names:
+        assert [len(values) > 0 for values in first[name]] == rows[0].scored().tolist()
+        assert [len(values) > 0 for values in second[name]] == rows[1].scored().tolist()
 
 
 def test_caches_without_tail_samples_export_no_columns_for_them(out: Path) -> None:

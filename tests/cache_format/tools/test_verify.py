@@ -20,8 +20,8 @@ from cache_format.tools.verify import verify
 from cache_format.writer import CacheWriter
 from tests.support.sample_cache import (
     reseal,
-    sample_ranks,
     sample_row,
+    sample_shared,
     sample_spec,
     shard_path,
 )
@@ -68,7 +68,7 @@ def test_every_problem_is_named(root: Path) -> None:
 
 
 def test_shards_finished_after_the_manifest_are_verified_too(root: Path) -> None:
-    CacheWriter.create_or_open(root, SPEC, sample_ranks()).write_unit(
+    CacheWriter.create_or_open(root, SPEC, sample_shared()).write_unit(
         4, [sample_row(0, SPEC)], num_documents=1
     )
     assert verify(cache_format.open(root)) == []
@@ -84,7 +84,7 @@ def test_a_manifest_damaged_after_opening_is_a_problem(root: Path) -> None:
 
 
 def test_a_spec_of_another_cache_is_a_problem(root: Path, tmp_path: Path) -> None:
-    CacheWriter.create_or_open(tmp_path / "other", replace(SPEC, seed=8), sample_ranks())
+    CacheWriter.create_or_open(tmp_path / "other", replace(SPEC, seed=8), sample_shared())
     (root / "spec.json").write_bytes((tmp_path / "other/spec.json").read_bytes())
     (problem,) = verify(cache_format.open(root))
     assert problem.path == root / "spec.json"
@@ -131,14 +131,14 @@ def test_a_missing_spec_is_a_problem(root: Path) -> None:
 class TestRecipe:
     @pytest.fixture
     def recipe(self, root: Path) -> Path:
-        writer = CacheWriter.create_or_open(root, SPEC, sample_ranks())
+        writer = CacheWriter.create_or_open(root, SPEC, sample_shared())
         writer.write_recipe('[cache_teacher]\nteacher = "größer"')
         return root / "recipe.toml"
 
     def test_an_intact_or_rewritten_recipe_is_no_problem(self, root: Path, recipe: Path) -> None:
         assert verify(cache_format.open(root)) == []
         assert tomllib.loads(recipe.read_text("utf-8"))["cache_teacher"] == {"teacher": "größer"}
-        CacheWriter.create_or_open(root, SPEC, sample_ranks()).write_recipe("# a longer budget\n")
+        CacheWriter.create_or_open(root, SPEC, sample_shared()).write_recipe("# a longer budget\n")
         assert verify(cache_format.open(root)) == []
 
     def test_every_flipped_bit_and_truncation_of_the_recipe_is_a_problem(
@@ -164,7 +164,7 @@ class TestRecipe:
         self, root: Path, recipe: Path, tmp_path: Path
     ) -> None:
         spec = replace(SPEC, seed=8)
-        CacheWriter.create_or_open(tmp_path / "other", spec, sample_ranks()).write_recipe("# a\n")
+        CacheWriter.create_or_open(tmp_path / "other", spec, sample_shared()).write_recipe("# a\n")
         recipe.write_bytes((tmp_path / "other/recipe.toml").read_bytes())
         (problem,) = verify(cache_format.open(root))
         assert "its seal does not match" in problem.message

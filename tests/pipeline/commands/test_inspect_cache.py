@@ -14,7 +14,7 @@ def test_inspect_prints_a_text_summary(tiny_cache: Path) -> None:
 
 def test_inspect_json_prints_the_summary_or_the_row_asked_for(tiny_cache: Path) -> None:
     summary = json.loads(run("inspect", tiny_cache, "--json").output)
-    assert summary["spec"]["targets"]["top_k"] == 12
+    assert summary["spec"]["targets"]["kept"]["top_k"] == 12
     decoded = json.loads(
         run("inspect", tiny_cache, "--json", "--row", "1", "--split", "validation").output
     )

@@ -75,7 +75,7 @@ def test_caches_of_different_specs_are_refused(tiny_cache: Path, tmp_path: Path)
     other = tiny.tiny_cache(tmp_path / "other", 20, top_k=5)
     result = run("merge", tiny_cache, other, "--out", tmp_path / "new")
     assert result.exit_code == 1
-    assert "targets.top_k: expected 12, found 5" in result.stderr
+    assert "targets.kept.top_k: expected 12, found 5" in result.stderr
 
 
 def test_a_malformed_unit_range_is_refused(tmp_path: Path) -> None:

@@ -143,6 +143,6 @@ class TestUnpack:
         other = tiny.tiny_cache(tmp_path / "other", 20, top_k=5)
         result = run("unpack", tmp_path / "a.tar.zst", other)
         assert result.exit_code == 1
-        assert "targets.top_k: expected 12, found 5\n" in result.stderr
+        assert "targets.kept.top_k: expected 12, found 5\n" in result.stderr
         assert "Choose another directory" in result.stderr
         assert "--out" not in result.stderr

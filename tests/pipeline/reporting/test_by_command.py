@@ -253,3 +253,34 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     refused = run(*command, "--set", "cache_teacher.top_k=5000")
     assert refused.exit_code == 1
     assert "top_k: 5000 is more than" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ("targets=hidden", "the transform of hidden states (targets=hidden) needs"),
+        ("hidden_projection=pca", "principal components (hidden_projection=pca) need"),
+    ],
+)
+def test_a_dry_run_leaves_open_what_is_fitted_to_the_teacher(
+    places: tuple[str, ...], tmp_path: Path, setting: str, what: str
+) -> None:
+    command: Words = ("cache-teacher", "--recipe", "small", "--out", tmp_path / "cache", *places)
+    command = (*command, "--dry-run", "--set", f"cache_teacher.{setting}")
+    text = run(*command)
+    assert text.exit_code == 0, text.output
+    assert f"cache id    unknown: {what} the loaded teacher\n" in text.stdout
+    (*_, done) = events(run(*command, "--json"))
+    assert done["cache_id"] is None
+    assert done["sketch"]["projection_sha256"] is None
+    if setting == "targets=hidden":
+        assert (
+            "hidden, states with a KL of 0.05 nats to the teacher at T = 1; any temperature;"
+            in text.stdout
+        )
+        hidden = done["targets"]["hidden"]
+        assert hidden.pop("max_kl") == 0.05
+        assert set(hidden.values()) == {None}
+    else:
+        assert done["targets"]["hidden"] is None
+        assert "temperatures 2, 1.6, 1.33333, 1.14286, 1;" in text.stdout

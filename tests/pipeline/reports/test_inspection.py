@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import cache_format
 from cache_format.metadata.spec import CacheSpec
+from cache_format.metadata.spec_parts.targets import TargetSpec
 from pipeline.reports.inspection import (
     _teacher_figures,
     decode_row,
@@ -18,6 +20,7 @@ from pipeline.reports.inspection import (
     summarise,
     summary_text,
 )
+from tests.support.context_rows import CONTEXT, write_context_cache
 from tests.support.sample_cache import (
     drawn_targets,
     pca_sketch,
@@ -37,12 +40,12 @@ def test_summary_agrees_with_the_rows(tiny_cache: Path) -> None:
         for _, row in cache.iter_rows(split):
             scored = row.scored()
             num_tokens[split] += len(scored)
-            logprobs.append(row.next_logprob[scored])
-            num_kept.append(row.num_kept[scored])
-            positions = np.repeat(np.arange(len(scored)), row.num_kept)
+            logprobs.append(row.kept.next_logprob[scored])
+            num_kept.append(row.kept.num_ids[scored])
+            positions = np.repeat(np.arange(len(scored)), row.kept.num_ids)
             kept = np.zeros(len(scored))
-            np.add.at(kept, positions, np.exp(-row.gaps.astype(float)))
-            tail = np.exp(row.tail_log_mass[:, -1].astype(float))
+            np.add.at(kept, positions, np.exp(-row.kept.gaps.astype(float)))
+            tail = np.exp(row.kept.tail_log_mass[:, -1].astype(float))
             kept_mass.append((kept / (kept + tail))[scored])
     figures = summary["teacher"]
     assert summary["num_tokens"] == num_tokens
@@ -72,7 +75,7 @@ def test_summary_text_names_what_matters(tiny_cache: Path) -> None:
     assert ": complete" in text
     assert summary["cache_id"] in text
     assert f"perplexity {summary['teacher']['perplexity']:.2f}" in text
-    assert "targets.top_k                12" in text
+    assert re.search(r"^    targets\.kept\.top_k +12$", text, re.MULTILINE)
     tokens = summary["num_tokens"]
     share = f"{tokens['validation'] / sum(tokens.values()):.1%}"
     assert f"{tokens['train']:,} train, {tokens['validation']:,} validation ({share})" in text
@@ -116,7 +119,8 @@ def test_impossible_numbers_are_named(tmp_path: Path) -> None:
 def test_a_perplexity_beyond_float64_is_shown_as_inf(tiny_cache: Path) -> None:
     cache = cache_format.open(tiny_cache)
     entry = cache.manifest.shards[0]
-    statistics = replace(entry.statistics, num_scored=1, sum_next_logprob=-1e4)
+    sums = entry.statistics.sums | {"next_logprob": -1e4}
+    statistics = replace(entry.statistics, num_scored=1, sums=sums)
     summary = summarise(tiny_cache)
     summary["teacher"] = _teacher_figures((replace(entry, statistics=statistics),), cache.spec)
     assert summary["teacher"]["perplexity"] is None
@@ -235,13 +239,16 @@ def test_the_summary_counts_tail_samples(tmp_path: Path) -> None:
         for _, row in cache_format.open(cache).iter_rows(split)
     ]
     num_scored = sum(int(row.scored().sum()) for row in rows)
-    num_drawn = sum(len(row.draws.ids) for row in rows if row.draws is not None)
+    num_drawn = sum(len(row.kept.draws.ids) for row in rows if row.kept.draws is not None)
     assert summary["teacher"]["mean_num_drawn"] == pytest.approx(num_drawn / num_scored)
-    assert summary["format_version"] == "1.1"
+    assert summary["format_version"] == "2.0"
     text = summary_text(summary)
     assert f"{num_drawn / num_scored:.1f} others, from 9 draws at temperature 2" in text
-    for line in ("targets.num_draws            9", "sketch.hidden_states         layers:1,2"):
-        assert line in text
+    for setting, value in (
+        ("targets.draws.num_draws", "9"),
+        ("sketch.hidden_states", "layers:1,2"),
+    ):
+        assert re.search(rf"^    {re.escape(setting)} +{value}$", text, re.MULTILINE)
     assert "    drawn " in text  # its bytes
 
 
@@ -249,24 +256,85 @@ def test_a_decoded_row_shows_its_tail_samples(tmp_path: Path) -> None:
     cache = of_spec(tmp_path / "cache", sample_spec(targets=drawn_targets()))
     decoded = decode_row(cache, "train", 0)
     _, row = cache_format.open(cache).read_row("train", 0)
-    assert row.draws is not None
-    ends = np.cumsum(row.draws.num_ids, dtype=np.int64)
+    assert row.kept.draws is not None
+    ends = np.cumsum(row.kept.draws.num_ids, dtype=np.int64)
     for t, position in enumerate(decoded["positions"]):
         if not position["is_scored"]:
             assert "drawn" not in position
             continue
-        assert position["num_drawn"] == row.draws.num_ids[t]
-        first = ends[t] - row.draws.num_ids[t]
+        assert position["num_drawn"] == row.kept.draws.num_ids[t]
+        first = ends[t] - row.kept.draws.num_ids[t]
         drawn = slice(first, min(first + 5, ends[t]))
-        assert [one["id"] for one in position["drawn"]] == row.draws.ids[drawn].tolist()
-        assert [one["count"] for one in position["drawn"]] == row.draws.counts[drawn].tolist()
+        assert [one["id"] for one in position["drawn"]] == row.kept.draws.ids[drawn].tolist()
+        assert [one["count"] for one in position["drawn"]] == row.kept.draws.counts[drawn].tolist()
     first = decoded["positions"][0]
     assert f"  and {first['num_drawn']} drawn: '#{first['drawn'][0]['id']}' ×" in row_text(decoded)
     json.dumps(decoded)
 
 
+def test_context_is_named_where_no_targets_are(tmp_path: Path) -> None:
+    write_context_cache(tmp_path, sample_spec())
+    decoded = decode_row(tmp_path, "train", 0)
+    lines = row_text(decoded).splitlines()[2:]
+    _, row = cache_format.open(tmp_path).read_row("train", 0)
+    for t, (position, line) in enumerate(zip(decoded["positions"], lines, strict=True)):
+        is_context = t in range(12)[CONTEXT]
+        assert position["is_context"] == is_context
+        assert position["is_scored"] == row.scored()[t]
+        assert ("p_next" in position) == ("kept" in position) == row.scored()[t]
+        assert (
+            line.endswith("–        –  the next token is context, not to be learned") == is_context
+        )
+        begins = t + 1 in row.document_starts and not is_context
+        assert line.endswith("–        –  the next token begins another document") == begins
+    json.dumps(decoded)
+
+
+def test_a_kind_of_target_may_tell_neither_loss_nor_probabilities(tmp_path: Path) -> None:
+    cache = of_spec(tmp_path / "cache", sample_spec())
+    summary, decoded = summarise(cache), decode_row(cache, "train", 0)
+    for name in ("loss", "perplexity"):
+        del summary["teacher"][name]
+    text = summary_text(summary)
+    assert f"  teacher     {summary['teacher']['num_scored']:,} scored positions\n" in text
+    assert "nats" not in text
+    for position in decoded["positions"]:
+        for name in ("p_next", "tail_mass", "kept"):
+            position.pop(name, None)
+    assert row_text(decoded).count("       –        –") == len(decoded["positions"])
+
+
+@pytest.mark.parametrize(
+    ("targets", "parts"),
+    [
+        (sample_spec().targets, {"kept"}),
+        (sampled_targets(), {"draws"}),
+        (drawn_targets(), {"kept", "draws"}),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_the_summary_lists_every_leaf_of_the_spec(
+    tmp_path: Path, targets: TargetSpec, parts: set[str]
+) -> None:
+    spec = sample_spec(targets=targets)
+    lines = summary_text(summarise(of_spec(tmp_path / "cache", spec))).splitlines()
+    leaves = [line.split() for line in lines[lines.index("  spec") + 1 :]]
+    found = {name: " ".join(value) for name, *value in leaves}
+    assert found["corpus.files"] == "2 files (--json lists them)"
+    assert found["ranks_sha256"] == spec.ranks_sha256
+    assert found["validation_split"] == "units"
+    assert {name.split(".")[1] for name in found if name.startswith("targets.")} == {
+        *("kind", "log_step"),
+        *parts,
+    }
+    # Names and values are two columns.
+    shown = [line for line in lines[-len(leaves) :] if len(line.split()) > 1]
+    columns = {len(line) - len(line.split(maxsplit=1)[1]) for line in shown}
+    assert columns == {4 + max(map(len, found)) + 1}
+
+
 def test_the_summary_of_samples_names_their_number_and_temperature(tmp_path: Path) -> None:
-    targets = sampled_targets(inverse_temperatures=(0.5,))
+    targets = sampled_targets(inverse_temperature=0.5)
     cache = of_spec(tmp_path / "cache", sample_spec(targets=targets))
     text = summary_text(summarise(cache))
     assert "ids per position, from 50 draws at temperature 2" in text

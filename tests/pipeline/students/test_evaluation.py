@@ -48,11 +48,11 @@ def expected_accuracy(run: Path, cache_path: Path) -> tuple[float, float, int]:
         starts[0, [start for start in row.document_starts.tolist() if start < len(ids) - 1]] = True
         with torch.no_grad():
             choices = student(ids[None, :-1], is_document_start=starts).logits[0].argmax(1)
-        firsts = (row.num_kept.cumsum() - row.num_kept).tolist()
+        firsts = (row.kept.num_ids.cumsum() - row.kept.num_ids).tolist()
         for t in row.scored().nonzero()[0].tolist():
             num_scored += 1
             num_right += int(choices[t] == ids[t + 1])
-            num_teacher_right += int(row.kept_ids[firsts[t]] == ids[t + 1])
+            num_teacher_right += int(row.kept.ids[firsts[t]] == ids[t + 1])
     return num_right / num_scored, num_teacher_right / num_scored, num_scored
 
 
@@ -75,15 +75,15 @@ def test_the_teacher_s_confidence_is_that_of_its_first_choice(tiny_cache: Path, 
     found = evaluated(run, tiny_cache)
     sums = torch.zeros(2, 15, dtype=torch.float64)
     for _, row in cache_format.open(tiny_cache).iter_rows("validation"):
-        ends = row.num_kept.cumsum().tolist()
+        ends = row.kept.num_ids.cumsum().tolist()
         for t in row.scored().nonzero()[0].tolist():
-            first = ends[t] - int(row.num_kept[t])
-            gaps = torch.from_numpy(row.gaps[first : ends[t]]).double()
-            scores = torch.cat((-gaps, torch.tensor([row.tail_log_mass[t, -1]]).double()))
+            first = ends[t] - int(row.kept.num_ids[t])
+            gaps = torch.from_numpy(row.kept.gaps[first : ends[t]]).double()
+            scores = torch.cat((-gaps, torch.tensor([row.kept.tail_log_mass[t, -1]]).double()))
             confidence = float(scores.softmax(0)[0])
             number = min(int(confidence * 15), 14)
             sums[0, number] += confidence
-            sums[1, number] += float(row.kept_ids[first] == row.token_ids[t + 1])
+            sums[1, number] += float(row.kept.ids[first] == row.token_ids[t + 1])
     error = float((sums[0] - sums[1]).abs().sum()) / found["positions"]
     assert found["teacher"]["ece"] == pytest.approx(error, rel=1e-5)
 

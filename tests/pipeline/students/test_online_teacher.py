@@ -20,8 +20,8 @@ from cache_format.reader import Cache
 from pipeline.students.online_teacher import LoadedTeacher, load_online_teacher
 from stages.cache_teacher.run import cache_teacher
 from stages.train_student.data.batch import Batch, read_batch
-from stages.train_student.data.scored import scored_targets
-from stages.train_student.losses.dense_kl import DenseTargets
+from stages.train_student.data.targets.dense_targets import DenseTargets
+from stages.train_student.data.targets.ids import sparse_targets
 from stages.train_student.losses.loss_term import LossNormalizer
 from stages.train_student.losses.objective import Objective, make_objective
 from stages.train_student.losses.teacher_signal import OnlineSignal
@@ -134,7 +134,7 @@ def exact_logits(scene: Scene) -> torch.Tensor:
 
 def stored_probabilities(scene: Scene, temperature: float) -> torch.Tensor:
     """What the cache says of all ids, [N, V]."""
-    targets = scored_targets(scene.batch, scene.cached.spec.targets)
+    targets = sparse_targets(ids_of(scene.batch), scene.batch.scored, scene.cached.spec.targets)
     log_p_NK, log_p_tail_N = targets.logprobs(temperature)
     assert (log_p_tail_N == -math.inf).all()
     p_NV = torch.zeros(log_p_NK.shape, dtype=torch.float64)
@@ -204,7 +204,7 @@ def test_cached_and_online_gradients_agree_within_codec_rounding(
     leaf_ND = hidden[is_scored].requires_grad_()
     states = scene.teacher.states(scene.batch.input_ids, scene.batch.is_document_start)
     dense = DenseTargets(states.last_BTD[is_scored], scene.teacher.head_VD)
-    sparse = scored_targets(scene.batch, scene.cached.spec.targets)
+    sparse = sparse_targets(ids_of(scene.batch), scene.batch.scored, scene.cached.spec.targets)
     own = (leaf_ND, scene.head_VD, scene.batch.labels[is_scored])
     weighting = VocabularyWeights(0.3, 1.0, temperature)
     (by_online,) = torch.autograd.grad(

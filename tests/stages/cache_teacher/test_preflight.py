@@ -42,7 +42,7 @@ def test_a_cache_of_the_same_recipe_passes(
         ({"text_column": "words"}, "corpus.text_column"),
         ({"documents_per_unit": 11}, "corpus.documents_per_unit"),
         ({"on_bad_document": "skip"}, "corpus.on_bad_document"),
-        ({"top_k": 13}, "targets.top_k"),
+        ({"top_k": 13}, "targets.kept.top_k"),
         ({"hidden_projection": "pca"}, "sketch.kind"),
         ({"hidden_projection": "none"}, "sketch.kind"),
         ({"validation_every": 5}, "validation_every"),

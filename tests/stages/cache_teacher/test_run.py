@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cache_format.codec.row_codec import Row
-from cache_format.metadata.random_projection import sketch_signs
+from cache_format.tables.random_projection import sketch_signs
 from cache_format.tools.verify import verify
 from tests.support.stage_one_runs import TEXTS, Bench, rows_by_unit
 from tests.support.tiny import write_fineweb_parquet
@@ -48,46 +48,51 @@ def test_targets_of_a_packed_document_equal_those_of_the_document_alone(bench: B
     num_checked = 0
     for _, row in rows_by_unit(bench.open())[::7]:
         bounds = [0, *row.document_starts.tolist(), 33]
-        ends_T = np.cumsum(row.num_kept, dtype=int)
+        ends_T = np.cumsum(row.kept.num_ids, dtype=int)
         for low, high in pairwise(bounds):
             document = torch.from_numpy(row.token_ids[low:high]).long()
             with torch.no_grad():
                 z_TV = model(document[None]).logits[0, :, :320].double()
             for t in range(low, min(high - 1, 32)):
-                kept = slice(ends_T[t] - row.num_kept[t], ends_T[t])
+                kept = slice(ends_T[t] - row.kept.num_ids[t], ends_T[t])
                 check_position(row, t, kept, z_TV[t - low])
                 num_checked += 1
             if high <= 32:  # the label belongs to the next document
-                assert row.num_kept[high - 1] == 0
+                assert row.kept.num_ids[high - 1] == 0
     assert num_checked > 400
 
 
 def check_position(row: Row, t: int, kept: slice, z_V: torch.Tensor) -> None:
     """Within what the codec rounds, plus 1e-4: near ties may fall either way."""
-    assert row.num_kept[t] == 12
-    ids = torch.from_numpy(row.kept_ids[kept]).long()
+    assert row.kept.num_ids[t] == 12
+    ids = torch.from_numpy(row.kept.ids[kept]).long()
     values = z_V.topk(12).values
     torch.testing.assert_close(z_V[ids].sort(descending=True).values, values, atol=1e-4, rtol=0)
     # Fourth roots are stored in steps of 1/128; a gap tells one of them relative to the largest.
     half_step = 1 / 256
     roots = (torch.log_softmax(z_V, 0)[ids] / 4).exp().numpy()
     largest = roots.max()
-    np.testing.assert_allclose(largest * np.exp(-row.gaps[kept] / 4), roots, atol=2 * half_step)
+    np.testing.assert_allclose(
+        largest * np.exp(-row.kept.gaps[kept] / 4), roots, atol=2 * half_step
+    )
     rest = z_V - values[0]
     rest[ids] = -torch.inf
     of_largest = 4 * half_step / float(largest - half_step)
     for at, node in enumerate((0.5, 0.625, 0.75, 0.875, 1.0)):
         expected = float(torch.logsumexp(rest * node, 0))
         error = 1 / 128 + node * of_largest + 1e-4
-        assert row.tail_log_mass[t, at] == pytest.approx(expected, abs=error)
+        assert row.kept.tail_log_mass[t, at] == pytest.approx(expected, abs=error)
     expected = float(torch.log_softmax(z_V, 0)[row.token_ids[t + 1]])
-    assert row.next_logprob[t] == pytest.approx(expected, abs=1 / 128 + 1e-4)
+    assert row.kept.next_logprob[t] == pytest.approx(expected, abs=1 / 128 + 1e-4)
 
 
-def test_the_sketch_is_of_the_mean_over_hidden_layers(bench: Bench) -> None:
+@pytest.mark.parametrize("hidden_states", ["mean_over_layers", "each:1,2"])
+def test_the_sketch_is_of_the_mean_over_hidden_layers_or_of_each(
+    bench: Bench, hidden_states: str
+) -> None:
     from transformers import AutoModelForCausalLM
 
-    bench.run(documents_per_unit=80)
+    bench.run(documents_per_unit=80, hidden_states=hidden_states)
     unit, row = next(pair for pair in rows_by_unit(bench.open()) if len(pair[1].document_starts))
     assert row.sketch is not None
     end = int(row.document_starts[0])
@@ -95,10 +100,13 @@ def test_the_sketch_is_of_the_mean_over_hidden_layers(bench: Bench) -> None:
     with torch.no_grad():
         document = torch.from_numpy(row.token_ids[:end]).long()[None]
         layers = model(document, output_hidden_states=True).hidden_states[1:]
-    signs = sketch_signs(0, unit, 32, 8)
-    expected = torch.stack(layers).mean(0)[0].numpy() @ signs / np.sqrt(8)
-    step = np.abs(expected).max(1, keepdims=True) / 127
-    assert (np.abs(row.sketch[: end - 1] - expected[: end - 1]) <= step[: end - 1]).all()
+    states_TLD = torch.stack([layer[0] for layer in layers], 1)
+    if hidden_states == "mean_over_layers":
+        states_TLD = states_TLD.mean(1, keepdim=True)
+    expected = (states_TLD.numpy() @ sketch_signs(0, unit, 32, 8) / np.sqrt(8))[: end - 1]
+    assert row.sketch.shape == (32, *expected.shape[1:])
+    step = np.abs(expected).max(2, keepdims=True) / 127
+    assert (np.abs(row.sketch[: end - 1] - expected) <= step).all()
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".txt"])
@@ -112,8 +120,10 @@ def test_any_kind_of_corpus_gives_the_same_rows(bench: Bench, suffix: str) -> No
     assert len(pairs[0]) == len(pairs[1])
     for (unit, row), (other_unit, other) in zip(*pairs, strict=True):
         assert unit == other_unit
-        for name in ("token_ids", "document_starts", "kept_ids", "gaps", "tail_log_mass"):
+        for name in ("token_ids", "document_starts"):
             assert getattr(row, name).tolist() == getattr(other, name).tolist()
+        for name in ("ids", "gaps", "tail_log_mass"):
+            assert getattr(row.kept, name).tolist() == getattr(other.kept, name).tolist()
 
 
 def test_special_tokens_written_out_in_a_document_are_text(bench: Bench) -> None:
@@ -133,7 +143,6 @@ def test_special_tokens_written_out_in_a_document_are_text(bench: Bench) -> None
     tokenizer = Tokenizer.from_file(str(bench.teacher / "tokenizer.json"))
     decoded = tokenizer.decode(stream, skip_special_tokens=False)
     assert "<|endoftext|>".join([*texts, ""]).startswith(decoded)
-    assert cache.spec.corpus.special_tokens == "text"
 
 
 def test_a_teacher_with_its_own_head_is_cached_with_fewer_kept_ids(
@@ -142,8 +151,8 @@ def test_a_teacher_with_its_own_head_is_cached_with_fewer_kept_ids(
     bench = Bench(untied_teacher, tmp_path)
     bench.run(top_p=0.5, hidden_projection="none", inverse_temperatures=(0.5, 1.0))
     rows = rows_by_unit(bench.open())
-    assert len({int(n) for _, row in rows for n in row.num_kept}) > 5
-    assert all(row.sketch is None and row.tail_log_mass.shape == (32, 2) for _, row in rows)
+    assert len({int(n) for _, row in rows for n in row.kept.num_ids}) > 5
+    assert all(row.sketch is None and row.kept.tail_log_mass.shape == (32, 2) for _, row in rows)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -155,7 +164,7 @@ def test_half_precision_targets_are_close_to_float32(
     bench.run("half", num_tokens=1, teacher_dtype=dtype, attention=attention)
     full, half = (rows_by_unit(bench.open(out)) for out in ("full", "half"))
     errors = [
-        np.abs(row.next_logprob - other.next_logprob).mean()
+        np.abs(row.kept.next_logprob - other.kept.next_logprob).mean()
         for (_, row), (_, other) in zip(full, half, strict=True)
     ]
     assert np.mean(errors) < 0.3

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import cache_format
-from cache_format.errors import ForeignDirectoryError, SpecMismatchError
-from cache_format.metadata.vocabulary_ranks import read_ranks
-from cache_format.writer import CacheWriter
+from cache_format.errors import ForeignDirectoryError, SpecMismatchError, UnsupportedFormatError
+from tests.support.sample_cache import contents, reseal
 from tests.support.stage_one_runs import TEXTS, Bench, Watch, rows_by_unit, shard_bytes
 from tests.support.tiny import write_fineweb_parquet
 
 OTHER_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
-    "top_k": ({"top_k": 13}, "targets.top_k"),
+    "top_k": ({"top_k": 13}, "targets.kept.top_k"),
     "seed": ({"seed": 1}, "seed"),
     "dtype": ({"teacher_dtype": "bfloat16"}, "teacher.dtype"),
     "sketch": ({"hidden_projection": "none"}, "sketch.kind"),
@@ -40,25 +38,16 @@ def test_a_cache_of_another_recipe_is_refused(bench: Bench, watch: Watch, name: 
     assert shard_bytes(bench.root / "cache") == before
 
 
-def test_a_cache_made_with_special_tokens_as_control_tokens_is_refused(
-    bench: Bench, watch: Watch
-) -> None:
-    """As one from before version 1.2, which is still read, but not added to."""
+def test_a_cache_of_another_major_version_is_refused(bench: Bench, watch: Watch) -> None:
+    """One of version 1 is made anew: nothing of it is read or changed."""
     bench.run(num_tokens=1)
-    cache = bench.open()
-    corpus = replace(cache.spec.corpus, special_tokens=None)
-    spec = replace(cache.spec, corpus=corpus)
-    assert spec.format_version == "1.0"
-    older = CacheWriter.create_or_open(bench.root / "older", spec, read_ranks(cache.storage, spec))
-    rows = [row for unit, row in rows_by_unit(cache) if unit == 0]
-    older.write_unit(0, rows, num_documents=10)
-    older.publish_manifest(1, complete=True)
+    reseal(bench.root / "cache/spec.json", lambda fields: fields.update(format_version="1.4"))
+    before = contents(bench.root / "cache")
     watch.since()
-    expected = r"corpus\.special_tokens: expected 'text', found None"
-    with pytest.raises(SpecMismatchError, match=expected):
-        bench.run("older")
+    with pytest.raises(UnsupportedFormatError, match=r"spec\.json: .*1\.4"):
+        bench.run()
     assert watch.since() == (0, 0)
-    assert bench.open("older").manifest == older.publish_manifest(1, complete=True)
+    assert contents(bench.root / "cache") == before
 
 
 def test_a_corpus_that_has_changed_is_refused(bench: Bench) -> None:

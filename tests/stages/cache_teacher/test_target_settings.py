@@ -4,40 +4,68 @@ from typing import Any
 
 import pytest
 
-from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.metadata.spec_parts.targets import (
+    CodedStates,
+    Draws,
+    KeptLogits,
+    TargetSpec,
+)
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.target_settings import SETTINGS_OF_KINDS
 
 
 def spec_of(**settings: Any) -> TargetSpec:
     config = CacheTeacherConfig(**settings)
-    return SETTINGS_OF_KINDS[config.targets].make_spec(config, "0" * 64)
+    return SETTINGS_OF_KINDS[config.targets].make_spec(config)
 
 
 def test_top_k_targets_have_no_sample_fields() -> None:
     spec = spec_of(top_k=7, top_p=0.5, num_levels=99, num_samples=12)
-    assert (spec.kind, spec.top_k, spec.keep_mass, spec.num_levels) == ("top_k", 7, 0.5, 99)
-    assert spec.inverse_temperatures == (0.5, 0.625, 0.75, 0.875, 1.0)
-    assert spec.num_draws is spec.draw_inverse_temperature is None
+    kept = KeptLogits(
+        top_k=7,
+        keep_mass=0.5,
+        inverse_temperatures=(0.5, 0.625, 0.75, 0.875, 1.0),
+        num_levels=99,
+    )
+    assert spec == TargetSpec(kind="top_k", kept=kept)
 
 
-def test_samples_have_a_level_for_each_count_and_one_temperature() -> None:
-    spec = spec_of(targets="sampled", num_samples=12, top_k=7)
-    assert (spec.kind, spec.top_k, spec.num_levels) == ("sampled", 12, 12)
-    assert spec.inverse_temperatures == (1.0,)
+def test_samples_have_a_number_and_a_temperature_alone() -> None:
+    spec = spec_of(targets="sampled", num_samples=12, top_k=7, num_levels=99)
+    draws = Draws(num_draws=12, inverse_temperature=1.0)
+    assert spec == TargetSpec(kind="sampled", draws=draws)
 
 
 def test_samples_of_the_tail_are_drawn_at_four_thirds_by_default() -> None:
     spec = spec_of(targets="top_k+sampled", top_k=7, num_samples=12)
-    assert (spec.top_k, spec.num_levels, spec.num_draws) == (7, 128, 12)
-    assert spec.draw_inverse_temperature == 0.75
+    assert (spec.logits.top_k, spec.logits.num_levels) == (7, 128)
+    assert spec.sampling == Draws(num_draws=12, inverse_temperature=0.75)
+
+
+def test_hidden_targets_have_their_kl_alone_until_the_transform_is_fitted() -> None:
+    hidden = CodedStates(
+        max_kl=0.02,
+        step=1.0,
+        num_components=1,
+        num_symbols=1,
+        self_kl=(0.0, 0.0, 0.0),
+        transform_sha256="0" * 64,
+    )
+    assert spec_of(targets="hidden", hidden_kl=0.02, top_k=7) == TargetSpec(
+        kind="hidden", hidden=hidden
+    )
+
+
+@pytest.mark.parametrize("kl", [0.0, -0.1, 10.5, float("nan")])
+def test_a_kl_that_cannot_be_asked_for_is_refused(kl: float) -> None:
+    with pytest.raises(ValueError, match="hidden_kl: must be above 0 and at most 10 nats"):
+        spec_of(targets="hidden", hidden_kl=kl)
 
 
 @pytest.mark.parametrize("targets", ["sampled", "top_k+sampled"])
 def test_a_rounded_sampling_temperature_is_taken_as_the_exact_one(targets: str) -> None:
     spec = spec_of(targets=targets, sampling_temperature=1.3333333333)
-    at = spec.draw_inverse_temperature or spec.inverse_temperatures[0]
-    assert at == 0.75
+    assert spec.sampling.inverse_temperature == 0.75
 
 
 @pytest.mark.parametrize("targets", ["sampled", "top_k+sampled"])

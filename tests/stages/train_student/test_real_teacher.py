@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from benchmarks.positions import demo_teacher
-from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.metadata.spec_parts.targets import KeptLogits, TargetSpec
 from stages.cache_teacher.targets.top_k import make_maker
 from stages.train_student.data.targets.sparse_targets import SparseTargets
+from tests.support.sample_cache import sample_shared
 
 NODES = (0.5, 0.625, 0.75, 0.875, 1.0)
 
@@ -18,14 +19,13 @@ NODES = (0.5, 0.625, 0.75, 0.875, 1.0)
 @pytest.fixture(scope="module")
 def stored() -> tuple[SparseTargets, torch.Tensor]:
     """Targets of 512 positions, and float64 logits relative to the largest, [512, V]."""
-    teacher, packed, ranks = demo_teacher(1, num_documents=20)
+    teacher, packed, _ = demo_teacher(1, num_documents=20)
     hidden_BTD, _ = teacher.forward(packed.token_ids_RT[:, :-1], packed.document_starts, layers=())
     hidden_PD = hidden_BTD[0].clone()
     labels_P = torch.from_numpy(packed.token_ids_RT[0, 1:].astype(np.int64))
-    spec = TargetSpec(
-        top_k=64, keep_mass=1.0, inverse_temperatures=NODES, ranks_sha256=ranks.sha256
-    )
-    maker = make_maker(teacher.head, spec, chunk=128, compile="off")
+    kept = KeptLogits(top_k=64, keep_mass=1.0, inverse_temperatures=NODES)
+    spec = TargetSpec(kind="top_k", kept=kept)
+    maker = make_maker(teacher.head, spec, sample_shared(), chunk=128, compile="off")
     made = maker.make(hidden_PD, labels_P, torch.empty(len(hidden_PD), 0))
     targets = SparseTargets(
         made.kept_ids_PK.long().clone(),

@@ -569,10 +569,12 @@ def test_a_run_keeps_to_its_rows_when_the_cache_is_extended(tmp_path: Path) -> N
     [
         ({"targets": "sampled", "num_samples": 20, "sampling_temperature": 4 / 3}, (4 / 3, 4 / 3)),
         ({"targets": "top_k+sampled", "num_samples": 20, "top_p": 0.7}, (2.0, 1.0)),
+        ({"targets": "hidden"}, (4.0, 1.0)),
+        ({"targets": "top_k+hidden", "hidden_kl": 0.3}, (2.0, 1.0)),
         ({"hidden_projection": "pca", "hidden_states": "last"}, (2.0, 1.0)),
         ({"hidden_states": "random_layers:1"}, (2.0, 1.0)),
     ],
-    ids=["sampled", "top_k+sampled", "pca", "random layers"],
+    ids=["sampled", "top_k+sampled", "hidden", "top_k+hidden", "pca", "random layers"],
 )
 def test_a_student_trains_on_every_kind_of_target_of_stage_one(
     tmp_path: Path, changes: dict[str, Any], temperatures: tuple[float, float]
@@ -591,6 +593,21 @@ def test_a_student_trains_on_every_kind_of_target_of_stage_one(
     assert last["validation/loss"] < first["validation/loss"]
     frobenius = [row["train/frobenius"] for row in metrics(out) if "train/frobenius" in row]
     assert sum(frobenius[-3:]) < sum(frobenius[:3])
+
+
+def test_several_hidden_states_do_not_disturb_a_student_without_a_frobenius_term(
+    tmp_path: Path,
+) -> None:
+    from tests.support import tiny
+
+    config = tiny_train_config(beta_start=0.0, beta_end=0.0, max_steps=3)
+    trained = []
+    for name in ("mean_over_layers", "each:1,2"):
+        cache = tiny.tiny_cache(tmp_path / name, 40, hidden_states=name)
+        run(config, cache, tmp_path / name / "run")
+        trained.append(weights(tmp_path / name / "run"))
+    assert trained[0].keys() == trained[1].keys()
+    assert all(torch.equal(tensor, trained[1][name]) for name, tensor in trained[0].items())
 
 
 def test_settings_that_the_cache_cannot_serve_are_refused_at_once(

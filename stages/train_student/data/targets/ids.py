@@ -3,6 +3,7 @@
 R rows of a batch, T positions, P of them scored, K kept ids, J drawn ids, M inverse temperatures.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from cache_format.codec.row_codec import Row
 from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.reader import Cache
+from stages.train_student.data.targets.kind import HeadOnDevice, TargetDecoder
 from stages.train_student.data.targets.sparse_targets import SparseSamples, SparseTargets
 
 
@@ -64,17 +67,24 @@ def kept_targets(rows: Sequence[Row], top_k: int, *, gap_scale: float = 1.0) -> 
 
     Gaps are multiplied by ``gap_scale``.
     """
-    num_kept = np.stack([row.num_kept for row in rows]).astype(np.int64)
-    is_kept = np.arange(top_k) < num_kept[:, :, None]
+    kept = [row.kept for row in rows]
+    num_ids = np.stack([one.num_ids for one in kept]).astype(np.int64)
+    is_kept = np.arange(top_k) < num_ids[:, :, None]
     gaps = np.full(is_kept.shape, np.inf, np.float32)
-    gaps[is_kept] = np.concatenate([row.gaps for row in rows]) * np.float32(gap_scale)
+    gaps[is_kept] = np.concatenate([one.gaps for one in kept]) * np.float32(gap_scale)
     kept_ids = np.zeros(is_kept.shape, np.int64)
-    kept_ids[is_kept] = np.concatenate([row.kept_ids for row in rows])
+    kept_ids[is_kept] = np.concatenate([one.ids for one in kept])
     return IdTargets(
         kept_ids=torch.from_numpy(np.where(is_kept, kept_ids, kept_ids[:, :, :1])),
         logit_gaps=torch.from_numpy(gaps),
-        tail_log_mass=torch.from_numpy(np.stack([row.tail_log_mass for row in rows])),
+        tail_log_mass=torch.from_numpy(np.stack([one.tail_log_mass for one in kept])),
     )
+
+
+def make_sparse_decoder(cache: Cache, head: HeadOnDevice) -> TargetDecoder:
+    """See ``TargetKind.make_decoder``; the teacher's head is not needed."""
+    del head
+    return functools.partial(sparse_targets, spec=cache.spec.targets)
 
 
 def sparse_targets(targets: IdTargets, scored_P: Tensor, spec: TargetSpec) -> SparseTargets:
@@ -83,12 +93,11 @@ def sparse_targets(targets: IdTargets, scored_P: Tensor, spec: TargetSpec) -> Sp
     scored = targets.mapped(lambda tensor: tensor.flatten(0, 1).index_select(0, scored_P))
     samples = None
     if scored.samples is not None:
-        assert spec.draw_inverse_temperature is not None
         samples = SparseSamples(
             scored.samples.ids,
             scored.samples.counts,
             scored.samples.logit_gaps,
-            spec.draw_inverse_temperature,
+            spec.sampling.inverse_temperature,
         )
     return SparseTargets(
         scored.kept_ids, scored.logit_gaps, scored.tail_log_mass, spec.inverse_temperatures, samples

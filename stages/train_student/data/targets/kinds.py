@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 
 from cache_format.metadata.spec_parts.targets import TargetSpec
-from stages.train_student.data.targets import sampled, top_k, top_k_sampled
+from stages.train_student.data.targets import hidden, sampled, top_k, top_k_hidden, top_k_sampled
 from stages.train_student.data.targets.kind import TargetKind
 
 TARGET_KINDS: Mapping[str, TargetKind] = {
     "top_k": top_k,
     "sampled": sampled,
     "top_k+sampled": top_k_sampled,
+    "hidden": hidden,
+    "top_k+hidden": top_k_hidden,
 }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from cache_format.codec.row_codec import Row
 from cache_format.metadata.spec_parts.targets import TargetSpec
-from stages.train_student.data.targets.ids import IdTargets, kept_targets, sparse_targets
+from stages.train_student.data.targets.ids import IdTargets, kept_targets, make_sparse_decoder
 
 KNOWS_PROBABILITIES = False
 KL_NOTE = (
@@ -12,10 +12,11 @@ KL_NOTE = (
     "upward because there are few draws; agreement is with the most frequently drawn id. The "
     "teacher's accuracy and calibration cannot be computed from samples, and are omitted."
 )
-loss_targets = sparse_targets
+make_decoder = make_sparse_decoder
 
 
 def batch_targets(rows: Sequence[Row], spec: TargetSpec) -> IdTargets:
     """See ``TargetKind.batch_targets``."""
     # Logs of counts tell of z/T at the temperature that ids were drawn at; gaps are those of z.
-    return kept_targets(rows, spec.top_k, gap_scale=1 / spec.inverse_temperatures[0])
+    draws = spec.sampling
+    return kept_targets(rows, draws.num_draws, gap_scale=1 / draws.inverse_temperature)

@@ -16,20 +16,20 @@ from stages.train_student.data.targets.ids import (
     IdTargets,
     SampledIds,
     kept_targets,
-    sparse_targets,
+    make_sparse_decoder,
 )
 
 KNOWS_PROBABILITIES = True
 KL_NOTE = "KL is an unbiased estimate of the KL over the full vocabulary."
-loss_targets = sparse_targets
+make_decoder = make_sparse_decoder
 
 
 def batch_targets(rows: Sequence[Row], spec: TargetSpec) -> IdTargets:
     """See ``TargetKind.batch_targets``."""
-    assert spec.num_draws is not None
-    samples = [row.draws for row in rows if row.draws is not None]
+    samples = [row.kept.draws for row in rows if row.kept.draws is not None]
     assert len(samples) == len(rows)
-    return replace(kept_targets(rows, spec.top_k), samples=_dense(samples, spec.num_draws))
+    kept = kept_targets(rows, spec.logits.top_k)
+    return replace(kept, samples=_dense(samples, spec.sampling.num_draws))
 
 
 def _dense(samples: Sequence[TailSamples], most: int) -> SampledIds:

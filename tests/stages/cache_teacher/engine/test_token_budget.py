@@ -77,7 +77,7 @@ class Sizes:
 def writer(tiny_cache: Path) -> CacheWriter:
     """A cache of which ``Budget`` reads the receipts."""
     cache = cache_format.open(tiny_cache)
-    return CacheWriter(cache.storage, cache.spec, cache.ranks)
+    return CacheWriter(cache.storage, cache.spec, cache.shared)
 
 
 @pytest.fixture

@@ -264,7 +264,6 @@ def test_units_finished_on_the_device_are_published_after_a_failure(
 
 def test_a_unit_maker_makes_one_unit_without_an_engine(bench: Bench) -> None:
     """What every engine calls, without any engine."""
-    from cache_format.metadata.vocabulary_ranks import read_ranks
     from stages.cache_teacher.config import ALL_UNITS
     from stages.cache_teacher.corpus.units import resolve_corpus
     from stages.cache_teacher.engine.unit_maker import Job, UnitMaker
@@ -280,9 +279,8 @@ def test_a_unit_maker_makes_one_unit_without_an_engine(bench: Bench) -> None:
     progress = Progress(config.num_tokens, ALL_UNITS, lambda _: None)
     teacher = LazyTeacher(resolve_teacher(config), choose_device("cpu"), progress)
     reader = UnitReader(resolve_corpus(config), teacher.source.document_tokenizer, cache.spec)
-    ranks = read_ranks(cache.storage, cache.spec)
-    writer = CacheWriter.create_or_open(bench.root / "alone", cache.spec, ranks)
-    job = Job(config=config, spec=cache.spec, projection=None, teacher=teacher)
+    writer = CacheWriter.create_or_open(bench.root / "alone", cache.spec, cache.shared)
+    job = Job(config=config, spec=cache.spec, shared=cache.shared, teacher=teacher)
     maker = UnitMaker(job, reader, writer, progress)
     assert maker.make(5) == whole.shards[5]
     assert maker.make(5) == whole.shards[5]

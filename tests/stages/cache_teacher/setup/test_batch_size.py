@@ -11,7 +11,7 @@ import torch
 
 from stages.cache_teacher.setup import batch_size
 from stages.cache_teacher.setup.batch_size import full_rows, rows_per_forward, rows_that_fit
-from tests.support.sample_cache import sample_spec
+from tests.support.sample_cache import sample_shared, sample_spec
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -171,6 +171,6 @@ def test_a_real_step_runs_with_the_chosen_batch_size(tiny_teacher: Path) -> None
     source = resolve_teacher(config)
     teacher = Teacher(source, CPU)
     spec = sample_spec(teacher=source.spec, sequence_length=32)
-    step = TeacherStep(teacher, spec, config, None)
+    step = TeacherStep(teacher, spec, config, sample_shared())
     rows = step.launch(full_rows(3, 32, source.spec.vocab_size), 0, 0).rows()
-    assert [int((row.num_kept > 0).sum()) for row in rows] == [32, 32, 32]
+    assert [int((row.kept.num_ids > 0).sum()) for row in rows] == [32, 32, 32]

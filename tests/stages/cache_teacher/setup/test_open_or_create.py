@@ -1,16 +1,19 @@
-"""Who begins a cache, and what others then find: the table of ids, the principal components."""
+"""Who begins a cache, and what others then find: the table of ids, and what was fitted."""
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cache_format.errors import MissingFileError, SpecMismatchError
-from cache_format.metadata.principal_components import Projection
+from cache_format.metadata.spec_parts.targets import CodedStates
+from cache_format.tables.hidden_transform import HiddenTransform
+from cache_format.tables.principal_components import Projection
 from cache_format.writer import CacheWriter
 from stages.cache_teacher.config import ALL_UNITS
 from stages.cache_teacher.engine.ray_engine import RayEngine
-from stages.cache_teacher.setup import pca
+from stages.cache_teacher.setup import hidden_fit, pca
 from stages.cache_teacher.teacher.teacher import Teacher
 from stages.cache_teacher.worker_share import WorkerShare
 from tests.support.sample_cache import contents
@@ -18,6 +21,20 @@ from tests.support.stage_one_runs import TEXTS, Bench, shard_bytes
 from tests.support.tiny import write_fineweb_parquet
 
 PCA: dict[str, Any] = {"hidden_projection": "pca"}
+HIDDEN: dict[str, Any] = {"targets": "hidden"}
+FILES = {"pca": "projection.bin", "hidden": "transform.bin"}
+
+
+@pytest.fixture(params=["pca", "hidden"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """What is fitted to the first unit."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def settings(kind: str) -> dict[str, Any]:
+    return {"pca": PCA, "hidden": HIDDEN}[kind]
 
 
 class Fits:
@@ -25,33 +42,43 @@ class Fits:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, other: int | None = None) -> None:
         """Fit number ``other``, from 1, has its signs turned: as good a matrix, and another one."""
-        self.num = 0
-        fit = pca.principal_components
+        self.num, self._other = 0, other
+        where = "stages.cache_teacher.setup.first_unit"
+        monkeypatch.setattr(f"{where}.principal_components", self._principal_components)
+        monkeypatch.setattr(f"{where}.fit_transform", self._transform)
 
-        def counted(*arguments: Any) -> Projection:
-            self.num += 1
-            found: Projection = fit(*arguments)
-            return -found if self.num == other else found
+    def _principal_components(self, *arguments: Any) -> Projection:
+        self.num += 1
+        found: Projection = pca.principal_components(*arguments)
+        return -found if self.num == self._other else found
 
-        monkeypatch.setattr(
-            "stages.cache_teacher.setup.open_or_create.principal_components", counted
-        )
+    def _transform(self, *arguments: Any) -> tuple[CodedStates, HiddenTransform]:
+        self.num += 1
+        hidden, found = hidden_fit.fit_transform(*arguments)
+        if self.num != self._other:
+            return hidden, found
+        turned = replace(found, analysis=-found.analysis, synthesis=-found.synthesis)
+        return replace(hidden, transform_sha256=turned.sha256), turned
 
 
-def test_principal_components_are_fitted_once(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+def test_a_new_cache_is_fitted_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
-    whole = bench.run("whole", **PCA)
+    whole = bench.run("whole", **settings)
     fits = Fits(monkeypatch)
-    bench.run(num_tokens=700, **PCA)
+    bench.run(num_tokens=700, **settings)
     assert fits.num == 1
-    assert bench.run(**PCA) == whole
-    assert bench.run(**PCA) == whole  # nothing to do
+    assert bench.run(**settings) == whole
+    assert bench.run(**settings) == whole  # nothing to do
     assert fits.num == 1
     assert contents(bench.root / "cache") == contents(bench.root / "whole")
-    cache = bench.open()
-    assert cache.projection is not None
-    assert cache.projection.shape == (32, 8)
+
+
+def test_principal_components_have_the_shape_of_the_sketch(bench: Bench) -> None:
+    bench.run(**PCA)
+    projection = bench.open().projection
+    assert projection is not None
+    assert projection.shape == (32, 8)
 
 
 def test_the_teacher_is_not_kept_in_memory_where_a_cluster_makes_the_units(
@@ -74,33 +101,33 @@ def test_the_teacher_is_not_kept_in_memory_where_a_cluster_makes_the_units(
         bench.run(engine=RayEngine(), **PCA)
 
 
-def test_lost_principal_components_are_fitted_again(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+def test_a_lost_fit_is_made_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, kind: str, settings: dict[str, Any]
 ) -> None:
-    bench.run(**PCA)
+    bench.run(**settings)
     before = contents(bench.root / "cache")
-    (bench.root / "cache/projection.bin").unlink()
+    (bench.root / "cache" / FILES[kind]).unlink()
     fits = Fits(monkeypatch)
-    bench.run(**PCA)
+    bench.run(**settings)
     assert fits.num == 1
     assert contents(bench.root / "cache") == before
 
 
-def test_principal_components_that_cannot_be_refitted_are_named(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+def test_a_lost_fit_that_cannot_be_made_again_is_named(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, kind: str, settings: dict[str, Any]
 ) -> None:
-    bench.run(**PCA)
-    (bench.root / "cache/projection.bin").unlink()
+    bench.run(**settings)
+    (bench.root / "cache" / FILES[kind]).unlink()
     Fits(monkeypatch, other=1)
-    with pytest.raises(MissingFileError, match=r"projection\.bin"):
-        bench.run(**PCA)
+    with pytest.raises(MissingFileError, match=FILES[kind]):
+        bench.run(**settings)
 
 
 def test_two_workers_may_create_the_cache_at_once(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     """The second is overtaken between its fit and its first file."""
-    whole = bench.run("whole", **PCA)
+    whole = bench.run("whole", **settings)
     fits = Fits(monkeypatch, other=1)
     create = CacheWriter.create_or_open
     num_calls = 0
@@ -109,11 +136,11 @@ def test_two_workers_may_create_the_cache_at_once(
         nonlocal num_calls
         num_calls += 1
         if num_calls == 1:
-            bench.run(units=WorkerShare(worker=0, num_workers=2), **PCA)
+            bench.run(units=WorkerShare(worker=0, num_workers=2), **settings)
         return create(*arguments)
 
     monkeypatch.setattr(CacheWriter, "create_or_open", overtaken)
-    manifest = bench.run(units=WorkerShare(worker=1, num_workers=2), **PCA)
+    manifest = bench.run(units=WorkerShare(worker=1, num_workers=2), **settings)
     assert fits.num == 2  # each its own, of which the first to write counts
     assert manifest == whole
     assert shard_bytes(bench.root / "cache") == shard_bytes(bench.root / "whole")

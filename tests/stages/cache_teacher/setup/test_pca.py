@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache_format.metadata.principal_components import require_orthonormal
-from cache_format.metadata.random_projection import chosen_layers
+from cache_format.tables.principal_components import require_orthonormal
+from cache_format.tables.random_projection import chosen_layers
 from stages.cache_teacher.corpus.packing import PackedUnit, pack
 from stages.cache_teacher.setup.pca import principal_components
 from stages.cache_teacher.teacher.teacher import Teacher
@@ -37,6 +37,19 @@ def test_principal_components_hold_the_most_energy(
     layers = chosen_layers(hidden_states, 2, 0, 0)
     _, states = teacher.forward(packed.token_ids_RT[:, :-1], packed.document_starts, layers=layers)
     hidden_PD = torch.stack(states).mean(0).flatten(0, 1).double()
+    largest = torch.linalg.svdvals(hidden_PD)[:8].square().sum()
+    held = (hidden_PD @ torch.from_numpy(components_Dd).double()).square().sum()
+    assert float(held) == pytest.approx(float(largest), rel=1e-5)
+
+
+def test_principal_components_of_each_layer_are_those_of_all_their_states(
+    teacher: Teacher, packed: PackedUnit
+) -> None:
+    components_Dd = principal_components(teacher, packed, "each:1,2", 8, rows_per_forward=3)
+    require_orthonormal(components_Dd)
+    ids, starts = packed.token_ids_RT[:, :-1], packed.document_starts
+    _, states = teacher.forward(ids, starts, layers=(1, 2))
+    hidden_PD = torch.cat([state.flatten(0, 1) for state in states]).double()
     largest = torch.linalg.svdvals(hidden_PD)[:8].square().sum()
     held = (hidden_PD @ torch.from_numpy(components_Dd).double()).square().sum()
     assert float(held) == pytest.approx(float(largest), rel=1e-5)

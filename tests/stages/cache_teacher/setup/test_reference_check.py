@@ -26,6 +26,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "few": {"top_k": 1},
     "sampled": {"targets": "sampled"},
     "top_k+sampled": {"targets": "top_k+sampled"},
+    "hidden": {"targets": "hidden"},
+    "top_k+hidden": {"targets": "top_k+hidden"},
+    "hidden in bfloat16": {"targets": "hidden", "teacher_dtype": "bfloat16"},
     "one row at a time": {"rows_per_forward": 1},
 }
 
@@ -65,6 +68,7 @@ def altered(monkeypatch: pytest.MonkeyPatch, noise: float) -> None:
         teacher = Teacher(*arguments)
         torch.manual_seed(0)
         with torch.no_grad():
+            # Tied to the embedding: what the head does not show, the states do.
             weight = teacher.head_weight
             weight += noise * weight.std() * torch.randn_like(weight)
         return teacher
@@ -72,7 +76,7 @@ def altered(monkeypatch: pytest.MonkeyPatch, noise: float) -> None:
     monkeypatch.setattr(lazy_teacher, "Teacher", load)
 
 
-@pytest.mark.parametrize("targets", ["top_k", "sampled", "top_k+sampled"])
+@pytest.mark.parametrize("targets", ["top_k", "sampled", "top_k+sampled", "hidden"])
 def test_a_teacher_that_was_altered_behind_its_hash_is_refused(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, targets: str
 ) -> None:
@@ -112,7 +116,15 @@ def test_a_damaged_shard_is_named(bench: Bench) -> None:
 
 
 def difference(what: str, stored: float, made: float) -> Difference:
-    return Difference(row=1, position=7, what=what, stored=stored, made=made, rounding=0.01)
+    return Difference(
+        row=1,
+        position=7,
+        what=what,
+        stored=stored,
+        made=made,
+        rounding=0.01,
+        is_averaged=what == NEXT,
+    )
 
 
 NEXT = "the next token's log-probability"

@@ -3,39 +3,32 @@
 C positions, V vocabulary, M draws.
 """
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
-from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.metadata.spec_parts.targets import Draws, KeptLogits, TargetSpec
 from stages.cache_teacher.targets.kinds import kind_of
 from stages.cache_teacher.targets.sampled import make_maker, with_counts
 from stages.cache_teacher.targets.sampling import uniform_numbers
 from stages.cache_teacher.targets.target_maker import IdTargets
 from stages.cache_teacher.targets.teacher_head import Head
+from tests.support.sample_cache import sample_shared
 
 V, M = 300, 200
 NODES = (0.5, 0.75, 1.0)
 
 
-def spec_of(**changes: Any) -> TargetSpec:
-    settings: dict[str, Any] = {
-        "ranks_sha256": "0" * 64,
-        "top_k": 6,
-        "keep_mass": 1.0,
-        "inverse_temperatures": NODES,
-    }
-    return TargetSpec(**(settings | changes))
-
-
 def sampled(s: float) -> TargetSpec:
-    return spec_of(kind="sampled", top_k=M, num_levels=M, inverse_temperatures=(s,))
+    return TargetSpec(kind="sampled", draws=Draws(num_draws=M, inverse_temperature=s))
 
 
-def both(s: float, **changes: Any) -> TargetSpec:
-    return spec_of(kind="top_k+sampled", num_draws=M, draw_inverse_temperature=s, **changes)
+def both(s: float, *, keep_mass: float = 1.0) -> TargetSpec:
+    return TargetSpec(
+        kind="top_k+sampled",
+        kept=KeptLogits(top_k=6, keep_mass=keep_mass, inverse_temperatures=NODES),
+        draws=Draws(num_draws=M, inverse_temperature=s),
+    )
 
 
 class Plain(Head):
@@ -51,7 +44,7 @@ class Plain(Head):
 def targets_of(logits_V: torch.Tensor, spec: TargetSpec, num_positions: int) -> IdTargets:
     """Targets of so many positions that all have the same logits."""
     logits_PV = logits_V.expand(num_positions, -1)
-    maker = kind_of(spec).make_maker(Plain(), spec, chunk=64, compile="off")
+    maker = kind_of(spec).make_maker(Plain(), spec, sample_shared(), chunk=64, compile="off")
     uniform_PM = torch.from_numpy(uniform_numbers(5, 3, 0, num_positions, M))
     targets = maker.make(logits_PV, torch.zeros(num_positions, dtype=torch.long), uniform_PM)
     assert isinstance(targets, IdTargets)
@@ -119,7 +112,7 @@ def test_ids_without_mass_are_never_sampled() -> None:
 def test_random_numbers_at_the_ends_of_the_unit_interval_are_safe(u: float) -> None:
     logits_V = torch.full((V,), -torch.inf)
     logits_V[[70, 71, 130]] = 1.0
-    maker = make_maker(Plain(), sampled(1.0), chunk=8, compile="off")
+    maker = make_maker(Plain(), sampled(1.0), sample_shared(), chunk=8, compile="off")
     uniform_PM = torch.full((2, M), u, dtype=torch.float64)
     targets = maker.make(logits_V.expand(2, -1), torch.full((2,), 70), uniform_PM)
     assert set(targets.sample_ids_PM.flatten().tolist()) == ({70} if u == 0 else {130})

@@ -11,26 +11,27 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.metadata.spec_parts.targets import Draws, KeptLogits, TargetSpec
 from stages.cache_teacher.targets.kinds import kind_of
 from stages.cache_teacher.targets.logit_blocks import blocks_of, largest
 from stages.cache_teacher.targets.target_maker import IdTargets
 from stages.cache_teacher.targets.teacher_head import Head
 from stages.cache_teacher.targets.top_k import make_maker
 from stages.compute.compiling import has_compiler
+from tests.support.sample_cache import sample_shared
 
 NODES = (0.5, 0.625, 0.75, 0.875, 1.0)
 V = 97
 
 
 def spec_of(top_k: int, **changes: Any) -> TargetSpec:
+    """Targets of the largest logits; ``changes`` replace fields of ``KeptLogits``."""
     settings: dict[str, Any] = {
-        "ranks_sha256": "0" * 64,
         "top_k": top_k,
         "keep_mass": 1.0,
         "inverse_temperatures": NODES,
     }
-    return TargetSpec(**(settings | changes))
+    return TargetSpec(kind="top_k", kept=KeptLogits(**(settings | changes)))
 
 
 def logits_PV(num_positions: int, seed: int = 0, scale: float = 3.0, v: int = V) -> torch.Tensor:
@@ -43,7 +44,7 @@ def made(
     hidden_PD: torch.Tensor, head: Head, spec: TargetSpec, chunk: int = 7, compile: Any = "off"
 ) -> IdTargets:
     """Label t is t modulo the vocabulary; nothing is drawn."""
-    maker = make_maker(head, spec, chunk=chunk, compile=compile)
+    maker = make_maker(head, spec, sample_shared(), chunk=chunk, compile=compile)
     labels_P = torch.arange(len(hidden_PD)) % head.vocab_size
     return maker.make(hidden_PD, labels_P, torch.empty(len(hidden_PD), 0))
 
@@ -237,7 +238,7 @@ class StoppedByCheck(Exception):
 
 
 def test_making_targets_can_be_stopped_between_chunks() -> None:
-    maker = make_maker(Head(torch.eye(V), V), spec_of(8), chunk=7, compile="off")
+    maker = make_maker(Head(torch.eye(V), V), spec_of(8), sample_shared(), chunk=7, compile="off")
     chunks: list[int] = []
 
     class Counting(Head):
@@ -249,7 +250,9 @@ def test_making_targets_can_be_stopped_between_chunks() -> None:
         if len(chunks) == 2:
             raise StoppedByCheck
 
-    maker = make_maker(Counting(torch.eye(V), V), spec_of(8), chunk=7, compile="off")
+    maker = make_maker(
+        Counting(torch.eye(V), V), spec_of(8), sample_shared(), chunk=7, compile="off"
+    )
     with pytest.raises(StoppedByCheck):
         maker.make(logits_PV(40), torch.zeros(40, dtype=torch.int64), torch.empty(40, 0), check)
     assert chunks == [7, 7]
@@ -259,8 +262,15 @@ def test_making_targets_can_be_stopped_between_chunks() -> None:
     ("spec", "num_draws"),
     [
         (spec_of(8), 0),
-        (spec_of(6, kind="sampled", num_levels=6, inverse_temperatures=(1.0,)), 6),
-        (spec_of(8, kind="top_k+sampled", num_draws=5, draw_inverse_temperature=0.75), 5),
+        (TargetSpec(kind="sampled", draws=Draws(num_draws=6, inverse_temperature=1.0)), 6),
+        (
+            TargetSpec(
+                kind="top_k+sampled",
+                kept=spec_of(8).kept,
+                draws=Draws(num_draws=5, inverse_temperature=0.75),
+            ),
+            5,
+        ),
     ],
     ids=["top_k", "sampled", "top_k+sampled"],
 )
@@ -273,7 +283,9 @@ def test_no_recompilation_happens_after_the_first_compilation(
         return original(function, backend="eager", **settings)
 
     monkeypatch.setattr(torch, "compile", traced)
-    maker = kind_of(spec).make_maker(Head(torch.eye(V), V), spec, chunk=7, compile="on")
+    maker = kind_of(spec).make_maker(
+        Head(torch.eye(V), V), spec, sample_shared(), chunk=7, compile="on"
+    )
     assert kind_of(spec).num_uniform(spec) == num_draws
     maker.compile(num_draws)
     with torch.inference_mode(), torch.compiler.set_stance("fail_on_recompile"):

@@ -20,7 +20,7 @@ from stages.train_student.checkpoints.checkpoint import Checkpoint, CheckpointSt
 from stages.train_student.checkpoints.run_record import RunRecord
 from stages.train_student.checkpoints.saved_tensors import require_tensors, restore, tensors_of
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.run_files import parse_run_file, run_file_bytes
+from stages.train_student.run_files import RUN_FORMAT, parse_run_file, run_file_bytes
 from stages.train_student.tracking.metrics import NOTHING_WRITTEN
 from stages.train_student.trainer.optimizer_step import _adamw, require_scaler_state
 from tests.support.sample_cache import reseal
@@ -66,6 +66,20 @@ def flipped(data: bytes) -> list[bytes]:
             copy[position] ^= 1 << bit
             copies.append(bytes(copy))
     return copies
+
+
+def test_only_checkpoints_of_the_same_run_are_rotated_away(checkpoints: Path) -> None:
+    """The directory may be a link that another run uses, too."""
+    tensors = tensors_of(*small_model(), keep=True)
+    other = state_of(1, identity={"cache_id": "other"})
+    checkpoint.save(checkpoints, other, tensors, keep=9)
+    (checkpoints / "step-0000002").mkdir()
+    (checkpoints / "step-0000002/mine.txt").write_text("not a checkpoint")
+    before_a_new_setting = {"cache_id": "ab", "slstm_at": [0, 2], "max_steps": None}
+    checkpoint.save(checkpoints, state_of(4, identity=before_a_new_setting), tensors, keep=9)
+    checkpoint.save(checkpoints, state_of(9), tensors, keep=1)
+    left = sorted(path.name for path in checkpoints.iterdir())
+    assert left == ["step-0000001", "step-0000002", "step-0000009"]
 
 
 def test_a_saved_checkpoint_loads_back_equal(checkpoints: Path) -> None:
@@ -136,7 +150,7 @@ def discard_result(_: object) -> None:
 
 
 def as_before_seals(path: Path) -> None:
-    fields = sealed_json.unseal((path / "state.json").read_bytes(), path, "")
+    fields = sealed_json.unseal((path / "state.json").read_bytes(), path, "", RUN_FORMAT)
     (path / "state.json").write_text(json.dumps(fields))
 
 

@@ -20,7 +20,7 @@ from stages.train_student.data.sampler import RankSlice
 from stages.train_student.evaluation import validation
 from stages.train_student.trainer.run_directory import prepare
 from tests.support import tiny
-from tests.support.sample_cache import ROWS_OF_UNIT, fill, sample_ranks, sample_spec
+from tests.support.sample_cache import ROWS_OF_UNIT, fill, sample_shared, sample_spec
 from tests.support.train_configs import tiny_train_config
 from tests.support.train_runs import run
 
@@ -30,7 +30,7 @@ Ids = set[tuple[int, ...]]
 
 def write_units(path: Path, units: list[int]) -> Cache:
     """The cache at ``path``, with these units more."""
-    writer = CacheWriter.create_or_open(path, ROWS, sample_ranks())
+    writer = CacheWriter.create_or_open(path, ROWS, sample_shared())
     fill(writer, units)
     writer.publish_manifest(num_tokens_requested=1, complete=True)
     return cache_format.open(path)

@@ -32,15 +32,15 @@ def test_batches_hold_the_rows_of_the_cache(tiny_cache: Path) -> None:
         starts = batch.is_document_start[place].nonzero()[:, 0].tolist()
         assert starts == [0, *(s for s in row.document_starts.tolist() if 0 < s < 32)]
         position = int(is_scored.nonzero()[4, 0])
-        begin = int(row.num_kept[:position].sum())
-        kept = int(row.num_kept[position])
+        begin = int(row.kept.num_ids[:position].sum())
+        kept = int(row.kept.num_ids[position])
         assert targets.kept_ids[place, position, :kept].tolist() == (
-            row.kept_ids[begin : begin + kept].tolist()
+            row.kept.ids[begin : begin + kept].tolist()
         )
         assert torch.isinf(targets.logit_gaps[place, position, kept:]).all()
         assert (
             targets.logit_gaps[place, position, :kept].tolist()
-            == row.gaps[begin : begin + kept].tolist()
+            == row.kept.gaps[begin : begin + kept].tolist()
         )
 
 

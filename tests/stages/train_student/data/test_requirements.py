@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cache_format.errors import AdvisedError
+from cache_format.metadata.spec_parts.sketch import SketchSpec
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.requirements import require_targets
@@ -81,6 +82,19 @@ def test_without_sketches_a_frobenius_term_is_refused(tmp_path: Path) -> None:
     require(TrainStudentConfig(beta_start=0.0, beta_end=0.0), cache)
     with pytest.raises(ValueError, match=r"beta_start: the cache holds no hidden states"):
         require(TrainStudentConfig(), cache)
+
+
+def test_a_frobenius_term_is_refused_on_several_hidden_states(tmp_path: Path) -> None:
+    sketch = SketchSpec(kind="rademacher", dim=8, hidden_states="each:1,2")
+    cache = write_cache(tmp_path / "cache", TARGETS["top_k"], sketch)
+    require(TrainStudentConfig(beta_start=0.0, beta_end=0.0), cache)
+    expected = (
+        r"beta_start: .* each by itself \(hidden_states is 'each:1,2'\).* and .* to 0, or make"
+    )
+    with pytest.raises(ValueError, match=expected):
+        require(TrainStudentConfig(), cache)
+    one = SketchSpec(kind="rademacher", dim=8, hidden_states="each:2")
+    require(TrainStudentConfig(), write_cache(tmp_path / "one", TARGETS["top_k"], one))
 
 
 def test_an_online_teacher_is_refused_with_sampled_softmax(tmp_path: Path) -> None:

@@ -41,11 +41,11 @@ def test_metrics_equal_those_of_full_logits(tiny_cache: Path) -> None:
         logq = logits.log_softmax(1)
         begin = 0
         for t in row.scored().nonzero()[0].tolist():
-            kept = int(row.num_kept[t])
-            ids = torch.from_numpy(row.kept_ids[begin : begin + kept].astype("int64"))
-            gaps = torch.from_numpy(row.gaps[begin : begin + kept]).double()
+            kept = int(row.kept.num_ids[t])
+            ids = torch.from_numpy(row.kept.ids[begin : begin + kept].astype("int64"))
+            gaps = torch.from_numpy(row.kept.gaps[begin : begin + kept]).double()
             begin += kept
-            tail = torch.tensor([row.tail_log_mass[t, -1]]).double()
+            tail = torch.tensor([row.kept.tail_log_mass[t, -1]]).double()
             p = torch.cat((-gaps, tail)).softmax(0)
             q = logq[t, ids].exp()
             q = torch.cat((q, 1 - q.sum(0, keepdim=True)))
@@ -57,7 +57,7 @@ def test_metrics_equal_those_of_full_logits(tiny_cache: Path) -> None:
                 number = int(confidence * 15)
                 bins[who, 0, number] += confidence
                 bins[who, 1, number] += int(choice == int(row.token_ids[t + 1]))
-            teacher_loss -= float(row.next_logprob[t])
+            teacher_loss -= float(row.kept.next_logprob[t])
             count += 1
     assert found["validation/loss"] == pytest.approx(loss / count, rel=1e-5)
     assert found["validation/perplexity"] == pytest.approx(math.exp(loss / count), rel=1e-4)

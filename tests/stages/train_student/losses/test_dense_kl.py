@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.compute.compiling import has_compiler
+from stages.train_student.data.targets.dense_targets import DenseTargets
 from stages.train_student.losses import vocabulary_pass
-from stages.train_student.losses.dense_kl import DenseDistillationLoss, DenseTargets
+from stages.train_student.losses.dense_kl import DenseDistillationLoss
 from stages.train_student.losses.frobenius import frobenius
 from stages.train_student.losses.sparse_kl import LossSums, sparse_distillation_loss
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights

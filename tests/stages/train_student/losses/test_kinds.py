@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from cache_format.codec.row import KeptIds, Row
 from cache_format.metadata.spec_parts.sketch import SketchSpec
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch, read_batch
-from stages.train_student.data.scored import scored_targets
-from stages.train_student.data.targets.ids import IdTargets, SampledIds
+from stages.train_student.data.targets.ids import IdTargets, SampledIds, sparse_targets
+from stages.train_student.data.teacher_files import teacher_head
 from stages.train_student.evaluation.validation import validate
 from stages.train_student.losses.loss_term import LossNormalizer
 from stages.train_student.losses.objective import Objective, make_objective
@@ -23,7 +25,8 @@ from stages.train_student.losses.terms import LossWeights
 from stages.train_student.new_student import load_student
 from stages.train_student.run import train_student
 from tests.support.batches import ids_of, tensors_of
-from tests.support.sample_cache import pca_sketch
+from tests.support.context_rows import CONTEXT, write_context_cache
+from tests.support.sample_cache import pca_sketch, sample_spec
 from tests.support.student_caches import TARGETS, TEMPERATURES, write_cache
 from tests.support.train_configs import train_config
 
@@ -58,6 +61,15 @@ def objective_of(config: TrainStudentConfig, cache: Cache) -> tuple[Any, Objecti
     return model, make_objective(model, cache, config, torch.device("cpu"))
 
 
+def _of_positions(targets: Any) -> Iterator[torch.Tensor]:
+    """Every tensor of a batch's targets, [R, T, …]."""
+    for value in vars(targets).values():
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif value is not None:
+            yield from _of_positions(value)
+
+
 class TestLoader:
     def test_tail_samples_of_a_batch_are_those_of_its_rows(self, tmp_path: Path) -> None:
         cache = write_cache(tmp_path / "cache", TARGETS["top_k+sampled"])
@@ -66,7 +78,7 @@ class TestLoader:
         assert samples is not None
         assert samples.ids.shape == (3, 12, 9)
         for place, index in enumerate((4, 1, 2)):
-            draws = cache.read_row("train", index)[1].draws
+            draws = cache.read_row("train", index)[1].kept.draws
             assert draws is not None
             begin = 0
             for t, count in enumerate(draws.num_ids.tolist()):
@@ -92,11 +104,11 @@ class TestLoader:
     ) -> None:
         cache = write_cache(tmp_path / "cache", TARGETS[kind])
         batch = read_batch(cache, "train", [0, 3], with_sketch=False)
-        targets = scored_targets(batch, cache.spec.targets)
+        targets = sparse_targets(ids_of(batch), batch.scored, cache.spec.targets)
         shares = targets.logprobs(TEMPERATURES[kind][0])[0].exp()
         kept = torch.isfinite(targets.gaps_NK)
         rows = [cache.read_row("train", index)[1] for index in (0, 3)]
-        counts = np.concatenate([row.counts for row in rows])
+        counts = np.concatenate([row.kept.counts for row in rows if row.kept.counts is not None])
         torch.testing.assert_close(shares[kept], torch.from_numpy(counts / 50), rtol=1e-5, atol=0)
         # The teacher's choice is the id that was drawn most.
         assert (shares[:, :1] >= shares).all()
@@ -110,6 +122,37 @@ class TestLoader:
         assert batch.projection.shape == (1, 16, 8)
         assert batch.sketch is not None
         assert len(batch.sketch) == 3
+
+    def test_each_hidden_state_of_a_row_is_in_its_batch(self, tmp_path: Path) -> None:
+        sketch = SketchSpec(kind="rademacher", dim=8, hidden_states="each:1,2")
+        cache = write_cache(tmp_path / "cache", TARGETS["top_k"], sketch)
+        batch = read_batch(cache, "train", [3, 0], with_sketch=True)
+        assert batch.sketch is not None
+        assert batch.sketch.shape == (2, 12, 2, 8)
+        for found, index in zip(batch.sketch, (3, 0), strict=True):
+            np.testing.assert_array_equal(found, cache.read_row("train", index)[1].sketch)
+
+    @pytest.mark.parametrize("kind", list(TARGETS))
+    def test_context_positions_have_neither_label_nor_targets(
+        self, tmp_path: Path, kind: str
+    ) -> None:
+        plain = write_cache(tmp_path / "plain", TARGETS[kind])
+        cache = write_context_cache(tmp_path / "cache", plain.spec)
+        before, batch = (
+            read_batch(of, "train", [1, 4], with_sketch=False) for of in (plain, cache)
+        )
+        is_context = np.zeros((2, 12), bool)
+        is_context[:, CONTEXT] = True
+        is_scored = (before.labels.numpy() >= 0) & ~is_context
+        assert is_scored.sum() < (before.labels >= 0).sum()
+        np.testing.assert_array_equal(batch.labels, np.where(is_scored, before.labels, -100))
+        assert batch.scored.tolist() == np.flatnonzero(is_scored).tolist()
+        assert torch.equal(batch.input_ids, before.input_ids)
+        assert torch.equal(batch.is_document_start, before.is_document_start)
+        found, expected = (list(_of_positions(one.targets)) for one in (batch, before))
+        assert len(found) == len(expected) > 0
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one[is_scored], other[is_scored])
 
     def test_rows_have_the_projection_signs_of_their_unit(self, tmp_path: Path) -> None:
         cache = write_cache(tmp_path / "cache", TARGETS["top_k"])
@@ -138,11 +181,11 @@ def test_the_frobenius_term_projects_the_student_as_the_teacher_was(
         assert (matrix.abs() == 1).all()
         matrix = matrix / math.sqrt(8)
     is_scored = batch.labels >= 0
-    squares = (hidden @ matrix - batch.sketch).square().sum(2)[is_scored]
+    squares = (hidden @ matrix - batch.sketch[:, :, 0]).square().sum(2)[is_scored]
     assert terms[3].item() == pytest.approx((squares.mean() / 16).sqrt().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", list(TARGETS))
+@pytest.mark.parametrize("kind", [kind for kind in TARGETS if "hidden" not in kind])
 def test_training_lowers_the_kl_divergence_on_every_target_kind(tmp_path: Path, kind: str) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS[kind], pca_sketch())
     out = tmp_path / "run"
@@ -182,6 +225,31 @@ def test_validation_kl_equals_the_float64_formula_for_every_target_kind(
     assert found["validation/agreement"] == pytest.approx(agreeing / count)
 
 
+@pytest.mark.parametrize("kind", list(TARGETS))
+def test_a_validation_batch_without_scored_positions_is_passed_over(
+    tmp_path: Path, kind: str
+) -> None:
+    spec = sample_spec(targets=TARGETS[kind])
+    figures = []
+    for name, whole_rows in {"some": {0: [0, 1]}, "all": {0: [0, 1, 2], 3: [0, 1]}}.items():
+        cache = write_context_cache(tmp_path / name, spec, whole_rows=whole_rows)
+        model, objective = objective_of(config_for(kind), cache)
+        settings: dict[str, Any] = {"num_rows": 5, "max_rows": 5, "batch_size": 2}
+        if name == "all":
+            with pytest.raises(ValueError, match="no position has a label of its own document"):
+                validate(model, objective, cache, **settings)
+        else:
+            figures.append(validate(model, objective, cache, **settings))
+    assert all(math.isfinite(value) for value in figures[0].values())
+
+
+def test_a_cache_with_nothing_to_learn_is_refused(tmp_path: Path) -> None:
+    spec = sample_spec(targets=TARGETS["top_k"])
+    cache = write_context_cache(tmp_path / "cache", spec, whole_rows={1: range(5)})
+    with pytest.raises(ValueError, match="no position of its training rows is scored"):
+        train_student(config_for("top_k"), cache, tmp_path / "run")
+
+
 def _kl_of_row(
     cache: Cache, index: int, logits: np.ndarray, temperature: float
 ) -> tuple[float, int]:
@@ -189,15 +257,18 @@ def _kl_of_row(
     row = cache.read_row("validation", index)[1]
     scaled = logits / temperature
     logq = scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
+    if row.coefficients is not None:
+        return _dense_kl_of_row(cache, row, logits, logq)
+    kept = row.kept
     kl, agreeing, begin, drawn = 0.0, 0, 0, 0
     for t in np.flatnonzero(row.scored()).tolist():
-        end = begin + int(row.num_kept[t])
-        ids = row.kept_ids[begin:end]
-        if row.counts is not None:
-            p, p_tail = row.counts[begin:end] / row.counts[begin:end].sum(), 0.0
+        end = begin + int(kept.num_ids[t])
+        ids = kept.ids[begin:end]
+        if kept.counts is not None:
+            p, p_tail = kept.counts[begin:end] / kept.counts[begin:end].sum(), 0.0
         else:
-            weights = np.exp(-row.gaps[begin:end].astype(np.float64))
-            tail = math.exp(row.tail_log_mass[t, -1])
+            weights = np.exp(-kept.gaps[begin:end].astype(np.float64))
+            tail = math.exp(kept.tail_log_mass[t, -1])
             p, p_tail = weights / (weights.sum() + tail), tail / (weights.sum() + tail)
         kl += float((p * (np.log(p) - logq[t, ids])).sum())
         q_tail = 1 - np.exp(logq[t, ids]).sum()
@@ -205,26 +276,59 @@ def _kl_of_row(
             kl += p_tail * math.log(p_tail / q_tail)
         agreeing += int(logits[t].argmax() == ids[0])
         begin = end
-        if row.draws is not None:
-            count = int(row.draws.num_ids[t])
-            kl += p_tail * _within_tail(cache, row, t, slice(drawn, drawn + count), logq[t], q_tail)
+        if kept.draws is not None:
+            count = int(kept.draws.num_ids[t])
+            kl += p_tail * _within_tail(
+                cache, kept, t, slice(drawn, drawn + count), logq[t], q_tail
+            )
             drawn += count
     return kl, agreeing
 
 
+def _dense_kl_of_row(
+    cache: Cache, row: Row, logits: np.ndarray, logq: np.ndarray
+) -> tuple[float, int]:
+    """ΣKL over all ids, from the row's states and the head in the cache."""
+    assert row.coefficients is not None
+    states = cache.tables.hidden_transform.states(row.coefficients).astype(np.float64)
+    teacher = states @ teacher_head(cache).double().numpy().T
+    if row.kept_ids is not None:
+        _set_kept(teacher, row.kept_ids)
+    logp = teacher - np.log(np.exp(teacher).sum(1, keepdims=True))
+    scored = row.scored()
+    p = np.exp(logp)
+    kl = np.where(p > 0, p * (np.maximum(logp, -1e9) - logq), 0).sum(1)[scored].sum()
+    agreeing = (logits.argmax(1) == teacher.argmax(1))[scored].sum()
+    return float(kl), int(agreeing)
+
+
+def _set_kept(teacher: np.ndarray, kept: KeptIds) -> None:
+    """Let kept ids have their logits, and the others together the mass that they are known for."""
+    begin = 0
+    for t, count in enumerate(kept.num_ids.tolist()):
+        ids, gaps = kept.ids[begin : begin + count], kept.gaps[begin : begin + count]
+        begin += count
+        if not count:
+            continue
+        teacher[t, ids] = -np.inf
+        log_mass = float(kept.tail_log_mass[t, -1])
+        teacher[t] += log_mass - np.log(np.exp(teacher[t]).sum())
+        teacher[t, ids] = -gaps
+
+
 def _within_tail(
-    cache: Cache, row: Any, t: int, drawn: slice, logq: np.ndarray, q_tail: float
+    cache: Cache, kept: KeptIds, t: int, drawn: slice, logq: np.ndarray, q_tail: float
 ) -> float:
     """Σ (c/m)·p(j)/r(j)·(log p(j) − log q(j)) of the ids drawn at a position, at T = 1."""
-    targets = cache.spec.targets
-    assert targets.draw_inverse_temperature is not None
-    s = targets.draw_inverse_temperature
-    gaps = row.draws.gaps[drawn].astype(np.float64)
-    shares = row.draws.counts[drawn] / targets.num_draws
-    mass_at_s = row.tail_log_mass[t, targets.inverse_temperatures.index(s)]
-    log_p = -gaps - row.tail_log_mass[t, -1]
+    targets, draws = cache.spec.targets, kept.draws
+    assert draws is not None
+    s = targets.sampling.inverse_temperature
+    gaps = draws.gaps[drawn].astype(np.float64)
+    shares = draws.counts[drawn] / targets.sampling.num_draws
+    mass_at_s = kept.tail_log_mass[t, targets.inverse_temperatures.index(s)]
+    log_p = -gaps - kept.tail_log_mass[t, -1]
     log_r = -gaps * s - mass_at_s
-    log_q = logq[row.draws.ids[drawn]] - math.log(q_tail)
+    log_q = logq[draws.ids[drawn]] - math.log(q_tail)
     return float((shares * np.exp(log_p - log_r) * (log_p - log_q)).sum())
 
 

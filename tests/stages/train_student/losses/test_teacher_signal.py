@@ -1,6 +1,7 @@
 """Both signals say what the weights of a step ask for, and no more."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import cache_format
 from cache_format.metadata.spec_parts.sketch import SketchSpec
 from stages.train_student.data.batch import read_batch
 from stages.train_student.data.scored import scored
+from stages.train_student.data.targets.dense_targets import DenseTargets
+from stages.train_student.data.targets.ids import sparse_targets
 from stages.train_student.data.targets.sparse_targets import SparseTargets
-from stages.train_student.losses.dense_kl import DenseTargets
 from stages.train_student.losses.frobenius import ProjectedStates, WholeStates
 from stages.train_student.losses.loss_term import TeacherTargets
 from stages.train_student.losses.teacher_signal import CachedSignal, OnlineSignal, TeacherStates
@@ -42,12 +44,14 @@ class Teacher:
 def test_cached_targets_are_those_of_the_batch(tmp_path: Path, sketch: SketchSpec) -> None:
     cache = write_cache(tmp_path / "cache", TARGETS["top_k"], sketch)
     batch = read_batch(cache, "train", [0, 1], with_sketch=True)
-    signal = CachedSignal(cache.spec)
+    signal = CachedSignal(cache.spec, partial(sparse_targets, spec=cache.spec.targets))
     targets = signal.targets(batch, _BOTH)
     assert isinstance(targets.distribution, SparseTargets)
     assert torch.equal(targets.distribution.gaps_NK, scored(ids_of(batch).logit_gaps, batch))
     assert isinstance(targets.hidden_states, ProjectedStates)
-    assert targets.hidden_states.sketch_BTd is batch.sketch
+    assert batch.sketch is not None
+    assert torch.equal(targets.hidden_states.sketch_BTd, batch.sketch[:, :, 0])
+    assert targets.hidden_states.sketch_BTd.data_ptr() == batch.sketch.data_ptr()  # no copy
     assert targets.hidden_states.projection_BDd is batch.projection
     assert targets.hidden_states.scale == pytest.approx(1.0 if sketch.kind == "pca" else 8**-0.5)
     assert signal.targets(batch, _FROBENIUS).distribution is None

@@ -1,0 +1,69 @@
+"""Fit what a new cache needs to its first unit; see ``fitted.Fit``."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from cache_format.metadata.spec import CacheSpec
+from cache_format.metadata.spec_parts.targets import KL_TEMPERATURES, CodedStates
+from cache_format.tables.hidden_transform import HiddenTransform
+from cache_format.tables.principal_components import Projection
+from stages.cache_teacher.config import CacheTeacherConfig
+from stages.cache_teacher.corpus.packing import PackedUnit
+from stages.cache_teacher.corpus.unit_reader import UnitReader
+from stages.cache_teacher.corpus.units import Corpus
+from stages.cache_teacher.setup.hidden_fit import fit_transform
+from stages.cache_teacher.setup.pca import principal_components
+from stages.cache_teacher.teacher.lazy_teacher import LazyTeacher
+from stages.cache_teacher.teacher.teacher import Teacher
+from stages.compute.device import current_device
+
+_ROWS_OF_FIT = 4
+"""Rows in a forward pass for a fit, which keeps whole hidden states."""
+
+
+@dataclass(frozen=True)
+class FirstUnit:
+    """Fits to the first unit of a corpus; loads the teacher for that."""
+
+    config: CacheTeacherConfig
+    corpus: Corpus
+    lazy_teacher: LazyTeacher
+
+    def projection(self, spec: CacheSpec) -> Projection:
+        """See ``Fit``."""
+        packed, sketch, teacher = self._packed(spec), spec.sketch, self._teacher
+        self.lazy_teacher.progress.show("fitting")
+        with current_device(teacher.device):
+            return principal_components(
+                teacher, packed, sketch.hidden_states, sketch.dim, self._num_rows
+            )
+
+    def transform(self, spec: CacheSpec) -> tuple[CodedStates, HiddenTransform]:
+        """See ``Fit``."""
+        packed, teacher, max_kl = self._packed(spec), self._teacher, spec.targets.states.max_kl
+        self.lazy_teacher.progress.show("fitting")
+        with current_device(teacher.device):
+            hidden, transform = fit_transform(teacher, packed, max_kl, self._num_rows)
+        lost = ", ".join(
+            f"{kl:.3g} at T = {temperature:g}"
+            for kl, temperature in zip(hidden.self_kl, KL_TEMPERATURES, strict=True)
+        )
+        self.lazy_teacher.progress.say(
+            f"hidden states: {hidden.num_components} of {spec.teacher.hidden_size} coefficients, "
+            f"KL to the teacher's own distribution, nats: {lost}"
+        )
+        return hidden, transform
+
+    @cached_property
+    def _teacher(self) -> Teacher:
+        return self.lazy_teacher.load()
+
+    @property
+    def _num_rows(self) -> int:
+        return self.config.rows_per_forward or _ROWS_OF_FIT
+
+    def _packed(self, spec: CacheSpec) -> PackedUnit:
+        tokenizer = self.lazy_teacher.source.document_tokenizer
+        prepared = UnitReader(self.corpus, tokenizer, spec).read(0)
+        assert prepared is not None, "the corpus has a first unit"
+        return prepared.packed

@@ -1,0 +1,117 @@
+"""The last hidden state of a position, as rounded coefficients of the cache's transform.
+
+The head is not run: from the state and the head stage two rebuilds every logit.
+
+P positions of a forward pass, D width, J components; B rows, T positions of a row.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache_format.codec.row import Row
+from cache_format.coding.coefficients import MAX_VALUE
+from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.tables.hidden_transform import HiddenTransform
+from cache_format.tables.shared_files import SharedFiles
+from stages.cache_teacher.corpus.packing import PackedUnit
+from stages.cache_teacher.targets.difference import Difference
+from stages.cache_teacher.targets.spreading import spread
+from stages.cache_teacher.targets.teacher_head import Head
+
+
+class HiddenTargets(NamedTuple):
+    """Coefficients of P positions."""
+
+    coefficients_PJ: Tensor
+    """int16"""
+    is_finite_P: Tensor
+    """bool, whether all numbers of a position's state are."""
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "HiddenTargets":
+        """The same with each tensor as ``function`` returns it."""
+        return HiddenTargets(*map(function, self))
+
+
+class CoefficientMaker:
+    """Turns hidden states into coefficients, on their device."""
+
+    def __init__(self, transform: HiddenTransform, device: torch.device) -> None:
+        self._mean_D = torch.from_numpy(transform.mean).to(device)
+        self._analysis_DJ = torch.from_numpy(transform.analysis).to(device).T
+
+    def compile(self, num_uniform: int) -> None:
+        """Nothing is compiled."""
+
+    @torch.inference_mode()
+    def make(
+        self,
+        hidden_PD: Tensor,
+        labels_P: Tensor,
+        uniform_PM: Tensor,
+        check: Callable[[], None] = lambda: None,
+    ) -> HiddenTargets:
+        """See ``Maker``. In float32, whatever the body's precision."""
+        del labels_P, uniform_PM
+        check()
+        values_PJ = (hidden_PD.float() - self._mean_D) @ self._analysis_DJ
+        is_finite_P = torch.isfinite(values_PJ).all(1)
+        rounded_PJ = values_PJ.nan_to_num_(0.0).round_().clamp_(-MAX_VALUE, MAX_VALUE)
+        return HiddenTargets(rounded_PJ.to(torch.int16), is_finite_P)
+
+
+def num_uniform(spec: TargetSpec) -> int:
+    """Nothing is drawn."""
+    del spec
+    return 0
+
+
+def make_maker(
+    head: Head,
+    spec: TargetSpec,
+    shared: SharedFiles,
+    *,
+    chunk: int,
+    compile: Literal["auto", "on", "off"],
+) -> CoefficientMaker:
+    """See ``TargetKind.make_maker``. Of the head, only its device matters."""
+    del spec, chunk, compile
+    return CoefficientMaker(shared.hidden_transform, head.device)
+
+
+def rows(batch: PackedUnit, targets: HiddenTargets) -> list[Row]:
+    """See ``TargetKind.rows``."""
+    coefficients_BTJ = spread(targets.coefficients_PJ.numpy(), batch.scored_RT())
+    return [
+        Row(token_ids=ids, document_starts=starts, coefficients=coefficients)
+        for ids, starts, coefficients in zip(
+            batch.token_ids_RT, batch.document_starts, coefficients_BTJ, strict=True
+        )
+    ]
+
+
+def differences(stored: Row, made: Row, spec: TargetSpec, number: int) -> Iterator[Difference]:
+    """An estimate, in nats, of how far two states are apart at each position.
+
+    Of a difference that is small beside the step, only the few coefficients near a boundary show
+    anything, and their share is that of the difference in the step. So step · Σ|a − b| estimates
+    its sum over components without bias, and divided by √J its norm if it is spread over all.
+    """
+    assert stored.coefficients is not None
+    assert made.coefficients is not None
+    root = math.sqrt(spec.states.num_components)
+    apart_TJ = np.abs(stored.coefficients.astype(np.int64) - made.coefficients)
+    for t in np.flatnonzero(stored.scored()):
+        yield Difference(
+            row=number,
+            position=int(t),
+            what="the distance to the hidden state",
+            stored=0.0,
+            made=float(apart_TJ[t].sum() * spec.states.step / root),
+            rounding=3 * spec.states.step / root,
+            is_averaged=True,
+        )

@@ -1,0 +1,183 @@
+"""The transform of hidden states that is fitted to a teacher, and the KL that its step reaches."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cache_format.errors import SpecMismatchError
+from cache_format.metadata.spec_parts.targets import CodedStates
+from cache_format.tables.hidden_transform import HiddenTransform
+from stages.cache_teacher.corpus.packing import PackedUnit
+from stages.cache_teacher.setup import hidden_fit
+from stages.cache_teacher.setup.hidden_fit import fit_transform
+from stages.cache_teacher.targets.teacher_head import Head
+from tests.support.stage_one_runs import Bench
+
+_V, _D, _T = 60, 10, 64
+
+
+class FakeTeacher:
+    """States that depend on their token alone, and spread unevenly; a random head."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, scale: float = 1.0) -> None:
+        generator = torch.Generator().manual_seed(1)
+        spread = torch.logspace(0.5, -1, _D)
+        rotation = torch.linalg.qr(torch.randn(_D, _D, generator=generator))[0]
+        self.states_XD = torch.randn(1000, _D, generator=generator) * spread @ rotation + 3
+        self.states_XD *= scale
+        self.head = Head(torch.randn(_V, _D, generator=generator) * 0.4, _V)
+
+    def forward(
+        self, input_ids: Any, document_starts: Any, *, layers: Any, check: Any = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        return self.states_XD[torch.from_numpy(input_ids).long()], []
+
+
+def unit(num_rows: int = 16) -> PackedUnit:
+    random = np.random.default_rng(2)
+    return PackedUnit(
+        token_ids_RT=random.integers(0, 1000, (num_rows, _T + 1)).astype(np.int32),
+        document_starts=[np.array([5, 40], np.int32)] * num_rows,
+        num_dropped_tokens=0,
+    )
+
+
+def fit(
+    teacher: FakeTeacher, max_kl: float, packed: PackedUnit | None = None
+) -> tuple[CodedStates, HiddenTransform]:
+    typed: Any = teacher
+    return fit_transform(typed, packed or unit(), max_kl, 4)
+
+
+def kl(teacher: FakeTeacher, transform: HiddenTransform, temperature: float) -> float:
+    """KL(teacher ‖ decoded), in float64, a mean over all states."""
+    states = teacher.states_XD.numpy()
+    rounded = np.rint((states - transform.mean) @ transform.analysis.T)
+    decoded = transform.states(rounded.astype(np.int64))
+    head = teacher.head.weight_VD.double()
+    log_p, log_q = (
+        torch.log_softmax(torch.from_numpy(part).double() @ head.T / temperature, 1)
+        for part in (states, decoded)
+    )
+    return float((log_p.exp() * (log_p - log_q)).sum(1).mean())
+
+
+@pytest.mark.parametrize("max_kl", [0.3, 0.05, 0.002])
+def test_the_step_reaches_the_kl_that_is_asked_for(max_kl: float) -> None:
+    teacher = FakeTeacher()
+    hidden, transform = fit(teacher, max_kl)
+    assert hidden.self_kl[0] == pytest.approx(max_kl, rel=0.03)
+    assert kl(teacher, transform, 1.0) == pytest.approx(max_kl, rel=0.25)  # of other positions
+    assert hidden.self_kl[2] == pytest.approx(kl(teacher, transform, 2.0), rel=0.25)
+    assert hidden.self_kl[1] == pytest.approx(kl(teacher, transform, 1.5), rel=0.25)
+
+
+def test_all_components_are_read_back_exactly_but_for_rounding() -> None:
+    hidden, transform = fit(FakeTeacher(), 1e-4)
+    assert hidden.num_components == _D
+    np.testing.assert_allclose(transform.analysis @ transform.synthesis.T, np.eye(_D), atol=1e-4)
+
+
+def test_coefficients_are_uncorrelated_and_fall_in_variance() -> None:
+    teacher = FakeTeacher()
+    hidden, transform = fit(teacher, 1e-4)
+    states = torch.cat(
+        [
+            teacher.states_XD[torch.from_numpy(ids[:-1]).long()][torch.from_numpy(scored)]
+            for ids, scored in zip(unit().token_ids_RT, unit().scored_RT(), strict=True)
+        ]
+    )
+    values = (states.numpy() - transform.mean) @ transform.analysis.T * hidden.step
+    covariance = np.cov(values.T, bias=True)
+    spread = np.sqrt(np.diag(covariance))
+    assert (np.diff(spread) < 1e-6).all()
+    correlation = covariance / np.outer(spread, spread)
+    assert np.abs(correlation - np.eye(_D)).max() < 1e-3
+
+
+def test_an_error_of_one_step_costs_half_its_square_in_nats() -> None:
+    """The mean over T = 1 and 2, for a step so small that the KL is a square."""
+    teacher = FakeTeacher()
+    hidden, transform = fit(teacher, 1e-4)
+    states = teacher.states_XD.double()
+    head = teacher.head.weight_VD.double()
+    costs = []
+    for component in range(_D):
+        moved = states + torch.from_numpy(transform.synthesis[component]).double()
+        costs.append(0.0)
+        for temperature in (1.0, 2.0):
+            log_p, log_q = (
+                torch.log_softmax(part @ head.T / temperature, 1) for part in (states, moved)
+            )
+            costs[-1] += float((log_p.exp() * (log_p - log_q)).sum(1).mean()) / 2
+    np.testing.assert_allclose(costs, hidden.step**2 / 2, rtol=0.2)
+
+
+def test_components_that_are_always_0_are_left_out() -> None:
+    hidden, transform = fit(FakeTeacher(), 1.0)
+    assert hidden.num_components < _D
+    assert transform.analysis.shape == transform.synthesis.shape == (hidden.num_components, _D)
+
+
+def test_the_same_unit_gives_the_same_bytes() -> None:
+    first, second = (fit(FakeTeacher(), 0.05) for _ in range(2))
+    assert first[0] == second[0]
+    assert first[1].to_bytes() == second[1].to_bytes()
+
+
+def test_fewer_positions_than_the_teacher_is_wide_are_refused() -> None:
+    packed = PackedUnit(
+        token_ids_RT=unit(1).token_ids_RT[:, :_D],
+        document_starts=[np.array([], np.int32)],
+        num_dropped_tokens=0,
+    )
+    with pytest.raises(
+        ValueError, match=r"at least 10 positions.*has 9\. Raise documents_per_unit"
+    ):
+        fit(FakeTeacher(), 0.05, packed)
+
+
+def test_states_that_are_not_finite_are_refused() -> None:
+    teacher = FakeTeacher()
+    teacher.states_XD[:] = torch.nan
+    with pytest.raises(ValueError, match="hidden states are not finite"):
+        fit(teacher, 0.05)
+
+
+def test_a_kl_that_no_step_reaches_gets_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """States that are all alike have a KL of 0 at any step."""
+    monkeypatch.setattr(hidden_fit, "_MAX_TRIES", 3)
+    teacher = FakeTeacher()
+    teacher.states_XD[:] = 1.0
+    hidden, transform = fit(teacher, 0.05)
+    assert hidden.self_kl == (0.0, 0.0, 0.0)
+    np.testing.assert_allclose(transform.mean, 1.0)
+
+
+def test_a_run_begins_continues_and_repairs_a_cache_with_one_transform(bench: Bench) -> None:
+    hidden: dict[str, Any] = {"targets": "hidden", "hidden_kl": 0.03, "documents_per_unit": 20}
+    whole = bench.run("whole", **hidden)
+    bench.run(num_tokens=700, **hidden)
+    transform = bench.root / "cache" / "transform.bin"
+    written = transform.read_bytes()
+    assert bench.run(**hidden) == whole
+    transform.unlink()
+    bench.run(**hidden)
+    assert transform.read_bytes() == written
+    cache = bench.open()
+    states = cache.spec.targets.states
+    assert (states.max_kl, states.num_components <= 32) == (0.03, True)
+    _, row = cache.read_row("train", 0)
+    assert row.coefficients is not None
+    assert row.coefficients.shape == (32, states.num_components)
+    assert not row.coefficients[~row.scored()].any()
+
+
+def test_another_kl_is_another_cache(bench: Bench) -> None:
+    bench.run(targets="hidden", hidden_kl=0.03, documents_per_unit=20)
+    with pytest.raises(SpecMismatchError, match=r"targets\.hidden\.max_kl: expected 0\.1, found"):
+        bench.run(targets="hidden", hidden_kl=0.1, documents_per_unit=20)
