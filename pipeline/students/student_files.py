@@ -138,7 +138,7 @@ def _cache_location(checkpoint: Path) -> str:
             f"{needed}, which {run / RUN_FILE} says is at {location!r}. An address that only "
             "a file names is not contacted: if you trust it, give it with --cache."
         )
-    if not Path(location).is_dir():
+    if not (Path(location).is_absolute() and Path(location).is_dir()):
         raise ValueError(
             f"{needed}, which was at {location} and is no longer there. Give its new location with "
             "--cache; another cache of the same teacher also works."

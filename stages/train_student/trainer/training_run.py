@@ -275,9 +275,14 @@ class TrainingRun:
     def _diverged(self, what: str, value: float) -> NonFiniteLossError:
         path = checkpoint.newest(self.out / "checkpoints")
         last = f"The last checkpoint is {path}." if path else "There is no checkpoint yet."
+        change = "Lower train_student.learning_rate, or use precision bf16 or fp32"
+        if self.step == 0:  # no learning rate has had a part in it
+            change = (
+                "Nothing has been learned yet: the weights that the run begins from, or what the "
+                "cache holds, are too large. Use precision fp32, or other weights or another cache"
+            )
         return NonFiniteLossError(
-            f"the {what} is {value}. {last} Lower train_student.learning_rate, or use precision "
-            "bf16 or fp32, and run again with another directory."
+            f"the {what} is {value}. {last} {change}, and run again with another directory."
         )
 
     def _write(self, metrics: dict[str, float]) -> None:

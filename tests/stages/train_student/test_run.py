@@ -436,6 +436,22 @@ def test_a_non_finite_loss_names_step_and_checkpoint(tiny_cache: Path, tmp_path:
         run(tiny_train_config(), tiny_cache, tmp_path / "run", resume=True)
 
 
+def test_a_loss_that_is_not_finite_from_the_start_is_not_blamed_on_the_learning_rate(
+    tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.train_student.losses.objective import Objective
+
+    terms = Objective.micro_batch_loss
+
+    def poisoned(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, sums = terms(*arguments)
+        return loss * torch.nan, sums * torch.nan
+
+    monkeypatch.setattr(Objective, "micro_batch_loss", poisoned)
+    with pytest.raises(NonFiniteLossError, match=r"of step 0 is nan.*Nothing has been learned yet"):
+        run(tiny_train_config(), tiny_cache, tmp_path / "run")
+
+
 def test_a_persistently_non_finite_fp16_gradient_stops_the_run(
     tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
