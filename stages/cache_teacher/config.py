@@ -95,6 +95,9 @@ class CacheTeacherConfig:
     """d: width of the sketch."""
     hidden_projection_dtype: Literal["int8", "float16", "float32"] = "int8"
     """How sketches are stored; int8 has a scale for each position."""
+    keep_teacher_weights: bool = False
+    """Whether a new cache also holds all of the teacher's weights, for students that begin with
+    more of it than embedding and head. Not part of the cache's identity."""
     seed: int = 0
     """Seed of all that is drawn: the sketch's signs, ids, and random layers."""
 

@@ -34,6 +34,7 @@ from stages.cache_teacher.setup.teacher_dtype import with_teacher_dtype
 from stages.cache_teacher.teacher.lazy_teacher import LazyTeacher
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
 from stages.compute.device import choose_device
+from stages.model_files.weight_files import weight_files
 
 _CPU_POSITIONS = 512
 """Of a forward pass on a CPU, which is no slower in small ones."""
@@ -205,7 +206,7 @@ def estimate(
         cache = cache_format.open(out, allow_incomplete=True)
         if not any(shard.num_tokens for shard in cache.manifest.shards):
             raise ValueError(nothing_made(config, ALL_UNITS))
-        return _scaled(config, cache, units, is_whole, passes)
+        return _scaled(config, teacher.source.directory, cache, units, is_whole, passes)
 
 
 def _make(
@@ -230,7 +231,12 @@ def _make(
 
 
 def _scaled(
-    config: CacheTeacherConfig, cache: Cache, units: _Units, is_whole: bool, passes: _Passes
+    config: CacheTeacherConfig,
+    source: Path,
+    cache: Cache,
+    units: _Units,
+    is_whole: bool,
+    passes: _Passes,
 ) -> Estimate:
     shards = [shard for shard in cache.manifest.shards if shard.num_tokens]
     num_tokens = sum(shard.num_tokens for shard in shards)
@@ -240,6 +246,9 @@ def _scaled(
         for name in names
     }
     num_bytes = sum(shard.num_bytes for shard in shards)
+    weight_bytes = 0  # which the probe does not copy
+    if config.keep_teacher_weights:
+        weight_bytes = sum((source / name).stat().st_size for name in weight_files(source))
     last, per_document = passes.last, units.num_tokens / units.num_documents
     assert last is not None, "rows come of forward passes"
     least = per_document * config.documents_per_unit  # a unit is made as a whole
@@ -251,7 +260,7 @@ def _scaled(
         device_wait_share=last.device_wait_share,
         mfu=last.mfu,
         column_bytes_per_token=columns | {FRAMING: num_bytes / num_tokens - sum(columns.values())},
-        teacher_bytes=sum(size for size, _ in cache.attachments().values()),
+        teacher_bytes=sum(size for size, _ in cache.attachments().values()) + weight_bytes,
         tokens_per_document=per_document,
         documents_per_unit=config.documents_per_unit,
         spec=cache.spec,

@@ -76,7 +76,10 @@ class Filling:
             if not self._queue.is_empty():
                 maker.load()  # and compare it with the cache, before anything is written
             self._write_recipe(recipe_toml)
-            self._writer.write_attachments(lambda directory: maker.load().export(directory))
+            with_weights = self._job.config.keep_teacher_weights
+            self._writer.write_attachments(
+                lambda directory: maker.load().export(directory, with_weights=with_weights)
+            )
             if not self._queue.is_empty():
                 make_units(maker, lambda: self._next_unit(maker), self._made)
 

@@ -5,6 +5,7 @@ of several processes runs one of these for each device.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cache_format.metadata.receipt import ShardEntry
@@ -70,7 +71,7 @@ class EngineWorker:
         reader = UnitReader(corpus, teacher.source.document_tokenizer, identity.spec)
         self._maker = UnitMaker(job, reader, writer, self._progress)
         loaded = self._maker.load()
-        writer.write_attachments(loaded.export)
+        writer.write_attachments(partial(loaded.export, with_weights=config.keep_teacher_weights))
 
     def make(self, unit: int) -> MadeUnit:
         """Make and publish ``unit``."""

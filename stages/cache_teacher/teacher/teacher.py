@@ -25,6 +25,7 @@ from stages.cache_teacher.teacher.attention import VARLEN, body_inputs, register
 from stages.cache_teacher.teacher.probes import refuse_unfaithful
 from stages.cache_teacher.teacher.teacher_files import TeacherSource
 from stages.model_files.tokenizer_files import pass_on_tokenizer
+from stages.model_files.weight_files import INDEX, WHOLE, weight_files
 
 
 class Teacher:
@@ -69,8 +70,11 @@ class Teacher:
         last_BTD = output.last_hidden_state.reshape(shape)
         return last_BTD, [kept[layer].reshape(shape) for layer in layers]
 
-    def export(self, directory: Path) -> None:
-        """Write what a student needs: config, tokenizer, embedding, and the head if untied."""
+    def export(self, directory: Path, *, with_weights: bool = False) -> None:
+        """Write what a student needs: config, tokenizer, embedding, and the head if untied.
+
+        ``with_weights``, the files of all weights beside them: a whole model directory.
+        """
         from safetensors.torch import save_file
 
         source = self.source
@@ -101,6 +105,10 @@ class Teacher:
             "eos_token_id": source.spec.eos_token_id,
         }
         (directory / "teacher.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+        if with_weights:
+            names = weight_files(source.directory)
+            for name in [*names, *([] if names == [WHOLE] else [INDEX])]:
+                shutil.copyfile(source.directory / name, directory / name)
 
 
 def _refuse_attention(spec: TeacherSpec, device: torch.device) -> None:
