@@ -301,8 +301,11 @@ class TestRefused:
         place = str(tiny_cache.parent / "teacher")
         assert load_online_teacher(cache, CPU, with_mean=False, place=place).head_VD.shape[1] == 32
 
-    def test_layers_drawn_per_unit_are_refused_with_the_frobenius_term(self, root: Path) -> None:
-        cache = cache_format.open(make_cache(root, top_k=8, hidden_states="random_layers:1"))
+    @pytest.mark.parametrize("hidden_states", ["random_layers:1", "each:1,2"])
+    def test_layers_that_are_no_one_state_are_refused_with_the_frobenius_term(
+        self, root: Path, hidden_states: str
+    ) -> None:
+        cache = cache_format.open(make_cache(root, top_k=8, hidden_states=hidden_states))
         with pytest.raises(ValueError, match=r"sketch\.hidden_states.*beta_start and beta_end"):
             load_online_teacher(cache, CPU, with_mean=True)
         assert load_online_teacher(cache, CPU, with_mean=False)
