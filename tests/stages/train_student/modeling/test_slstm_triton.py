@@ -166,7 +166,7 @@ _COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from stages.train_student.modeling.layers.slstm_triton import launch_settings
-from stages.train_student.student import slstm_triton_kernels as kernels
+from stages.train_student.modeling.layers import slstm_triton_kernels as kernels
 
 for kernel, unrolled in ((kernels.slstm_forward_kernel, 4), (kernels.slstm_backward_kernel, 8)):
     sizes = launch_settings(16, 8, 96).sizes | {"unrolled": unrolled, "has_resets": True}
