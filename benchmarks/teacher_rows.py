@@ -38,8 +38,7 @@ class TeacherRows:
         """The spec of a cache with these settings, and the files that its shards share."""
         corpus = make_spec(min(LEVELS), self.ranks).corpus
         asked = identity.make_spec(config, self.teacher.source.spec, corpus, self.ranks.sha256)
-        spec, fitted = fit_all(asked, _Fit(self.teacher, self.first_unit))
-        return spec, SharedFiles(ranks=self.ranks, transform=fitted.transform)
+        return fit_all(asked, self.ranks, _Fit(self.teacher, self.first_unit))
 
     def make(
         self, packed: PackedUnit, spec: CacheSpec, shared: SharedFiles, config: CacheTeacherConfig

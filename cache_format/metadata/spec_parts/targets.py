@@ -167,7 +167,7 @@ class TargetSpec:
     @property
     def inverse_temperatures(self) -> tuple[float, ...]:
         """Nodes 1/T between which the distribution is known: those of kept logits, or else the one
-        that ids are drawn at. None where it is known at every temperature."""
+        that ids are drawn at. Empty where it is known at every temperature."""
         if self.kept is not None:
             return self.kept.inverse_temperatures
         return () if self.draws is None else (self.draws.inverse_temperature,)

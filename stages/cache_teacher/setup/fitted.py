@@ -4,13 +4,15 @@ Principal components of a ``pca`` sketch, and the transform of ``hidden`` target
 for before they are known; a cache that was begun knows them.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.targets import CodedStates
 from cache_format.tables.hidden_transform import HiddenTransform
 from cache_format.tables.principal_components import Projection, projection_sha256
+from cache_format.tables.shared_files import SharedFiles
+from cache_format.tables.vocabulary_ranks import RankTable
 
 
 class Fit(Protocol):
@@ -23,16 +25,8 @@ class Fit(Protocol):
         """The transform of ``hidden`` targets, and what the spec says of it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """What a cache shares that was fitted; None for what its spec does not have."""
-
-    projection: Projection | None = None
-    transform: HiddenTransform | None = None
-
-
-def fit_all(spec: CacheSpec, fit: Fit) -> tuple[CacheSpec, Fitted]:
-    """Fit what ``spec`` asks for; returns it with what was found, and that."""
+def fit_all(spec: CacheSpec, ranks: RankTable, fit: Fit) -> tuple[CacheSpec, SharedFiles]:
+    """Fit what ``spec`` asks for; returns it with what was found, and the cache's shared files."""
     projection, transform = None, None
     if spec.sketch.kind == "pca":
         projection = fit.projection(spec)
@@ -41,7 +35,7 @@ def fit_all(spec: CacheSpec, fit: Fit) -> tuple[CacheSpec, Fitted]:
     if spec.targets.hidden is not None:
         hidden, transform = fit.transform(spec)
         spec = replace(spec, targets=replace(spec.targets, hidden=hidden))
-    return spec, Fitted(projection=projection, transform=transform)
+    return spec, SharedFiles(ranks=ranks, projection=projection, transform=transform)
 
 
 def as_fitted(asked: CacheSpec, begun: CacheSpec) -> CacheSpec:

@@ -3,9 +3,10 @@
 In: the teacher, and the rows of a cache's first unit. Out: a ``HiddenTransform``, and what the spec
 says of it. With W the head, a small error e of a hidden state changes the softmax at temperature T
 by a KL of ½ eᵀF_T e, F_T = (Wᵀ diag(p) W − Wᵀp pᵀW) / T². F is the mean over positions and over
-T ∈ {1, 2}. With L Lᵀ = F, and U the eigenvectors of Lᵀ Cov(h) L, the coefficients z = UᵀLᵀ(h − μ)
-are uncorrelated, and an error in any of them costs half its square: so all are rounded to one step,
-the optimum for a mean of squares (reverse water-filling; Cover and Thomas, section 10.3.3).
+T ∈ {1, 2}. With F = Q Λ Qᵀ and L = Q √Λ, and U the eigenvectors of Lᵀ Cov(h) L, the coefficients
+z = UᵀLᵀ(h − μ) are uncorrelated, and an error in any of them costs half its square: so all are
+rounded to one step, the optimum for a mean of squares (reverse water-filling; Cover and Thomas,
+section 10.3.3).
 
 Shapes: N positions, D width, J components, V vocabulary.
 """
@@ -13,7 +14,6 @@ Shapes: N positions, D width, J components, V vocabulary.
 import math
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,8 +35,9 @@ _CHUNK = 64
 _MAX_TRIES = 12
 _CLOSE_ENOUGH = 0.02
 """Of the KL that is asked for."""
-_RIDGE = 1e-7
-"""Of the mean eigenvalue of F, which has a direction of 0: adding one to all logits."""
+_LEAST_METRIC = 1e-7
+"""Of the largest eigenvalue of F. Less is what float32 makes of 0: of what no logit depends on, or
+all alike."""
 
 
 @torch.inference_mode()
@@ -71,7 +72,7 @@ def fit_transform(
     coefficients_ND = _rounded(coordinates_ND, step)
     is_used_D = (coefficients_ND != 0).any(0)
     num_components = int(is_used_D.nonzero().max()) + 1 if bool(is_used_D.any()) else 1
-    code = fit_code(coefficients_ND[:, :num_components].cpu().numpy().astype(np.int64))
+    code = fit_code(coefficients_ND[:, :num_components].to(torch.int16).cpu().numpy())
     transform = HiddenTransform(
         mean=mean_D.float().cpu().numpy(),
         analysis=(analysis_DD[:num_components] / step).cpu().numpy(),
@@ -108,10 +109,10 @@ def _scored_states(teacher: Teacher, packed: PackedUnit, num_rows: int) -> Tenso
 def _rotation(states_ND: Tensor, mean_D: Tensor, head: Head) -> tuple[Tensor, Tensor]:
     """UᵀLᵀ and UᵀL⁻¹, float32 [D, D] each, in order of falling variance of the coordinates."""
     chosen = _spread(len(states_ND), _METRIC_POSITIONS).to(states_ND.device)
-    metric_DD = _metric(states_ND[chosen], head).cpu()
-    metric_DD += _RIDGE * metric_DD.diagonal().mean() * torch.eye(len(metric_DD)).double()
-    root_DD = torch.linalg.cholesky(metric_DD)
-    moment_DD = torch.zeros_like(metric_DD)
+    values_D, axes_DD = torch.linalg.eigh(_metric(states_ND[chosen], head).cpu())
+    scales_D = values_D.clamp_min(_LEAST_METRIC * values_D[-1]).sqrt()
+    root_DD = axes_DD * scales_D
+    moment_DD = torch.zeros_like(root_DD)
     for part_ND in torch.split(states_ND, 4096):
         centered_ND = part_ND.double() - mean_D
         moment_DD += (centered_ND.T @ centered_ND).cpu()
@@ -120,7 +121,7 @@ def _rotation(states_ND: Tensor, mean_D: Tensor, head: Head) -> tuple[Tensor, Te
     largest_1D = vectors_DD.gather(0, vectors_DD.abs().argmax(0, keepdim=True))
     vectors_DD = vectors_DD * largest_1D.sign()
     analysis_DD = vectors_DD.T @ root_DD.T
-    synthesis_DD = torch.linalg.solve_triangular(root_DD.T, vectors_DD, upper=True).T
+    synthesis_DD = vectors_DD.T @ (axes_DD / scales_D).T
     device = states_ND.device
     return analysis_DD.float().to(device), synthesis_DD.float().contiguous().to(device)
 
@@ -134,9 +135,9 @@ def _metric(states_ND: Tensor, head: Head) -> Tensor:
     for part_nD in torch.split(states_ND, _CHUNK):
         logits_nV = head.logits(part_nD)
         for temperature in _METRIC_TEMPERATURES:
-            p_nV = torch.softmax(logits_nV / temperature, 1) / temperature**2
-            mean_p_V += p_nV.sum(0)
-            mean_nD = p_nV @ head_VD * temperature**2
+            p_nV = torch.softmax(logits_nV / temperature, 1)
+            mean_p_V += p_nV.sum(0) / temperature**2
+            mean_nD = p_nV @ head_VD
             outer_DD += (mean_nD.T @ mean_nD).double() / temperature**2
     second_DD = torch.zeros_like(outer_DD)
     for head_vD, p_v in zip(torch.split(head_VD, 8192), torch.split(mean_p_V, 8192), strict=True):

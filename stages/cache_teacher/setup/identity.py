@@ -33,7 +33,7 @@ from cache_format.writer import begun_spec, require_same_spec
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.token_frequencies import rank_table
 from stages.cache_teacher.corpus.units import Corpus
-from stages.cache_teacher.setup.fitted import Fit, Fitted, as_fitted, fit_all
+from stages.cache_teacher.setup.fitted import Fit, as_fitted, fit_all
 from stages.cache_teacher.target_settings import NOT_FITTED, SETTINGS_OF_KINDS
 
 if TYPE_CHECKING:
@@ -65,17 +65,13 @@ def identify(
     if begun is None:
         ranks = rank_table(_tokenized(corpus, source), source.spec.vocab_size)
         spec = make_spec(config, source.spec, corpus.spec, ranks.sha256)
-        spec, fitted = fit_all(spec, fit)
-        return Identity(spec=spec, shared=_shared(ranks, fitted))
+        spec, shared = fit_all(spec, ranks, fit)
+        return Identity(spec=spec, shared=shared)
     spec = make_spec(config, source.spec, corpus.spec, begun.ranks_sha256)
     spec = as_fitted(spec, begun)
     require_same_spec(storage, spec, begun)
     ranks = _ranks_of(storage, spec, corpus, source)
-    return Identity(spec=spec, shared=_shared(ranks, _fitted_of(storage, spec, fit)))
-
-
-def _shared(ranks: RankTable, fitted: Fitted) -> SharedFiles:
-    return SharedFiles(ranks=ranks, projection=fitted.projection, transform=fitted.transform)
+    return Identity(spec=spec, shared=_shared_of(storage, spec, ranks, fit))
 
 
 def make_spec(
@@ -118,22 +114,24 @@ def _ranks_of(
     return rank_table(_tokenized(corpus, source), source.spec.vocab_size)
 
 
-def _fitted_of(storage: Storage, spec: CacheSpec, fit: Fit) -> Fitted:
-    """What was fitted for a cache that was begun; what is lost is fitted again.
+def _shared_of(storage: Storage, spec: CacheSpec, ranks: RankTable, fit: Fit) -> SharedFiles:
+    """The shared files of a cache that was begun; what is lost of them is fitted again.
 
     Raises MissingFileError or CorruptFileError where that gives something else.
     """
     with suppress(CorruptFileError, MissingFileError):
-        return _read_fitted(storage, spec)
-    again, fitted = fit_all(spec, fit)
+        return _read_shared(storage, spec, ranks)
+    again, shared = fit_all(spec, ranks, fit)
     if again == spec:
-        return fitted
-    return _read_fitted(storage, spec)  # whoever began the cache may have written it by now
+        return shared
+    return _read_shared(storage, spec, ranks)  # whoever began the cache may have written it by now
 
 
-def _read_fitted(storage: Storage, spec: CacheSpec) -> Fitted:
-    return Fitted(
-        projection=read_projection(storage, spec), transform=read_transform(storage, spec)
+def _read_shared(storage: Storage, spec: CacheSpec, ranks: RankTable) -> SharedFiles:
+    return SharedFiles(
+        ranks=ranks,
+        projection=read_projection(storage, spec),
+        transform=read_transform(storage, spec),
     )
 
 

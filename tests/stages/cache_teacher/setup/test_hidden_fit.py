@@ -23,13 +23,12 @@ class FakeTeacher:
 
     device = torch.device("cpu")
 
-    def __init__(self, scale: float = 1.0) -> None:
+    def __init__(self, vocab_size: int = _V) -> None:
         generator = torch.Generator().manual_seed(1)
         spread = torch.logspace(0.5, -1, _D)
         rotation = torch.linalg.qr(torch.randn(_D, _D, generator=generator))[0]
         self.states_XD = torch.randn(1000, _D, generator=generator) * spread @ rotation + 3
-        self.states_XD *= scale
-        self.head = Head(torch.randn(_V, _D, generator=generator) * 0.4, _V)
+        self.head = Head(torch.randn(vocab_size, _D, generator=generator) * 0.4, vocab_size)
 
     def forward(
         self, input_ids: Any, document_starts: Any, *, layers: Any, check: Any = None
@@ -121,6 +120,17 @@ def test_components_that_are_always_0_are_left_out() -> None:
     hidden, transform = fit(FakeTeacher(), 1.0)
     assert hidden.num_components < _D
     assert transform.analysis.shape == transform.synthesis.shape == (hidden.num_components, _D)
+
+
+@pytest.mark.parametrize("vocab_size", [2, 4, 9])
+def test_a_vocabulary_smaller_than_the_width_leaves_directions_without_effect(
+    vocab_size: int,
+) -> None:
+    """The metric is singular: what the head does not see costs no byte, and nothing else."""
+    teacher = FakeTeacher(vocab_size)
+    hidden, _ = fit(teacher, 0.01)
+    assert hidden.self_kl[0] == pytest.approx(0.01, rel=0.03)
+    assert hidden.num_components < vocab_size
 
 
 def test_the_same_unit_gives_the_same_bytes() -> None:
