@@ -25,6 +25,7 @@ MAX_LIMIT = 127
 MAX_VALUE = 32_767
 
 _MOST_AT_LIMIT = 0.01
+_EXCESS_BITS = 8
 _SMOOTHING = 0.1  # of a count, for values that have not occurred
 
 Coefficients = NDArray[np.int16]
@@ -71,6 +72,23 @@ class CoefficientCode:
     @cached_property
     def _tables(self) -> rans.Tables:
         return rans.make_tables(self.frequencies)
+
+    def prices(self) -> NDArray[np.float32]:
+        """About how many bits each value from −127 to 127 of each component costs, [J, 255].
+
+        Of what is beyond a limit the excess is priced as if it were a byte.
+        """
+        values = np.arange(-MAX_LIMIT, MAX_LIMIT + 1)
+        prices = np.empty((len(self.limits), len(values)), np.float32)
+        for (first, last, limit), row in zip(self._groups, self.frequencies, strict=True):
+            base, num_digits = 2 * limit + 1, last - first
+            joint = row[: base**num_digits].reshape((base,) * num_digits) / rans.TOTAL
+            clipped = np.clip(values, -limit, limit) + limit
+            for digit in range(num_digits):
+                others = tuple(axis for axis in range(num_digits) if axis != digit)
+                prices[first + digit] = -np.log2(joint.sum(others))[clipped]
+            prices[first:last] += _EXCESS_BITS * (np.abs(values) >= limit)
+        return prices
 
     def encode(self, coefficients: NDArray[np.integer]) -> bytes:
         """The bytes of [P, J]; raises ValueError where one is larger than a 16-bit number."""

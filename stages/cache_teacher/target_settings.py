@@ -15,6 +15,7 @@ from cache_format.metadata.spec_parts.targets import (
     CodedStates,
     Draws,
     KeptLogits,
+    Quantization,
     TargetSpec,
 )
 
@@ -36,6 +37,8 @@ class TargetSettings(Protocol):
     def sampling_temperature(self) -> float | None: ...
     @property
     def hidden_kl(self) -> float: ...
+    @property
+    def hidden_quantization(self) -> Quantization: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +100,12 @@ NOT_FITTED = "0" * 64
 """The hash of a file that is not made yet."""
 
 
-def _states(settings: TargetSettings) -> CodedStates:
-    """All but ``max_kl`` is found when the transform is fitted."""
+def _states(settings: TargetSettings, quantization: Quantization) -> CodedStates:
+    """All but ``max_kl`` and ``quantization`` is found when the transform is fitted."""
     return CodedStates(
         max_kl=settings.hidden_kl,
         step=1.0,
+        quantization=quantization,
         num_components=1,
         num_symbols=1,
         self_kl=(0.0,) * len(KL_TEMPERATURES),
@@ -110,11 +114,12 @@ def _states(settings: TargetSettings) -> CodedStates:
 
 
 def _hidden_spec(settings: TargetSettings) -> TargetSpec:
-    return TargetSpec(kind="hidden", hidden=_states(settings))
+    return TargetSpec(kind="hidden", hidden=_states(settings, settings.hidden_quantization))
 
 
 def _top_k_hidden_spec(settings: TargetSettings) -> TargetSpec:
-    return TargetSpec(kind="top_k+hidden", kept=_kept(settings), hidden=_states(settings))
+    hidden = _states(settings, "nearest")  # an error costs what the tail weighs, not the whole
+    return TargetSpec(kind="top_k+hidden", kept=_kept(settings), hidden=hidden)
 
 
 SETTINGS_OF_KINDS: Mapping[str, SettingsOfKind] = {

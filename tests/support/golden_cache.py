@@ -172,6 +172,7 @@ SPECS = {
             hidden=CodedStates(
                 max_kl=0.05,
                 step=0.25,
+                quantization="rate_distortion",
                 num_components=_WIDTH,
                 num_symbols=len(_NUM_SYMBOLS),
                 self_kl=(0.05, 0.03125, 1e-05),

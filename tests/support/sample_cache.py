@@ -231,6 +231,7 @@ def hidden_targets(**changes: Any) -> TargetSpec:
     fields: dict[str, Any] = {
         "max_kl": 0.05,
         "step": 0.125,
+        "quantization": "nearest",
         "num_components": len(transform.analysis),
         "num_symbols": len(transform.code.frequencies),
         "self_kl": (0.05, 0.04, 0.03),

@@ -8,11 +8,13 @@ A kind of target is made of parts: the largest logits, ids drawn at random. A ne
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 from cache_format.metadata.spec_parts.bounds import SHA256, one_of, require
 
 Kind = Literal["top_k", "sampled", "top_k+sampled", "hidden", "top_k+hidden"]
+
+Quantization = Literal["nearest", "rate_distortion"]
 
 _MAX_IDS = 65_535
 _MAX_LEVELS = 255  # a level is a byte
@@ -89,6 +91,9 @@ class CodedStates:
     positions."""
     step: float
     """Quantization step of a coefficient, in nats: half its square is about the KL of one step."""
+    quantization: Quantization
+    """How the writer chose whole numbers: the nearest, or those of the least loss for their bits. A
+    reader need not know."""
     num_components: int
     """J: coefficients of a position; the others are always 0."""
     num_symbols: int
@@ -101,6 +106,8 @@ class CodedStates:
     def __post_init__(self) -> None:
         require(0.0 < self.max_kl <= 10.0, "max_kl", self.max_kl, "above 0, at most 10")
         require(0.0 < self.step <= 1e6, "step", self.step, "above 0, at most 1,000,000")
+        allowed = get_args(Quantization)
+        require(self.quantization in allowed, "quantization", self.quantization, one_of(allowed))
         most = 65_535
         require(
             1 <= self.num_components <= most,

@@ -40,10 +40,12 @@ class FirstUnit:
 
     def transform(self, spec: CacheSpec) -> tuple[CodedStates, HiddenTransform]:
         """See ``Fit``."""
-        packed, teacher, max_kl = self._packed(spec), self._teacher, spec.targets.states.max_kl
+        packed, teacher, states = self._packed(spec), self._teacher, spec.targets.states
         self.lazy_teacher.progress.show("fitting")
         with current_device(teacher.device):
-            hidden, transform = fit_transform(teacher, packed, max_kl, self._num_rows)
+            hidden, transform = fit_transform(
+                teacher, packed, states.max_kl, self._num_rows, states.quantization
+            )
         lost = ", ".join(
             f"{kl:.3g} at T = {temperature:g}"
             for kl, temperature in zip(hidden.self_kl, KL_TEMPERATURES, strict=True)

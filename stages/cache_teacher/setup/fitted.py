@@ -44,6 +44,9 @@ def as_fitted(asked: CacheSpec, begun: CacheSpec) -> CacheSpec:
         sha256 = begun.sketch.projection_sha256
         asked = replace(asked, sketch=replace(asked.sketch, projection_sha256=sha256))
     if asked.targets.hidden is not None and begun.targets.hidden is not None:
-        hidden = replace(begun.targets.hidden, max_kl=asked.targets.hidden.max_kl)
+        wanted = asked.targets.hidden
+        hidden = replace(
+            begun.targets.hidden, max_kl=wanted.max_kl, quantization=wanted.quantization
+        )
         asked = replace(asked, targets=replace(asked.targets, hidden=hidden))
     return asked

@@ -4,23 +4,24 @@ In: the teacher, and the rows of a cache's first unit. Out: a ``HiddenTransform`
 says of it. With W the head, a small error e of a hidden state changes the softmax at temperature T
 by a KL of ½ eᵀF_T e, F_T = (Wᵀ diag(p) W − Wᵀp pᵀW) / T². F is the mean over positions and over
 T ∈ {1, 2}. With F = Q Λ Qᵀ and L = Q √Λ, and U the eigenvectors of Lᵀ Cov(h) L, the coefficients
-z = UᵀLᵀ(h − μ) are uncorrelated, and an error in any of them costs half its square: so all are
-rounded to one step, the optimum for a mean of squares (reverse water-filling; Cover and Thomas,
-section 10.3.3).
+z = UᵀLᵀ(h − μ) are uncorrelated, and an error in any of them costs half its square: so all have one
+step, the optimum for a mean of squares (reverse water-filling; Cover and Thomas, section 10.3.3).
 
-Shapes: N positions, D width, J components, V vocabulary.
+Shapes: N positions, D width, J components, V vocabulary; M positions that are quantized.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from cache_format.coding.coefficients import MAX_VALUE, fit_code
-from cache_format.metadata.spec_parts.targets import KL_TEMPERATURES, CodedStates
+from cache_format.coding.coefficients import MAX_VALUE, CoefficientCode, fit_code
+from cache_format.metadata.spec_parts.targets import KL_TEMPERATURES, CodedStates, Quantization
 from cache_format.tables.hidden_transform import HiddenTransform
 from stages.cache_teacher.corpus.packing import PackedUnit
+from stages.cache_teacher.targets.coded.rate_distortion import METRIC_TEMPERATURES, RateDistortion
 from stages.cache_teacher.targets.teacher_head import Head
 from stages.cache_teacher.teacher.teacher import Teacher
 
@@ -30,7 +31,10 @@ _METRIC_POSITIONS = 1024
 """Whose distributions the metric is of, each of them V × D operations."""
 _KL_POSITIONS = 512
 """That the KL is measured at."""
-_METRIC_TEMPERATURES = (1.0, 2.0)
+_SEARCH_POSITIONS = 2048
+"""That rate-distortion optimization is tried at."""
+_ROUNDS = 2
+"""Of coefficients and the code that prices them."""
 _CHUNK = 64
 _MAX_TRIES = 12
 _CLOSE_ENOUGH = 0.02
@@ -42,7 +46,11 @@ all alike."""
 
 @torch.inference_mode()
 def fit_transform(
-    teacher: Teacher, packed: PackedUnit, max_kl: float, rows_per_forward: int
+    teacher: Teacher,
+    packed: PackedUnit,
+    max_kl: float,
+    rows_per_forward: int,
+    quantization: Quantization = "nearest",
 ) -> tuple[CodedStates, HiddenTransform]:
     """The transform whose decoded states have a KL of ``max_kl`` nats to the teacher at T = 1.
 
@@ -63,16 +71,18 @@ def fit_transform(
         )
     mean_D = states_ND.double().mean(0)
     analysis_DD, synthesis_DD = _rotation(states_ND, mean_D, teacher.head)
-    coordinates_ND = (states_ND - mean_D.float()) @ analysis_DD.T
-    sample_N = _spread(num_positions, _KL_POSITIONS).to(states_ND.device)
-    losses = _Losses(
-        teacher.head, states_ND[sample_N], coordinates_ND[sample_N], mean_D.float(), synthesis_DD
-    )
-    step = _find_step(losses, max_kl, width)
-    coefficients_ND = _rounded(coordinates_ND, step)
-    is_used_D = (coefficients_ND != 0).any(0)
+    if quantization == "rate_distortion":
+        states_ND = states_ND[_spread(num_positions, _SEARCH_POSITIONS).to(states_ND.device)]
+    coordinates_MD = (states_ND - mean_D.float()) @ analysis_DD.T
+    quantizer: _Quantizer = _Nearest(coordinates_MD)
+    if quantization == "rate_distortion":
+        quantizer = _Searched(teacher.head, states_ND, coordinates_MD, synthesis_DD)
+    losses = _Losses(teacher.head, states_ND, mean_D.float(), synthesis_DD)
+    step = _find_step(lambda step: losses.kl(quantizer.coefficients(step), step), max_kl, width)
+    coefficients_MD = quantizer.coefficients(step)
+    is_used_D = (coefficients_MD != 0).any(0)
     num_components = int(is_used_D.nonzero().max()) + 1 if bool(is_used_D.any()) else 1
-    code = fit_code(coefficients_ND[:, :num_components].to(torch.int16).cpu().numpy())
+    code = _code_of(coefficients_MD[:, :num_components])
     transform = HiddenTransform(
         mean=mean_D.float().cpu().numpy(),
         analysis=(analysis_DD[:num_components] / step).cpu().numpy(),
@@ -82,9 +92,13 @@ def fit_transform(
     hidden = CodedStates(
         max_kl=max_kl,
         step=step,
+        quantization=quantization,
         num_components=num_components,
         num_symbols=len(code.frequencies),
-        self_kl=tuple(round(losses.kl(step, temperature), 6) for temperature in KL_TEMPERATURES),
+        self_kl=tuple(
+            round(losses.kl(coefficients_MD, step, temperature), 6)
+            for temperature in KL_TEMPERATURES
+        ),
         transform_sha256=transform.sha256,
     )
     return hidden, transform
@@ -134,7 +148,7 @@ def _metric(states_ND: Tensor, head: Head) -> Tensor:
     outer_DD = outer_DD.to(head_VD.device)
     for part_nD in torch.split(states_ND, _CHUNK):
         logits_nV = head.logits(part_nD)
-        for temperature in _METRIC_TEMPERATURES:
+        for temperature in METRIC_TEMPERATURES:
             p_nV = torch.softmax(logits_nV / temperature, 1)
             mean_p_V += p_nV.sum(0) / temperature**2
             mean_nD = p_nV @ head_VD
@@ -142,27 +156,64 @@ def _metric(states_ND: Tensor, head: Head) -> Tensor:
     second_DD = torch.zeros_like(outer_DD)
     for head_vD, p_v in zip(torch.split(head_VD, 8192), torch.split(mean_p_V, 8192), strict=True):
         second_DD += (head_vD.T @ (head_vD * p_v[:, None].float())).double()
-    return (second_DD - outer_DD) / (len(states_ND) * len(_METRIC_TEMPERATURES))
+    return (second_DD - outer_DD) / (len(states_ND) * len(METRIC_TEMPERATURES))
+
+
+class _Quantizer(Protocol):
+    """How coordinates become coefficients."""
+
+    def coefficients(self, step: float) -> Tensor:
+        """Whole numbers as float32, [M, D]."""
+
+
+class _Nearest:
+    """To the nearest."""
+
+    def __init__(self, coordinates_MD: Tensor) -> None:
+        self._coordinates_MD = coordinates_MD
+
+    def coefficients(self, step: float) -> Tensor:
+        """See ``_Quantizer``."""
+        return (self._coordinates_MD / step).round_().clamp_(-MAX_VALUE, MAX_VALUE)
+
+
+class _Searched:
+    """By what bits cost and what errors lose. The code that says the former is fitted to the
+    coefficients before: those of nearest rounding at first."""
+
+    def __init__(
+        self, head: Head, states_MD: Tensor, coordinates_MD: Tensor, synthesis_DD: Tensor
+    ) -> None:
+        self._nearest, self._coordinates_MD = _Nearest(coordinates_MD), coordinates_MD
+        self._search = RateDistortion(head, synthesis_DD, chunk=_CHUNK, compile="off")
+        labels_M = torch.zeros(len(states_MD), dtype=torch.int64, device=states_MD.device)
+        self._logits = self._search.largest(states_MD, labels_M)
+
+    def coefficients(self, step: float) -> Tensor:
+        """See ``_Quantizer``."""
+        found_MD, values_MD = self._nearest.coefficients(step), self._coordinates_MD / step
+        for _ in range(_ROUNDS):
+            prices_DX = torch.from_numpy(_code_of(found_MD).prices()).to(values_MD.device)
+            found_MD = self._search.coefficients(values_MD, self._logits, prices_DX)
+        return found_MD
+
+
+def _code_of(coefficients_MJ: Tensor) -> CoefficientCode:
+    return fit_code(coefficients_MJ.to(torch.int16).cpu().numpy())
 
 
 class _Losses:
-    """What rounding loses, at some positions."""
+    """What quantization loses, at some of the positions."""
 
-    def __init__(
-        self,
-        head: Head,
-        states_ND: Tensor,
-        coordinates_ND: Tensor,
-        mean_D: Tensor,
-        synthesis_DD: Tensor,
-    ) -> None:
-        self._head, self._states_ND, self._coordinates_ND = head, states_ND, coordinates_ND
+    def __init__(self, head: Head, states_MD: Tensor, mean_D: Tensor, synthesis_DD: Tensor) -> None:
+        self._sample_N = _spread(len(states_MD), _KL_POSITIONS).to(states_MD.device)
+        self._head, self._states_ND = head, states_MD[self._sample_N]
         self._mean_D, self._synthesis_DD = mean_D, synthesis_DD
 
-    def kl(self, step: float, temperature: float = 1.0) -> float:
+    def kl(self, coefficients_MD: Tensor, step: float, temperature: float = 1.0) -> float:
         """KL(teacher ‖ decoded), nats, a mean over positions."""
-        rounded_ND = _rounded(self._coordinates_ND, step) * step
-        decoded_ND = rounded_ND @ self._synthesis_DD + self._mean_D
+        values_ND = coefficients_MD[self._sample_N] * step
+        decoded_ND = values_ND @ self._synthesis_DD + self._mean_D
         return math.fsum(self._sums(decoded_ND, temperature)) / len(decoded_ND)
 
     def _sums(self, decoded_ND: Tensor, temperature: float) -> Iterator[float]:
@@ -174,12 +225,12 @@ class _Losses:
             yield float((log_p_nV.exp() * (log_p_nV - log_q_nV)).sum())
 
 
-def _find_step(losses: _Losses, max_kl: float, width: int) -> float:
+def _find_step(kl_of: Callable[[float], float], max_kl: float, width: int) -> float:
     """The step whose KL is ``max_kl`` within 2 %, the KL being about a power of the step."""
     step = math.sqrt(24 * max_kl / width)  # if no coefficient were 0
     found: list[tuple[float, float]] = []
     for _ in range(_MAX_TRIES):
-        kl = losses.kl(step)
+        kl = kl_of(step)
         if abs(kl / max_kl - 1) <= _CLOSE_ENOUGH:
             return step
         found.append((math.log(step), math.log(max(kl, 1e-12) / max_kl)))
@@ -190,11 +241,6 @@ def _find_step(losses: _Losses, max_kl: float, width: int) -> float:
         step = math.exp(found[-1][0] - found[-1][1] / slope)
     best, _ = min(found, key=lambda pair: abs(pair[1]))  # of so small a sample
     return math.exp(best)
-
-
-def _rounded(coordinates_ND: Tensor, step: float) -> Tensor:
-    """Coefficients, whole numbers as float32."""
-    return (coordinates_ND / step).round_().clamp_(-MAX_VALUE, MAX_VALUE)
 
 
 def _spread(num_positions: int, at_most: int) -> Tensor:

@@ -1,6 +1,7 @@
-"""The last hidden state of a position, as rounded coefficients of the cache's transform.
+"""The last hidden state of a position, as whole coefficients of the cache's transform.
 
-The head is not run: from the state and the head stage two rebuilds every logit.
+From the state and the head stage two rebuilds every logit. The head is not run where coefficients
+are rounded to the nearest.
 
 P positions of a forward pass, D width, J components; B rows, T positions of a row.
 """
@@ -19,6 +20,7 @@ from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.tables.hidden_transform import HiddenTransform
 from cache_format.tables.shared_files import SharedFiles
 from stages.cache_teacher.corpus.packing import PackedUnit
+from stages.cache_teacher.targets.coded.rate_distortion import RateDistortion
 from stages.cache_teacher.targets.difference import Difference
 from stages.cache_teacher.targets.spreading import spread
 from stages.cache_teacher.targets.teacher_head import Head
@@ -38,7 +40,7 @@ class HiddenTargets(NamedTuple):
 
 
 class CoefficientMaker:
-    """Turns hidden states into coefficients, on their device."""
+    """Turns hidden states into coefficients, on their device: the nearest whole numbers."""
 
     def __init__(self, transform: HiddenTransform, device: torch.device) -> None:
         self._mean_D = torch.from_numpy(transform.mean).to(device)
@@ -56,12 +58,49 @@ class CoefficientMaker:
         check: Callable[[], None] = lambda: None,
     ) -> HiddenTargets:
         """See ``Maker``. In float32, whatever the body's precision."""
-        del labels_P, uniform_PM
+        del uniform_PM
         check()
         values_PJ = (hidden_PD.float() - self._mean_D) @ self._analysis_DJ
         is_finite_P = torch.isfinite(values_PJ).all(1)
-        rounded_PJ = values_PJ.nan_to_num_(0.0).round_().clamp_(-MAX_VALUE, MAX_VALUE)
-        return HiddenTargets(rounded_PJ.to(torch.int16), is_finite_P)
+        values_PJ.nan_to_num_(0.0).clamp_(-MAX_VALUE, MAX_VALUE)
+        numbers_PJ = self._whole(values_PJ, hidden_PD, labels_P, check)
+        return HiddenTargets(numbers_PJ.to(torch.int16), is_finite_P)
+
+    def _whole(
+        self, values_PJ: Tensor, hidden_PD: Tensor, labels_P: Tensor, check: Callable[[], None]
+    ) -> Tensor:
+        """Whole numbers for the coefficients."""
+        del hidden_PD, labels_P, check
+        return values_PJ.round_()
+
+
+class SearchingMaker(CoefficientMaker):
+    """Coefficients that lose least for the bytes they take; see ``rate_distortion``."""
+
+    def __init__(
+        self,
+        transform: HiddenTransform,
+        step: float,
+        head: Head,
+        *,
+        chunk: int,
+        compile: Literal["auto", "on", "off"],
+    ) -> None:
+        super().__init__(transform, head.device)
+        synthesis_JD = torch.from_numpy(transform.synthesis) / step
+        self._search = RateDistortion(head, synthesis_JD, chunk=chunk, compile=compile)
+        self._prices_JX = torch.from_numpy(transform.code.prices()).to(head.device)
+
+    def compile(self, num_uniform: int) -> None:
+        """See ``Maker``."""
+        del num_uniform
+        self._search.compile()
+
+    def _whole(
+        self, values_PJ: Tensor, hidden_PD: Tensor, labels_P: Tensor, check: Callable[[], None]
+    ) -> Tensor:
+        logits = self._search.largest(hidden_PD, labels_P, check)
+        return self._search.coefficients(values_PJ, logits, self._prices_JX, check)
 
 
 def num_uniform(spec: TargetSpec) -> int:
@@ -78,9 +117,11 @@ def make_maker(
     chunk: int,
     compile: Literal["auto", "on", "off"],
 ) -> CoefficientMaker:
-    """See ``TargetKind.make_maker``. Of the head, only its device matters."""
-    del spec, chunk, compile
-    return CoefficientMaker(shared.hidden_transform, head.device)
+    """See ``TargetKind.make_maker``."""
+    transform, states = shared.hidden_transform, spec.states
+    if states.quantization == "nearest":
+        return CoefficientMaker(transform, head.device)
+    return SearchingMaker(transform, states.step, head, chunk=chunk, compile=compile)
 
 
 def rows(batch: PackedUnit, targets: HiddenTargets) -> list[Row]:

@@ -47,6 +47,17 @@ def test_size_is_within_four_percent_of_the_entropy() -> None:
     assert len(CODE.encode(values)) <= 1.04 * num_bits / 8 + 2 * rans.MAX_LANES
 
 
+def test_prices_add_up_to_the_size() -> None:
+    """But for the 2 bytes of each lane, and for what is beyond a limit, whose price is a guess."""
+    values = _drawn(SPREADS, 4096, 2)
+    prices = CODE.prices()
+    assert prices.shape == (len(SPREADS), 255)
+    index = np.clip(values, -127, 127) + 127
+    num_bytes = float(prices[np.arange(len(SPREADS)), index].sum()) / 8
+    assert num_bytes == pytest.approx(len(CODE.encode(values)) - 2 * rans.MAX_LANES, rel=0.02)
+    assert (prices[45:, 127] == prices[45:].min(1)).all()
+
+
 def test_few_coefficients_are_at_a_limit() -> None:
     at_limit = np.abs(_drawn(SPREADS, 3000, 1)) >= CODE.limits
     assert (at_limit.mean(0) <= 0.01).all()

@@ -46,6 +46,7 @@ def test_hidden_targets_have_their_kl_alone_until_the_transform_is_fitted() -> N
     hidden = CodedStates(
         max_kl=0.02,
         step=1.0,
+        quantization="rate_distortion",
         num_components=1,
         num_symbols=1,
         self_kl=(0.0, 0.0, 0.0),
