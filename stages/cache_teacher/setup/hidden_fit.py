@@ -40,7 +40,6 @@ _LEAST_METRIC = 1e-7
 all alike."""
 
 
-@torch.inference_mode()
 def fit_transform(
     teacher: Teacher, packed: PackedUnit, max_kl: float, rows_per_forward: int
 ) -> tuple[CodedStates, HiddenTransform]:
@@ -48,46 +47,68 @@ def fit_transform(
 
     Raises ValueError where positions are fewer than components, or states are not finite.
     """
-    states_ND = _scored_states(teacher, packed, rows_per_forward)
-    num_positions, width = states_ND.shape
-    if num_positions < width:
-        raise ValueError(
-            f"targets: the transform of hidden states needs at least {width} positions, as many as "
-            f"the teacher is wide, but the first unit has {num_positions}. Raise "
-            "documents_per_unit."
+    return HiddenFit(teacher, packed, rows_per_forward).transform(max_kl)
+
+
+class HiddenFit:
+    """A teacher's states in the coordinates of the transform, before these are rounded."""
+
+    @torch.inference_mode()
+    def __init__(self, teacher: Teacher, packed: PackedUnit, rows_per_forward: int) -> None:
+        """Raises ValueError where positions are fewer than components, or states are not
+        finite."""
+        states_ND = _scored_states(teacher, packed, rows_per_forward)
+        num_positions, self._width = states_ND.shape
+        if num_positions < self._width:
+            raise ValueError(
+                f"targets: the transform of hidden states needs at least {self._width} positions, "
+                f"as many as the teacher is wide, but the first unit has {num_positions}. Raise "
+                "documents_per_unit."
+            )
+        if not bool(torch.isfinite(states_ND).all()):
+            raise ValueError(
+                "targets: the teacher's hidden states are not finite. Try another teacher_dtype "
+                "(float32, bfloat16)."
+            )
+        mean_D = states_ND.double().mean(0)
+        self._mean_D = mean_D.float()
+        self._analysis_DD, self._synthesis_DD = _rotation(states_ND, mean_D, teacher.head)
+        self._coordinates_ND = (states_ND - self._mean_D) @ self._analysis_DD.T
+        sample_N = _spread(num_positions, _KL_POSITIONS).to(states_ND.device)
+        self._losses = _Losses(
+            teacher.head,
+            states_ND[sample_N],
+            self._coordinates_ND[sample_N],
+            self._mean_D,
+            self._synthesis_DD,
         )
-    if not bool(torch.isfinite(states_ND).all()):
-        raise ValueError(
-            "targets: the teacher's hidden states are not finite. Try another teacher_dtype "
-            "(float32, bfloat16)."
+
+    @torch.inference_mode()
+    def transform(self, max_kl: float) -> tuple[CodedStates, HiddenTransform]:
+        """The transform of that KL, and what the spec says of it; see ``fit_transform``."""
+        losses = self._losses
+        step = _find_step(losses, max_kl, self._width)
+        coefficients_ND = _rounded(self._coordinates_ND, step)
+        is_used_D = (coefficients_ND != 0).any(0)
+        num_components = int(is_used_D.nonzero().max()) + 1 if bool(is_used_D.any()) else 1
+        code = fit_code(coefficients_ND[:, :num_components].to(torch.int16).cpu().numpy())
+        transform = HiddenTransform(
+            mean=self._mean_D.cpu().numpy(),
+            analysis=(self._analysis_DD[:num_components] / step).cpu().numpy(),
+            synthesis=(self._synthesis_DD[:num_components] * step).cpu().numpy(),
+            code=code,
         )
-    mean_D = states_ND.double().mean(0)
-    analysis_DD, synthesis_DD = _rotation(states_ND, mean_D, teacher.head)
-    coordinates_ND = (states_ND - mean_D.float()) @ analysis_DD.T
-    sample_N = _spread(num_positions, _KL_POSITIONS).to(states_ND.device)
-    losses = _Losses(
-        teacher.head, states_ND[sample_N], coordinates_ND[sample_N], mean_D.float(), synthesis_DD
-    )
-    step = _find_step(losses, max_kl, width)
-    coefficients_ND = _rounded(coordinates_ND, step)
-    is_used_D = (coefficients_ND != 0).any(0)
-    num_components = int(is_used_D.nonzero().max()) + 1 if bool(is_used_D.any()) else 1
-    code = fit_code(coefficients_ND[:, :num_components].to(torch.int16).cpu().numpy())
-    transform = HiddenTransform(
-        mean=mean_D.float().cpu().numpy(),
-        analysis=(analysis_DD[:num_components] / step).cpu().numpy(),
-        synthesis=(synthesis_DD[:num_components] * step).cpu().numpy(),
-        code=code,
-    )
-    hidden = CodedStates(
-        max_kl=max_kl,
-        step=step,
-        num_components=num_components,
-        num_symbols=len(code.frequencies),
-        self_kl=tuple(round(losses.kl(step, temperature), 6) for temperature in KL_TEMPERATURES),
-        transform_sha256=transform.sha256,
-    )
-    return hidden, transform
+        hidden = CodedStates(
+            max_kl=max_kl,
+            step=step,
+            num_components=num_components,
+            num_symbols=len(code.frequencies),
+            self_kl=tuple(
+                round(losses.kl(step, temperature), 6) for temperature in KL_TEMPERATURES
+            ),
+            transform_sha256=transform.sha256,
+        )
+        return hidden, transform
 
 
 def _scored_states(teacher: Teacher, packed: PackedUnit, num_rows: int) -> Tensor:
