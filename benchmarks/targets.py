@@ -42,8 +42,7 @@ from pipeline.comparison.compared import LEVELS
 from pipeline.comparison.gradient_errors import GradientErrors, Student, gradient_errors
 from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.data.targets.ids import IdTargets, sparse_targets
-from stages.train_student.data.targets.sparse_targets import lagrange_weights
-from stages.train_student.data.temperatures import covers
+from stages.train_student.data.temperatures import covers, lagrange_weights
 
 TOP_K = (32, 64)
 NUM_DRAWS = (12, 50, 64)

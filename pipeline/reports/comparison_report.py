@@ -94,7 +94,7 @@ def _losses(found: "Comparison") -> Iterator[str]:
     )
     for row in found.rows:
         kl = ["" if one is None else f"{one:.3f}" for one in row.self_kl]
-        time = "" if row.relative_seconds is None else f"{row.relative_seconds:.2f}"
+        time = "" if row.relative_seconds is None else f"{row.relative_seconds:.1f}"
         sizes = f"{row.bytes_per_token:.1f}", size(row.num_bytes)
         yield _marked(row, _line(_named(row), kl, sizes, time))
     yield "Of draws it is what one position tells by itself; their gradient has no bias."
