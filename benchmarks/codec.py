@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from benchmarks.hidden_codec import measure_hidden
 from benchmarks.positions import (
-    LEVELS,
     NODES,
     SEQUENCE_LENGTH,
     Positions,
@@ -42,6 +41,7 @@ from cache_format.codec.row_codec import Encoded, Row, decode_row, encode_row
 from cache_format.metadata.spec import CacheSpec
 from cache_format.tables.shared_files import SharedFiles
 from cache_format.tables.vocabulary_ranks import RankTable
+from pipeline.comparison.compared import LEVELS
 
 _TARGET_COLUMNS = ("num_kept", "kept", "tail_log_mass", "next_logprob")
 _FILE = click.Path(exists=True, path_type=Path)

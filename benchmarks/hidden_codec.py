@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.alternating import median_seconds
-from benchmarks.teacher_rows import TeacherRows, cells_of, halves
+from benchmarks.target_kinds import rows_of
 from cache_format.codec.row_codec import decode_row
 from cache_format.tables.vocabulary_ranks import RankTable
+from pipeline.comparison.teacher_rows import cells_of, halves
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.teacher.teacher import Teacher
@@ -21,11 +22,11 @@ def measure_hidden(
 ) -> dict[str, float]:
     """The figures at the default ``hidden_kl``, by name."""
     first_half, second_half = halves(packed)
-    source = TeacherRows(teacher, first_half, ranks)
-    config = CacheTeacherConfig(targets="hidden", hidden_projection="none")
+    source = rows_of(teacher, first_half, ranks)
+    config = CacheTeacherConfig(targets="hidden", hidden_projection="none", compile="off")
     spec, shared = source.spec(config)
-    rows = source.make(second_half, spec, shared, config)
-    encoded = [cells_of(row, spec, shared) for row in rows]
+    made = source.make(source.show(second_half), (spec, shared), config)
+    rows, encoded = made.rows, made.cells
     seconds = median_seconds(
         {
             "encode": lambda: [cells_of(row, spec, shared) for row in rows],

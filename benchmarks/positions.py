@@ -23,6 +23,7 @@ from cache_format.metadata.spec_parts.sketch import SketchSpec
 from cache_format.metadata.spec_parts.targets import KeptLogits, TargetSpec
 from cache_format.metadata.spec_parts.teacher import TeacherSpec
 from cache_format.tables.vocabulary_ranks import RankTable
+from pipeline.comparison.compared import LEVELS
 
 if TYPE_CHECKING:
     from stages.cache_teacher.corpus.document_tokenizer import DocumentTokenizer
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 QWEN_VOCABULARY = 151_936
 SEQUENCE_LENGTH = 512
 NODES = (0.5, 1.0)
-LEVELS = {32: 104, 64: 128, 128: 176}
-"""``num_levels`` for an error below 2e-4 nats, by the number of kept ids."""
 _DOCUMENTS_AT_ONCE = 16
 
 

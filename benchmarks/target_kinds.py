@@ -1,59 +1,29 @@
 """What each kind of target keeps of a teacher's distribution, and at what size.
 
 Rows are made by stage one, and pass through the codec; bytes are those of the targets' columns. A
-kind's ``self_kl`` is KL(teacher ‖ cache) over the whole vocabulary, a mean over positions that what
-was fitted has not seen: the cache's distribution is what the loss takes it to be, and the tail of
-``top_k`` is spread evenly over the ids that are left out.
-
-Of draws, ids that were not drawn have a probability of 0 in the loss, and this KL is infinite. So
-one more draw is added to a position's, spread evenly over the ids that could be drawn, and their
-weights in the loss are scaled to add up to 1. That is what one position tells by itself, no bias:
-over many positions a loss of draws is unbiased, see ``targets.py``.
-
-``self_kl`` is None at temperatures that a cache does not hold.
-
-N positions, V vocabulary, K kept ids, J drawn ids.
+kind's ``self_kl`` is KL(teacher ‖ cache), see ``pipeline.comparison``, a mean over positions that
+what was fitted has not seen. It is None at temperatures that a cache does not hold.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from benchmarks.positions import LEVELS
-from benchmarks.teacher_rows import TeacherRows, cells_of, halves
-from cache_format.codec.row import Row
-from cache_format.codec.row_codec import decode_row
-from cache_format.codec.targets.kinds import kind_of
-from cache_format.metadata.spec import CacheSpec
-from cache_format.tables.shared_files import SharedFiles
+from benchmarks.positions import make_spec
+from cache_format.metadata.spec_parts.targets import KL_TEMPERATURES
 from cache_format.tables.vocabulary_ranks import RankTable
+from pipeline.comparison.compared import COMPARED, LEVELS, with_settings
+from pipeline.comparison.kept_rows import Keeping
+from pipeline.comparison.teacher_rows import TeacherRows, halves
+from pipeline.reports.comparison_report import temperature_key
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.teacher.teacher import Teacher
-from stages.train_student.data.targets import kinds as stage_two_kinds
-from stages.train_student.data.targets.dense_targets import DenseTargets
-from stages.train_student.data.targets.ids import IdTargets, kept_targets, sparse_targets
-from stages.train_student.data.targets.sparse_targets import SparseTargets
-from stages.train_student.data.temperatures import covers
 
-SETTINGS: tuple[dict[str, Any], ...] = (
-    *({"targets": "top_k", "top_k": k} for k in (32, 64, 128)),
-    {"targets": "sampled", "num_samples": 50},
-    {"targets": "top_k+sampled", "top_k": 64, "num_samples": 50},
-    *({"targets": "hidden", "hidden_kl": kl} for kl in (0.2, 0.1, 0.05, 0.02)),
-    {"targets": "top_k+hidden", "top_k": 32, "hidden_kl": 0.2},
-)
-"""Settings of ``[cache_teacher]``; the others are those that a recipe has by default."""
-TEMPERATURES = {"t1": 1.0, "t1_5": 1.5, "t2": 2.0}
+SETTINGS = COMPARED
 _POSITIONS = 512
 """That the KL is measured at."""
-_CHUNK = 64
-
-Distribution = Callable[[Tensor, float], Tensor]
-"""log q at a temperature of some scored positions, given by number, float64 [N, V]."""
+_BASE = CacheTeacherConfig(hidden_projection="none", head_chunk=256, compile="off")
+_KEYS = [f"self_kl_{temperature_key(temperature)}" for temperature in KL_TEMPERATURES]
 
 
 def measure_kinds(
@@ -61,139 +31,36 @@ def measure_kinds(
 ) -> Iterator[dict[str, Any]]:
     """Settings, size and KL of each kind."""
     first_half, second_half = halves(packed)
-    source = TeacherRows(teacher, first_half, ranks)
-    states_ND = torch.cat(
-        [
-            _scored_states(teacher, second_half.rows(row, row + 1))
-            for row in range(len(second_half.token_ids_RT))
-        ]
-    )
+    source = rows_of(teacher, first_half, ranks)
+    shown, head_VD = source.show(second_half), teacher.head.weight_VD.float()
     for settings in SETTINGS:
-        config = _config(settings)
-        spec, shared = source.spec(config)
-        rows = source.make(second_half, spec, shared, config)
-        encoded = [cells_of(row, spec, shared) for row in rows]
-        decoded = [
-            decode_row(cells, row.document_starts, spec, shared)
-            for cells, row in zip(encoded, rows, strict=True)
-        ]
-        num_bytes = sum(len(cells[name]) for cells in encoded for name in kind_of(spec).COLUMNS)
+        kept = Keeping.fitted(source, with_settings(_BASE, settings)).rows(shown)
+        found = kept.self_kl(head_VD, _POSITIONS)
         yield {
-            "kind": config.targets,
+            "kind": settings["targets"],
             "settings": {key: value for key, value in settings.items() if key != "targets"},
-            "bytes_per_token": round(num_bytes / second_half.scored_RT().size, 1),
-            **_self_kl(teacher, states_ND, _distribution(teacher, decoded, spec, shared), spec),
+            "bytes_per_token": round(kept.bytes_per_token, 1),
+            **{
+                key: None if kl is None else round(kl, 4)
+                for key, kl in zip(_KEYS, found, strict=True)
+            },
         }
+
+
+def rows_of(teacher: Teacher, first_unit: PackedUnit, ranks: RankTable) -> TeacherRows:
+    """Rows of ``teacher``; what is fitted is fitted to ``first_unit``."""
+    return TeacherRows(teacher, first_unit, ranks, make_spec(min(LEVELS), ranks).corpus)
 
 
 def kinds_table(kinds: list[dict[str, Any]]) -> Iterator[str]:
     """``measure_kinds`` for people."""
     yield "KL(teacher ‖ cache) over the whole vocabulary, nats, at T ="
     yield f"{'kind':14}{'settings':28}{'B/token':>9}" + "".join(
-        f"{temperature:>9g}" for temperature in TEMPERATURES.values()
+        f"{temperature:>9g}" for temperature in KL_TEMPERATURES
     )
     for row in kinds:
         settings = ", ".join(f"{key}={value}" for key, value in row["settings"].items())
-        found = (row[f"self_kl_{name}"] for name in TEMPERATURES)
+        found = (row[key] for key in _KEYS)
         yield f"{row['kind']:14}{settings:28}{row['bytes_per_token']:>9}" + "".join(
             f"{'' if kl is None else kl:>9}" for kl in found
         )
-
-
-def _config(settings: Mapping[str, Any]) -> CacheTeacherConfig:
-    num_levels = LEVELS.get(settings.get("top_k", 0), CacheTeacherConfig.num_levels)
-    return CacheTeacherConfig(
-        hidden_projection="none", num_levels=num_levels, head_chunk=256, compile="off", **settings
-    )
-
-
-def _scored_states(teacher: Teacher, packed: PackedUnit) -> Tensor:
-    """The last hidden states of the scored positions, [N, D]."""
-    hidden_BTD, _ = teacher.forward(packed.token_ids_RT[:, :-1], packed.document_starts, layers=())
-    return hidden_BTD[torch.from_numpy(packed.scored_RT())]
-
-
-def _self_kl(
-    teacher: Teacher, states_ND: Tensor, distribution: Distribution, spec: CacheSpec
-) -> dict[str, float | None]:
-    """The KL at each temperature, over positions that are spread over all."""
-    num_positions = min(_POSITIONS, len(states_ND))
-    chosen = torch.linspace(0, len(states_ND) - 1, num_positions).round().long()
-    found: dict[str, float | None] = {}
-    for name, temperature in TEMPERATURES.items():
-        found[f"self_kl_{name}"] = None
-        if covers(spec.targets.inverse_temperatures, temperature):
-            total = 0.0
-            for part in torch.split(chosen, _CHUNK):
-                logits_NV = teacher.head.logits(states_ND[part]).double()
-                log_p_NV = (logits_NV / temperature).log_softmax(1)
-                log_q_NV = distribution(part, temperature)
-                total += float((log_p_NV.exp() * (log_p_NV - log_q_NV)).sum())
-            found[f"self_kl_{name}"] = round(total / num_positions, 4)
-    return found
-
-
-def _distribution(
-    teacher: Teacher, rows: list[Row], spec: CacheSpec, shared: SharedFiles
-) -> Distribution:
-    """What the loss gets of decoded rows."""
-    if spec.targets.hidden is not None:
-        return _of_states(teacher, rows, spec, shared)
-    place_P = torch.from_numpy(np.flatnonzero([row.scored() for row in rows]))
-    targets = stage_two_kinds.kind_of(spec.targets).batch_targets(rows, spec.targets)
-    assert isinstance(targets, IdTargets)
-
-    def sparse(part: Tensor, temperature: float) -> Tensor:
-        found = sparse_targets(targets, place_P[part], spec.targets)
-        if spec.targets.kept is None:
-            return _of_draws(found, spec, temperature)
-        return _of_kept(found, spec, temperature)
-
-    return sparse
-
-
-def _of_states(
-    teacher: Teacher, rows: list[Row], spec: CacheSpec, shared: SharedFiles
-) -> Distribution:
-    """States through the head, and the logits that are kept beside them."""
-    scored_RT = np.stack([row.scored() for row in rows])
-    place_P = torch.from_numpy(np.flatnonzero(scored_RT))
-    coefficients = [row.coefficients for row in rows if row.coefficients is not None]
-    states = shared.hidden_transform.states(np.stack(coefficients)[scored_RT])
-    states_PD, head_VD = torch.from_numpy(states), teacher.head.weight_VD.float()
-    kept = None if spec.targets.kept is None else kept_targets(rows, spec.targets.kept.top_k)
-
-    def dense(part: Tensor, temperature: float) -> Tensor:
-        sparse = None if kept is None else sparse_targets(kept, place_P[part], spec.targets)
-        targets = DenseTargets(states_PD[part], head_VD, sparse)
-        logits_NV = targets.logits(slice(0, len(part)), temperature)
-        return (logits_NV.double() / temperature).log_softmax(1)
-
-    return dense
-
-
-def _of_draws(targets: SparseTargets, spec: CacheSpec, temperature: float) -> Tensor:
-    """Draws from all ids, and one more of all."""
-    logprobs_NK, _ = targets.logprobs(temperature)
-    shape = (len(logprobs_NK), spec.teacher.vocab_size)
-    drawn_NV = logprobs_NK.new_zeros(shape).scatter_add_(1, targets.kept_ids_NK, logprobs_NK.exp())
-    num_draws = spec.targets.sampling.num_draws
-    return ((num_draws * drawn_NV + 1 / spec.teacher.vocab_size) / (num_draws + 1)).log()
-
-
-def _of_kept(targets: SparseTargets, spec: CacheSpec, temperature: float) -> Tensor:
-    """Kept ids, and the mass of the others: even, but for what draws tell of it."""
-    logprobs_NK, tail_N = targets.logprobs(temperature)
-    shape = (len(logprobs_NK), spec.teacher.vocab_size)
-    is_kept_NV = torch.zeros(shape, dtype=torch.bool).scatter_(1, targets.kept_ids_NK, True)
-    rest_NV = (~is_kept_NV).double()
-    rest_NV /= rest_NV.sum(1, keepdim=True)
-    if (samples := targets.samples) is not None:
-        num_draws = spec.targets.sampling.num_draws
-        shares_NJ, _ = targets.sample_shares(temperature)
-        shares_NJ = shares_NJ / shares_NJ.sum(1, keepdim=True).clamp_min(1e-300)
-        rest_NV.scatter_add_(1, samples.ids_NJ, num_draws * shares_NJ)
-        rest_NV /= rest_NV.sum(1, keepdim=True)
-    kept_NV = logprobs_NK.new_zeros(shape)
-    kept_NV.scatter_add_(1, targets.kept_ids_NK, logprobs_NK.exp())
-    return torch.where(is_kept_NV, kept_NV, rest_NV * tail_N.exp()[:, None]).clamp_min(1e-300).log()

@@ -5,11 +5,9 @@ Gaussian noise, through the same head, as every student's are. Compared is the g
 KL(p_T ‖ q_T) by the student's hidden states: the loss's own, from rows that went through a cache,
 against the full distributions in float64.
 
-Per kind, and per temperature T of the loss: bias is the norm of the mean error over draws, noise
-that of its standard deviation at one position, both over the norm of the true gradient. What draws
-alone would add to the bias is subtracted, on average: below a thirtieth of the noise, it is chance.
-Noise falls with the root of the positions of a step; bias does not. Samples serve the temperature
-that they were drawn at, no other.
+Per kind, and per temperature T of the loss: bias and noise, see
+pipeline/comparison/gradient_errors.py. Samples serve the temperature that they were drawn at, no
+other.
 
 `kinds` has, for every kind of target, `hidden` among them, its size and the KL of the teacher to
 what the cache holds; see target_kinds.py. --teacher and --corpus choose whose; then it is all that
@@ -29,7 +27,7 @@ import numpy as np
 import torch
 
 import cache_format
-from benchmarks.positions import LEVELS, SEQUENCE_LENGTH, demo_teacher, load_teacher, make_spec
+from benchmarks.positions import SEQUENCE_LENGTH, demo_teacher, load_teacher, make_spec
 from benchmarks.target_kinds import kinds_table, measure_kinds
 from cache_format.codec.row import KeptIds, Row
 from cache_format.codec.row_codec import encode_row
@@ -40,12 +38,11 @@ from cache_format.metadata.spec_parts.targets import Kind as KindName
 from cache_format.tables.shared_files import SharedFiles
 from cache_format.tables.vocabulary_ranks import RankTable
 from cache_format.writer import CacheWriter
+from pipeline.comparison.compared import LEVELS
+from pipeline.comparison.gradient_errors import GradientErrors, Student, gradient_errors
 from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.data.targets.ids import IdTargets, sparse_targets
-from stages.train_student.data.targets.sparse_targets import lagrange_weights
-from stages.train_student.data.temperatures import covers
-from stages.train_student.losses.sparse_kl import sparse_distillation_loss
-from stages.train_student.losses.vocabulary_pass import VocabularyWeights
+from stages.train_student.data.temperatures import covers, lagrange_weights
 
 TOP_K = (32, 64)
 NUM_DRAWS = (12, 50, 64)
@@ -55,7 +52,6 @@ NUM_DOCUMENTS = 800
 NODES = (0.5, 0.625, 0.75, 0.875, 1.0)
 _ROWS_OF_TEACHER = 8
 _STUDENT_NOISE = 0.6  # of the hidden states' deviation: a student half a nat from its teacher
-_CHUNK = 256
 _TARGET_COLUMNS = ("num_kept", "kept", "tail_log_mass", "next_logprob", "drawn")
 
 
@@ -191,10 +187,10 @@ def measured(scene: Scene, chosen: Iterator[Kind], repeats: int) -> Iterator[dic
         for temperature in TEMPERATURES:
             if not covers(spec.targets.inverse_temperatures, temperature):
                 continue
-            bias, noise = _errors(scene, batch, spec, temperature, true[temperature])
+            errors = _errors(scene, batch, spec, temperature, true[temperature])
             by_temperature[f"{temperature:.3g}"] = {
-                "bias": round(bias, 4),
-                "noise": round(noise, 4),
+                "bias": round(errors.bias, 4),
+                "noise": round(errors.noise, 4),
             }
         yield {
             "kind": kind.kind,
@@ -310,30 +306,15 @@ def _through_a_cache(spec: CacheSpec, shared: SharedFiles, rows: list[Row]) -> l
 
 def _errors(
     scene: Scene, batches: list[Batch], spec: CacheSpec, temperature: float, true_PD: torch.Tensor
-) -> tuple[float, float]:
+) -> GradientErrors:
     """Bias and noise of the gradient, relative to ``true_PD``."""
-    gradients = torch.stack(
-        [_gradient(scene, batch, spec, temperature) for batch in batches]
-    ).double()
-    variance = gradients.var(0).sum().item()
-    square = (gradients.mean(0) - true_PD).square().sum().item() - variance / len(gradients)
-    norm = true_PD.norm().item()
-    return math.sqrt(max(square, 0.0)) / norm, math.sqrt(variance) / norm
-
-
-def _gradient(scene: Scene, part: Batch, spec: CacheSpec, temperature: float) -> torch.Tensor:
-    """The loss's gradient by the student's hidden states, [P, D]."""
-    leaf_PD = scene.student_PD.clone().requires_grad_()
-    assert isinstance(part.targets, IdTargets)
-    sums = sparse_distillation_loss(
-        leaf_PD,
-        scene.head_VD,
-        scene.labels_P,
-        sparse_targets(part.targets, part.scored, spec.targets),
-        VocabularyWeights(0.0, 1.0, temperature),
-        _CHUNK,
-    )
-    return torch.autograd.grad(sums.weighted, leaf_PD)[0]
+    student = Student(scene.student_PD, scene.head_VD, scene.labels_P)
+    gradients = []
+    for batch in batches:
+        assert isinstance(batch.targets, IdTargets)
+        targets = sparse_targets(batch.targets, batch.scored, spec.targets)
+        gradients.append(student.kl_gradient(targets, temperature)[1])
+    return gradient_errors(gradients, true_PD)
 
 
 def _excess_noise(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

@@ -56,7 +56,9 @@ _STAGE_TWO_LAYERS = (
     "modeling students config run_files data losses distributed tracking checkpoints new_student "
     "evaluation export trainer preflight run"
 )
-_COMMAND_LINE_LAYERS = "recipes reporting runtime options reports students demo commands cli"
+_COMMAND_LINE_LAYERS = (
+    "recipes reporting runtime options comparison reports students demo commands cli"
+)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ Shapes: N positions, D width, J components, V vocabulary; M positions that are q
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,8 +31,9 @@ _METRIC_POSITIONS = 1024
 """Whose distributions the metric is of, each of them V × D operations."""
 _KL_POSITIONS = 512
 """That the KL is measured at."""
-_SEARCH_POSITIONS = 2048
-"""That rate-distortion optimization is tried at."""
+_SEARCH_POSITIONS = 1536
+"""That rate-distortion optimization is tried at; the KL is measured at every third of them, which
+the code that prices their bits is not fitted to: to those it would seem too good."""
 _ROUNDS = 2
 """Of coefficients and the code that prices them."""
 _CHUNK = 64
@@ -44,7 +45,6 @@ _LEAST_METRIC = 1e-7
 all alike."""
 
 
-@torch.inference_mode()
 def fit_transform(
     teacher: Teacher,
     packed: PackedUnit,
@@ -56,52 +56,85 @@ def fit_transform(
 
     Raises ValueError where positions are fewer than components, or states are not finite.
     """
-    states_ND = _scored_states(teacher, packed, rows_per_forward)
-    num_positions, width = states_ND.shape
-    if num_positions < width:
-        raise ValueError(
-            f"targets: the transform of hidden states needs at least {width} positions, as many as "
-            f"the teacher is wide, but the first unit has {num_positions}. Raise "
-            "documents_per_unit."
+    return HiddenFit(teacher, packed, rows_per_forward).transform(max_kl, quantization)
+
+
+class HiddenFit:
+    """A teacher's states in the coordinates of the transform, before these are quantized."""
+
+    @torch.inference_mode()
+    def __init__(self, teacher: Teacher, packed: PackedUnit, rows_per_forward: int) -> None:
+        """Raises ValueError where positions are fewer than components, or states are not
+        finite."""
+        states_ND = _scored_states(teacher, packed, rows_per_forward)
+        num_positions, self._width = states_ND.shape
+        if num_positions < self._width:
+            raise ValueError(
+                f"targets: the transform of hidden states needs at least {self._width} positions, "
+                f"as many as the teacher is wide, but the first unit has {num_positions}. Raise "
+                "documents_per_unit."
+            )
+        if not bool(torch.isfinite(states_ND).all()):
+            raise ValueError(
+                "targets: the teacher's hidden states are not finite. Try another teacher_dtype "
+                "(float32, bfloat16)."
+            )
+        mean_D = states_ND.double().mean(0)
+        self._head, self._states_ND, self._mean_D = teacher.head, states_ND, mean_D.float()
+        self._analysis_DD, self._synthesis_DD = _rotation(states_ND, mean_D, teacher.head)
+
+    @torch.inference_mode()
+    def transform(
+        self, max_kl: float, quantization: Quantization = "nearest"
+    ) -> tuple[CodedStates, HiddenTransform]:
+        """The transform of that KL, and what the spec says of it; see ``fit_transform``."""
+        quantizer = self._searched if quantization == "rate_distortion" else self._nearest
+        measured = quantizer.measured
+        losses = _Losses(
+            self._head, quantizer.states_MD[measured], self._mean_D, self._synthesis_DD
         )
-    if not bool(torch.isfinite(states_ND).all()):
-        raise ValueError(
-            "targets: the teacher's hidden states are not finite. Try another teacher_dtype "
-            "(float32, bfloat16)."
+
+        def kl(step: float) -> float:
+            return losses.kl(quantizer.coefficients(step)[measured], step)
+
+        step = _find_step(kl, max_kl, self._width)
+        coefficients_MD = quantizer.coefficients(step)
+        is_used_D = (coefficients_MD != 0).any(0)
+        num_components = int(is_used_D.nonzero().max()) + 1 if bool(is_used_D.any()) else 1
+        code = _code_of(coefficients_MD[:, :num_components])
+        transform = HiddenTransform(
+            mean=self._mean_D.cpu().numpy(),
+            analysis=(self._analysis_DD[:num_components] / step).cpu().numpy(),
+            synthesis=(self._synthesis_DD[:num_components] * step).cpu().numpy(),
+            code=code,
         )
-    mean_D = states_ND.double().mean(0)
-    analysis_DD, synthesis_DD = _rotation(states_ND, mean_D, teacher.head)
-    if quantization == "rate_distortion":
-        states_ND = states_ND[_spread(num_positions, _SEARCH_POSITIONS).to(states_ND.device)]
-    coordinates_MD = (states_ND - mean_D.float()) @ analysis_DD.T
-    quantizer: _Quantizer = _Nearest(coordinates_MD)
-    if quantization == "rate_distortion":
-        quantizer = _Searched(teacher.head, states_ND, coordinates_MD, synthesis_DD)
-    losses = _Losses(teacher.head, states_ND, mean_D.float(), synthesis_DD)
-    step = _find_step(lambda step: losses.kl(quantizer.coefficients(step), step), max_kl, width)
-    coefficients_MD = quantizer.coefficients(step)
-    is_used_D = (coefficients_MD != 0).any(0)
-    num_components = int(is_used_D.nonzero().max()) + 1 if bool(is_used_D.any()) else 1
-    code = _code_of(coefficients_MD[:, :num_components])
-    transform = HiddenTransform(
-        mean=mean_D.float().cpu().numpy(),
-        analysis=(analysis_DD[:num_components] / step).cpu().numpy(),
-        synthesis=(synthesis_DD[:num_components] * step).cpu().numpy(),
-        code=code,
-    )
-    hidden = CodedStates(
-        max_kl=max_kl,
-        step=step,
-        quantization=quantization,
-        num_components=num_components,
-        num_symbols=len(code.frequencies),
-        self_kl=tuple(
-            round(losses.kl(coefficients_MD, step, temperature), 6)
-            for temperature in KL_TEMPERATURES
-        ),
-        transform_sha256=transform.sha256,
-    )
-    return hidden, transform
+        hidden = CodedStates(
+            max_kl=max_kl,
+            step=step,
+            quantization=quantization,
+            num_components=num_components,
+            num_symbols=len(code.frequencies),
+            self_kl=tuple(
+                round(losses.kl(coefficients_MD[measured], step, temperature), 6)
+                for temperature in KL_TEMPERATURES
+            ),
+            transform_sha256=transform.sha256,
+        )
+        return hidden, transform
+
+    @cached_property
+    def _nearest(self) -> "_Nearest":
+        return _Nearest(self._states_ND, self._coordinates(self._states_ND))
+
+    @cached_property
+    def _searched(self) -> "_Searched":
+        sample_M = _spread(len(self._states_ND), _SEARCH_POSITIONS).to(self._states_ND.device)
+        states_MD = self._states_ND[sample_M]
+        nearest = _Nearest(states_MD, self._coordinates(states_MD))
+        return _Searched(nearest, self._head, self._synthesis_DD)
+
+    def _coordinates(self, states_MD: Tensor) -> Tensor:
+        return (states_MD - self._mean_D) @ self._analysis_DD.T
 
 
 def _scored_states(teacher: Teacher, packed: PackedUnit, num_rows: int) -> Tensor:
@@ -159,41 +192,39 @@ def _metric(states_ND: Tensor, head: Head) -> Tensor:
     return (second_DD - outer_DD) / (len(states_ND) * len(METRIC_TEMPERATURES))
 
 
-class _Quantizer(Protocol):
-    """How coordinates become coefficients."""
+class _Nearest:
+    """Coordinates become the nearest coefficients."""
+
+    def __init__(self, states_MD: Tensor, coordinates_MD: Tensor) -> None:
+        self.states_MD, self.coordinates_MD = states_MD, coordinates_MD
+        self.measured = _spread(len(states_MD), _KL_POSITIONS).to(states_MD.device)
+        """Of the M positions those that the KL is measured at."""
 
     def coefficients(self, step: float) -> Tensor:
         """Whole numbers as float32, [M, D]."""
-
-
-class _Nearest:
-    """To the nearest."""
-
-    def __init__(self, coordinates_MD: Tensor) -> None:
-        self._coordinates_MD = coordinates_MD
-
-    def coefficients(self, step: float) -> Tensor:
-        """See ``_Quantizer``."""
-        return (self._coordinates_MD / step).round_().clamp_(-MAX_VALUE, MAX_VALUE)
+        return (self.coordinates_MD / step).round_().clamp_(-MAX_VALUE, MAX_VALUE)
 
 
 class _Searched:
     """By what bits cost and what errors lose. The code that says the former is fitted to the
     coefficients before: those of nearest rounding at first."""
 
-    def __init__(
-        self, head: Head, states_MD: Tensor, coordinates_MD: Tensor, synthesis_DD: Tensor
-    ) -> None:
-        self._nearest, self._coordinates_MD = _Nearest(coordinates_MD), coordinates_MD
+    def __init__(self, nearest: _Nearest, head: Head, synthesis_DD: Tensor) -> None:
+        self.states_MD, self._nearest = nearest.states_MD, nearest
         self._search = RateDistortion(head, synthesis_DD, chunk=_CHUNK, compile="off")
-        labels_M = torch.zeros(len(states_MD), dtype=torch.int64, device=states_MD.device)
-        self._logits = self._search.largest(states_MD, labels_M)
+        device = self.states_MD.device
+        labels_M = torch.zeros(len(self.states_MD), dtype=torch.int64, device=device)
+        self._logits = self._search.largest(self.states_MD, labels_M)
+        is_measured_M = torch.arange(len(labels_M), device=device) % 3 == 1
+        self.measured, self._coded = is_measured_M.nonzero()[:, 0], ~is_measured_M
 
     def coefficients(self, step: float) -> Tensor:
-        """See ``_Quantizer``."""
-        found_MD, values_MD = self._nearest.coefficients(step), self._coordinates_MD / step
+        """Whole numbers as float32, [M, D]."""
+        found_MD, values_MD = self._nearest.coefficients(step), self._nearest.coordinates_MD / step
         for _ in range(_ROUNDS):
-            prices_DX = torch.from_numpy(_code_of(found_MD).prices()).to(values_MD.device)
+            prices_DX = torch.from_numpy(_code_of(found_MD[self._coded]).prices()).to(
+                values_MD.device
+            )
             found_MD = self._search.coefficients(values_MD, self._logits, prices_DX)
         return found_MD
 
@@ -203,17 +234,15 @@ def _code_of(coefficients_MJ: Tensor) -> CoefficientCode:
 
 
 class _Losses:
-    """What quantization loses, at some of the positions."""
+    """What quantization loses, at some positions."""
 
-    def __init__(self, head: Head, states_MD: Tensor, mean_D: Tensor, synthesis_DD: Tensor) -> None:
-        self._sample_N = _spread(len(states_MD), _KL_POSITIONS).to(states_MD.device)
-        self._head, self._states_ND = head, states_MD[self._sample_N]
+    def __init__(self, head: Head, states_ND: Tensor, mean_D: Tensor, synthesis_DD: Tensor) -> None:
+        self._head, self._states_ND = head, states_ND
         self._mean_D, self._synthesis_DD = mean_D, synthesis_DD
 
-    def kl(self, coefficients_MD: Tensor, step: float, temperature: float = 1.0) -> float:
+    def kl(self, coefficients_ND: Tensor, step: float, temperature: float = 1.0) -> float:
         """KL(teacher ‖ decoded), nats, a mean over positions."""
-        values_ND = coefficients_MD[self._sample_N] * step
-        decoded_ND = values_ND @ self._synthesis_DD + self._mean_D
+        decoded_ND = (coefficients_ND * step) @ self._synthesis_DD + self._mean_D
         return math.fsum(self._sums(decoded_ND, temperature)) / len(decoded_ND)
 
     def _sums(self, decoded_ND: Tensor, temperature: float) -> Iterator[float]:

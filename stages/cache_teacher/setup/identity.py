@@ -63,7 +63,7 @@ def identify(
     storage = storage_at(out)
     begun = begun_spec(storage)
     if begun is None:
-        ranks = rank_table(_tokenized(corpus, source), source.spec.vocab_size)
+        ranks = ranks_of(corpus, source)
         spec = make_spec(config, source.spec, corpus.spec, ranks.sha256)
         spec, shared = fit_all(spec, ranks, fit)
         return Identity(spec=spec, shared=shared)
@@ -111,7 +111,7 @@ def _ranks_of(
 ) -> RankTable:
     with suppress(CorruptFileError, MissingFileError):  # then it is made again
         return read_ranks(storage, spec)
-    return rank_table(_tokenized(corpus, source), source.spec.vocab_size)
+    return ranks_of(corpus, source)
 
 
 def _shared_of(storage: Storage, spec: CacheSpec, ranks: RankTable, fit: Fit) -> SharedFiles:
@@ -133,6 +133,11 @@ def _read_shared(storage: Storage, spec: CacheSpec, ranks: RankTable) -> SharedF
         projection=read_projection(storage, spec),
         transform=read_transform(storage, spec),
     )
+
+
+def ranks_of(corpus: Corpus, source: "TeacherSource") -> RankTable:
+    """The table of ids that a new cache of this corpus has."""
+    return rank_table(_tokenized(corpus, source), source.spec.vocab_size)
 
 
 def _tokenized(corpus: Corpus, source: "TeacherSource") -> Iterator[npt.NDArray[np.int32]]:

@@ -7,7 +7,7 @@ forward pass, T positions, P of them scored, M uniform numbers of each, D width,
 sketch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -57,16 +57,35 @@ class TeacherStep:
     @torch.inference_mode()
     def launch(self, batch: PackedUnit, unit: int, first_row: int) -> "PendingRows":
         """Give the device some rows of ``unit``, the first of which is its row ``first_row``."""
-        device = self._teacher.device
-        clock = DeviceClock(device)
-        scored_BT = batch.scored_RT()
-        sketch = self._sketch_of(unit)
+        clock = DeviceClock(self._teacher.device)
         hidden_BTD, layers_BTD = self._teacher.forward(
             batch.token_ids_RT[:, :-1],
             batch.document_starts,
-            layers=sketch.layers,
+            layers=self._sketch_of(unit).layers,
             check=self._check,
         )
+        return self._launch(batch, unit, first_row, (hidden_BTD, layers_BTD), clock)
+
+    @torch.inference_mode()
+    def launch_states(
+        self, batch: PackedUnit, unit: int, first_row: int, hidden_BTD: Tensor
+    ) -> "PendingRows":
+        """``launch`` where the teacher's last hidden states are there, and no sketch is asked
+        for."""
+        clock = DeviceClock(self._teacher.device)
+        return self._launch(batch, unit, first_row, (hidden_BTD, []), clock)
+
+    def _launch(
+        self,
+        batch: PackedUnit,
+        unit: int,
+        first_row: int,
+        states: tuple[Tensor, Sequence[Tensor]],
+        clock: DeviceClock,
+    ) -> "PendingRows":
+        """Queue what is made of ``states``: the last hidden states and those of layers."""
+        device, scored_BT = self._teacher.device, batch.scored_RT()
+        hidden_BTD, layers_BTD = states
         index_P = to_device(np.flatnonzero(scored_BT), device)
         labels_P = batch.token_ids_RT[:, 1:][scored_BT].astype(np.int64)
         targets = self.maker.make(
@@ -76,7 +95,7 @@ class TeacherStep:
             self._check,
         )
         at_layers_PD = (_at(layer_BTD, index_P) for layer_BTD in layers_BTD)
-        sketch_PLd = sketch.of(at_layers_PD, len(labels_P))
+        sketch_PLd = self._sketch_of(unit).of(at_layers_PD, len(labels_P))
         pending = PendingRows(
             batch,
             targets.mapped(to_host),
@@ -134,13 +153,17 @@ class PendingRows:
 
         Raises ValueError naming unit, row and position where a number is not finite.
         """
-        self._clock.wait()
+        self.wait()
         self._refuse_non_finite()
         rows = kind_of(self._spec.targets).rows(self._batch, self._targets)
         if not self._spec.sketch.dim:
             return rows
         sketch_BTLd = spread(self._sketch_PLd.numpy(), self._batch.scored_RT())
         return [replace(row, sketch=of_row) for row, of_row in zip(rows, sketch_BTLd, strict=True)]
+
+    def wait(self) -> None:
+        """Wait until the device is done with them."""
+        self._clock.wait()
 
     @property
     def is_done(self) -> bool:

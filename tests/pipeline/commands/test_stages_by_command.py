@@ -76,6 +76,31 @@ def test_estimate_prints_text_or_json_for_a_tiny_teacher(tmp_path: Path) -> None
     assert figures["bytes"] == pytest.approx(expected, rel=1e-3)
 
 
+def test_estimate_compares_targets_as_text_or_json(tmp_path: Path) -> None:
+    teacher = tiny.save_tiny_teacher(tmp_path / "teacher")
+    corpus = tiny.write_fineweb_parquet(tmp_path / "corpus.parquet", tiny.tiny_texts(60))
+    command = (
+        *("estimate", "--recipe", "demo", "--tokens", "1M", "--compare-targets"),
+        *("--set", f"cache_teacher.teacher={teacher}", "--set", f"cache_teacher.corpus={corpus}"),
+        *("--set", "cache_teacher.sequence_length=32", "--set", "cache_teacher.top_k=64"),
+    )
+    text = run(*command)
+    assert text.exit_code == 0, text.output
+    assert text.stdout.startswith("1.00M tokens: size, KL")
+    assert "<- recipe" in text.stdout
+    assert "of 9 settings" in text.stderr
+    figures = json.loads(run(*command, "--json").stdout)
+    assert figures["tokens"] == 1_000_000
+    marked = [row["settings"] for row in figures["kinds"] if row["is_recipe"]]
+    assert marked == [{"top_k": 64}]
+
+
+def test_a_comparison_of_targets_takes_no_seconds() -> None:
+    result = run("estimate", "--recipe", "demo", "--compare-targets", "--seconds", "3")
+    assert result.exit_code == 2
+    assert "--seconds: not with --compare-targets" in result.stderr
+
+
 def test_cache_teacher_makes_a_cache_of_a_tiny_teacher(tmp_path: Path) -> None:
     teacher = tiny.save_tiny_teacher(tmp_path / "teacher")
     corpus = tiny.write_fineweb_parquet(tmp_path / "corpus.parquet", tiny.tiny_texts(40))

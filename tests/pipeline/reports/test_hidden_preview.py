@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 import cache_format
 from cache_format.writer import CacheWriter
 from pipeline.reports import hidden_preview
-from pipeline.reports.inspection import decode_row, row_text, summarise, summary_text
+from pipeline.reports.inspection import summarise, summary_text
+from pipeline.reports.row_view import decode_row, row_text
 from tests.support.sample_cache import (
     ROWS_OF_UNIT,
     fill,

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from stages.train_student.data.targets.sparse_targets import lagrange_weights
-from stages.train_student.data.temperatures import covers
+from stages.train_student.data.temperatures import covers, lagrange_weights
 from tests.support.dense_teachers import NODES, make_problem, samples, sparse, with_draws
 
 
