@@ -2,6 +2,7 @@
 
 import click
 
+from benchmarks.bytes import bytes_against_students
 from benchmarks.codec import codec
 from benchmarks.loader import loader
 from benchmarks.loss import loss
@@ -21,6 +22,7 @@ def main(context: click.Context) -> None:
         context.invoke(student)
 
 
+main.add_command(bytes_against_students)
 main.add_command(codec)
 main.add_command(sampled_softmax)
 main.add_command(loader)

@@ -53,7 +53,7 @@ def online(
     with ExitStack() as stack:
         if work is None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        recipe = _recipe(work, steps, settings)
+        recipe = recipe_of(work, steps, settings)
         if way is not None:
             click.echo(json.dumps(train(way, work, recipe)))
             return
@@ -128,7 +128,7 @@ def compare(training: Training, cache: Cache, device: torch.device) -> dict[str,
     return {name: total / num_scored for name, total in zip(names, totals.tolist(), strict=True)}
 
 
-def _recipe(work: Path, steps: int, settings: Sequence[str]) -> Recipe:
+def recipe_of(work: Path, steps: int, settings: Sequence[str]) -> Recipe:
     ours = {
         "cache_teacher.teacher": TEACHER,
         "cache_teacher.corpus": (work / "corpus").resolve(),

@@ -5,8 +5,8 @@ the full Qwen vocabulary. ``bare`` is its body and head over the same rows, in t
 precision, with nothing kept; ``cached`` is the whole of stage one: reading, tokenising, body, head,
 targets, sketch, encoding, hashing, fsync. Runs alternate, and a ratio is that of two neighbours;
 figures are medians. Neither speed nor memory depends on what the weights are. `bare` has the head
-for every kind of target, `hidden` too, whose stage one has none. Fitting their transform to the
-first unit is not in the figures: it is done once for a cache.
+for every kind of target, `hidden` too, whose stage one has none where it rounds to the nearest.
+Fitting their transform to the first unit is not in the figures: it is done once for a cache.
 """
 
 import json
@@ -59,6 +59,13 @@ _NUM_UNITS = 3  # so that one is read, one on the device, one written
 @click.option("--chunk", type=int, default=1024, show_default=True, help="Positions of a chunk.")
 @click.option("--documents", type=int, default=2, show_default=True, help="Documents of a unit.")
 @click.option("--targets", default="top_k", show_default=True)
+@click.option(
+    "--quantization",
+    type=click.Choice(["nearest", "rate_distortion"]),
+    default="rate_distortion",
+    show_default=True,
+    help="Of hidden targets.",
+)
 @click.option("--compile", "compile_mode", default="auto", show_default=True)
 @click.option("--repeats", type=int, default=5, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -87,6 +94,7 @@ class _Bench:
         chunk: int,
         documents: int,
         targets: Any,
+        quantization: Any,
         compile_mode: Any,
     ) -> None:
         from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig
@@ -112,6 +120,7 @@ class _Bench:
             rows_per_forward=rows,
             head_chunk=chunk,
             targets=targets,
+            hidden_quantization=quantization,
             compile=compile_mode,
         )
         self._last: CacheProgress | None = None

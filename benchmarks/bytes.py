@@ -1,0 +1,130 @@
+"""What students become of each kind of target: bytes of a cache against what it teaches.
+
+The demo's teacher is cached once for each of the compared settings. Students of the demo's recipe
+take equal steps over the same rows in the same order: from each cache, with the teacher in the loop
+and on labels alone, once for every seed, each in a process of its own. Loss and KL are means over
+validation rows, KL over the whole vocabulary against the teacher itself, at temperature 1. `gain`
+is the share of what the teacher in the loop gains over labels alone; ± is the standard deviation
+over seeds. With --work, what is there from the same options is taken, so that it may be stopped.
+"""
+
+import hashlib
+import json
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+import cache_format
+from benchmarks import online
+from benchmarks.trainings import Way
+from cache_format.codec.targets.kinds import kind_of
+from cache_format.reader import Cache
+
+COMPARED: tuple[Mapping[str, Any], ...] = (
+    {"targets": "top_k", "top_k": 32},
+    {"targets": "hidden", "hidden_kl": 0.05},
+    {"targets": "hidden", "hidden_kl": 0.05, "hidden_quantization": "nearest"},
+    {"targets": "hidden", "hidden_kl": 0.2},
+    {"targets": "hidden", "hidden_kl": 0.02},
+    {"targets": "top_k+hidden", "top_k": 32, "hidden_kl": 0.2},
+)
+"""Settings of ``[cache_teacher]``."""
+
+
+@click.command("bytes", help=__doc__)
+@click.option("--steps", type=click.IntRange(min=2), default=200, show_default=True)
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--set", "settings", multiple=True, help="As pipeline takes it.")
+@click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Keeps all figures.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def bytes_against_students(
+    steps: int, seeds: int, settings: Sequence[str], work: Path | None, as_json: bool
+) -> None:
+    with ExitStack() as stack:
+        if work is None:
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        bench = _Bench(work, steps, settings)
+        rows = [bench.row("online", COMPARED[0]), bench.row("labels", COMPARED[0])]
+        rows += [bench.row("cache", compared) for compared in COMPARED]
+        for seed in range(seeds):  # so that all have one before any has two
+            for row in rows:
+                row["students"].append(bench.student(row["way"], row["settings"], seed))
+                click.echo(_line(row), err=True)
+    click.echo(json.dumps({"steps": steps, "rows": rows}) if as_json else _table(rows))
+
+
+class _Bench:
+    """Caches and students of equal options."""
+
+    def __init__(self, work: Path, steps: int, settings: Sequence[str]) -> None:
+        self._work, self._steps = work.resolve(), steps
+        self._settings = [f"cache_teacher.corpus={self._work / 'corpus'}", *settings]
+
+    def row(self, way: Way, compared: Mapping[str, Any]) -> dict[str, Any]:
+        """A row without students; makes its cache."""
+        cache = self._cache(compared)
+        num_bytes = None if way != "cache" else round(target_bytes(cache), 1)
+        return {"way": way, "settings": compared, "bytes_per_token": num_bytes, "students": []}
+
+    def student(self, way: Way, compared: Mapping[str, Any], seed: int) -> dict[str, float]:
+        """The figures of ``online.train``."""
+        settings = [*self._of(compared), f"train_student.seed={seed}"]
+        key = hashlib.sha256(json.dumps([way, self._steps, settings]).encode()).hexdigest()[:16]
+        kept = self._work / "students" / f"{key}.json"
+        if kept.exists():
+            found: dict[str, float] = json.loads(kept.read_text())
+            return found
+        found = online.in_new_process(way, self._at(compared), self._steps, settings)
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(json.dumps(found))
+        return found
+
+    def _cache(self, compared: Mapping[str, Any]) -> Cache:
+        work = self._at(compared)
+        online.make_cache(work, online.recipe_of(work, self._steps, self._of(compared)))
+        return cache_format.open(work / "cache")
+
+    def _at(self, compared: Mapping[str, Any]) -> Path:
+        return self._work / "-".join(str(value) for value in compared.values())
+
+    def _of(self, compared: Mapping[str, Any]) -> list[str]:
+        own = [f"cache_teacher.{key}={value}" for key, value in compared.items()]
+        return [*own, *self._settings]
+
+
+def target_bytes(cache: Cache) -> float:
+    """Bytes of the targets' columns, per token."""
+    columns = kind_of(cache.spec).COLUMNS
+    shards = cache.shards("train")
+    num_bytes = sum(shard.statistics.column_bytes[name] for shard in shards for name in columns)
+    return num_bytes / sum(shard.num_tokens for shard in shards)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    name = ", ".join(str(value) for value in row["settings"].values())
+    name = {"online": "teacher in the loop", "labels": "labels alone"}.get(row["way"], name)
+    num_bytes = "" if row["bytes_per_token"] is None else f"{row['bytes_per_token']:.1f}"
+    cells = [f"{name:32}{num_bytes:>8}"]
+    for figure in ("validation_loss", "validation_kl"):
+        values = [student[figure] for student in row["students"]]
+        spread = f" ±{statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.mean(values):.4f}{spread}".rjust(18))
+    return "".join(cells)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [f"{'':32}{'B/token':>8}{'loss':>18}{'KL':>18}{'gain':>8}"]
+    online_loss, labels_loss = (
+        statistics.mean(student["validation_loss"] for student in row["students"])
+        for row in rows[:2]
+    )
+    for row in rows:
+        loss = statistics.mean(student["validation_loss"] for student in row["students"])
+        gain = (labels_loss - loss) / (labels_loss - online_loss)
+        lines.append(f"{_line(row)}{gain:>8.0%}")
+    return "\n".join(lines)
