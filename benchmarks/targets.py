@@ -42,7 +42,7 @@ from cache_format.tables.vocabulary_ranks import RankTable
 from cache_format.writer import CacheWriter
 from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.data.targets.ids import IdTargets, sparse_targets
-from stages.train_student.data.targets.sparse_targets import lagrange_weights
+from stages.train_student.data.targets.interpolation import lagrange_weights
 from stages.train_student.data.temperatures import covers
 from stages.train_student.losses.sparse_kl import sparse_distillation_loss
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights

@@ -11,15 +11,17 @@ from benchmarks.positions import LEVELS, make_spec
 from cache_format.codec.row import Row
 from cache_format.codec.row_codec import encode_row
 from cache_format.metadata.spec import CacheSpec
-from cache_format.metadata.spec_parts.targets import CodedStates
+from cache_format.metadata.spec_parts.targets import CodedStates, TailMoment
 from cache_format.tables.hidden_transform import HiddenTransform
 from cache_format.tables.shared_files import SharedFiles
+from cache_format.tables.tail_moment import MomentTransform
 from cache_format.tables.vocabulary_ranks import RankTable
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.setup import identity
 from stages.cache_teacher.setup.fitted import fit_all
 from stages.cache_teacher.setup.hidden_fit import fit_transform
+from stages.cache_teacher.setup.moment_fit import fit_moment
 from stages.cache_teacher.teacher.forward import TeacherStep
 from stages.cache_teacher.teacher.teacher import Teacher
 
@@ -65,6 +67,9 @@ class _Fit:
     def transform(self, spec: CacheSpec) -> tuple[CodedStates, HiddenTransform]:
         max_kl = spec.targets.states.max_kl
         return fit_transform(self.teacher, self.packed, max_kl, _ROWS_PER_FORWARD)
+
+    def moment(self, spec: CacheSpec) -> tuple[TailMoment, MomentTransform]:
+        return fit_moment(self.teacher, self.packed, spec.targets, _ROWS_PER_FORWARD)
 
 
 def cells_of(row: Row, spec: CacheSpec, shared: SharedFiles) -> dict[str, bytes]:

@@ -21,11 +21,14 @@ from cache_format.coding.coefficients import MAX_VALUE, fit_code
 from cache_format.metadata.spec_parts.targets import KL_TEMPERATURES, CodedStates
 from cache_format.tables.hidden_transform import HiddenTransform
 from stages.cache_teacher.corpus.packing import PackedUnit
+from stages.cache_teacher.setup.unit_states import (
+    scored_states,
+    spread_indices,
+    with_fixed_signs,
+)
 from stages.cache_teacher.targets.teacher_head import Head
 from stages.cache_teacher.teacher.teacher import Teacher
 
-_MAX_POSITIONS = 1 << 15
-"""Whose states are kept for the covariance and the frequencies of coefficients."""
 _METRIC_POSITIONS = 1024
 """Whose distributions the metric is of, each of them V × D operations."""
 _KL_POSITIONS = 512
@@ -48,7 +51,7 @@ def fit_transform(
 
     Raises ValueError where positions are fewer than components, or states are not finite.
     """
-    states_ND = _scored_states(teacher, packed, rows_per_forward)
+    states_ND = scored_states(teacher, packed, rows_per_forward)
     num_positions, width = states_ND.shape
     if num_positions < width:
         raise ValueError(
@@ -64,7 +67,7 @@ def fit_transform(
     mean_D = states_ND.double().mean(0)
     analysis_DD, synthesis_DD = _rotation(states_ND, mean_D, teacher.head)
     coordinates_ND = (states_ND - mean_D.float()) @ analysis_DD.T
-    sample_N = _spread(num_positions, _KL_POSITIONS).to(states_ND.device)
+    sample_N = spread_indices(num_positions, _KL_POSITIONS).to(states_ND.device)
     losses = _Losses(
         teacher.head, states_ND[sample_N], coordinates_ND[sample_N], mean_D.float(), synthesis_DD
     )
@@ -90,25 +93,9 @@ def fit_transform(
     return hidden, transform
 
 
-def _scored_states(teacher: Teacher, packed: PackedUnit, num_rows: int) -> Tensor:
-    """The last hidden states of the unit's scored positions, float32 [N, D]."""
-    parts, num_positions = [], 0
-    for first in range(0, len(packed.token_ids_RT), num_rows):
-        batch = packed.rows(first, first + num_rows)
-        hidden_BTD, _ = teacher.forward(
-            batch.token_ids_RT[:, :-1], batch.document_starts, layers=()
-        )
-        is_scored_BT = torch.from_numpy(batch.scored_RT()).to(hidden_BTD.device)
-        parts.append(hidden_BTD[is_scored_BT].float())
-        num_positions += len(parts[-1])
-        if num_positions >= _MAX_POSITIONS:
-            break
-    return torch.cat(parts)[:_MAX_POSITIONS]
-
-
 def _rotation(states_ND: Tensor, mean_D: Tensor, head: Head) -> tuple[Tensor, Tensor]:
     """UᵀLᵀ and UᵀL⁻¹, float32 [D, D] each, in order of falling variance of the coordinates."""
-    chosen = _spread(len(states_ND), _METRIC_POSITIONS).to(states_ND.device)
+    chosen = spread_indices(len(states_ND), _METRIC_POSITIONS).to(states_ND.device)
     values_D, axes_DD = torch.linalg.eigh(_metric(states_ND[chosen], head).cpu())
     scales_D = values_D.clamp_min(_LEAST_METRIC * values_D[-1]).sqrt()
     root_DD = axes_DD * scales_D
@@ -118,8 +105,7 @@ def _rotation(states_ND: Tensor, mean_D: Tensor, head: Head) -> tuple[Tensor, Te
         moment_DD += (centered_ND.T @ centered_ND).cpu()
     covariance_DD = moment_DD / len(states_ND)
     vectors_DD = torch.linalg.eigh(root_DD.T @ covariance_DD @ root_DD).eigenvectors.flip(1)
-    largest_1D = vectors_DD.gather(0, vectors_DD.abs().argmax(0, keepdim=True))
-    vectors_DD = vectors_DD * largest_1D.sign()
+    vectors_DD = with_fixed_signs(vectors_DD)
     analysis_DD = vectors_DD.T @ root_DD.T
     synthesis_DD = vectors_DD.T @ (axes_DD / scales_D).T
     device = states_ND.device
@@ -195,8 +181,3 @@ def _find_step(losses: _Losses, max_kl: float, width: int) -> float:
 def _rounded(coordinates_ND: Tensor, step: float) -> Tensor:
     """Coefficients, whole numbers as float32."""
     return (coordinates_ND / step).round_().clamp_(-MAX_VALUE, MAX_VALUE)
-
-
-def _spread(num_positions: int, at_most: int) -> Tensor:
-    """Indices of positions, evenly spread."""
-    return torch.linspace(0, num_positions - 1, min(num_positions, at_most)).round().long()

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from cache_format.codec.row import Row
-from cache_format.coding.coefficients import MAX_VALUE
 from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.tables.hidden_transform import HiddenTransform
 from cache_format.tables.shared_files import SharedFiles
 from stages.cache_teacher.corpus.packing import PackedUnit
+from stages.cache_teacher.targets.coded.analysis import Analysis
 from stages.cache_teacher.targets.difference import Difference
 from stages.cache_teacher.targets.spreading import spread
 from stages.cache_teacher.targets.teacher_head import Head
@@ -41,8 +41,7 @@ class CoefficientMaker:
     """Turns hidden states into coefficients, on their device."""
 
     def __init__(self, transform: HiddenTransform, device: torch.device) -> None:
-        self._mean_D = torch.from_numpy(transform.mean).to(device)
-        self._analysis_DJ = torch.from_numpy(transform.analysis).to(device).T
+        self._analysis = Analysis(transform, device)
 
     def compile(self, num_uniform: int) -> None:
         """Nothing is compiled."""
@@ -55,13 +54,10 @@ class CoefficientMaker:
         uniform_PM: Tensor,
         check: Callable[[], None] = lambda: None,
     ) -> HiddenTargets:
-        """See ``Maker``. In float32, whatever the body's precision."""
+        """See ``Maker``."""
         del labels_P, uniform_PM
         check()
-        values_PJ = (hidden_PD.float() - self._mean_D) @ self._analysis_DJ
-        is_finite_P = torch.isfinite(values_PJ).all(1)
-        rounded_PJ = values_PJ.nan_to_num_(0.0).round_().clamp_(-MAX_VALUE, MAX_VALUE)
-        return HiddenTargets(rounded_PJ.to(torch.int16), is_finite_P)
+        return HiddenTargets(*self._analysis(hidden_PD))
 
 
 def num_uniform(spec: TargetSpec) -> int:

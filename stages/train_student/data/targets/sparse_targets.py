@@ -8,13 +8,13 @@ Shapes: N positions, K kept ids, J drawn ids, M inverse temperatures.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from stages.train_student.data.temperatures import covers
+from stages.train_student.data.targets.interpolation import lagrange_weights
+from stages.train_student.data.targets.tail_moment import TailMoments
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class SparseTargets:
     tail_log_mass_NM: Tensor
     inverse_temperatures: tuple[float, ...]
     samples: SparseSamples | None = None
+    moments: TailMoments | None = None
+    """Only where the cache has them, and the student's head is the teacher's."""
 
     def chunk(self, start: int, stop: int) -> "SparseTargets":
         """The targets of positions ``start`` to ``stop``."""
@@ -65,6 +67,7 @@ class SparseTargets:
             self.tail_log_mass_NM[start:stop],
             self.inverse_temperatures,
             None if self.samples is None else self.samples.chunk(start, stop),
+            None if self.moments is None else self.moments.chunk(start, stop),
         )
 
     def tail_log_mass(self, inverse_temperature: float) -> Tensor:
@@ -106,22 +109,3 @@ class SparseTargets:
         shares_NJ = drawn_NJ * (logprobs_NJ - log_r_NJ).exp()
         # Where nothing is left out, none was drawn, and 0/0 and ∞ − ∞ are NaN.
         return shares_NJ.masked_fill(counts_NJ == 0, 0.0), logprobs_NJ
-
-
-def lagrange_weights(inverse_temperatures: Sequence[float], s: float) -> list[float]:
-    """Weights of the nodes' values in the interpolating polynomial at ``s``.
-
-    The log-mass of the tail is a smooth function of 1/T, so a few nodes give it within 0.002 nats
-    anywhere between them (Berrut and Trefethen, SIAM Review 46, 2004). Raises ValueError outside
-    of the nodes, where that no longer holds.
-    """
-    if not covers(inverse_temperatures, 1 / s):
-        raise ValueError(
-            f"temperature {1 / s:g} lies outside of what the cache holds, "
-            f"{1 / inverse_temperatures[-1]:g} to {1 / inverse_temperatures[0]:g}. Choose "
-            "temperatures within, or make a cache with more cache_teacher.inverse_temperatures."
-        )
-    return [
-        math.prod((s - other) / (one - other) for other in inverse_temperatures if other != one)
-        for one in inverse_temperatures
-    ]

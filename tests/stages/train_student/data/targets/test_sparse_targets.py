@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stages.train_student.data.targets.sparse_targets import lagrange_weights
+from stages.train_student.data.targets.interpolation import lagrange_weights
 from stages.train_student.data.temperatures import covers
 from tests.support.dense_teachers import NODES, make_problem, samples, sparse, with_draws
 

@@ -1,0 +1,1 @@
+"""What is stored as the rounded coefficients of a transform of the cache."""
