@@ -10,11 +10,17 @@ one more draw is added to a position's, spread evenly over the ids that could be
 weights in the loss are scaled to add up to 1. That is what one position tells by itself, no bias:
 over many positions a loss of draws is unbiased, see ``targets.py``.
 
-``self_kl`` is None at temperatures that a cache does not hold.
+Moments of the tail are no distribution: what they give is the gradient of a student with the same
+head. So there is, for every kind, ``gradient_error`` too: the error of the loss's gradient by a
+student's hidden states, which are the teacher's with noise, against that of the whole distribution,
+as norms over all positions. Of draws, it has the noise of one position's.
+
+Both are None at temperatures that a cache does not hold.
 
 N positions, V vocabulary, K kept ids, J drawn ids.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -36,11 +42,15 @@ from stages.cache_teacher.teacher.teacher import Teacher
 from stages.train_student.data.targets import kinds as stage_two_kinds
 from stages.train_student.data.targets.dense_targets import DenseTargets
 from stages.train_student.data.targets.ids import IdTargets, kept_targets, sparse_targets
+from stages.train_student.data.targets.moment_tables import tables_of
 from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.data.temperatures import covers
+from stages.train_student.losses.vocabulary_pass import VocabularyWeights
+from stages.train_student.losses.vocabulary_terms import VocabularyTerms
 
 SETTINGS: tuple[dict[str, Any], ...] = (
     *({"targets": "top_k", "top_k": k} for k in (32, 64, 128)),
+    *({"targets": "top_k", "top_k": 32, "tail_moment_dim": d} for d in (8, 16, 64)),
     {"targets": "sampled", "num_samples": 50},
     {"targets": "top_k+sampled", "top_k": 64, "num_samples": 50},
     *({"targets": "hidden", "hidden_kl": kl} for kl in (0.2, 0.1, 0.05, 0.02)),
@@ -52,8 +62,11 @@ _POSITIONS = 512
 """That the KL is measured at."""
 _CHUNK = 64
 
-Distribution = Callable[[Tensor, float], Tensor]
-"""log q at a temperature of some scored positions, given by number, float64 [N, V]."""
+_STUDENT_NOISE = 0.6
+"""Of the states' deviation."""
+
+TargetsOf = Callable[[Tensor], SparseTargets | DenseTargets]
+"""What the loss gets of some scored positions, given by number."""
 
 
 def measure_kinds(
@@ -82,21 +95,23 @@ def measure_kinds(
             "kind": config.targets,
             "settings": {key: value for key, value in settings.items() if key != "targets"},
             "bytes_per_token": round(num_bytes / second_half.scored_RT().size, 1),
-            **_self_kl(teacher, states_ND, _distribution(teacher, decoded, spec, shared), spec),
+            **_figures(teacher, states_ND, _targets_of(teacher, decoded, spec, shared), spec),
         }
 
 
 def kinds_table(kinds: list[dict[str, Any]]) -> Iterator[str]:
     """``measure_kinds`` for people."""
-    yield "KL(teacher ‖ cache) over the whole vocabulary, nats, at T ="
+    yield "KL(teacher ‖ cache) over the whole vocabulary, nats, and error of the gradient, at T ="
     yield f"{'kind':14}{'settings':28}{'B/token':>9}" + "".join(
-        f"{temperature:>9g}" for temperature in TEMPERATURES.values()
+        f"{temperature:>9g}" for temperature in (*TEMPERATURES.values(),) * 2
     )
     for row in kinds:
         settings = ", ".join(f"{key}={value}" for key, value in row["settings"].items())
-        found = (row[f"self_kl_{name}"] for name in TEMPERATURES)
+        found = [
+            row[f"{what}_{name}"] for what in ("self_kl", "gradient_error") for name in TEMPERATURES
+        ]
         yield f"{row['kind']:14}{settings:28}{row['bytes_per_token']:>9}" + "".join(
-            f"{'' if kl is None else kl:>9}" for kl in found
+            f"{'' if figure is None else figure:>9}" for figure in found
         )
 
 
@@ -113,63 +128,86 @@ def _scored_states(teacher: Teacher, packed: PackedUnit) -> Tensor:
     return hidden_BTD[torch.from_numpy(packed.scored_RT())]
 
 
-def _self_kl(
-    teacher: Teacher, states_ND: Tensor, distribution: Distribution, spec: CacheSpec
+def _figures(
+    teacher: Teacher, states_ND: Tensor, targets_of: TargetsOf, spec: CacheSpec
 ) -> dict[str, float | None]:
-    """The KL at each temperature, over positions that are spread over all."""
+    """KL and error of the gradient at each temperature, over positions spread over all."""
     num_positions = min(_POSITIONS, len(states_ND))
     chosen = torch.linspace(0, len(states_ND) - 1, num_positions).round().long()
-    found: dict[str, float | None] = {}
+    noise_ND = torch.randn(states_ND.shape, generator=torch.Generator().manual_seed(0))
+    students_ND = states_ND + _STUDENT_NOISE * states_ND.std() * noise_ND
+    head_VD = teacher.head.weight_VD.float()
+    kls: dict[str, float | None] = {}
+    errors: dict[str, float | None] = {}
     for name, temperature in TEMPERATURES.items():
-        found[f"self_kl_{name}"] = None
-        if covers(spec.targets.inverse_temperatures, temperature):
-            total = 0.0
-            for part in torch.split(chosen, _CHUNK):
-                logits_NV = teacher.head.logits(states_ND[part]).double()
-                log_p_NV = (logits_NV / temperature).log_softmax(1)
-                log_q_NV = distribution(part, temperature)
-                total += float((log_p_NV.exp() * (log_p_NV - log_q_NV)).sum())
-            found[f"self_kl_{name}"] = round(total / num_positions, 4)
-    return found
+        kls[f"self_kl_{name}"] = errors[f"gradient_error_{name}"] = None
+        if not covers(spec.targets.inverse_temperatures, temperature):
+            continue
+        total = error = norm = 0.0
+        for part in torch.split(chosen, _CHUNK):
+            logits_NV, targets = teacher.head.logits(states_ND[part]).double(), targets_of(part)
+            log_p_NV = (logits_NV / temperature).log_softmax(1)
+            log_q_NV = _log_distribution(targets, spec, temperature)
+            total += float((log_p_NV.exp() * (log_p_NV - log_q_NV)).sum())
+            student_ND = students_ND[part].float()
+            log_s_NV = (student_ND.double() @ head_VD.double().T / temperature).log_softmax(1)
+            true_ND = (log_s_NV.exp() - log_p_NV.exp()) @ head_VD.double() / temperature
+            found_ND = _gradient(student_ND, head_VD, targets, temperature)
+            error += float((found_ND - true_ND).square().sum())
+            norm += float(true_ND.square().sum())
+        if spec.targets.moment is None:
+            kls[f"self_kl_{name}"] = round(total / num_positions, 4)
+        errors[f"gradient_error_{name}"] = round(math.sqrt(error / norm), 4)
+    return kls | errors
 
 
-def _distribution(
+def _gradient(
+    student_ND: Tensor, head_VD: Tensor, targets: SparseTargets | DenseTargets, temperature: float
+) -> Tensor:
+    """The loss's gradient of ΣKL by a student's hidden states, float64."""
+    loss = VocabularyTerms(device=head_VD.device, chunk=_CHUNK, dtype=torch.float32)
+    leaf_ND = student_ND.clone().requires_grad_()
+    labels_N = torch.zeros(len(leaf_ND), dtype=torch.int64)
+    weights = VocabularyWeights(cross_entropy=0.0, kl=1.0, temperature=temperature)
+    sums = loss.sums(leaf_ND, head_VD, labels_N, targets, weights)
+    return torch.autograd.grad(sums.weighted, leaf_ND)[0].double()
+
+
+def _targets_of(
     teacher: Teacher, rows: list[Row], spec: CacheSpec, shared: SharedFiles
-) -> Distribution:
+) -> TargetsOf:
     """What the loss gets of decoded rows."""
-    if spec.targets.hidden is not None:
-        return _of_states(teacher, rows, spec, shared)
-    place_P = torch.from_numpy(np.flatnonzero([row.scored() for row in rows]))
-    targets = stage_two_kinds.kind_of(spec.targets).batch_targets(rows, spec.targets)
-    assert isinstance(targets, IdTargets)
-
-    def sparse(part: Tensor, temperature: float) -> Tensor:
-        found = sparse_targets(targets, place_P[part], spec.targets)
-        if spec.targets.kept is None:
-            return _of_draws(found, spec, temperature)
-        return _of_kept(found, spec, temperature)
-
-    return sparse
-
-
-def _of_states(
-    teacher: Teacher, rows: list[Row], spec: CacheSpec, shared: SharedFiles
-) -> Distribution:
-    """States through the head, and the logits that are kept beside them."""
     scored_RT = np.stack([row.scored() for row in rows])
-    place_P = torch.from_numpy(np.flatnonzero(scored_RT))
+    place_P, head_VD = torch.from_numpy(np.flatnonzero(scored_RT)), teacher.head.weight_VD.float()
+    if spec.targets.hidden is None:
+        targets = stage_two_kinds.kind_of(spec.targets).batch_targets(rows, spec.targets)
+        assert isinstance(targets, IdTargets)
+        nodes, tables = spec.targets.inverse_temperatures, None
+        if shared.moment is not None:
+            tables = tables_of(shared.moment, nodes, head_VD)
+        return lambda part: sparse_targets(targets, place_P[part], spec.targets, tables)
     coefficients = [row.coefficients for row in rows if row.coefficients is not None]
     states = shared.hidden_transform.states(np.stack(coefficients)[scored_RT])
-    states_PD, head_VD = torch.from_numpy(states), teacher.head.weight_VD.float()
+    states_PD = torch.from_numpy(states)
     kept = None if spec.targets.kept is None else kept_targets(rows, spec.targets.kept.top_k)
 
-    def dense(part: Tensor, temperature: float) -> Tensor:
+    def dense(part: Tensor) -> DenseTargets:
         sparse = None if kept is None else sparse_targets(kept, place_P[part], spec.targets)
-        targets = DenseTargets(states_PD[part], head_VD, sparse)
-        logits_NV = targets.logits(slice(0, len(part)), temperature)
-        return (logits_NV.double() / temperature).log_softmax(1)
+        return DenseTargets(states_PD[part], head_VD, sparse)
 
     return dense
+
+
+def _log_distribution(
+    targets: SparseTargets | DenseTargets, spec: CacheSpec, temperature: float
+) -> Tensor:
+    """log q at a temperature, float64 [N, V]."""
+    if isinstance(targets, DenseTargets):
+        logits_NV = targets.logits(slice(0, len(targets.hidden_ND)), temperature)
+        return (logits_NV.double() / temperature).log_softmax(1)
+    if spec.targets.kept is None:
+        return _of_draws(targets, spec, temperature)
+    return _of_kept(targets, spec, temperature)
 
 
 def _of_draws(targets: SparseTargets, spec: CacheSpec, temperature: float) -> Tensor:

@@ -55,6 +55,8 @@ def kinds(text_corpus: Path) -> list[dict[str, Any]]:
         {"targets": "hidden", "hidden_kl": 0.2},
         {"targets": "hidden", "hidden_kl": 0.05},
         {"targets": "top_k+hidden", "top_k": 32, "hidden_kl": 0.2},
+        {"targets": "top_k", "top_k": 32, "tail_moment_dim": 4},
+        {"targets": "top_k", "top_k": 32, "tail_moment_dim": 16},
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(target_kinds, "SETTINGS", settings)
@@ -103,3 +105,15 @@ def test_the_kl_of_draws_is_known_at_the_temperatures_of_the_cache(
     assert sampled["self_kl_t1_5"] is sampled["self_kl_t2"] is None
     assert 0 < both["self_kl_t1"] < sampled["self_kl_t1"]
     assert both["self_kl_t2"] > 0
+
+
+def test_moments_lower_the_error_of_the_gradient_for_some_bytes(
+    kinds: list[dict[str, Any]],
+) -> None:
+    rows = [kinds[0], *kinds[7:]]
+    sizes = [row["bytes_per_token"] for row in rows]
+    assert sizes[0] < sizes[1] < sizes[2] < 2 * sizes[0]
+    for name in ("t1", "t1_5", "t2"):
+        errors = [row[f"gradient_error_{name}"] for row in rows]
+        assert errors[0] > 1.1 * errors[1] > 1.1 * errors[2] > 0
+        assert all(row[f"self_kl_{name}"] is None for row in rows[1:])

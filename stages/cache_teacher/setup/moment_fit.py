@@ -37,8 +37,9 @@ from stages.cache_teacher.teacher.teacher import Teacher
 _POSITIONS = 4096
 """Whose tails are summed up: n times the head's operations for each."""
 _CHUNK = 64
-_SHARE_OF_RESIDUAL = 0.01
-"""What rounding may lose, of what the basis leaves out: mean squares."""
+_SHARE_OF_RESIDUAL = 0.03
+"""What rounding may lose, of what the basis leaves out: mean squares. With the demo's teacher and
+16 directions, a gradient's error is about 1 % larger than with exact moments."""
 _LEAST_SHARE = 1e-6
 """What it may lose in any case, of all: a basis of all directions leaves out nothing."""
 

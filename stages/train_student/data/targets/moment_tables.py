@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cache_format.reader import Cache
+from cache_format.tables.tail_moment import MomentTransform
 from stages.train_student.data.targets.kind import HeadOnDevice
 from stages.train_student.data.targets.tail_moment import MomentTables
 from stages.train_student.data.teacher_files import teacher_head
@@ -20,9 +21,15 @@ def moment_tables(cache: Cache, head: HeadOnDevice) -> MomentTables | None:
     head_VD = head.place(teacher_head(cache))
     if head_VD is not head.frozen_VD:
         return None
-    moment, nodes = cache.moment, cache.spec.targets.inverse_temperatures
+    return tables_of(cache.moment, cache.spec.targets.inverse_temperatures, head_VD)
+
+
+def tables_of(
+    moment: MomentTransform, inverse_temperatures: tuple[float, ...], head_VD: Tensor
+) -> MomentTables:
+    """The tables of ``moment`` for a head, on its device."""
     basis_dD, center_e, mean_U, synthesis_JU = (
-        torch.from_numpy(array.copy()).to(head.device)
+        torch.from_numpy(array.copy()).to(head_VD.device)
         for array in (
             moment.basis,
             moment.center,
@@ -30,14 +37,14 @@ def moment_tables(cache: Cache, head: HeadOnDevice) -> MomentTables | None:
             moment.transform.synthesis,
         )
     )
-    num_nodes, num_numbers = len(nodes), len(center_e)
+    num_nodes, num_numbers = len(inverse_temperatures), len(center_e)
     return MomentTables(
         basis_dD=basis_dD,
         table_Vd=head_VD.float() @ basis_dD.T - center_e[:-1],
         entropy_center=center_e[-1],
         synthesis_Jne=synthesis_JU.view(-1, num_nodes, num_numbers),
         mean_ne=mean_U.view(num_nodes, num_numbers),
-        inverse_temperatures=nodes,
+        inverse_temperatures=inverse_temperatures,
     )
 
 
