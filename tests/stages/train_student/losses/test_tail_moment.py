@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.compute.compiling import has_compiler
 from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss, sparse_distillation_loss
@@ -275,3 +276,27 @@ def test_moments_take_noise_from_draws_and_add_no_bias() -> None:
     (noise, _), (noise_with_moments, kl) = found
     assert noise_with_moments < 0.85 * noise
     assert kl == pytest.approx(true[1], rel=0.05)
+
+
+@pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="there is no C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
+@pytest.mark.parametrize("with_columns", [False, True])
+def test_the_compiled_loss_equals_the_eager_one(with_columns: bool) -> None:
+    hidden, head, labels, teacher = make_problem(14, _N, 300, _D)
+    targets = with_moments(_drawn(teacher), teacher, head, orthonormal(4))
+    found = []
+    for mode in ("off", "on"):
+        torch.manual_seed(0)  # the columns that are drawn
+        loss = SparseDistillationLoss(
+            chunk=6,
+            dtype=torch.float32,
+            compile=mode,
+            device=hidden.device,
+            columns=SampledColumns(torch.arange(300), 90) if with_columns else None,
+        )
+        leaf = hidden.clone().requires_grad_()
+        sums = loss(leaf, head, labels, targets, VocabularyWeights(0.3, 1.0, 4 / 3))
+        found.append((float(sums.kl), torch.autograd.grad(sums.weighted, leaf)[0]))
+    (eager, gradient), (compiled, compiled_gradient) = found
+    assert compiled == pytest.approx(eager, rel=1e-5)
+    torch.testing.assert_close(compiled_gradient, gradient, rtol=1e-4, atol=1e-5)
