@@ -1,7 +1,8 @@
 """The student's loss beside the same written out in PyTorch, beside labels alone, beside others'.
 
 Every contender takes the same random hidden states through the same frozen head, forward and
-backward. ``dense`` has the logits of all positions, two log_softmax and autograd; ``ours`` and
+backward. ``with_moments`` is ``ours`` for a cache that holds the tail's moments in ``--moment-dim``
+directions. ``dense`` has the logits of all positions, two log_softmax and autograd; ``ours`` and
 ``labels_only`` are this project's, with and without KL. cut-cross-entropy's (cross-entropy alone)
 and Liger's (Jensen-Shannon at β = 0, which is the forward KL, with the teacher's own hidden states
 and head, and always the student's head's gradient) are measured where they are installed.
@@ -20,7 +21,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
     import torch
 
     from stages.train_student.data.targets.sparse_targets import SparseTargets
+    from stages.train_student.data.targets.tail_moment import TailMoments
 
 NODES = (0.5, 0.625, 0.75, 0.875, 1.0)
 WEIGHTING = (0.3, 0.7, 1.5)
-OURS = ("dense", "ours", "labels_only")
+OURS = ("dense", "ours", "labels_only", "with_moments")
 PEERS = ("cut_cross_entropy", "liger")
 _FEW = 8  # positions of a run that is not measured
 _CLEAR_PEAK = Path("/proc/self/clear_refs")
@@ -48,6 +50,7 @@ class Size:
     width: int
     top_k: int
     chunk: int
+    moment_dim: int
     precision: str
     device: str
 
@@ -60,12 +63,13 @@ class Inputs:
     head_VD: "torch.Tensor"
     labels_N: "torch.Tensor"
     targets: "SparseTargets"
+    with_moments: "SparseTargets"
 
     def first(self, count: int) -> "Inputs":
         """The first ``count`` positions."""
         hidden_ND = self.hidden_ND[:count].detach().requires_grad_()
-        targets = self.targets.chunk(0, count)
-        return Inputs(hidden_ND, self.head_VD, self.labels_N[:count], targets)
+        both = (targets.chunk(0, count) for targets in (self.targets, self.with_moments))
+        return Inputs(hidden_ND, self.head_VD, self.labels_N[:count], *both)
 
 
 @click.command("loss", help=__doc__)
@@ -74,6 +78,7 @@ class Inputs:
 @click.option("--width", type=int, default=512, show_default=True)
 @click.option("--top-k", type=int, default=64, show_default=True)
 @click.option("--chunk", type=int, default=256, show_default=True)
+@click.option("--moment-dim", type=int, default=16, show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--repeats", type=int, default=5, show_default=True)
@@ -89,10 +94,12 @@ def loss(repeats: int, peers: bool, as_json: bool, **size: Any) -> None:
         "peak_bytes_ratio_to_dense": round(peaks["ours"] / max(1, peaks["dense"]), 4),
         "time_ratio_to_dense": _ratio(clock, "dense"),
         "kl_time_ratio_to_labels_only": _ratio(clock, "labels_only"),
+        "time_ratio_to_with_moments": _ratio(clock, "with_moments"),
     }
     if size["device"] == "cpu":
         figures["cpu_time_ratio_to_dense"] = _ratio(cpu, "dense")
         figures["kl_cpu_time_ratio_to_labels_only"] = _ratio(cpu, "labels_only")
+        figures["cpu_time_ratio_to_with_moments"] = _ratio(cpu, "with_moments")
     for name in able:
         figures[f"{name}_peak_mib"] = round(peaks[name] / 2**20)
         figures[f"{name}_seconds"] = round(statistics.median(clock[name]), 3)
@@ -207,12 +214,34 @@ def make_inputs(size: Size) -> Inputs:
     tail_NM = torch.randn(size.tokens, len(NODES), generator=generator) * 0.1 - 1
     device = torch.device(size.device)
     targets = SparseTargets(kept_NK.to(device), gaps_NK.to(device), tail_NM.to(device), NODES)
-    return Inputs(
-        hidden_ND.to(device),
-        head_VD.to(device, dtype=_dtype(size) if size.device != "cpu" else torch.float32),
-        labels_N.to(device),
-        targets,
+    head_VD = head_VD.to(device, dtype=_dtype(size) if size.device != "cpu" else torch.float32)
+    moments = _make_moments(size, head_VD)
+    both = (targets, replace(targets, moments=moments))
+    return Inputs(hidden_ND.to(device), head_VD, labels_N.to(device), *both)
+
+
+def _make_moments(size: Size, head_VD: "torch.Tensor") -> "TailMoments":
+    """As many coefficients as two nodes have numbers."""
+    import torch
+
+    from stages.train_student.data.targets.tail_moment import MomentTables, TailMoments
+
+    generator = torch.Generator().manual_seed(1)
+    num_numbers, num_components = size.moment_dim + 1, 2 * size.moment_dim + 2
+    basis_dD = torch.linalg.qr(torch.randn(size.width, size.moment_dim, generator=generator))[0].T
+    basis_dD = basis_dD.to(head_VD.device)
+    shape = (num_components, len(NODES), num_numbers)
+    synthesis_Jne = torch.randn(shape, generator=generator).to(head_VD.device) / 100
+    tables = MomentTables(
+        basis_dD=basis_dD,
+        table_Vd=head_VD.float() @ basis_dD.T,
+        entropy_center=torch.zeros((), device=head_VD.device),
+        synthesis_Jne=synthesis_Jne,
+        mean_ne=torch.zeros_like(synthesis_Jne[0]),
+        inverse_temperatures=NODES,
     )
+    drawn = torch.randint(-3, 4, (size.tokens, num_components), generator=generator)
+    return TailMoments(drawn.to(head_VD.device, torch.int16), tables)
 
 
 def contender(name: str, size: Size) -> Callable[[Inputs], Any]:
@@ -237,7 +266,8 @@ def contender(name: str, size: Size) -> Callable[[Inputs], Any]:
         if name == "labels_only":
             sums = sparse_loss(*positions, None, VocabularyWeights(1.0, 0.0, 1.0))
         else:
-            sums = sparse_loss(*positions, inputs.targets, VocabularyWeights(*WEIGHTING))
+            targets = inputs.with_moments if name == "with_moments" else inputs.targets
+            sums = sparse_loss(*positions, targets, VocabularyWeights(*WEIGHTING))
         return sums.weighted, torch.autograd.grad(sums.weighted, inputs.hidden_ND)
 
     return run

@@ -52,10 +52,12 @@ from cache_format.tables.hidden_transform import HiddenTransform
 from cache_format.tables.principal_components import Projection
 from cache_format.tables.shared_files import (
     SharedFiles,
+    read_moment,
     read_projection,
     read_ranks,
     read_transform,
 )
+from cache_format.tables.tail_moment import MomentTransform
 from cache_format.tables.vocabulary_ranks import RankTable
 
 if TYPE_CHECKING:
@@ -159,6 +161,11 @@ class Cache:
         """That of ``hidden`` targets, checked against the spec's hash; None for other kinds."""
         return read_transform(self.storage, self.spec)
 
+    @cached_property
+    def moment(self) -> MomentTransform | None:
+        """What the tail's moments are taken in, checked against the spec's hash; None without."""
+        return read_moment(self.storage, self.spec)
+
     @property
     def shared(self) -> SharedFiles:
         """The files that all shards share, checked against the spec's hashes."""
@@ -167,7 +174,7 @@ class Cache:
     @cached_property
     def tables(self) -> SharedFiles:
         """What is needed to decode rows; the projection of sketches is not."""
-        return SharedFiles(ranks=self.ranks, transform=self.transform)
+        return SharedFiles(ranks=self.ranks, transform=self.transform, moment=self.moment)
 
     def shards(self, split: Split) -> list[ShardEntry]:
         """The shards of ``split`` in order of unit; all shards if the rows of units are split."""

@@ -57,6 +57,9 @@ class Row:
     coefficients: NDArray[np.int16] | None = None
     """[T, J], of the teacher's last hidden states, see ``hidden_transform.py``; at positions that
     are not scored unspecified on the way in, 0 on the way out. Of kinds that keep states."""
+    moment_coefficients: NDArray[np.int16] | None = None
+    """[T, J], of the tail's moments, see ``tail_moment.py``; at positions that are not scored as
+    ``coefficients``. Of targets that have moments."""
     sketch: NDArray[np.float32] | None = None
     """[T, L, d], L projected hidden states of each position; None without hidden states."""
 
@@ -108,6 +111,8 @@ def check_shapes(row: Row, spec: CacheSpec) -> None:
     keeps_ids = targets.kept is not None or targets.draws is not None
     require_presence("kept_ids", row.kept_ids, keeps_ids, kind)
     require_presence("coefficients", row.coefficients, targets.hidden is not None, kind)
+    has_moment = targets.moment is not None
+    require_presence("moment_coefficients", row.moment_coefficients, has_moment, kind)
     require_presence("sketch", row.sketch, spec.sketch.kind != "none", spec.sketch.kind)
     if row.sketch is not None:
         shape = (num_positions, spec.sketch.num_states, spec.sketch.dim)

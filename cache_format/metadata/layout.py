@@ -14,6 +14,7 @@ SPEC = "spec.json"
 RANKS = "ranks.bin"
 PROJECTION = "projection.bin"
 TRANSFORM = "transform.bin"
+MOMENT = "tail_moment.bin"
 RECIPE = "recipe.toml"
 RECEIPTS = "receipts"
 SHARDS = "shards"
@@ -33,6 +34,10 @@ PROJECTION_STEP = make_again(
 )
 TRANSFORM_STEP = make_again(
     f"Restore {TRANSFORM} from a copy of the cache; or delete it and",
+    "the same hardware makes the same file again, and no units.",
+)
+MOMENT_STEP = make_again(
+    f"Restore {MOMENT} from a copy of the cache; or delete it and",
     "the same hardware makes the same file again, and no units.",
 )
 RECIPE_STEP = (

@@ -15,7 +15,7 @@ from cache_format.metadata.sealed_json import FORMAT_VERSION
 from cache_format.metadata.spec_parts.bounds import SHA256, one_of, require
 from cache_format.metadata.spec_parts.corpus import CorpusSpec
 from cache_format.metadata.spec_parts.sketch import SketchSpec
-from cache_format.metadata.spec_parts.targets import TargetSpec
+from cache_format.metadata.spec_parts.targets import TailMoment, TargetSpec
 from cache_format.metadata.spec_parts.teacher import TeacherSpec
 
 __all__ = ["FORMAT_VERSION", "CacheSpec", "Split", "differences"]
@@ -86,6 +86,9 @@ class CacheSpec:
         if self.targets.hidden is not None:
             widths["targets.hidden.num_components"] = self.targets.hidden.num_components
             self._require_transform(self.targets.hidden.num_components)
+        if self.targets.moment is not None:
+            widths["targets.moment.num_components"] = self.targets.moment.num_components
+            self._require_moment(self.targets.moment)
         for name, width in widths.items():
             require(
                 self.sequence_length * width <= _MAX_NUMBERS_OF_ROW,
@@ -104,6 +107,25 @@ class CacheSpec:
             "targets.hidden.num_components",
             num_components,
             f"at most {most} where teacher.hidden_size is {width}",
+        )
+
+    def _require_moment(self, moment: TailMoment) -> None:
+        """A basis has no more vectors than the teacher's width, and all of it fits in memory."""
+        width = self.teacher.hidden_size
+        most = min(width, _MAX_NUMBERS_OF_PROJECTION // width)
+        require(
+            moment.dim <= most,
+            "targets.moment.dim",
+            moment.dim,
+            f"at most {most} where teacher.hidden_size is {width}",
+        )
+        num_numbers = len(self.targets.inverse_temperatures) * (moment.dim + 1)
+        most = min(num_numbers, _MAX_NUMBERS_OF_PROJECTION // num_numbers)
+        require(
+            moment.num_components <= most,
+            "targets.moment.num_components",
+            moment.num_components,
+            f"at most {most} where a position has {num_numbers} numbers",
         )
 
     def _require_sketch(self) -> None:

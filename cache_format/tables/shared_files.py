@@ -21,6 +21,11 @@ from cache_format.tables.hidden_transform import (
     transform_num_bytes,
 )
 from cache_format.tables.principal_components import Projection
+from cache_format.tables.tail_moment import (
+    MomentTransform,
+    moment_from_bytes,
+    moment_num_bytes,
+)
 from cache_format.tables.vocabulary_ranks import RankTable
 
 _T = TypeVar("_T")
@@ -36,6 +41,8 @@ class SharedFiles:
     """W of a ``pca`` sketch, [D, d]."""
     transform: HiddenTransform | None = None
     """Of ``hidden`` targets."""
+    moment: MomentTransform | None = None
+    """Of the tail's moments."""
 
     def to_bytes(self) -> dict[str, bytes]:
         """The bytes of each file, by name, in the order in which they are written."""
@@ -44,13 +51,26 @@ class SharedFiles:
             files[layout.PROJECTION] = principal_components.projection_bytes(self.projection)
         if self.transform is not None:
             files[layout.TRANSFORM] = self.transform.to_bytes()
+        if self.moment is not None:
+            files[layout.MOMENT] = self.moment.to_bytes()
         return files
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether any was fitted to a teacher's numbers, whose last bits may differ."""
+        return not (self.projection is None and self.transform is None and self.moment is None)
 
     @property
     def hidden_transform(self) -> HiddenTransform:
         """``transform``, of a cache that has one."""
         assert self.transform is not None, "the kind of target has no transform"
         return self.transform
+
+    @property
+    def moment_transform(self) -> MomentTransform:
+        """``moment``, of a cache that has one."""
+        assert self.moment is not None, "the targets have no moments"
+        return self.moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +104,26 @@ def files_of(spec: CacheSpec) -> dict[str, FileOfSpec]:
             sha256=spec.targets.hidden.transform_sha256,
             next_step=layout.TRANSFORM_STEP,
         )
+    if spec.targets.moment is not None:
+        files[layout.MOMENT] = FileOfSpec(
+            num_bytes=moment_num_bytes(spec),
+            sha256=spec.targets.moment.transform_sha256,
+            next_step=layout.MOMENT_STEP,
+        )
     return files
 
 
 def shared_from_bytes(data: Mapping[str, bytes], spec: CacheSpec) -> SharedFiles:
     """The files of ``spec`` from their bytes; raises ValueError if one holds something else."""
-    projection, transform = None, None
+    projection, transform, moment = None, None, None
     if layout.PROJECTION in data:
         projection = principal_components.projection_from_bytes(data[layout.PROJECTION], spec)
     if layout.TRANSFORM in data:
         transform = transform_from_bytes(data[layout.TRANSFORM], spec)
+    if layout.MOMENT in data:
+        moment = moment_from_bytes(data[layout.MOMENT], spec)
     ranks = _ranks_from_bytes(data[layout.RANKS], spec)
-    return SharedFiles(ranks=ranks, projection=projection, transform=transform)
+    return SharedFiles(ranks=ranks, projection=projection, transform=transform, moment=moment)
 
 
 def require_shared(shared: SharedFiles, spec: CacheSpec) -> None:
@@ -132,6 +160,16 @@ def read_transform(storage: Storage, spec: CacheSpec) -> HiddenTransform | None:
     if layout.TRANSFORM not in files_of(spec):
         return None
     return _read(storage, layout.TRANSFORM, spec, transform_from_bytes)
+
+
+def read_moment(storage: Storage, spec: CacheSpec) -> MomentTransform | None:
+    """What the tail's moments in ``storage`` are taken in, None if its targets have none.
+
+    Raises MissingFileError or CorruptFileError.
+    """
+    if layout.MOMENT not in files_of(spec):
+        return None
+    return _read(storage, layout.MOMENT, spec, moment_from_bytes)
 
 
 def _read(

@@ -53,8 +53,9 @@ def _of_unit(entry: ShardEntry, spec: CacheSpec) -> Iterator[_Bound]:
     if targets.draws is not None:
         entries += targets.draws.num_draws
     position = entries * _BYTES_OF_ENTRY
-    if targets.hidden is not None:
-        position += targets.hidden.num_components * _BYTES_OF_COEFFICIENT
+    for coded in (targets.hidden, targets.moment):
+        if coded is not None:
+            position += coded.num_components * _BYTES_OF_COEFFICIENT
     position += spec.sketch.num_states * spec.sketch.dim * _BYTES_OF_DIMENSION
     row = spec.sequence_length * position + _FRAMING_BYTES
     yield "num_rows", entry.num_rows, 0, entry.num_bytes // _LEAST_BYTES_OF_ROW

@@ -27,6 +27,8 @@ are empty, its ``next_logprob`` is null, so that no mean counts it, and its sket
 ``coefficients``          list<list<int32>>: of each position's last hidden state, if targets are
                           hidden states; without kept ids beside them, the columns from
                           ``num_kept`` on are left out
+``moment_coefficients``   list<list<int32>>: of the moments of each position's tail, if targets have
+                          them
 ``sketch``                list<fixed_size_list<float>>: the projected hidden states of each position
                           one after another
 ========================  ====================================================================
@@ -38,7 +40,8 @@ are drawn, in proportion to exp(z·s).
 
 Coefficients c are those of the cache's ``transform.bin``, which is not exported: the hidden state
 is μ + Bᵀc, as ``cache.transform.states`` gives it, and the logits are the teacher's head
-(``teacher/embedding.safetensors``) times that; see the format's README.
+(``teacher/embedding.safetensors``) times that; see the format's README. Those of the moments are
+coefficients of ``tail_moment.bin``; ``cache.moment.moments`` gives the moments.
 """
 
 import json

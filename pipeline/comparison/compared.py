@@ -19,6 +19,7 @@ COMPARED: tuple[Mapping[str, Any], ...] = (
     {"targets": "top_k", "top_k": 32},
     REFERENCE,
     {"targets": "top_k", "top_k": 128},
+    {"targets": "top_k", "top_k": 32, "tail_moment_dim": 16},
     {"targets": "sampled", "num_samples": 50},
     {"targets": "top_k+sampled", "top_k": 64, "num_samples": 50},
     {"targets": "hidden", "hidden_kl": 0.2},
@@ -31,7 +32,7 @@ COMPARED: tuple[Mapping[str, Any], ...] = (
 
 _TARGET_SETTINGS = (
     *("targets", "top_k", "top_p", "num_levels", "inverse_temperatures"),
-    *("num_samples", "sampling_temperature", "hidden_kl", "hidden_quantization"),
+    *("num_samples", "sampling_temperature", "hidden_kl", "hidden_quantization", "tail_moment_dim"),
 )
 """The settings that say what is kept of a distribution, see ``TargetSettings``."""
 
@@ -78,10 +79,10 @@ def _is_same(one: CacheTeacherConfig, other: CacheTeacherConfig) -> bool:
 
 
 def _own_settings(recipe: CacheTeacherConfig) -> dict[str, Any]:
-    """``targets``, and the settings that its kind uses and a row of the table names or has
-    otherwise."""
+    """``targets``, the settings that all rows of its kind name, and others that make a difference
+    to the defaults."""
     rows = [row for row in COMPARED if row["targets"] == recipe.targets]
-    named = {name for row in rows for name in row}
+    named = {name for row in rows for name in row if all(name in other for other in rows)}
     plain = with_settings(recipe, {name: getattr(recipe, name) for name in named})
     return {
         name: getattr(recipe, name)

@@ -1,7 +1,8 @@
 """The distribution that a cache's rows hold, as the loss takes it and over the whole vocabulary.
 
 In: rows that passed through the codec. Out: the targets of the loss, and from them log q of every
-id. The tail of ``top_k`` is spread evenly over the ids that are left out.
+id. The tail of ``top_k`` is spread evenly over the ids that are left out, with its moment or
+without: a moment is no distribution, but part of a gradient.
 
 Of draws, ids that were not drawn have a probability of 0 in the loss, and KL to it is infinite. So
 one more draw is added to a position's, spread evenly over the ids that could be drawn, and their
@@ -24,6 +25,7 @@ from cache_format.tables.shared_files import SharedFiles
 from stages.train_student.data.targets import kinds as stage_two_kinds
 from stages.train_student.data.targets.dense_targets import DenseTargets
 from stages.train_student.data.targets.ids import IdTargets, kept_targets, sparse_targets
+from stages.train_student.data.targets.moment_tables import tables_of
 from stages.train_student.data.targets.sparse_targets import SparseTargets
 
 TargetsAt = Callable[[Tensor], SparseTargets | DenseTargets]
@@ -40,8 +42,10 @@ def targets_of(
     if spec.targets.hidden is None:
         targets = stage_two_kinds.kind_of(spec.targets).batch_targets(rows, spec.targets)
         assert isinstance(targets, IdTargets)
-        ids = targets.mapped(lambda tensor: tensor.to(device))
-        return lambda part: sparse_targets(ids, place_P[part], spec.targets)
+        ids, tables = targets.mapped(lambda tensor: tensor.to(device)), None
+        if shared.moment is not None:
+            tables = tables_of(shared.moment, spec.targets.inverse_temperatures, head_VD)
+        return lambda part: sparse_targets(ids, place_P[part], spec.targets, tables)
     coefficients = [row.coefficients for row in rows if row.coefficients is not None]
     states = shared.hidden_transform.states(np.stack(coefficients)[scored_RT])
     states_PD, kept = torch.from_numpy(states).to(device), None

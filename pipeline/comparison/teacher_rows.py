@@ -18,16 +18,18 @@ from cache_format.codec.row import Row
 from cache_format.codec.row_codec import encode_row
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.corpus import CorpusSpec
-from cache_format.metadata.spec_parts.targets import CodedStates
+from cache_format.metadata.spec_parts.targets import CodedStates, TailMoment
 from cache_format.tables.hidden_transform import HiddenTransform
 from cache_format.tables.principal_components import Projection
 from cache_format.tables.shared_files import SharedFiles
+from cache_format.tables.tail_moment import MomentTransform
 from cache_format.tables.vocabulary_ranks import RankTable
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.setup import identity
 from stages.cache_teacher.setup.fitted import fit_all
 from stages.cache_teacher.setup.hidden_fit import HiddenFit
+from stages.cache_teacher.setup.moment_fit import fit_moment
 from stages.cache_teacher.setup.pca import principal_components
 from stages.cache_teacher.teacher.forward import PendingRows, TeacherStep
 from stages.cache_teacher.teacher.teacher import Teacher
@@ -151,6 +153,9 @@ class _Fit:
     def transform(self, spec: CacheSpec) -> tuple[CodedStates, HiddenTransform]:
         states = spec.targets.states
         return self._hidden.transform(states.max_kl, states.quantization)
+
+    def moment(self, spec: CacheSpec) -> tuple[TailMoment, MomentTransform]:
+        return fit_moment(self.teacher, self.packed, spec.targets, rows_per_forward(self.packed))
 
     @cached_property
     def _hidden(self) -> HiddenFit:

@@ -105,9 +105,12 @@ def _targets(plan: "CachePlan") -> str:
 
 def _needs_weights(plan: "CachePlan") -> str:
     """What is fitted, with its verb."""
-    if plan.spec.targets.hidden is None:
-        return "principal components (hidden_projection=pca) need"
-    return f"the transform of hidden states (targets={plan.spec.targets.kind}) needs"
+    targets = plan.spec.targets
+    if targets.hidden is not None:
+        return f"the transform of hidden states (targets={targets.kind}) needs"
+    if targets.moment is not None:
+        return f"the basis of the tail's moments (tail_moment_dim={targets.moment.dim}) needs"
+    return "principal components (hidden_projection=pca) need"
 
 
 def _target_fields(plan: "CachePlan") -> dict[str, Any]:
@@ -115,6 +118,9 @@ def _target_fields(plan: "CachePlan") -> dict[str, Any]:
     if plan.spec.targets.hidden is not None and not plan.is_identity_known:
         found = dict.fromkeys(fields["hidden"])
         fields["hidden"] = found | {"max_kl": plan.spec.targets.hidden.max_kl}
+    if plan.spec.targets.moment is not None and not plan.is_identity_known:
+        found = dict.fromkeys(fields["moment"])
+        fields["moment"] = found | {"dim": plan.spec.targets.moment.dim}
     return fields
 
 

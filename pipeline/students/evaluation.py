@@ -45,7 +45,7 @@ def evaluate_student(
     """
     from stages.compute.device import choose_device
     from stages.train_student.config import TrainStudentConfig
-    from stages.train_student.data.targets.kinds import kind_of
+    from stages.train_student.data.targets.kinds import kind_of, kl_note
     from stages.train_student.data.temperatures import validation_temperature
     from stages.train_student.evaluation.validation import score, validation_batches
     from stages.train_student.losses.objective import make_objective
@@ -78,7 +78,7 @@ def evaluate_student(
         "student": _figures_of("student", figures),
         "teacher": _figures_of("teacher", figures)
         | ({"kl": 0.0, "agreement": 1.0} if kind.KNOWS_PROBABILITIES else {}),
-        "notes": _notes(model.config, cache, kind.KL_NOTE),
+        "notes": _notes(model.config, cache, kl_note(cache.spec.targets)),
     }
 
 

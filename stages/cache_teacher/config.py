@@ -10,7 +10,8 @@ from itertools import count
 from typing import Literal
 
 from cache_format.metadata.int64 import require_int64
-from cache_format.metadata.spec_parts.targets import Kind, Quantization
+from cache_format.metadata.spec_parts.bounds import one_of
+from cache_format.metadata.spec_parts.targets import KINDS_WITH_MOMENT, Kind, Quantization
 from stages.cache_teacher.target_settings import SETTINGS_OF_KINDS
 
 
@@ -88,6 +89,11 @@ class CacheTeacherConfig:
     """How ``hidden`` rounds a state: to what loses least for its bytes, given the position's own
     probabilities, or to the ``nearest``, which takes about a quarter more bytes for the same KL but
     never computes a logit."""
+    tail_moment_dim: int = 0
+    """d: directions in which the first moment of the tail is stored beside its mass, with its
+    entropy, where targets is ``top_k`` or ``top_k+sampled``: a student whose head is the teacher's
+    and frozen learns in them how the mass is spread. At most the teacher's width, which gives the
+    KL over the full vocabulary; 0 stores none."""
     hidden_states: str = "mean_over_layers"
     """Which hidden states are projected: ``mean_over_layers``, ``last`` (after the final norm),
     ``layers:4,12`` (the mean of those; 1 is the first), ``each:4,12`` (each of those by itself) or
@@ -143,6 +149,12 @@ class CacheTeacherConfig:
         )
         _require(1 <= self.num_samples <= 255, "num_samples", "from 1 to 255")
         _require(0.0 < self.hidden_kl <= 10.0, "hidden_kl", "above 0 and at most 10 nats")
+        _require(0 <= self.tail_moment_dim <= 65_535, "tail_moment_dim", "from 0 to 65,535")
+        _require(
+            not self.tail_moment_dim or self.targets in KINDS_WITH_MOMENT,
+            "tail_moment_dim",
+            f"0 unless targets is {one_of(KINDS_WITH_MOMENT)}",
+        )
         SETTINGS_OF_KINDS[self.targets].check(self)
         _require(
             _names_hidden_states(self.hidden_states),

@@ -97,6 +97,9 @@ class _NoFit:
     def transform(self, spec: CacheSpec) -> NoReturn:
         raise _NotFittedError(spec)
 
+    def moment(self, spec: CacheSpec) -> NoReturn:
+        raise _NotFittedError(spec)
+
 
 def _identity(
     config: CacheTeacherConfig, source: TeacherSource, corpus: Corpus, out: Path | str

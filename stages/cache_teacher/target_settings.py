@@ -16,6 +16,7 @@ from cache_format.metadata.spec_parts.targets import (
     Draws,
     KeptLogits,
     Quantization,
+    TailMoment,
     TargetSpec,
 )
 
@@ -39,6 +40,8 @@ class TargetSettings(Protocol):
     def hidden_kl(self) -> float: ...
     @property
     def hidden_quantization(self) -> Quantization: ...
+    @property
+    def tail_moment_dim(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class SettingsOfKind:
 
 
 def _top_k_spec(settings: TargetSettings) -> TargetSpec:
-    return TargetSpec(kind="top_k", kept=_kept(settings))
+    return TargetSpec(kind="top_k", kept=_kept(settings), moment=_moment(settings))
 
 
 def _kept(settings: TargetSettings) -> KeptLogits:
@@ -93,11 +96,26 @@ def _check_top_k_sampled(settings: TargetSettings) -> None:
 
 def _top_k_sampled_spec(settings: TargetSettings) -> TargetSpec:
     draws = _draws(settings, _DEFAULT_TEMPERATURE_OF_TAIL)
-    return TargetSpec(kind="top_k+sampled", kept=_kept(settings), draws=draws)
+    return TargetSpec(
+        kind="top_k+sampled", kept=_kept(settings), draws=draws, moment=_moment(settings)
+    )
 
 
 NOT_FITTED = "0" * 64
 """The hash of a file that is not made yet."""
+
+
+def _moment(settings: TargetSettings) -> TailMoment | None:
+    """All but ``dim`` is found when the basis is fitted."""
+    if not settings.tail_moment_dim:
+        return None
+    return TailMoment(
+        dim=settings.tail_moment_dim,
+        step=1.0,
+        num_components=1,
+        num_symbols=1,
+        transform_sha256=NOT_FITTED,
+    )
 
 
 def _states(settings: TargetSettings, quantization: Quantization) -> CodedStates:

@@ -11,7 +11,14 @@ from click.testing import CliRunner
 from benchmarks import loss as benchmark
 
 SIZE = benchmark.Size(
-    tokens=64, vocabulary=900, width=16, top_k=8, chunk=16, precision="fp32", device="cpu"
+    tokens=64,
+    vocabulary=900,
+    width=16,
+    top_k=8,
+    chunk=16,
+    moment_dim=4,
+    precision="fp32",
+    device="cpu",
 )
 
 
@@ -39,7 +46,14 @@ def test_the_loss_benchmark_prints_its_figures(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(benchmark, "_in_new_process", here)
     monkeypatch.setattr(benchmark, "PEERS", ("cut_cross_entropy_that_is_not_there",))
-    sizes = ("--tokens=64", "--vocabulary=900", "--width=16", "--top-k=8", "--chunk=16")
+    sizes = (
+        "--tokens=64",
+        "--vocabulary=900",
+        "--width=16",
+        "--top-k=8",
+        "--chunk=16",
+        "--moment-dim=4",
+    )
     result = CliRunner().invoke(benchmark.loss, [*sizes, "--repeats=1", "--json"])
     assert result.exit_code == 0, result.output
     figures = json.loads(result.output)
@@ -48,6 +62,7 @@ def test_the_loss_benchmark_prints_its_figures(monkeypatch: pytest.MonkeyPatch) 
         "time_ratio_to_dense",
         "kl_time_ratio_to_labels_only",
         "kl_cpu_time_ratio_to_labels_only",
+        "cpu_time_ratio_to_with_moments",
     } < set(figures)
     assert all(figures[f"{name}_seconds"] >= 0 for name in benchmark.OURS)
     reason = figures["cut_cross_entropy_that_is_not_there_not_run"]

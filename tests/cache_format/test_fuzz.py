@@ -39,12 +39,14 @@ from cache_format.shard import encode_shard, open_batch, row_of_batch
 from cache_format.tables.hidden_transform import transform_from_bytes
 from cache_format.tables.principal_components import projection_bytes, projection_from_bytes
 from cache_format.tables.shared_files import SharedFiles, files_of
+from cache_format.tables.tail_moment import moment_from_bytes
 from cache_format.tables.vocabulary_ranks import RankTable
 from tests.support.sample_cache import (
     drawn_targets,
     hidden_targets,
     pca_sketch,
     reseal,
+    sample_moment,
     sample_projection,
     sample_ranks,
     sample_row,
@@ -54,6 +56,7 @@ from tests.support.sample_cache import (
     sampled_targets,
     top_k_hidden_targets,
     with_context,
+    with_moment,
     write_sample_cache,
 )
 
@@ -70,6 +73,7 @@ SPECS = [
     sample_spec(targets=drawn_targets(num_draws=1), sketch=pca_sketch(hidden_states="last")),
     sample_spec(sketch=SketchSpec(kind="rademacher", dim=8, hidden_states="each:1,2")),
     sample_spec(targets=top_k_hidden_targets(), sketch=SketchSpec(kind="none", dim=0)),
+    sample_spec(targets=with_moment(drawn_targets()), sketch=SketchSpec(kind="none", dim=0)),
     sample_spec(targets=hidden_targets(), sketch=SketchSpec(kind="none", dim=0)),
 ]
 SHARED = [sample_shared(spec) for spec in SPECS]
@@ -143,12 +147,15 @@ def _accepts(decode: Callable[[], Row], spec: CacheSpec) -> None:
     assert (row.kept_ids is None) == (spec.targets.kind == "hidden")
     if row.kept_ids is not None:
         _accepts_kept_ids(row.kept, row.scored(), spec)
-    assert (row.coefficients is None) == (spec.targets.hidden is None)
-    if spec.targets.hidden is not None:
-        assert row.coefficients is not None
-        assert row.coefficients.shape == (num_positions, spec.targets.hidden.num_components)
-        assert (np.abs(row.coefficients.astype(int)) <= MAX_VALUE).all()
-        assert not row.coefficients[~row.scored()].any()
+    for coefficients, part in (
+        (row.coefficients, spec.targets.hidden),
+        (row.moment_coefficients, spec.targets.moment),
+    ):
+        assert (coefficients is None) == (part is None)
+        if part is not None and coefficients is not None:
+            assert coefficients.shape == (num_positions, part.num_components)
+            assert (np.abs(coefficients.astype(int)) <= MAX_VALUE).all()
+            assert not coefficients[~row.scored()].any()
     if row.sketch is not None:
         assert row.sketch.shape == (num_positions, spec.sketch.num_states, spec.sketch.dim)
         assert np.isfinite(row.sketch).all()
@@ -194,6 +201,9 @@ def _row(seed: int, spec: CacheSpec) -> Row:
     if row.coefficients is not None and seed > 1:
         large = row.coefficients * np.random.default_rng(seed).integers(1, 2000, 6)
         row = replace(row, coefficients=large.astype(np.int16))
+    if row.moment_coefficients is not None and seed > 1:
+        large = row.moment_coefficients * np.random.default_rng(seed).integers(1, 2000, 5)
+        row = replace(row, moment_coefficients=large.astype(np.int16))
     is_context = np.random.default_rng(seed).random(spec.sequence_length) < 0.4
     return with_context(row, is_context) if seed % 2 else row
 
@@ -213,7 +223,9 @@ def _cells(num_inputs: int) -> Iterator[Input]:
     for number in range(num_inputs):
         spec, shared, row, cells = rows[number % len(rows)]
         name = list(cells)[int(random.integers(0, len(cells)))]
-        if "drawn" in cells and random.random() < 0.4:
+        if "tail_moment" in cells and random.random() < 0.5:
+            name = "tail_moment"
+        elif "drawn" in cells and random.random() < 0.4:
             name = "drawn"
         elif "hidden" in cells and random.random() < 0.7:
             name = "hidden"
@@ -440,6 +452,33 @@ def _transforms(num_inputs: int) -> Iterator[Input]:
         yield run
 
 
+def _moments(num_inputs: int) -> Iterator[Input]:
+    """Each that is accepted gives moments that are numbers, and decodes a cell or refuses it."""
+    random = np.random.default_rng(7)
+    whole, spec = sample_moment().to_bytes(), sample_spec(targets=with_moment(drawn_targets()))
+    row = sample_row(0, spec)
+    cells = _binary_cells(row, spec)
+    for _ in range(num_inputs):
+        data = _mutated(whole, random)
+        if random.random() < 0.6:  # the size as it was
+            changed = bytearray(whole)
+            for _ in range(random.integers(1, 4)):
+                at = int(random.integers(0, len(whole)))
+                changed[at] = (changed[at] + int(random.integers(-2, 3))) % 256
+            data = bytes(changed)
+
+        def run(data: bytes = data) -> None:
+            try:
+                moment = moment_from_bytes(data, spec)
+            except ValueError:
+                return
+            assert np.isfinite(moment.moments(np.full((2, 5), MAX_VALUE, np.int16))).all()
+            shared = replace(sample_shared(spec), moment=moment)
+            _accepts(lambda: decode_row(cells, row.document_starts, spec, shared), spec)
+
+        yield run
+
+
 def _child(pipe: Connection, inputs: Iterator[Input]) -> None:
     number = -1
     try:
@@ -476,7 +515,7 @@ def _survives(inputs: Iterator[Input], num_inputs: int) -> None:
     "scale", [1, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
 )
 def test_mutated_bytes_never_crash_or_decode_silently(scale: int, tmp_path: Path) -> None:
-    """4,700 inputs by default, 188,000 in the slow test."""
+    """4,900 inputs by default, 196,000 in the slow test."""
     pa.set_cpu_count(1)
     spec = sample_spec(targets=drawn_targets(), sketch=pca_sketch())
     write_sample_cache(tmp_path / "cache", spec)
@@ -489,6 +528,7 @@ def test_mutated_bytes_never_crash_or_decode_silently(scale: int, tmp_path: Path
         (_tables(200 * scale), 200 * scale),
         (_projections(200 * scale), 200 * scale),
         (_transforms(300 * scale), 300 * scale),
+        (_moments(200 * scale), 200 * scale),
     ):
         _survives(inputs, count)
 

@@ -13,6 +13,7 @@ from cache_format.metadata import layout, sealed_json
 from cache_format.metadata.spec_parts.targets import KL_TEMPERATURES, Kind
 from cache_format.shard import SKETCH_COLUMNS
 from cache_format.tables.hidden_transform import transform_num_bytes
+from cache_format.tables.tail_moment import moment_num_bytes
 from tests.support import ROOT
 from tests.support.golden_cache import GOLDEN, SPECS
 
@@ -40,6 +41,7 @@ def test_the_format_readme_has_the_current_format_version() -> None:
         layout.RANKS,
         layout.PROJECTION,
         layout.TRANSFORM,
+        layout.MOMENT,
         f"−{MAX_VALUE} ≤ v ≤ {MAX_VALUE}",
         f"Limits are from 1 to {MAX_LIMIT}",
         f"min(P, {rans.MAX_LANES}) *lanes*",
@@ -82,6 +84,9 @@ def test_what_the_format_readme_says_of_the_code_of_coefficients_is_so() -> None
     hidden = SPECS["hidden"]
     D, J, S = 6, 6, 3
     assert transform_num_bytes(hidden) == 4 * D * (1 + 2 * J) + J + 512 * S
+    d, n, D = 2, 2, 4
+    size = 4 * (d * D + d + 1) + 4 * n * (d + 1) * (1 + 2 * J) + J + 512 * S
+    assert moment_num_bytes(SPECS["tail_moment"]) == size
 
 
 def test_the_seal_is_as_the_format_readme_describes_it() -> None:

@@ -5,10 +5,12 @@ code under test has no part in what it is compared with.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 
 from stages.train_student.data.targets.sparse_targets import SparseSamples, SparseTargets
+from stages.train_student.data.targets.tail_moment import MomentTables, TailMoments
 
 NODES = (0.5, 0.625, 0.75, 0.875, 1.0)
 
@@ -72,6 +74,40 @@ def with_draws(
             ids * is_drawn, counts.to(torch.uint8), (gaps * is_drawn).float(), 1 / drawn_at
         ),
     )
+
+
+def with_moments(
+    targets: SparseTargets,
+    teacher: torch.Tensor,
+    head_VD: torch.Tensor,
+    basis_dD: torch.Tensor,
+    center_e: torch.Tensor | None = None,
+) -> SparseTargets:
+    """``targets`` with the exact moments of the teacher's tails in a basis: one coefficient for
+    each position, whose row of the synthesis is what the position has."""
+    dim = len(basis_dD)
+    center = torch.zeros(dim + 1) if center_e is None else center_e
+    rest = teacher.clone()
+    for row, ids, gaps in zip(rest, targets.kept_ids_NK, targets.gaps_NK, strict=True):
+        row[ids[gaps < math.inf]] = -math.inf
+    numbers = []
+    for s in targets.inverse_temperatures:
+        mass = (rest * s).exp().sum(1, keepdim=True) / (teacher * s).exp().sum(1, keepdim=True)
+        r = (rest * s).softmax(1).nan_to_num(0.0)
+        entropy = -torch.special.xlogy(r, r).sum(1, keepdim=True)
+        moment = r @ head_VD.double() @ basis_dD.double().T
+        numbers.append(mass * (torch.cat((moment, entropy), 1) - center.double()))
+    stacked_Nne = torch.stack(numbers, 1).float()
+    tables = MomentTables(
+        basis_dD=basis_dD.float(),
+        table_Vd=head_VD.float() @ basis_dD.float().T - center[:-1].float(),
+        entropy_center=center[-1].float(),
+        synthesis_Jne=stacked_Nne,
+        mean_ne=torch.zeros_like(stacked_Nne[0]),
+        inverse_temperatures=targets.inverse_temperatures,
+    )
+    moments = TailMoments(torch.eye(len(teacher), dtype=torch.int16), tables)
+    return replace(targets, moments=moments)
 
 
 def samples(

@@ -23,11 +23,20 @@ from cache_format.coding.coefficients import CoefficientCode
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.corpus import CorpusSpec
 from cache_format.metadata.spec_parts.sketch import SketchSpec
-from cache_format.metadata.spec_parts.targets import CodedStates, Draws, KeptLogits, TargetSpec
+from cache_format.metadata.spec_parts.targets import (
+    CodedStates,
+    Draws,
+    KeptLogits,
+    TailMoment,
+    TargetSpec,
+)
 from cache_format.metadata.spec_parts.teacher import TeacherSpec
+from cache_format.reader import Cache
 from cache_format.tables.hidden_transform import HiddenTransform
+from cache_format.tables.linear_transform import LinearTransform
 from cache_format.tables.principal_components import projection_sha256
 from cache_format.tables.shared_files import SharedFiles
+from cache_format.tables.tail_moment import MomentTransform
 from cache_format.tables.vocabulary_ranks import RankTable
 from cache_format.writer import CacheWriter
 from tests.support import ROOT
@@ -67,6 +76,18 @@ TRANSFORM = HiddenTransform(
     ),
 )
 """Coefficient j adds a quarter of itself to the numbers j and j + 1 of a state."""
+
+MOMENT = MomentTransform(
+    basis=np.array([[0.5, 0.5, 0.5, 0.5], [0.5, -0.5, 0.5, -0.5]], np.float32),
+    center=np.array([0.25, -0.5, 2.0], np.float32),
+    transform=LinearTransform(
+        mean=TRANSFORM.mean,
+        analysis=TRANSFORM.analysis,
+        synthesis=TRANSFORM.synthesis,
+        code=TRANSFORM.code,
+    ),
+)
+"""Two directions of four; at two nodes these are six numbers a position, as a state has above."""
 
 _TOP_K = CacheSpec(
     teacher=TeacherSpec(
@@ -191,6 +212,20 @@ SPECS["top_k_hidden"] = replace(
     ),
     sketch=_NO_SKETCH,
 )
+SPECS["tail_moment"] = replace(
+    SPECS["tail_draws"],
+    targets=replace(
+        SPECS["tail_draws"].targets,
+        moment=TailMoment(
+            dim=2,
+            step=0.25,
+            num_components=_WIDTH,
+            num_symbols=len(_NUM_SYMBOLS),
+            transform_sha256=MOMENT.sha256,
+        ),
+    ),
+    sketch=_NO_SKETCH,
+)
 ROWS_OF_UNIT = {
     "top_k": {0: 3, 1: 1, 2: 0},
     "adaptive": {0: 2},
@@ -204,6 +239,7 @@ ROWS_OF_UNIT = {
     "context": {0: 1, 1: 1},
     "hidden": {0: 2, 1: 1},
     "top_k_hidden": {0: 2},
+    "tail_moment": {0: 2, 1: 1},
 }
 _NUM_VALIDATION_ROWS = {0: 1, 1: 2}
 """Of ``row_split``: ⌈1/3⌉ − 0, and ⌈10/3⌉ − ⌈5/3⌉."""
@@ -226,6 +262,8 @@ def golden_row(name: str, number: int) -> Row:
     )
     if spec.targets.hidden is not None:
         row = replace(row, coefficients=_coefficients(number))
+    if spec.targets.moment is not None:
+        row = replace(row, moment_coefficients=_coefficients(number))
     if spec.targets.kind == "hidden":
         return row
     return replace(row, kept_ids=_kept_ids(name, number, row))
@@ -240,6 +278,7 @@ def _coefficients(number: int) -> np.ndarray:
 
 def _kept_ids(name: str, number: int, row: Row) -> KeptIds:
     targets, num_positions = SPECS[name].targets, SPECS[name].sequence_length
+    has_draws = targets.kind == "top_k+sampled"
     positions, starts, is_context = np.arange(num_positions), row.document_starts, row.is_context
     top_k = 5 if targets.kept is None else targets.kept.top_k
     num_kept = (1 + (positions * (37 if name == "adaptive" else 1) + number) % top_k).astype(
@@ -271,7 +310,7 @@ def _kept_ids(name: str, number: int, row: Row) -> KeptIds:
         ids=((position * 11 + rank * 13 + number) % VOCAB_SIZE).astype(np.int32),
         gaps=gaps.astype(np.float32),
         counts=counts,
-        draws=_tail_draws(num_kept, gaps, tail[:, 0], number) if name == "tail_draws" else None,
+        draws=_tail_draws(num_kept, gaps, tail[:, 0], number) if has_draws else None,
         tail_log_mass=tail.astype(np.float32),
         next_logprob=(-(positions + 1) / 3 - number).astype(np.float32),
     )
@@ -323,6 +362,7 @@ def write_golden(name: str, root: Path) -> None:
         ranks=RANKS,
         projection=PROJECTION if name == "pca" else None,
         transform=TRANSFORM if has_states else None,
+        moment=None if SPECS[name].targets.moment is None else MOMENT,
     )
     writer = CacheWriter.create_or_open(root, SPECS[name], shared)
     if name == "top_k":
@@ -360,19 +400,21 @@ def decoded(root: Path) -> dict[str, list[dict[str, Any]]]:
     cache = cache_format.open(root)
     return {
         split: [
-            {"unit": unit} | as_json(_arrays(row, cache.transform))
-            for unit, row in cache.iter_rows(split)
+            {"unit": unit} | as_json(_arrays(row, cache)) for unit, row in cache.iter_rows(split)
         ]
         for split in ("train", "validation")
     }
 
 
-def _arrays(row: Row, transform: HiddenTransform | None) -> dict[str, Any]:
+def _arrays(row: Row, cache: Cache) -> dict[str, Any]:
     """The arrays of a row by name; those of its kept ids and draws after the others."""
     arrays = {name: array for name, array in vars(row).items() if name != "kept_ids"}
-    if transform is not None:
+    if cache.transform is not None:
         assert row.coefficients is not None
-        arrays["states"] = transform.states(row.coefficients)
+        arrays["states"] = cache.transform.states(row.coefficients)
+    if cache.moment is not None:
+        assert row.moment_coefficients is not None
+        arrays["moments"] = cache.moment.moments(row.moment_coefficients)
     if row.kept_ids is None:
         return arrays
     kept = {f"kept_{name}": array for name, array in vars(row.kept).items() if name != "draws"}

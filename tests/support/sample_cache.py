@@ -17,11 +17,19 @@ from cache_format.metadata import sealed_json
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.corpus import CorpusSpec
 from cache_format.metadata.spec_parts.sketch import SketchSpec
-from cache_format.metadata.spec_parts.targets import CodedStates, Draws, KeptLogits, TargetSpec
+from cache_format.metadata.spec_parts.targets import (
+    CodedStates,
+    Draws,
+    KeptLogits,
+    TailMoment,
+    TargetSpec,
+)
 from cache_format.metadata.spec_parts.teacher import TeacherSpec
 from cache_format.tables.hidden_transform import HiddenTransform
+from cache_format.tables.linear_transform import LinearTransform
 from cache_format.tables.principal_components import projection_sha256
 from cache_format.tables.shared_files import SharedFiles
+from cache_format.tables.tail_moment import MomentTransform
 from cache_format.tables.vocabulary_ranks import RankTable
 from cache_format.writer import CacheWriter
 
@@ -39,7 +47,10 @@ def sample_shared(spec: CacheSpec | None = None) -> SharedFiles:
         return SharedFiles(ranks=sample_ranks())
     transform = None if spec.targets.hidden is None else sample_transform()
     return SharedFiles(
-        ranks=sample_ranks(), projection=sample_projection(spec), transform=transform
+        ranks=sample_ranks(),
+        projection=sample_projection(spec),
+        transform=transform,
+        moment=None if spec.targets.moment is None else sample_moment(),
     )
 
 
@@ -54,6 +65,22 @@ def sample_transform(width: int = 16, num_components: int = 6) -> HiddenTransfor
         analysis=basis * np.float32(8),
         synthesis=basis * np.float32(1 / 8),
         code=fit_code(np.rint(drawn).astype(np.int64)),
+    )
+
+
+@cache
+def sample_moment(width: int = 16, dim: int = 2, num_nodes: int = 3) -> MomentTransform:
+    """A basis of ``dim`` directions, and a transform of what they give at ``num_nodes`` nodes."""
+    of_vectors = sample_transform(num_nodes * (dim + 1), num_components=5)
+    return MomentTransform(
+        basis=orthonormal(width, dim).T.copy(),
+        center=(np.arange(dim + 1) / 5).astype(np.float32),
+        transform=LinearTransform(
+            mean=of_vectors.mean,
+            analysis=of_vectors.analysis,
+            synthesis=of_vectors.synthesis,
+            code=of_vectors.code,
+        ),
     )
 
 
@@ -132,9 +159,9 @@ def sample_row(seed: int, spec: CacheSpec) -> Row:
     tail[random.random(num_positions) < 0.2] = -np.inf
     counts = None
     if targets.kind == "sampled":
-        draws = [_draws(random, targets.sampling.num_draws, int(n)) for n in num_kept if n]
-        counts = np.concatenate([*draws, []]).astype(np.uint16)
-        gaps = [np.log(of_position[0] / of_position) for of_position in draws]
+        all_counts = [_draws(random, targets.sampling.num_draws, int(n)) for n in num_kept if n]
+        counts = np.concatenate([*all_counts, []]).astype(np.uint16)
+        gaps = [np.log(of_position[0] / of_position) for of_position in all_counts]
         tail[:] = -np.inf
     token_ids = random.integers(0, spec.teacher.vocab_size, num_positions + 1).astype(np.int32)
     shape = (num_positions, spec.sketch.num_states, spec.sketch.dim)
@@ -145,20 +172,28 @@ def sample_row(seed: int, spec: CacheSpec) -> Row:
         spread = np.arange(targets.hidden.num_components, 0, -1)
         values = np.rint(random.normal(0, spread, (num_positions, len(spread))))
         coefficients = values.astype(np.int16)
+    draws = _tail_draws(random, spec, ids, gaps, num_kept, ~np.isneginf(tail[:, -1]))
+    next_logprob = -random.exponential(2.0, num_positions).astype(np.float32)
+    moment_coefficients = None
+    if targets.moment is not None:
+        spread = np.arange(targets.moment.num_components, 0, -1)
+        values = np.rint(random.normal(0, spread, (num_positions, len(spread))))
+        moment_coefficients = values.astype(np.int16)
     kept_ids = KeptIds(
         num_ids=num_kept,
         ids=np.concatenate([*ids, []]).astype(np.int32),
         gaps=np.concatenate([*gaps, []]).astype(np.float32),
         counts=counts,
-        draws=_tail_draws(random, spec, ids, gaps, num_kept, ~np.isneginf(tail[:, -1])),
+        draws=draws,
         tail_log_mass=tail.astype(np.float32),
-        next_logprob=-random.exponential(2.0, num_positions).astype(np.float32),
+        next_logprob=next_logprob,
     )
     return Row(
         token_ids=token_ids,
         document_starts=starts,
         kept_ids=None if targets.kind == "hidden" else kept_ids,
         coefficients=coefficients,
+        moment_coefficients=moment_coefficients,
         sketch=sketch,
     )
 
@@ -247,6 +282,20 @@ def top_k_hidden_targets(*, kept: dict[str, Any] | None = None, **changes: Any) 
     return TargetSpec(kind="top_k+hidden", kept=_kept_logits(**(kept or {})), hidden=hidden)
 
 
+def with_moment(targets: TargetSpec, **changes: Any) -> TargetSpec:
+    """``targets`` with 5 coefficients of the tail's moment in 2 directions; ``changes`` replace
+    fields of ``TailMoment``."""
+    moment = sample_moment()
+    fields: dict[str, Any] = {
+        "dim": len(moment.basis),
+        "step": 0.125,
+        "num_components": len(moment.transform.analysis),
+        "num_symbols": len(moment.transform.code.frequencies),
+        "transform_sha256": moment.sha256,
+    }
+    return replace(targets, moment=TailMoment(**(fields | changes)))
+
+
 def _kept_logits(**changes: Any) -> KeptLogits:
     fields: dict[str, Any] = {
         "top_k": 5,
@@ -262,8 +311,10 @@ TARGETS = {
     "top_k+sampled": drawn_targets(),
     "hidden": hidden_targets(),
     "top_k+hidden": top_k_hidden_targets(),
+    "top_k with moment": with_moment(top_k_targets()),
+    "top_k+sampled with moment": with_moment(drawn_targets()),
 }
-"""One of each kind."""
+"""One of each kind, and those that may have the tail's moment with it."""
 
 
 def with_context(row: Row, is_context: np.ndarray) -> Row:
@@ -379,6 +430,10 @@ def assert_decoded(found: Row, given: Row, spec: CacheSpec) -> None:
         assert found.coefficients is not None
         np.testing.assert_array_equal(found.coefficients[scored], given.coefficients[scored])
         assert not found.coefficients[~scored].any()
+    assert (found.moment_coefficients is None) == (given.moment_coefficients is None)
+    if given.moment_coefficients is not None and found.moment_coefficients is not None:
+        expected = np.where(scored[:, None], given.moment_coefficients, 0)
+        np.testing.assert_array_equal(found.moment_coefficients, expected)
     if given.kept_ids is not None:
         _assert_kept_decoded(found.kept, given.kept, scored, spec)
     if given.sketch is None:

@@ -86,8 +86,14 @@ def decode(cells: dict[str, Any], spec: dict[str, Any], table: Any, code: Any) -
     row |= {"is_context": is_context if is_context.any() else None}
     if "sketch" in cells:
         row["sketch"] = sketches(cells, spec["sketch"], T)
-    check(bool(code) == ("hidden" in spec["targets"]["kind"]), "parts of targets")
-    row |= hidden(cells["hidden"], scored, code) if code else {}
+    parts = {"hidden", "moment"} & spec["targets"].keys()
+    check(("hidden" in parts) == ("hidden" in spec["targets"]["kind"]), "parts of targets")
+    if "hidden" in parts:
+        row |= hidden(cells["hidden"], scored, code)
+    if "moment" in parts:
+        found = hidden(cells["tail_moment"], scored, code)
+        moments = found["states"].reshape(T, -1, spec["targets"]["moment"]["dim"] + 1)
+        row |= {"moment_coefficients": found["coefficients"], "moments": moments}
     if spec["targets"]["kind"] == "hidden":
         return row
     return row | kept_ids(cells, spec, table, tokens, scored)
@@ -127,12 +133,23 @@ def kept_ids(
     return row
 
 
-def transform(data: bytes, spec: dict[str, Any]) -> dict[str, Any]:
-    D, J = spec["teacher"]["hidden_size"], spec["targets"]["hidden"]["num_components"]
-    size, S = 4 * D * (1 + 2 * J), spec["targets"]["hidden"]["num_symbols"]
-    check(len(data) == size + J + 512 * S, "transform.bin: its size")
+def moment(data: bytes, spec: dict[str, Any]) -> dict[str, Any]:
+    D, part = spec["teacher"]["hidden_size"], spec["targets"]["moment"]
+    d, nodes = part["dim"], spec["targets"]["kept"]["inverse_temperatures"]
+    size = 4 * (d * D + d + 1)
+    floats = np.frombuffer(data[:size], "<f4")
+    check((abs(floats) <= 1e18).all(), "tail_moment.bin: its numbers")
+    B = floats[: d * D].reshape(d, D)
+    check((abs(B @ B.T - np.eye(d)) <= 1e-3).all(), "tail_moment.bin: its basis")
+    return transform(data[size:], len(nodes) * (d + 1), part)
+
+
+def transform(data: bytes, D: int, part: dict[str, Any]) -> dict[str, Any]:
+    J, S = part["num_components"], part["num_symbols"]
+    size = 4 * D * (1 + 2 * J)
+    check(len(data) == size + J + 512 * S, "a transform: its size")
     floats, m = np.frombuffer(data[:size], "<f4"), np.frombuffer(data, "u1", J, size).astype(int)
-    check((abs(floats) <= 1e18).all(), "transform.bin: its numbers")
+    check((abs(floats) <= 1e18).all(), "a transform: its numbers")
     check((m >= 1).all() and (m <= 127).all() and (np.diff(m) <= 0).all(), "its limits")
     groups: list[list[int]] = []
     for j in range(J):
@@ -271,8 +288,12 @@ def rows(root: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
         check(W.size == spec["teacher"]["hidden_size"] * spec["sketch"]["dim"], "projection.bin")
     code = None
     if "hidden" in spec["targets"]:
-        data = read(root / "transform.bin", spec["targets"]["hidden"]["transform_sha256"])
-        code = transform(data, spec)
+        part = spec["targets"]["hidden"]
+        data = read(root / "transform.bin", part["transform_sha256"])
+        code = transform(data, spec["teacher"]["hidden_size"], part)
+    if "moment" in spec["targets"]:
+        sha256 = spec["targets"]["moment"]["transform_sha256"]
+        code = moment(read(root / "tail_moment.bin", sha256), spec)
     for shard in manifest["shards"]:
         file = f"shards/{shard['unit']:05d}-{shard['sha256'][:16]}.arrow"
         split, of_rows = splits(spec, shard["unit"], shard["num_rows"])

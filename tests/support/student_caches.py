@@ -23,6 +23,8 @@ from tests.support.sample_cache import (
     sample_spec,
     sampled_targets,
     top_k_hidden_targets,
+    top_k_targets,
+    with_moment,
 )
 
 TARGETS = {
@@ -32,6 +34,8 @@ TARGETS = {
     "top_k+sampled": drawn_targets(),
     "hidden": hidden_targets(),
     "top_k+hidden": top_k_hidden_targets(),
+    "top_k with moment": with_moment(top_k_targets()),
+    "top_k+sampled with moment": with_moment(drawn_targets()),
 }
 TEMPERATURES = {"sampled": (1.0, 1.0), "sampled hot": (4 / 3, 4 / 3)}
 """The only ones allowed, start and end, where not all are."""

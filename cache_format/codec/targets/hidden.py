@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_format.codec.columns import named
 from cache_format.codec.plain_columns import PlainColumn, PlainValues
-from cache_format.codec.row import PackedTokens, Row, require_shape
+from cache_format.codec.row import PackedTokens, Row
+from cache_format.codec.targets import coefficient_cells
 from cache_format.codec.targets.kind import Cells, TargetSums
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.targets import KL_TEMPERATURES, TargetSpec
@@ -26,23 +26,18 @@ def encode(
     row: Row, scored: NDArray[np.bool_], spec: CacheSpec, shared: SharedFiles
 ) -> dict[str, bytes]:
     """See ``TargetKind.encode``."""
+    del spec
     assert row.coefficients is not None, "check_shapes"
-    shape = (spec.sequence_length, spec.targets.states.num_components)
-    require_shape("coefficients", row.coefficients, shape)
-    if row.coefficients.dtype != np.int16:
-        raise ValueError(f"coefficients: expected int16, found {row.coefficients.dtype}")
-    of_scored = row.coefficients[scored]
     code = shared.hidden_transform.code
-    return {"hidden": named("coefficients", lambda: code.encode(of_scored))}
+    cell = coefficient_cells.encode("coefficients", row.coefficients, scored, code)
+    return {"hidden": cell}
 
 
 def decode(cells: Cells, tokens: PackedTokens, spec: CacheSpec, shared: SharedFiles) -> Row:
     """See ``TargetKind.decode``."""
-    scored, code = tokens.scored(), shared.hidden_transform.code
-    num_scored = int(scored.sum())
-    shape = (spec.sequence_length, spec.targets.states.num_components)
-    coefficients = np.zeros(shape, np.int16)
-    coefficients[scored] = named("hidden", lambda: code.decode(cells["hidden"], num_scored))
+    del spec
+    code = shared.hidden_transform.code
+    coefficients = coefficient_cells.decode("hidden", cells["hidden"], tokens.scored(), code)
     return Row(
         token_ids=tokens.token_ids,
         document_starts=tokens.document_starts,
@@ -94,9 +89,7 @@ def preview(row: Row, most: int) -> list[dict[str, Any]]:
 
 def _coefficients(row: Row) -> PlainValues:
     assert row.coefficients is not None
-    scored = row.scored()
-    lengths = np.where(scored, row.coefficients.shape[1], 0)
-    return PlainValues(row.coefficients[scored].reshape(-1), lengths)
+    return coefficient_cells.plain_values(row.coefficients, row.scored())
 
 
 PLAIN_COLUMNS: tuple[PlainColumn, ...] = (

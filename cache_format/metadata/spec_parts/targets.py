@@ -108,19 +108,6 @@ class CodedStates:
         require(0.0 < self.step <= 1e6, "step", self.step, "above 0, at most 1,000,000")
         allowed = get_args(Quantization)
         require(self.quantization in allowed, "quantization", self.quantization, one_of(allowed))
-        most = 65_535
-        require(
-            1 <= self.num_components <= most,
-            "num_components",
-            self.num_components,
-            f"from 1 to {most}",
-        )
-        require(
-            1 <= self.num_symbols <= self.num_components,
-            "num_symbols",
-            self.num_symbols,
-            f"from 1 to num_components ({self.num_components})",
-        )
         require(
             len(self.self_kl) == len(KL_TEMPERATURES)
             and all(0.0 <= kl < math.inf for kl in self.self_kl),
@@ -128,12 +115,56 @@ class CodedStates:
             self.self_kl,
             f"{len(KL_TEMPERATURES)} numbers of 0 or more",
         )
-        require(
-            SHA256.fullmatch(self.transform_sha256) is not None,
-            "transform_sha256",
-            self.transform_sha256,
-            "64 hex digits",
-        )
+        _require_coded(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TailMoment:
+    """The first moment of the teacher's tail in a small basis, and the tail's entropy, at every
+    node, as the coefficients of a transform rounded to a step.
+
+    With them, a student whose head is the teacher's learns how the tail's mass is spread, as far as
+    the basis tells (``tables/tail_moment.py``).
+    """
+
+    dim: int
+    """d: vectors of the basis."""
+    step: float
+    """Quantization step of a coefficient, in the units of the head's rows."""
+    num_components: int
+    """J: coefficients of a position; the others are always 0."""
+    num_symbols: int
+    """S: symbols that they are coded as."""
+    transform_sha256: str
+    """Hash of ``tail_moment.bin``."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.dim <= _MAX_IDS, "dim", self.dim, f"from 1 to {_MAX_IDS}")
+        require(0.0 < self.step <= 1e6, "step", self.step, "above 0, at most 1,000,000")
+        _require_coded(self)
+
+
+def _require_coded(part: CodedStates | TailMoment) -> None:
+    """What parts that are coefficients of a transform have in common."""
+    most = 65_535
+    require(
+        1 <= part.num_components <= most,
+        "num_components",
+        part.num_components,
+        f"from 1 to {most}",
+    )
+    require(
+        1 <= part.num_symbols <= part.num_components,
+        "num_symbols",
+        part.num_symbols,
+        f"from 1 to num_components ({part.num_components})",
+    )
+    require(
+        SHA256.fullmatch(part.transform_sha256) is not None,
+        "transform_sha256",
+        part.transform_sha256,
+        "64 hex digits",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +177,8 @@ class TargetSpec:
     kept: KeptLogits | None = None
     draws: Draws | None = None
     hidden: CodedStates | None = None
+    moment: TailMoment | None = None
+    """Of kinds whose tail is a mass, if wanted."""
     log_step: float = 1 / 64
     """Quantization step of log-masses and of the next token's log-probability, nats; a power of
     two."""
@@ -156,6 +189,12 @@ class TargetSpec:
             is_there, is_due = getattr(self, name) is not None, name in _PARTS[self.kind]
             allowed = f"there where kind is {self.kind!r}" if is_due else "left out"
             require(is_there == is_due, name, "something" if is_there else None, allowed)
+        require(
+            self.moment is None or self.kind in KINDS_WITH_MOMENT,
+            "moment",
+            "something",
+            f"left out unless kind is {one_of(KINDS_WITH_MOMENT)}",
+        )
         step = self.log_step
         require(
             2**-10 <= step <= 1.0 and math.frexp(step)[0] == 0.5,
@@ -197,6 +236,15 @@ class TargetSpec:
         assert self.hidden is not None, self.kind
         return self.hidden
 
+    @property
+    def tail_moment(self) -> TailMoment:
+        """``moment``, of targets that have it."""
+        assert self.moment is not None, self.kind
+        return self.moment
+
+
+KINDS_WITH_MOMENT: tuple[Kind, ...] = ("top_k", "top_k+sampled")
+"""Those that may have ``moment``: what is not kept is known by its mass alone, or by draws."""
 
 _ALL_PARTS = ("kept", "draws", "hidden")
 _PARTS: dict[str, tuple[str, ...]] = {

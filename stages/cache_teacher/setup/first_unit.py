@@ -4,14 +4,16 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cache_format.metadata.spec import CacheSpec
-from cache_format.metadata.spec_parts.targets import KL_TEMPERATURES, CodedStates
+from cache_format.metadata.spec_parts.targets import KL_TEMPERATURES, CodedStates, TailMoment
 from cache_format.tables.hidden_transform import HiddenTransform
 from cache_format.tables.principal_components import Projection
+from cache_format.tables.tail_moment import MomentTransform
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.corpus.unit_reader import UnitReader
 from stages.cache_teacher.corpus.units import Corpus
 from stages.cache_teacher.setup.hidden_fit import fit_transform
+from stages.cache_teacher.setup.moment_fit import fit_moment
 from stages.cache_teacher.setup.pca import principal_components
 from stages.cache_teacher.teacher.lazy_teacher import LazyTeacher
 from stages.cache_teacher.teacher.teacher import Teacher
@@ -55,6 +57,18 @@ class FirstUnit:
             f"KL to the teacher's own distribution, nats: {lost}"
         )
         return hidden, transform
+
+    def moment(self, spec: CacheSpec) -> tuple[TailMoment, MomentTransform]:
+        """See ``Fit``."""
+        packed, teacher = self._packed(spec), self._teacher
+        self.lazy_teacher.progress.show("fitting")
+        with current_device(teacher.device):
+            part, moment = fit_moment(teacher, packed, spec.targets, self._num_rows)
+        self.lazy_teacher.progress.say(
+            f"tail's moment: {part.dim} of {spec.teacher.hidden_size} directions, "
+            f"{part.num_components} coefficients"
+        )
+        return part, moment
 
     @cached_property
     def _teacher(self) -> Teacher:

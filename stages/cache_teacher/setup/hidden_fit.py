@@ -21,12 +21,15 @@ from cache_format.coding.coefficients import MAX_VALUE, CoefficientCode, fit_cod
 from cache_format.metadata.spec_parts.targets import KL_TEMPERATURES, CodedStates, Quantization
 from cache_format.tables.hidden_transform import HiddenTransform
 from stages.cache_teacher.corpus.packing import PackedUnit
+from stages.cache_teacher.setup.unit_states import (
+    scored_states,
+    spread_indices,
+    with_fixed_signs,
+)
 from stages.cache_teacher.targets.coded.rate_distortion import METRIC_TEMPERATURES, RateDistortion
 from stages.cache_teacher.targets.teacher_head import Head
 from stages.cache_teacher.teacher.teacher import Teacher
 
-_MAX_POSITIONS = 1 << 15
-"""Whose states are kept for the covariance and the frequencies of coefficients."""
 _METRIC_POSITIONS = 1024
 """Whose distributions the metric is of, each of them V × D operations."""
 _KL_POSITIONS = 512
@@ -66,7 +69,7 @@ class HiddenFit:
     def __init__(self, teacher: Teacher, packed: PackedUnit, rows_per_forward: int) -> None:
         """Raises ValueError where positions are fewer than components, or states are not
         finite."""
-        states_ND = _scored_states(teacher, packed, rows_per_forward)
+        states_ND = scored_states(teacher, packed, rows_per_forward)
         num_positions, self._width = states_ND.shape
         if num_positions < self._width:
             raise ValueError(
@@ -128,7 +131,9 @@ class HiddenFit:
 
     @cached_property
     def _searched(self) -> "_Searched":
-        sample_M = _spread(len(self._states_ND), _SEARCH_POSITIONS).to(self._states_ND.device)
+        sample_M = spread_indices(len(self._states_ND), _SEARCH_POSITIONS).to(
+            self._states_ND.device
+        )
         states_MD = self._states_ND[sample_M]
         nearest = _Nearest(states_MD, self._coordinates(states_MD))
         return _Searched(nearest, self._head, self._synthesis_DD)
@@ -137,25 +142,9 @@ class HiddenFit:
         return (states_MD - self._mean_D) @ self._analysis_DD.T
 
 
-def _scored_states(teacher: Teacher, packed: PackedUnit, num_rows: int) -> Tensor:
-    """The last hidden states of the unit's scored positions, float32 [N, D]."""
-    parts, num_positions = [], 0
-    for first in range(0, len(packed.token_ids_RT), num_rows):
-        batch = packed.rows(first, first + num_rows)
-        hidden_BTD, _ = teacher.forward(
-            batch.token_ids_RT[:, :-1], batch.document_starts, layers=()
-        )
-        is_scored_BT = torch.from_numpy(batch.scored_RT()).to(hidden_BTD.device)
-        parts.append(hidden_BTD[is_scored_BT].float())
-        num_positions += len(parts[-1])
-        if num_positions >= _MAX_POSITIONS:
-            break
-    return torch.cat(parts)[:_MAX_POSITIONS]
-
-
 def _rotation(states_ND: Tensor, mean_D: Tensor, head: Head) -> tuple[Tensor, Tensor]:
     """UᵀLᵀ and UᵀL⁻¹, float32 [D, D] each, in order of falling variance of the coordinates."""
-    chosen = _spread(len(states_ND), _METRIC_POSITIONS).to(states_ND.device)
+    chosen = spread_indices(len(states_ND), _METRIC_POSITIONS).to(states_ND.device)
     values_D, axes_DD = torch.linalg.eigh(_metric(states_ND[chosen], head).cpu())
     scales_D = values_D.clamp_min(_LEAST_METRIC * values_D[-1]).sqrt()
     root_DD = axes_DD * scales_D
@@ -165,8 +154,7 @@ def _rotation(states_ND: Tensor, mean_D: Tensor, head: Head) -> tuple[Tensor, Te
         moment_DD += (centered_ND.T @ centered_ND).cpu()
     covariance_DD = moment_DD / len(states_ND)
     vectors_DD = torch.linalg.eigh(root_DD.T @ covariance_DD @ root_DD).eigenvectors.flip(1)
-    largest_1D = vectors_DD.gather(0, vectors_DD.abs().argmax(0, keepdim=True))
-    vectors_DD = vectors_DD * largest_1D.sign()
+    vectors_DD = with_fixed_signs(vectors_DD)
     analysis_DD = vectors_DD.T @ root_DD.T
     synthesis_DD = vectors_DD.T @ (axes_DD / scales_D).T
     device = states_ND.device
@@ -197,7 +185,7 @@ class _Nearest:
 
     def __init__(self, states_MD: Tensor, coordinates_MD: Tensor) -> None:
         self.states_MD, self.coordinates_MD = states_MD, coordinates_MD
-        self.measured = _spread(len(states_MD), _KL_POSITIONS).to(states_MD.device)
+        self.measured = spread_indices(len(states_MD), _KL_POSITIONS).to(states_MD.device)
         """Of the M positions those that the KL is measured at."""
 
     def coefficients(self, step: float) -> Tensor:
@@ -270,8 +258,3 @@ def _find_step(kl_of: Callable[[float], float], max_kl: float, width: int) -> fl
         step = math.exp(found[-1][0] - found[-1][1] / slope)
     best, _ = min(found, key=lambda pair: abs(pair[1]))  # of so small a sample
     return math.exp(best)
-
-
-def _spread(num_positions: int, at_most: int) -> Tensor:
-    """Indices of positions, evenly spread."""
-    return torch.linspace(0, num_positions - 1, min(num_positions, at_most)).round().long()

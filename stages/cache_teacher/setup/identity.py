@@ -24,6 +24,7 @@ from cache_format.storage.base import Storage
 from cache_format.storage.open import storage_at
 from cache_format.tables.shared_files import (
     SharedFiles,
+    read_moment,
     read_projection,
     read_ranks,
     read_transform,
@@ -79,8 +80,15 @@ def make_spec(
 ) -> CacheSpec:
     """The identity of the cache that ``config`` asks for; the budget is no part of it.
 
-    What is fitted is not known yet: hashes are zeros.
+    What is fitted is not known yet: hashes are zeros. Raises ValueError where the teacher does not
+    allow a setting.
     """
+    if config.tail_moment_dim > teacher.hidden_size:
+        raise ValueError(
+            f"cache_teacher.tail_moment_dim: must be at most {teacher.hidden_size}, the width of "
+            f"the teacher, found {config.tail_moment_dim}. Lower it: 16 directions hold most of "
+            "what a tail's moments differ in."
+        )
     return CacheSpec(
         teacher=teacher,
         corpus=corpus,
@@ -132,6 +140,7 @@ def _read_shared(storage: Storage, spec: CacheSpec, ranks: RankTable) -> SharedF
         ranks=ranks,
         projection=read_projection(storage, spec),
         transform=read_transform(storage, spec),
+        moment=read_moment(storage, spec),
     )
 
 

@@ -36,7 +36,7 @@ class CacheOpener:
         try:
             return self._create_or_open(identity), identity
         except SpecMismatchError:
-            if identity.shared.projection is None and identity.shared.transform is None:
+            if not identity.shared.is_fitted:
                 raise
             # Another worker has begun the cache meanwhile. What it fitted may differ from ours in
             # its last bits, and counts; whatever else differs is refused here.

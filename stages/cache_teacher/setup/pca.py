@@ -10,6 +10,7 @@ import torch
 
 from cache_format.tables.random_projection import chosen_layers
 from stages.cache_teacher.corpus.packing import PackedUnit
+from stages.cache_teacher.setup.unit_states import with_fixed_signs
 from stages.cache_teacher.targets.hidden_projection import Projection
 from stages.cache_teacher.teacher.teacher import Teacher
 
@@ -54,8 +55,7 @@ def principal_components(
             "components. Try another teacher_dtype (float32, bfloat16)."
         )
     vectors_Dd = torch.linalg.eigh(moment_DD.cpu()).eigenvectors.flip(1)[:, :dim]
-    largest_1d = vectors_Dd.gather(0, vectors_Dd.abs().argmax(0, keepdim=True))
-    components: Projection = (vectors_Dd * largest_1d.sign()).float().contiguous().numpy()
+    components: Projection = with_fixed_signs(vectors_Dd).float().contiguous().numpy()
     return components
 
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from cache_format.codec.row import Row
-from cache_format.coding.coefficients import MAX_VALUE
 from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.tables.hidden_transform import HiddenTransform
 from cache_format.tables.shared_files import SharedFiles
 from stages.cache_teacher.corpus.packing import PackedUnit
+from stages.cache_teacher.targets.coded.analysis import Analysis
 from stages.cache_teacher.targets.coded.rate_distortion import RateDistortion
 from stages.cache_teacher.targets.difference import Difference
 from stages.cache_teacher.targets.spreading import spread
@@ -43,8 +43,7 @@ class CoefficientMaker:
     """Turns hidden states into coefficients, on their device: the nearest whole numbers."""
 
     def __init__(self, transform: HiddenTransform, device: torch.device) -> None:
-        self._mean_D = torch.from_numpy(transform.mean).to(device)
-        self._analysis_DJ = torch.from_numpy(transform.analysis).to(device).T
+        self._analysis = Analysis(transform, device)
 
     def compile(self, num_uniform: int) -> None:
         """Nothing is compiled."""
@@ -57,12 +56,10 @@ class CoefficientMaker:
         uniform_PM: Tensor,
         check: Callable[[], None] = lambda: None,
     ) -> HiddenTargets:
-        """See ``Maker``. In float32, whatever the body's precision."""
+        """See ``Maker``."""
         del uniform_PM
         check()
-        values_PJ = (hidden_PD.float() - self._mean_D) @ self._analysis_DJ
-        is_finite_P = torch.isfinite(values_PJ).all(1)
-        values_PJ.nan_to_num_(0.0).clamp_(-MAX_VALUE, MAX_VALUE)
+        values_PJ, is_finite_P = self._analysis(hidden_PD)
         numbers_PJ = self._whole(values_PJ, hidden_PD, labels_P, check)
         return HiddenTargets(numbers_PJ.to(torch.int16), is_finite_P)
 

@@ -41,9 +41,9 @@ class Blocks(NamedTuple):
 
     def masses(self, inverse_temperatures: tuple[float, ...]) -> Tensor:
         """Σ exp((z − z_largest)·s) of each block at every s: [C, G, N]."""
-        weight_CG = self.max_CG.sub(self.largest_C1()).div(POWERS).exp()
-        powers = [power_CG.clone() for power_CG in _powers(weight_CG, inverse_temperatures)]
-        return self.sums_CGN * torch.stack(powers, 2)
+        base_CG = self.max_CG.sub(self.largest_C1()).div(POWERS).exp()
+        weights = [weight_CG.clone() for weight_CG in powers(base_CG, inverse_temperatures)]
+        return self.sums_CGN * torch.stack(weights, 2)
 
     def at(self, index: int) -> "Blocks":
         """With the sums at one inverse temperature alone."""
@@ -148,11 +148,11 @@ def _first(keys_CX: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def _sum_up(logits_CGI: Tensor, inverse_temperatures: tuple[float, ...]) -> Blocks:
     max_CG = logits_CGI.amax(2).clamp_min(torch.finfo(logits_CGI.dtype).min)
     weight_CGI = logits_CGI.sub(max_CG[:, :, None]).div_(POWERS).exp_()
-    sums = [power_CGI.sum(2) for power_CGI in _powers(weight_CGI, inverse_temperatures)]
+    sums = [power_CGI.sum(2) for power_CGI in powers(weight_CGI, inverse_temperatures)]
     return Blocks(max_CG, torch.stack(sums, 2))
 
 
-def _powers(base: Tensor, inverse_temperatures: tuple[float, ...]) -> Iterator[Tensor]:
+def powers(base: Tensor, inverse_temperatures: tuple[float, ...]) -> Iterator[Tensor]:
     """``base`` to the power of 8s for every s, rising; each overwrites the one before it.
 
     New memory for each would cost a CPU more than the products.

@@ -4,7 +4,7 @@ In: last hidden states [P, D], labels [P], uniform numbers [P, M] where ids are 
 ``IdTargets`` on the same device; nothing here waits for it. The head runs over a chunk of positions
 at a time, and full logits never leave the kind's reduction: memory is chunk × vocabulary, whatever
 the number of positions. P positions, C of a chunk, D width, V vocabulary, K kept, N inverse
-temperatures, M samples.
+temperatures, M samples, J components.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from stages.cache_teacher.targets.coded.tail_moment import MomentMaker
 from stages.cache_teacher.targets.logit_blocks import BLOCK
 from stages.cache_teacher.targets.teacher_head import Head
 from stages.compute.compiling import Compiled
@@ -23,7 +24,8 @@ _ROWS_TO_COMPILE = 128
 
 
 Reduction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
-"""Logits [C, V], labels [C] and uniform numbers [C, M] to the fields of ``IdTargets``."""
+"""Logits [C, V], labels [C] and uniform numbers [C, M] to the fields of ``IdTargets`` but for the
+moments."""
 
 
 class IdTargets(NamedTuple):
@@ -45,6 +47,8 @@ class IdTargets(NamedTuple):
     """int32, rising; an id is there as often as it was drawn. They mean nothing without a tail."""
     sample_logit_gaps_PM: Tensor
     """Largest logit minus that of the drawn id."""
+    moment_PJ: Tensor
+    """int16, coefficients of the tail's moments."""
 
     @property
     def is_finite_P(self) -> Tensor:
@@ -66,13 +70,16 @@ class TargetMaker:
         *,
         chunk: int,
         compile: Literal["auto", "on", "off"],
+        moment: MomentMaker | None = None,
     ) -> None:
-        """``reduction`` is the kind's. ``chunk`` positions have their logits at once.
+        """``reduction`` is the kind's. ``chunk`` positions have their logits at once. ``moment``
+        makes the tail's moments, if there are to be any.
 
         ``compile`` as in the settings.
         """
         self._head = head
         self._chunk = min(chunk, _CPU_CHUNK) if head.device.type == "cpu" else chunk
+        self._moment = moment
         self.reduction = Compiled(
             reduction,
             compile,
@@ -88,7 +95,7 @@ class TargetMaker:
             return
         num_ids = -(-self._head.vocab_size // BLOCK) * BLOCK
         device, num_rows = self._head.device, min(self._chunk, _ROWS_TO_COMPILE)
-        self.reduction(
+        self.reduce(
             torch.zeros(num_rows, num_ids, device=device),
             torch.zeros(num_rows, device=device, dtype=torch.int64),
             torch.zeros(num_rows, num_uniform, device=device, dtype=torch.float64),
@@ -119,8 +126,16 @@ class TargetMaker:
         parts = []
         for start in range(0, max(1, len(logits_CV)), size):
             few = slice(start, start + size)
-            parts.append(IdTargets(*self.reduction(logits_CV[few], labels_C[few], uniform_CM[few])))
+            fields = self.reduction(logits_CV[few], labels_C[few], uniform_CM[few])
+            parts.append(IdTargets(*(*fields, self._moments(logits_CV[few], fields))))
         return _joined(parts)
+
+    def _moments(self, logits_CV: Tensor, fields: tuple[Tensor, ...]) -> Tensor:
+        """Coefficients of the tail's moments, [C, J]; [C, 0] without."""
+        if self._moment is None:
+            return fields[0].new_empty((len(logits_CV), 0), dtype=torch.int16)
+        _, _, *kept, _, _ = fields
+        return self._moment.coefficients(logits_CV, tuple(kept))
 
 
 def _joined(parts: Sequence[IdTargets]) -> IdTargets:

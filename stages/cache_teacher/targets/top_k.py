@@ -5,6 +5,7 @@ numbers, none here; B rows, T positions of a row.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -17,6 +18,7 @@ from cache_format.codec.row_codec import Row
 from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.tables.shared_files import SharedFiles
 from stages.cache_teacher.corpus.packing import PackedUnit
+from stages.cache_teacher.targets.coded.tail_moment import moment_maker
 from stages.cache_teacher.targets.difference import Difference
 from stages.cache_teacher.targets.id_rows import Ids, rows_of_ids
 from stages.cache_teacher.targets.logit_blocks import (
@@ -26,6 +28,7 @@ from stages.cache_teacher.targets.logit_blocks import (
     times_each,
     without,
 )
+from stages.cache_teacher.targets.spreading import spread
 from stages.cache_teacher.targets.target_maker import IdTargets, TargetMaker
 from stages.cache_teacher.targets.teacher_head import Head
 
@@ -48,15 +51,23 @@ def make_maker(
     compile: Literal["auto", "on", "off"],
 ) -> TargetMaker:
     """See ``TargetKind.make_maker``."""
-    del shared
-    return TargetMaker(head, partial(reduce, spec=spec), chunk=chunk, compile=compile)
+    moment = moment_maker(head, spec, shared, compile)
+    reduction = partial(reduce, spec=spec)
+    return TargetMaker(head, reduction, chunk=chunk, compile=compile, moment=moment)
 
 
 def rows(batch: PackedUnit, targets: IdTargets) -> list[Row]:
     """See ``TargetKind.rows``."""
     kept_B = kept_ids(targets).spread(batch.scored_RT())
     tail_PN, next_P = targets.tail_log_mass_PN.numpy(), targets.next_logprob_P.numpy()
-    return rows_of_ids(batch, kept_B, tail_PN, next_P)
+    made = rows_of_ids(batch, kept_B, tail_PN, next_P)
+    if not targets.moment_PJ.shape[1]:
+        return made
+    moment_BTJ = spread(targets.moment_PJ.numpy(), batch.scored_RT())
+    return [
+        replace(row, moment_coefficients=of_row)
+        for row, of_row in zip(made, moment_BTJ, strict=True)
+    ]
 
 
 class KeptLogits(NamedTuple):

@@ -16,6 +16,7 @@ from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.tables.shared_files import SharedFiles
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.targets import top_k
+from stages.cache_teacher.targets.coded.tail_moment import moment_maker
 from stages.cache_teacher.targets.id_rows import Ids, counted, is_new
 from stages.cache_teacher.targets.sampling import draw
 from stages.cache_teacher.targets.target_maker import IdTargets, TargetMaker
@@ -38,8 +39,9 @@ def make_maker(
     compile: Literal["auto", "on", "off"],
 ) -> TargetMaker:
     """See ``TargetKind.make_maker``."""
-    del shared
-    return TargetMaker(head, partial(reduce, spec=spec), chunk=chunk, compile=compile)
+    moment = moment_maker(head, spec, shared, compile)
+    reduction = partial(reduce, spec=spec)
+    return TargetMaker(head, reduction, chunk=chunk, compile=compile, moment=moment)
 
 
 def reduce(

@@ -47,6 +47,13 @@ def require_targets(
             f"(cache_teacher.targets is {cache.spec.targets.kind!r}), from which the loss makes "
             "all logits of teacher and student. Set it to none."
         )
+    if needs.temperatures and cache.spec.targets.moment is not None and config.student.train_head:
+        raise ValueError(
+            "train_student.student.train_head: the cache holds the moments of its teacher's tails "
+            f"(cache_teacher.tail_moment_dim is {cache.spec.targets.moment.dim}), which only say "
+            "something to a student with a frozen copy of the teacher's head. Set it to false, or "
+            "make a cache with cache_teacher.tail_moment_dim 0."
+        )
     for key, asked in needs.temperatures.items():
         require_temperature(cache.spec.targets, key, asked)
     if needs.hidden_states_for and cache.spec.sketch.kind == "none":

@@ -8,8 +8,10 @@ nothing but samples, its accuracy and calibration error.
 KL is taken at T = 1; of a cache of samples, at the temperature that these were drawn at. What it
 is depends on the cache's targets, so only figures of one cache compare: of ``top_k`` it is over K+1
 outcomes, of ``top_k+sampled`` an unbiased estimate of the whole, of ``sampled`` too high by what so
-few draws leave open (see ``losses/sparse_kl``), of ``hidden`` over the whole vocabulary. The
-teacher's choice is its largest logit; of a cache of samples, the id that was drawn most.
+few draws leave open (see ``losses/sparse_kl``), of ``hidden`` over the whole vocabulary. With the
+tail's moments, and a student whose head is the teacher's, that of the first two is nearer to the
+whole (``losses/tail_moment``). The teacher's choice is its largest logit; of a cache of samples,
+the id that was drawn most.
 """
 
 import math

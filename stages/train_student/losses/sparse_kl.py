@@ -31,6 +31,8 @@ What it is in the tail depends on the kind of targets:
   a constant added to the student's logits adds no noise, and most of the value's noise is gone.
   Dividing w by Σw instead would be biased, and less noisy only where the two temperatures are far
   apart. The value of a position may be negative.
+- Either of these with the tail's moments, for a student with the teacher's own head: the third line
+  is known in some directions of hidden states, see ``tail_moment``.
 - ``sampled`` (RS-KD, arXiv 2503.16870): S are the drawn ids, p̂_j = c_j/m for an id that was drawn
   c_j times of m, and there is no tail. The gradient (q_j − p̂_j)/T is unbiased for KL(p_T ‖ q_T) at
   the temperature of the draws, the only one that they are valid at. The value is too high, by
@@ -58,6 +60,7 @@ from stages.compute.compiling import Mode
 from stages.compute.matmul import bfloat16_product, factor, product
 from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.losses.sampled_softmax import SampledColumns
+from stages.train_student.losses.tail_moment import StudentTail, TailMomentLoss
 from stages.train_student.losses.target_tokens import TargetTokens, TeacherTerms, Terms
 from stages.train_student.losses.vocabulary_pass import (
     DeviceWeights,
@@ -211,8 +214,15 @@ class _Chunks:
         self._teacher = None if targets is None else TeacherTerms.of(targets, weights.temperature)
         self._device_weights = DeviceWeights.of(weights, hidden_ND.device)
         self._scale = self._largest_scale()
+        is_mixed = hidden_ND.is_cuda and loss.dtype != torch.float32
+        # Not in float16, in which most ids' shares of a tail would be 0.
+        self._shares_dtype = torch.bfloat16 if is_mixed else torch.float32
+        self._moments = None
+        if targets is not None and targets.moments is not None:
+            temperature = weights.temperature
+            self._moments = TailMomentLoss.of(targets.moments, temperature, self._shares_dtype)
         shape = (min(loss.chunk, len(hidden_ND)), len(head_VD))
-        self._logits = self._gradient = None
+        self._logits = self._gradient = self._shares = None
         is_half = (hidden_ND.is_cuda and loss.dtype != torch.float32) or loss.dtype == torch.float16
         self._gradient_dtype = loss.dtype if is_half else None
         if self._columns is not None:  # how many there are differs from chunk to chunk
@@ -221,6 +231,8 @@ class _Chunks:
             self._logits = hidden_ND.new_empty(shape, dtype=torch.float32)
         if self._gradient_dtype is not None:
             self._gradient = hidden_ND.new_empty(shape, dtype=loss.dtype)
+        if self._moments is not None:
+            self._shares = hidden_ND.new_empty(shape, dtype=self._shares_dtype)
 
     def take(self, rows: slice, gradients: _Gradients) -> Tensor:
         """(weighted, CE, KL, agreeing) of one chunk, whose gradient goes to ``gradients``."""
@@ -237,16 +249,44 @@ class _Chunks:
         if self._choice_N is not None and not is_training:
             agreeing = (logits_nC.argmax(1) == self._choice_N[rows]).double().sum()
         log_weight_C = None if columns is None else columns.log_weight_C
-        terms, by_logits_nC = self._differentiate(logits_nC, rows, tokens, log_weight_C)
+        shares_nC = self._memory_of_shares(logits_nC)
+        terms, by_logits_nC, neg_entropy_n1 = self._differentiate(
+            logits_nC, rows, tokens, log_weight_C, shares_nC
+        )
         if is_training and (weights.cross_entropy or weights.kl):
             self._add(gradients, rows, by_logits_nC, head_CD)
-        weighted = weights.cross_entropy * terms.cross_entropy + weights.kl * terms.kl
-        return torch.stack((weighted, terms.cross_entropy, terms.kl, agreeing))
+        kl = terms.kl
+        if self._moments is not None and shares_nC is not None and neg_entropy_n1 is not None:
+            assert self._teacher is not None
+            columns_nX = tokens.ids_nX[:, tokens.num_kept :]
+            tail = StudentTail(shares_nC, neg_entropy_n1, terms.log_r_nX, columns_nX)
+            teacher, ids_C = self._teacher.chunk(rows), None if columns is None else columns.ids_C
+            found = self._moments.terms(rows, hidden_nD, tail, teacher, ids_C)
+            kl = kl + found.kl
+            if gradients.by_hidden_ND is not None:
+                gradients.by_hidden_ND[rows] += found.by_hidden_nD * weights.kl
+        weighted = weights.cross_entropy * terms.cross_entropy + weights.kl * kl
+        return torch.stack((weighted, terms.cross_entropy, kl, agreeing))
+
+    def _memory_of_shares(self, logits_nC: Tensor) -> Tensor | None:
+        """What the pass writes the student's shares of the tail to, where moments need them."""
+        if self._moments is None:
+            return None
+        shares_nC = _rows_of(self._shares, logits_nC)
+        if shares_nC is not None:
+            return shares_nC
+        return torch.empty_like(logits_nC, dtype=self._shares_dtype)
 
     def _differentiate(
-        self, logits_nC: Tensor, rows: slice, tokens: TargetTokens, log_weight_C: Tensor | None
-    ) -> tuple[Terms, Tensor]:
-        """Both terms, and the scaled gradient by the logits. These are lost."""
+        self,
+        logits_nC: Tensor,
+        rows: slice,
+        tokens: TargetTokens,
+        log_weight_C: Tensor | None,
+        shares_nC: Tensor | None,
+    ) -> tuple[Terms, Tensor, Tensor | None]:
+        """Both terms, the scaled gradient by the logits, and Σ r log r if shares are asked for. The
+        logits are lost."""
         teacher = None if self._teacher is None else self._teacher.chunk(rows)
         target_logits_nX = tokens.take(logits_nC)
         masses = tokens.log_masses(target_logits_nX, teacher, self._weights.temperature)
@@ -254,11 +294,12 @@ class _Chunks:
         if out_nC is None and self._gradient_dtype is not None:
             out_nC = torch.empty_like(logits_nC, dtype=self._gradient_dtype)
         device_weights = self._device_weights.times(self._scale)
-        rest = self._pass(logits_nC, masses, device_weights, out_nC, log_weight_C)
+        rest = self._pass(logits_nC, masses, device_weights, out_nC, log_weight_C, shares_nC)
         terms = tokens.terms(target_logits_nX, rest, teacher, self._weights)
         by_logits_nC = logits_nC if out_nC is None else out_nC
         by_target_logits_nX = (terms.gradient_nX * self._scale).to(by_logits_nC.dtype)
-        return terms, by_logits_nC.scatter_add_(1, tokens.ids_nX, by_target_logits_nX)
+        by_logits_nC = by_logits_nC.scatter_add_(1, tokens.ids_nX, by_target_logits_nX)
+        return terms, by_logits_nC, rest[2] if len(rest) > 2 else None
 
     def _add(
         self, gradients: _Gradients, rows: slice, by_logits_nC: Tensor, head_CD: Tensor

@@ -28,6 +28,9 @@ class Terms(NamedTuple):
     cross_entropy: Tensor
     kl: Tensor
     gradient_nX: Tensor
+    log_r_nX: Tensor
+    """Log-probability within the student's tail of those that are not kept, at T; empty without a
+    teacher."""
 
 
 @dataclass(frozen=True)
@@ -142,14 +145,18 @@ class TargetTokens:
         cross_entropy = (log_z_n1 - label_n1).sum()
         gradient_nX = ((target_logits_nX - log_z_n1).exp() - self.is_label_nX.double()) * ce_weight
         if teacher is None:
-            return Terms(cross_entropy, torch.zeros_like(cross_entropy), gradient_nX)
-        kl, by_scores_nX = self._kl(target_logits_nX / temperature, rest[1].double(), teacher)
-        return Terms(cross_entropy, kl, gradient_nX + by_scores_nX * (kl_weight / temperature))
+            no_kl = torch.zeros_like(cross_entropy)
+            return Terms(cross_entropy, no_kl, gradient_nX, target_logits_nX[:, :0])
+        scores_nX = target_logits_nX / temperature
+        kl, by_scores_nX, log_r_nX = self._kl(scores_nX, rest[1].double(), teacher)
+        gradient_nX = gradient_nX + by_scores_nX * (kl_weight / temperature)
+        return Terms(cross_entropy, kl, gradient_nX, log_r_nX)
 
     def _kl(
         self, scores_nX: Tensor, rest_n1: Tensor, teacher: TeacherTerms
-    ) -> tuple[Tensor, Tensor]:
-        """ΣKL(p_T ‖ q_T) as far as the targets tell, and its gradient by the targets' z/T."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """ΣKL(p_T ‖ q_T) as far as kept and drawn ids tell, its gradient by the targets' z/T, and
+        log r of those that are not kept."""
         kept_nK, others_nX = scores_nX[:, : self.num_kept], scores_nX[:, self.num_kept :]
         log_tail_n1 = torch.logaddexp(others_nX.logsumexp(1, keepdim=True), rest_n1)
         log_z_n1 = torch.logaddexp(kept_nK.logsumexp(1, keepdim=True), log_tail_n1)
@@ -165,7 +172,7 @@ class TargetTokens:
             + _times_log_ratio(teacher.log_p_tail_n1.exp(), teacher.log_p_tail_n1, log_q_tail_n1)
             + _times_log_ratio(teacher.drawn_nJ, teacher.log_p_within_nJ, log_r_nX[:, :num_drawn])
         )
-        return kl, torch.cat((by_kept_nK, by_others_nX), 1)
+        return kl, torch.cat((by_kept_nK, by_others_nX), 1), log_r_nX
 
 
 def _times_log_ratio(weights: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:

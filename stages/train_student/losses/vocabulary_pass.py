@@ -28,6 +28,7 @@ from stages.compute.compiling import Compiled, Mode
 
 _CACHED_BYTES = 5 << 18  # what is worked on at a time, with room beside it in a core's own cache
 _FEWEST_ROWS = 2  # a single one is not compiled
+_LOWEST = -1e30
 _PARTS = 8  # where a GPU has no compiler: temporaries take no more than half a chunk
 
 
@@ -89,6 +90,8 @@ class VocabularyPass:
         self._targets = Compiled(_targets, mode, device, **names)
         self._weighted_labels = Compiled(_weighted_labels, mode, device, **names)
         self._weighted_targets = Compiled(_weighted_targets, mode, device, **names)
+        self._shares = Compiled(_targets_and_shares, mode, device, **names)
+        self._weighted_shares = Compiled(_weighted_targets_and_shares, mode, device, **names)
 
     def __call__(
         self,
@@ -97,24 +100,35 @@ class VocabularyPass:
         weights: DeviceWeights,
         out_nV: Tensor | None,
         log_weight_V: Tensor | None = None,
+        shares_nV: Tensor | None = None,
     ) -> list[Tensor]:
         """log Σ exp(z) of the other ids [n, 1], then, where there is a KL, that of z/T.
 
         The gradient is written to ``out_nV`` in its precision; without one, over the logits.
         ``log_weight_V``: log of how many ids each column stands for; without it, one each.
+        With ``shares_nV``, where there is a KL, it gets r = exp(z/T − log Z_tail) of the other ids,
+        and Σ r log r is returned as well.
         """
         columns = [column for column in target_masses if column is not None]
         has_kl = len(columns) > 1
         scalars: tuple[Tensor, ...] = weights if has_kl else (weights.cross_entropy,)
-        function = self._targets if has_kl else self._labels
+        function = self._function(has_kl, shares_nV is not None, log_weight_V is not None)
         if log_weight_V is not None:
-            function = self._weighted_targets if has_kl else self._weighted_labels
             scalars = (log_weight_V, *scalars)
-        tensors = [logits_nV, *columns, *(() if out_nV is None else (out_nV,))]
+        tensors = [logits_nV, *columns]
+        tensors += [tensor for tensor in (shares_nV, out_nV) if tensor is not None]
         size = rows_at_a_time(logits_nV, function.is_compiled)
-        parts = zip(*(tensor.split(size) for tensor in tensors), strict=True)
+        parts = zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
         found = [function(logits, *scalars, *others) for logits, *others in parts]
         return [torch.cat(columns) for columns in zip(*found, strict=True)]
+
+    def _function(self, has_kl: bool, has_shares: bool, is_weighted: bool) -> Compiled:
+        if not has_kl:
+            assert not has_shares
+            return self._weighted_labels if is_weighted else self._labels
+        if has_shares:
+            return self._weighted_shares if is_weighted else self._shares
+        return self._weighted_targets if is_weighted else self._targets
 
 
 def rows_at_a_time(logits_nV: Tensor, is_compiled: bool, num_logits: int = 1) -> int:
@@ -153,6 +167,7 @@ def _targets(
     out_nV: Tensor | None = None,
     *,
     log_weight_V: Tensor | None = None,
+    shares_nV: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     max_n1 = _largest(_weighted(logits_nV, log_weight_V))
     below_nV = logits_nV - max_n1
@@ -168,11 +183,45 @@ def _targets(
     # Where all ids are kept, all that is left is −inf, and −inf less −inf would be NaN.
     log_tail_n1 = log_tail_n1.masked_fill(log_tail_n1 == -torch.inf, 0.0)
     by_ce_nV = _weighted(logits_nV - log_z_n1, log_weight_V).exp() * ce_weight
-    by_kl_nV = _weighted(logits_nV * inverse_temperature - log_tail_n1, log_weight_V).exp() * (
-        tail_excess_n1 * kl_weight
-    )
+    log_r_nV = logits_nV * inverse_temperature - log_tail_n1
+    r_nV = _weighted(log_r_nV, log_weight_V).exp()
+    found: tuple[Tensor, ...] = (rest_n1, rest_at_T_n1)
+    if shares_nV is not None:
+        shares_nV.copy_(r_nV)
+        # 0 times −inf would be NaN.
+        found = (*found, (r_nV * log_r_nV.clamp_min(_LOWEST)).sum(1, keepdim=True))
+    by_kl_nV = r_nV * (tail_excess_n1 * kl_weight)
     (logits_nV if out_nV is None else out_nV).copy_(by_ce_nV + by_kl_nV)
-    return rest_n1, rest_at_T_n1
+    return found
+
+
+def _targets_and_shares(
+    logits_nV: Tensor,
+    ce_weight: Tensor,
+    kl_weight: Tensor,
+    inverse_temperature: Tensor,
+    log_mass_n1: Tensor,
+    log_mass_at_T_n1: Tensor,
+    tail_log_mass_at_T_n1: Tensor,
+    tail_target_n1: Tensor,
+    shares_nV: Tensor,
+    out_nV: Tensor | None = None,
+    *,
+    log_weight_V: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    return _targets(
+        logits_nV,
+        ce_weight,
+        kl_weight,
+        inverse_temperature,
+        log_mass_n1,
+        log_mass_at_T_n1,
+        tail_log_mass_at_T_n1,
+        tail_target_n1,
+        out_nV,
+        log_weight_V=log_weight_V,
+        shares_nV=shares_nV,
+    )
 
 
 def _weighted_labels(
@@ -185,6 +234,12 @@ def _weighted_targets(
     logits_nV: Tensor, log_weight_V: Tensor, *others: Tensor
 ) -> tuple[Tensor, ...]:
     return _targets(logits_nV, *others, log_weight_V=log_weight_V)
+
+
+def _weighted_targets_and_shares(
+    logits_nV: Tensor, log_weight_V: Tensor, *others: Tensor
+) -> tuple[Tensor, ...]:
+    return _targets_and_shares(logits_nV, *others, log_weight_V=log_weight_V)
 
 
 def _weighted(exponents_nV: Tensor, log_weight_V: Tensor | None) -> Tensor:

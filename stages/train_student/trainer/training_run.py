@@ -21,6 +21,7 @@ from stages.train_student.checkpoints.run_record import RunRecord
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.loader import Loader, Step, row_order
 from stages.train_student.data.sampler import RankSlice, micro_batch_seed
+from stages.train_student.data.targets.moment_tables import require_teachers_head
 from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.evaluation import validation
 from stages.train_student.export.publish_model import require_tokenizer
@@ -75,6 +76,8 @@ class TrainingRun:
             self.kind.operations_per_token(self.model), device, config.precision, context.num_ranks
         )
         self.objective = make_objective(self.model, cache, config, device, teacher)
+        if teacher is None and cache_needs(config).temperatures:
+            require_teachers_head(cache, self.objective.head_VD)
         self.reads_hidden_states = self.objective.signal.reads_hidden_states and bool(
             cache_needs(config).hidden_states_for
         )

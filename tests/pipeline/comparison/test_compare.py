@@ -24,6 +24,7 @@ _SETTINGS: tuple[dict[str, Any], ...] = (
     {"targets": "hidden", "hidden_kl": 0.2},
     {"targets": "hidden", "hidden_kl": 0.02},
     {"targets": "top_k+hidden", "top_k": 8, "hidden_kl": 0.2},
+    {"targets": "top_k", "top_k": 8, "tail_moment_dim": 8},
 )
 
 
@@ -70,11 +71,11 @@ def test_every_kind_is_told_of_and_the_recipes_own_comes_first(
     assert own.is_recipe
     assert (own.settings["targets"], own.settings["top_k"]) == ("top_k", 12)
     assert not any(row.is_recipe for row in found.rows[1:])
-    assert begun == [(n, 9, row.settings["targets"]) for n, row in enumerate(found.rows)]
+    assert begun == [(n, 10, row.settings["targets"]) for n, row in enumerate(found.rows)]
 
 
 def test_what_is_lost_falls_with_what_is_kept(found: Comparison) -> None:
-    _, few, many, everything, _, _, coarse, fine, both = found.rows
+    _, few, many, everything, _, _, coarse, fine, both, _ = found.rows
     for at in range(3):
         kl = [row.self_kl[at] for row in (few, many, everything, coarse, fine, both)]
         assert all(one is not None and one >= 0 for one in kl)
@@ -98,6 +99,17 @@ def test_kept_ids_have_a_bias_and_draws_a_noise(found: Comparison) -> None:
     assert sampled.gradient[0] is not None
     assert sampled.gradient[1:] == [None, None]  # draws serve their own temperature
     assert sampled.self_kl[1:] == [None, None]
+
+
+def test_moments_lower_the_bias_for_some_bytes(found: Comparison) -> None:
+    """And nothing else: they are no distribution, so what is lost is what it was."""
+    few, moments = found.rows[1], found.rows[-1]
+    assert few.bytes_per_token < moments.bytes_per_token < 3 * few.bytes_per_token
+    for without, with_them in zip(few.gradient, moments.gradient, strict=True):
+        assert without is not None
+        assert with_them is not None
+        assert with_them.bias < 0.9 * without.bias
+    assert moments.self_kl == few.self_kl
 
 
 def test_bytes_are_those_of_an_estimate(found: Comparison, config: CacheTeacherConfig) -> None:
@@ -137,7 +149,7 @@ def test_json_has_a_name_for_every_figure(found: Comparison) -> None:
     assert sampled["self_kl_t1"] > 0
     assert sampled["noise_t1"] > 0
     assert sampled["self_kl_t1_5"] is sampled["bias_t2"] is None
-    assert [row["is_recipe"] for row in figures["kinds"]] == [True] + [False] * 8
+    assert [row["is_recipe"] for row in figures["kinds"]] == [True] + [False] * 9
 
 
 def test_a_sketch_of_principal_components_is_fitted_for_its_size(

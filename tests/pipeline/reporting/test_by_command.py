@@ -259,6 +259,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     ("setting", "what"),
     [
         ("targets=hidden", "the transform of hidden states (targets=hidden) needs"),
+        ("tail_moment_dim=4", "the basis of the tail's moments (tail_moment_dim=4) needs"),
         ("hidden_projection=pca", "principal components (hidden_projection=pca) need"),
     ],
 )

@@ -8,6 +8,7 @@ from cache_format.metadata.spec_parts.targets import (
     CodedStates,
     Draws,
     KeptLogits,
+    TailMoment,
     TargetSpec,
 )
 from stages.cache_teacher.config import CacheTeacherConfig
@@ -82,3 +83,26 @@ def test_sampled_targets_check_their_own_bounds(name: str, good: Any, bad: Any) 
     spec_of(targets="top_k+sampled", **{name: bad})
     with pytest.raises(ValueError, match=f"{name}: must be .* where targets is 'sampled'"):
         spec_of(targets="sampled", **{name: bad})
+
+
+@pytest.mark.parametrize("targets", ["top_k", "top_k+sampled"])
+def test_moments_have_their_dimension_alone_until_the_basis_is_fitted(targets: str) -> None:
+    moment = TailMoment(
+        dim=16, step=1.0, num_components=1, num_symbols=1, transform_sha256="0" * 64
+    )
+    assert spec_of(targets=targets, tail_moment_dim=16).moment == moment
+    assert spec_of(targets=targets).moment is None
+
+
+@pytest.mark.parametrize("targets", ["sampled", "hidden", "top_k+hidden"])
+def test_other_kinds_have_no_moments(targets: str) -> None:
+    spec_of(targets=targets, tail_moment_dim=0)
+    with pytest.raises(ValueError, match="tail_moment_dim: must be 0 unless targets is 'top_k' or"):
+        spec_of(targets=targets, tail_moment_dim=1)
+
+
+@pytest.mark.parametrize(("good", "bad"), [(0, -1), (65_535, 65_536)])
+def test_dimensions_of_moments_have_bounds(good: int, bad: int) -> None:
+    CacheTeacherConfig(tail_moment_dim=good)
+    with pytest.raises(ValueError, match="tail_moment_dim: must be from 0 to 65,535"):
+        CacheTeacherConfig(tail_moment_dim=bad)

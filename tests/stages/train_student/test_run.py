@@ -587,10 +587,15 @@ def test_a_run_keeps_to_its_rows_when_the_cache_is_extended(tmp_path: Path) -> N
         ({"targets": "top_k+sampled", "num_samples": 20, "top_p": 0.7}, (2.0, 1.0)),
         ({"targets": "hidden"}, (4.0, 1.0)),
         ({"targets": "top_k+hidden", "hidden_kl": 0.3}, (2.0, 1.0)),
+        ({"tail_moment_dim": 6, "top_k": 4}, (2.0, 1.0)),
+        ({"targets": "top_k+sampled", "num_samples": 9, "tail_moment_dim": 32}, (1.6, 1.1)),
         ({"hidden_projection": "pca", "hidden_states": "last"}, (2.0, 1.0)),
         ({"hidden_states": "random_layers:1"}, (2.0, 1.0)),
     ],
-    ids=["sampled", "top_k+sampled", "hidden", "top_k+hidden", "pca", "random layers"],
+    ids=[
+        *("sampled", "top_k+sampled", "hidden", "top_k+hidden", "moment", "draws and moment"),
+        *("pca", "random layers"),
+    ],
 )
 def test_a_student_trains_on_every_kind_of_target_of_stage_one(
     tmp_path: Path, changes: dict[str, Any], temperatures: tuple[float, float]

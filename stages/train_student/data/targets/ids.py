@@ -1,6 +1,7 @@
 """Convert targets that list ids to tensors: ragged rows become rectangular.
 
-R rows of a batch, T positions, P of them scored, K kept ids, J drawn ids, M inverse temperatures.
+R rows of a batch, T positions, P of them scored, K kept ids, J drawn ids, M inverse temperatures,
+C coefficients of moments.
 """
 
 import functools
@@ -15,7 +16,9 @@ from cache_format.codec.row_codec import Row
 from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.reader import Cache
 from stages.train_student.data.targets.kind import HeadOnDevice, TargetDecoder
+from stages.train_student.data.targets.moment_tables import moment_tables
 from stages.train_student.data.targets.sparse_targets import SparseSamples, SparseTargets
+from stages.train_student.data.targets.tail_moment import MomentTables, TailMoments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,8 @@ class IdTargets:
     """float32 [R, T, M]"""
     samples: SampledIds | None = None
     """Only where the cache has samples of the tail"""
+    moment_coefficients: Tensor | None = None
+    """int16 [R, T, C], only where the cache has the tail's moments"""
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "IdTargets":
         """The same with each tensor as ``function`` returns it."""
@@ -59,6 +64,9 @@ class IdTargets:
             logit_gaps=function(self.logit_gaps),
             tail_log_mass=function(self.tail_log_mass),
             samples=None if self.samples is None else self.samples.mapped(function),
+            moment_coefficients=None
+            if self.moment_coefficients is None
+            else function(self.moment_coefficients),
         )
 
 
@@ -78,17 +86,26 @@ def kept_targets(rows: Sequence[Row], top_k: int, *, gap_scale: float = 1.0) -> 
         kept_ids=torch.from_numpy(np.where(is_kept, kept_ids, kept_ids[:, :, :1])),
         logit_gaps=torch.from_numpy(gaps),
         tail_log_mass=torch.from_numpy(np.stack([one.tail_log_mass for one in kept])),
+        moment_coefficients=_moment_coefficients(rows),
     )
 
 
+def _moment_coefficients(rows: Sequence[Row]) -> Tensor | None:
+    found = [row.moment_coefficients for row in rows if row.moment_coefficients is not None]
+    return torch.from_numpy(np.stack(found)) if found else None
+
+
 def make_sparse_decoder(cache: Cache, head: HeadOnDevice) -> TargetDecoder:
-    """See ``TargetKind.make_decoder``; the teacher's head is not needed."""
-    del head
-    return functools.partial(sparse_targets, spec=cache.spec.targets)
+    """See ``TargetKind.make_decoder``; the teacher's head is needed for moments alone."""
+    tables = moment_tables(cache, head)
+    return functools.partial(sparse_targets, spec=cache.spec.targets, tables=tables)
 
 
-def sparse_targets(targets: IdTargets, scored_P: Tensor, spec: TargetSpec) -> SparseTargets:
-    """The distribution at the P scored positions, in the order of ``scored_P``."""
+def sparse_targets(
+    targets: IdTargets, scored_P: Tensor, spec: TargetSpec, tables: MomentTables | None = None
+) -> SparseTargets:
+    """The distribution at the P scored positions, in the order of ``scored_P``; with the tail's
+    moments if there are ``tables`` to rebuild them with."""
     # By index: a mask would make the host wait until the device has counted what is set in it.
     scored = targets.mapped(lambda tensor: tensor.flatten(0, 1).index_select(0, scored_P))
     samples = None
@@ -99,6 +116,14 @@ def sparse_targets(targets: IdTargets, scored_P: Tensor, spec: TargetSpec) -> Sp
             scored.samples.logit_gaps,
             spec.sampling.inverse_temperature,
         )
+    moments = None
+    if tables is not None and scored.moment_coefficients is not None:
+        moments = TailMoments(scored.moment_coefficients, tables)
     return SparseTargets(
-        scored.kept_ids, scored.logit_gaps, scored.tail_log_mass, spec.inverse_temperatures, samples
+        scored.kept_ids,
+        scored.logit_gaps,
+        scored.tail_log_mass,
+        spec.inverse_temperatures,
+        samples,
+        moments,
     )

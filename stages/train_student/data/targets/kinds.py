@@ -18,3 +18,15 @@ TARGET_KINDS: Mapping[str, TargetKind] = {
 def kind_of(spec: TargetSpec) -> TargetKind:
     """The kind of these targets."""
     return TARGET_KINDS[spec.kind]
+
+
+def kl_note(spec: TargetSpec) -> str:
+    """What the KL of a student is with these targets, for people."""
+    note = kind_of(spec).KL_NOTE
+    if spec.moment is None:
+        return note
+    return (
+        f"{note} For a student whose head is the teacher's and frozen, it is over the full "
+        f"vocabulary as far as the {spec.moment.dim} directions of the tail's moment tell; do not "
+        "compare it with that of a student with another head."
+    )

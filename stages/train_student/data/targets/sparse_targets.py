@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stages.train_student.data.targets.tail_moment import TailMoments
 from stages.train_student.data.temperatures import lagrange_weights
 
 
@@ -55,6 +56,8 @@ class SparseTargets:
     tail_log_mass_NM: Tensor
     inverse_temperatures: tuple[float, ...]
     samples: SparseSamples | None = None
+    moments: TailMoments | None = None
+    """Only where the cache has them, and the student's head is the teacher's."""
 
     def chunk(self, start: int, stop: int) -> "SparseTargets":
         """The targets of positions ``start`` to ``stop``."""
@@ -64,6 +67,7 @@ class SparseTargets:
             self.tail_log_mass_NM[start:stop],
             self.inverse_temperatures,
             None if self.samples is None else self.samples.chunk(start, stop),
+            None if self.moments is None else self.moments.chunk(start, stop),
         )
 
     def tail_log_mass(self, inverse_temperature: float) -> Tensor:

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from cache_format.errors import MissingFileError, SpecMismatchError
-from cache_format.metadata.spec_parts.targets import CodedStates
+from cache_format.metadata.spec_parts.targets import CodedStates, TailMoment
 from cache_format.tables.hidden_transform import HiddenTransform
 from cache_format.tables.principal_components import Projection
+from cache_format.tables.tail_moment import MomentTransform
 from cache_format.writer import CacheWriter
 from stages.cache_teacher.config import ALL_UNITS
 from stages.cache_teacher.engine.ray_engine import RayEngine
-from stages.cache_teacher.setup import hidden_fit, pca
+from stages.cache_teacher.setup import hidden_fit, moment_fit, pca
 from stages.cache_teacher.teacher.teacher import Teacher
 from stages.cache_teacher.worker_share import WorkerShare
 from tests.support.sample_cache import contents
@@ -21,11 +22,21 @@ from tests.support.stage_one_runs import TEXTS, Bench, shard_bytes
 from tests.support.tiny import write_fineweb_parquet
 
 PCA: dict[str, Any] = {"hidden_projection": "pca"}
-HIDDEN: dict[str, Any] = {"targets": "hidden"}
-FILES = {"pca": "projection.bin", "hidden": "transform.bin"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "pca": PCA,
+    "hidden": {"targets": "hidden"},
+    "moment": {"tail_moment_dim": 5},
+    "moment beside draws": {"targets": "top_k+sampled", "num_samples": 6, "tail_moment_dim": 5},
+}
+FILES = {
+    "pca": "projection.bin",
+    "hidden": "transform.bin",
+    "moment": "tail_moment.bin",
+    "moment beside draws": "tail_moment.bin",
+}
 
 
-@pytest.fixture(params=["pca", "hidden"])
+@pytest.fixture(params=FILES)
 def kind(request: pytest.FixtureRequest) -> str:
     """What is fitted to the first unit."""
     name: str = request.param
@@ -34,7 +45,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def settings(kind: str) -> dict[str, Any]:
-    return {"pca": PCA, "hidden": HIDDEN}[kind]
+    return SETTINGS[kind]
 
 
 class Fits:
@@ -46,6 +57,7 @@ class Fits:
         where = "stages.cache_teacher.setup.first_unit"
         monkeypatch.setattr(f"{where}.principal_components", self._principal_components)
         monkeypatch.setattr(f"{where}.fit_transform", self._transform)
+        monkeypatch.setattr(f"{where}.fit_moment", self._moment)
 
     def _principal_components(self, *arguments: Any) -> Projection:
         self.num += 1
@@ -59,6 +71,14 @@ class Fits:
             return hidden, found
         turned = replace(found, analysis=-found.analysis, synthesis=-found.synthesis)
         return replace(hidden, transform_sha256=turned.sha256), turned
+
+    def _moment(self, *arguments: Any) -> tuple[TailMoment, MomentTransform]:
+        self.num += 1
+        part, found = moment_fit.fit_moment(*arguments)
+        if self.num != self._other:
+            return part, found
+        turned = replace(found, center=-found.center)
+        return replace(part, transform_sha256=turned.sha256), turned
 
 
 def test_a_new_cache_is_fitted_once(

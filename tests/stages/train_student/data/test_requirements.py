@@ -4,14 +4,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cache_format.errors import AdvisedError
 from cache_format.metadata.spec_parts.sketch import SketchSpec
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.data.batch import read_batch
 from stages.train_student.data.requirements import require_targets
+from stages.train_student.data.targets import top_k
+from stages.train_student.data.targets.kind import HeadOnDevice
+from stages.train_student.data.targets.moment_tables import require_teachers_head
+from stages.train_student.data.targets.sparse_targets import SparseTargets
+from stages.train_student.data.teacher_files import teacher_head
 from stages.train_student.losses.terms import cache_needs
 from stages.train_student.run import train_student
+from stages.train_student.students.registry import student_settings
 from tests.support.sample_cache import sample_spec
 from tests.support.student_caches import TARGETS, write_cache
 
@@ -104,3 +112,40 @@ def test_an_online_teacher_is_refused_with_sampled_softmax(tmp_path: Path) -> No
     require(TrainStudentConfig(), cache, online=True)
     with pytest.raises(ValueError, match=r"train_student.sampled_softmax_size: .* Set it to none"):
         require(some, cache, online=True)
+
+
+@pytest.mark.parametrize("kind", ["top_k with moment", "top_k+sampled with moment"])
+def test_a_trained_head_is_refused_where_the_cache_has_moments(tmp_path: Path, kind: str) -> None:
+    cache = write_cache(tmp_path / "cache", TARGETS[kind])
+    student = student_settings("distil_xlstm", train_head=True)
+    with pytest.raises(ValueError, match=r"train_student.student.train_head: .* Set it to false"):
+        require(TrainStudentConfig(student=student), cache)
+    with pytest.raises(ValueError, match=r"train_student.student.train_head"):
+        train_student(TrainStudentConfig(student=student), cache, tmp_path / "run")
+    require(TrainStudentConfig(student=student), cache, online=True)
+    require(TrainStudentConfig(student=student, alpha_start=0.0, alpha_end=0.0), cache)
+    require(TrainStudentConfig(student=student), write_cache(tmp_path / "b", TARGETS["top_k"]))
+
+
+def test_a_frozen_head_that_is_not_the_teachers_is_refused(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", TARGETS["top_k with moment"])
+    head_VD = teacher_head(cache)
+    require_teachers_head(cache, head_VD.bfloat16())
+    for other in (None, head_VD.roll(1, 0)):
+        with pytest.raises(ValueError, match=r"this student's head is another\. Train another"):
+            require_teachers_head(cache, other)
+        require_teachers_head(write_cache(tmp_path / "plain", TARGETS["top_k"]), other)
+
+
+def test_the_moments_of_a_teacher_are_left_out_for_a_student_with_another_head(
+    tmp_path: Path,
+) -> None:
+    """As validation does for a student with a trained head, or one that ``evaluate`` is given."""
+    cache = write_cache(tmp_path / "cache", TARGETS["top_k with moment"])
+    batch = read_batch(cache, "train", [0], with_sketch=False)
+    head_VD = teacher_head(cache)
+    for frozen_VD, has_moments in ((head_VD, True), (head_VD + 1, False), (None, False)):
+        head = HeadOnDevice(torch.device("cpu"), torch.float32, frozen_VD)
+        targets = top_k.make_decoder(cache, head)(batch.targets, batch.scored)
+        assert isinstance(targets, SparseTargets)
+        assert (targets.moments is not None) == has_moments

@@ -218,6 +218,8 @@ def test_validation_kl_equals_the_float64_formula_for_every_target_kind(
             hidden = model.hidden_states(batch.input_ids, batch.is_document_start)[0]
         logits = (hidden.double() @ objective.head_of(model).double().T).detach().numpy()
         of_row, agreeing_in_row = _kl_of_row(cache, index, logits, temperature)
+        row = cache.read_row("validation", index)[1]
+        of_row += _kl_by_moments(cache, row, hidden.double().numpy(), logits)
         kl += of_row
         agreeing += agreeing_in_row
         count += batch.num_scored
@@ -278,9 +280,9 @@ def _kl_of_row(
         begin = end
         if kept.draws is not None:
             count = int(kept.draws.num_ids[t])
-            kl += p_tail * _within_tail(
-                cache, kept, t, slice(drawn, drawn + count), logq[t], q_tail
-            )
+            shares, log_p = _drawn_shares(cache, kept, t, slice(drawn, drawn + count))
+            log_r = logq[t, kept.draws.ids[drawn : drawn + count]] - math.log(q_tail)
+            kl += p_tail * float((shares * (log_p - log_r)).sum())
             drawn += count
     return kl, agreeing
 
@@ -316,10 +318,46 @@ def _set_kept(teacher: np.ndarray, kept: KeptIds) -> None:
         teacher[t, ids] = -gaps
 
 
-def _within_tail(
-    cache: Cache, kept: KeptIds, t: int, drawn: slice, logq: np.ndarray, q_tail: float
-) -> float:
-    """Σ (c/m)·p(j)/r(j)·(log p(j) − log q(j)) of the ids drawn at a position, at T = 1."""
+def _kl_by_moments(cache: Cache, row: Row, hidden: np.ndarray, logits: np.ndarray) -> float:
+    """What the tail's moments add to ΣKL at T = 1, entry by entry."""
+    if cache.moment is None or row.moment_coefficients is None:
+        return 0.0
+    kept, center = row.kept, cache.moment.center.astype(np.float64)
+    basis = cache.moment.basis.astype(np.float64)
+    table = teacher_head(cache).double().numpy() @ basis.T - center[:-1]
+    moments = cache.moment.moments(row.moment_coefficients)[:, -1].astype(np.float64)
+    kl, begin, drawn = 0.0, 0, 0
+    for t, num_kept in enumerate(kept.num_ids.tolist()):
+        ids, gaps = kept.ids[begin : begin + num_kept], kept.gaps[begin : begin + num_kept]
+        begin += num_kept
+        if not num_kept or np.isneginf(kept.tail_log_mass[t, -1]):
+            continue
+        tail = math.exp(kept.tail_log_mass[t, -1])
+        target = p_tail = tail / (np.exp(-gaps.astype(np.float64)).sum() + tail)
+        r = np.exp(logits[t] - logits[t].max())
+        r[ids] = 0
+        r /= r.sum()
+        entropy = -(r[r > 0] * np.log(r[r > 0])).sum()
+        known = moments[t, :-1].copy()
+        if kept.draws is not None:
+            of_position = slice(drawn, drawn + int(kept.draws.num_ids[t]))
+            drawn = of_position.stop
+            shares, log_p = _drawn_shares(cache, kept, t, of_position)
+            weights = p_tail * shares
+            target -= weights.sum()
+            known -= weights @ table[kept.draws.ids[of_position]]
+            kl -= (weights * (log_p + center[-1])).sum()
+        correction = known - target * (r @ table)
+        kl += target * (entropy - center[-1]) - moments[t, -1]
+        kl -= (basis @ hidden[t]) @ correction
+    return float(kl)
+
+
+def _drawn_shares(
+    cache: Cache, kept: KeptIds, t: int, drawn: slice
+) -> tuple[np.ndarray, np.ndarray]:
+    """(c/m)·p(j)/r(j) of the ids drawn at a position, r being what they are drawn from, and their
+    log-probabilities within the tail, at T = 1."""
     targets, draws = cache.spec.targets, kept.draws
     assert draws is not None
     s = targets.sampling.inverse_temperature
@@ -327,13 +365,11 @@ def _within_tail(
     shares = draws.counts[drawn] / targets.sampling.num_draws
     mass_at_s = kept.tail_log_mass[t, targets.inverse_temperatures.index(s)]
     log_p = -gaps - kept.tail_log_mass[t, -1]
-    log_r = -gaps * s - mass_at_s
-    log_q = logq[draws.ids[drawn]] - math.log(q_tail)
-    return float((shares * np.exp(log_p - log_r) * (log_p - log_q)).sum())
+    return shares * np.exp(log_p + gaps * s + mass_at_s), log_p
 
 
 def test_moving_a_batch_moves_all_its_tensors(tmp_path: Path) -> None:
-    cache = write_cache(tmp_path / "cache", TARGETS["top_k+sampled"], pca_sketch())
+    cache = write_cache(tmp_path / "cache", TARGETS["top_k+sampled with moment"], pca_sketch())
     batch = read_batch(cache, "train", [0], with_sketch=True).to(torch.device("meta"))
     places = {name: tensor.device.type for name, tensor in tensors_of(batch)}
     assert places.pop("is_document_start") == "cpu"  # the student looks at it there
