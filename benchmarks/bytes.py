@@ -27,6 +27,7 @@ from cache_format.reader import Cache
 
 COMPARED: tuple[Mapping[str, Any], ...] = (
     {"targets": "top_k", "top_k": 32},
+    {"targets": "top_k", "top_k": 32, "tail_moment_dim": 16},
     {"targets": "hidden", "hidden_kl": 0.05},
     {"targets": "hidden", "hidden_kl": 0.05, "hidden_quantization": "nearest"},
     {"targets": "hidden", "hidden_kl": 0.2},
