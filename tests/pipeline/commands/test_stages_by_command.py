@@ -10,6 +10,7 @@ import pytest
 from click.testing import Result
 
 import cache_format
+from pipeline.comparison.compared import COMPARED
 from pipeline.recipes.recipe import load_recipe
 from stages.train_student.checkpoints.run_record import read_record, write_record
 from stages.train_student.export.saved_student import find_checkpoint, publish_checkpoint
@@ -88,7 +89,7 @@ def test_estimate_compares_targets_as_text_or_json(tmp_path: Path) -> None:
     assert text.exit_code == 0, text.output
     assert text.stdout.startswith("1.00M tokens: size, KL")
     assert "<- recipe" in text.stdout
-    assert "of 9 settings" in text.stderr
+    assert f"of {len(COMPARED)} settings" in text.stderr
     figures = json.loads(run(*command, "--json").stdout)
     assert figures["tokens"] == 1_000_000
     marked = [row["settings"] for row in figures["kinds"] if row["is_recipe"]]
