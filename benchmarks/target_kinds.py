@@ -13,13 +13,15 @@ from cache_format.metadata.spec_parts.targets import KL_TEMPERATURES
 from cache_format.tables.vocabulary_ranks import RankTable
 from pipeline.comparison.compared import COMPARED, LEVELS, with_settings
 from pipeline.comparison.kept_rows import Keeping
-from pipeline.comparison.teacher_rows import TeacherRows, halves
+from pipeline.comparison.teacher_rows import TeacherRows
 from pipeline.reports.comparison_report import temperature_key
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.teacher.teacher import Teacher
 
 SETTINGS = COMPARED
+_MEASURED_ROWS = 8
+"""At most, and no more than half: what is fitted is fitted to the others."""
 _POSITIONS = 512
 """That the KL is measured at."""
 _BASE = CacheTeacherConfig(hidden_projection="none", head_chunk=256, compile="off")
@@ -30,9 +32,10 @@ def measure_kinds(
     teacher: Teacher, packed: PackedUnit, ranks: RankTable
 ) -> Iterator[dict[str, Any]]:
     """Settings, size and KL of each kind."""
-    first_half, second_half = halves(packed)
-    source = rows_of(teacher, first_half, ranks)
-    shown, head_VD = source.show(second_half), teacher.head.weight_VD.float()
+    num_rows = len(packed.token_ids_RT)
+    num_fit = num_rows - min(_MEASURED_ROWS, num_rows // 2)
+    source = rows_of(teacher, packed.rows(0, num_fit), ranks)
+    shown, head_VD = source.show(packed.rows(num_fit, num_rows)), teacher.head.weight_VD.float()
     for settings in SETTINGS:
         kept = Keeping.fitted(source, with_settings(_BASE, settings)).rows(shown)
         found = kept.self_kl(head_VD, _POSITIONS)

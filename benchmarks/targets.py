@@ -106,7 +106,13 @@ _FILE = click.Path(exists=True, path_type=Path)
 @click.option("--repeats", type=int, default=16, show_default=True, help="Draws of each kind.")
 @click.option("--teacher", type=_FILE, help="Directory of another teacher for `kinds`.")
 @click.option("--corpus", type=_FILE, help="Text for `kinds`, a file or a directory.")
-@click.option("--rows", type=int, default=16, show_default=True, help="Rows for `kinds`.")
+@click.option(
+    "--rows",
+    type=int,
+    default=72,
+    show_default=True,
+    help="Rows of 512 tokens for `kinds`; eight are measured, the others fitted to.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def targets(
     repeats: int, teacher: Path | None, corpus: Path | None, rows: int, as_json: bool
