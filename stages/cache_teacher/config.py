@@ -87,8 +87,8 @@ class CacheTeacherConfig:
     step that states are rounded to is found from it on the first unit."""
     hidden_quantization: Quantization = "rate_distortion"
     """How ``hidden`` rounds a state: to what loses least for its bytes, given the position's own
-    probabilities, or to the ``nearest``, which takes about a quarter more bytes for the same KL but
-    never computes a logit."""
+    probabilities, or to the ``nearest``, which takes half as many bytes again or more for the same
+    KL at T = 1, but never computes a logit."""
     tail_moment_dim: int = 0
     """d: directions in which the first moment of the tail is stored beside its mass, with its
     entropy, where targets is ``top_k`` or ``top_k+sampled``: a student whose head is the teacher's

@@ -50,8 +50,9 @@ error, which is not free, would seem so."""
 _NATS_PER_BIT = math.log(2) / 12  # at a step of 1
 _SWEEPS = 2
 _BLOCK = 8
-_NUM_FLOATS = {"cpu": 1 << 25, "cuda": 1 << 28}
+_NUM_FLOATS = 1 << 25
 """Of the positions' rows at once."""
+_NUM_FLOATS_ON_GPU = 1 << 28
 
 
 class RateDistortion:
@@ -118,7 +119,8 @@ class RateDistortion:
         bits_JX = torch.nn.functional.pad(bits_JX, (0, 0, 0, num_padding))
         bits_BbX = bits_JX.view(-1, _BLOCK, bits_JX.shape[1])
         num_rows = logits.kept_ids_PK.shape[1] + len(_WEIGHTS)
-        size = max(16, _NUM_FLOATS[values_PJ.device.type] // (num_rows * values_PJ.shape[1]))
+        num_floats = _NUM_FLOATS if values_PJ.device.type == "cpu" else _NUM_FLOATS_ON_GPU
+        size = max(16, num_floats // (num_rows * values_PJ.shape[1]))
         parts = []
         for start in range(0, max(1, len(values_PJ)), size):
             check()

@@ -127,7 +127,7 @@ def test_any_number_of_components_and_positions(
     scene = Scene(width=width)
     at_once = scene.find(scene.prices_JX)
     assert at_once.shape == (_P, width)
-    monkeypatch.setattr(rate_distortion, "_NUM_FLOATS", {"cpu": 1})
+    monkeypatch.setattr(rate_distortion, "_NUM_FLOATS", 1)
     assert (scene.find(scene.prices_JX) == at_once).float().mean() > 0.99
     scene.states_PD = scene.states_PD[:0]
     assert scene.find(scene.prices_JX).shape == (0, width)
