@@ -4,8 +4,9 @@ The demo's teacher is cached once for each of the compared settings. Students of
 take equal steps over the same rows in the same order: from each cache, with the teacher in the loop
 and on labels alone, once for every seed, each in a process of its own. Loss and KL are means over
 validation rows, KL over the whole vocabulary against the teacher itself, at temperature 1. `gain`
-is the share of what the teacher in the loop gains over labels alone; ± is the standard deviation
-over seeds. With --work, what is there from the same options is taken, so that it may be stopped.
+is the share of what the teacher in the loop gains over labels alone, of the loss; ± is the standard
+deviation over seeds. With --work, what is there from the same options is taken, so that it may be
+stopped.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ import click
 
 import cache_format
 from benchmarks import online
+from benchmarks.bytes_plot import name_of, save_plot
 from benchmarks.trainings import Way
 from cache_format.codec.targets.kinds import kind_of
 from cache_format.reader import Cache
@@ -41,22 +43,50 @@ COMPARED: tuple[Mapping[str, Any], ...] = (
 @click.option("--steps", type=click.IntRange(min=2), default=200, show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--set", "settings", multiple=True, help="As pipeline takes it.")
+@click.option(
+    "--compare",
+    "compared",
+    multiple=True,
+    metavar="KEY=VALUE,…",
+    help="Compare settings of [cache_teacher], such as targets=hidden,hidden_kl=0.1; repeatable. "
+    "They replace the built-in ones.",
+)
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Keeps all figures.")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write the curve as SVG or PNG."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bytes_against_students(
-    steps: int, seeds: int, settings: Sequence[str], work: Path | None, as_json: bool
+    steps: int,
+    seeds: int,
+    settings: Sequence[str],
+    compared: Sequence[str],
+    work: Path | None,
+    plot: Path | None,
+    as_json: bool,
 ) -> None:
+    kinds = [_parsed(text) for text in compared] or COMPARED
     with ExitStack() as stack:
         if work is None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bench = _Bench(work, steps, settings)
-        rows = [bench.row("online", COMPARED[0]), bench.row("labels", COMPARED[0])]
-        rows += [bench.row("cache", compared) for compared in COMPARED]
+        rows = [bench.row("online", kinds[0]), bench.row("labels", kinds[0])]
+        rows += [bench.row("cache", kind) for kind in kinds]
         for seed in range(seeds):  # so that all have one before any has two
             for row in rows:
                 row["students"].append(bench.student(row["way"], row["settings"], seed))
                 click.echo(_line(row), err=True)
+    if plot is not None:
+        save_plot(rows, plot)
     click.echo(json.dumps({"steps": steps, "rows": rows}) if as_json else _table(rows))
+
+
+def _parsed(text: str) -> dict[str, str]:
+    """``KEY=VALUE,…`` as settings."""
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(key and value for key, _, value in pairs):
+        raise click.BadParameter(f"{text!r}: expected KEY=VALUE,…", param_hint="--compare")
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 class _Bench:
@@ -81,7 +111,7 @@ class _Bench:
             found: dict[str, float] = json.loads(kept.read_text())
             return found
         found = online.in_new_process(way, self._at(compared), self._steps, settings)
-        kept.parent.mkdir(exist_ok=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(found))
         return found
 
@@ -107,8 +137,7 @@ def target_bytes(cache: Cache) -> float:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    name = ", ".join(str(value) for value in row["settings"].values())
-    name = {"online": "teacher in the loop", "labels": "labels alone"}.get(row["way"], name)
+    name = name_of(row)
     num_bytes = "" if row["bytes_per_token"] is None else f"{row['bytes_per_token']:.1f}"
     cells = [f"{name:32}{num_bytes:>8}"]
     for figure in ("validation_loss", "validation_kl"):
@@ -119,13 +148,18 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [f"{'':32}{'B/token':>8}{'loss':>18}{'KL':>18}{'gain':>8}"]
-    online_loss, labels_loss = (
-        statistics.mean(student["validation_loss"] for student in row["students"])
-        for row in rows[:2]
-    )
+    lines = [f"{'':32}{'B/token':>8}{'loss':>18}{'KL':>18}{'gain':>12}"]
     for row in rows:
-        loss = statistics.mean(student["validation_loss"] for student in row["students"])
-        gain = (labels_loss - loss) / (labels_loss - online_loss)
-        lines.append(f"{_line(row)}{gain:>8.0%}")
+        gains = gains_by_seed(row, rows)
+        spread = f" ±{100 * statistics.stdev(gains):.0f}" if len(gains) > 1 else ""
+        lines.append(f"{_line(row)}{f'{statistics.mean(gains):.0%}{spread}':>12}")
     return "\n".join(lines)
+
+
+def gains_by_seed(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """(labels − this) / (labels − online), of the losses of students of one seed."""
+    losses = ([one["validation_loss"] for one in each["students"]] for each in (*rows[:2], row))
+    return [
+        (of_labels - own) / (of_labels - of_online)
+        for of_online, of_labels, own in zip(*losses, strict=True)
+    ]

@@ -59,10 +59,38 @@ def test_gain_is_the_share_of_what_the_teacher_in_the_loop_gains(
 ) -> None:
     lines = run(tmp_path, "--seeds", "2").splitlines()
     assert lines[1].startswith("teacher in the loop")
-    assert lines[1].endswith("100%")
-    assert lines[2].endswith(" 0%")
-    assert all(line.endswith("75%") for line in lines[3:])
+    assert lines[1].endswith("100% ±0")
+    assert lines[2].endswith(" 0% ±0")
+    assert all(line.endswith("75% ±0") for line in lines[3:])
     assert "3.3000 ±0.0707" in lines[3]
+
+
+def test_compared_settings_may_be_given(
+    tmp_path: Path, trained: list[tuple[str, list[str]]]
+) -> None:
+    kinds = ["--compare", "targets=top_k,top_k=8", "--compare", "targets=hidden,hidden_kl=0.1"]
+    figures = json.loads(run(tmp_path, "--seeds", "1", "--json", *kinds))
+    settings = [row["settings"] for row in figures["rows"][2:]]
+    assert settings == [
+        {"targets": "top_k", "top_k": "8"},
+        {"targets": "hidden", "hidden_kl": "0.1"},
+    ]
+    assert "cache_teacher.hidden_kl=0.1" in trained[-1][1]
+
+
+def test_compared_settings_that_are_none_are_refused(tmp_path: Path) -> None:
+    command = ["bytes", "--work", str(tmp_path), "--compare", "top_k"]
+    found = CliRunner().invoke(main, command)
+    assert found.exit_code == 2
+    assert "expected KEY=VALUE" in found.stderr
+
+
+def test_the_plot_names_all_rows(tmp_path: Path, trained: list[tuple[str, list[str]]]) -> None:
+    picture = tmp_path / "curve.svg"
+    run(tmp_path / "work", "--seeds", "2", "--plot", str(picture))
+    drawn = picture.read_text()
+    for name in ("teacher in the loop", "labels alone", "hidden, 0.05", "top_k, 32"):
+        assert name in drawn
 
 
 def test_what_was_trained_before_is_not_trained_again(
