@@ -41,11 +41,12 @@ def require_targets(
                 "all logits of teacher and student. Set it to none."
             )
         return
-    if config.sampled_softmax_size is not None and cache.spec.targets.hidden is not None:
+    if config.sampled_softmax_size is not None and cache.spec.targets.kind == "hidden":
         raise ValueError(
-            "train_student.sampled_softmax_size: the cache holds hidden states "
-            f"(cache_teacher.targets is {cache.spec.targets.kind!r}), from which the loss makes "
-            "all logits of teacher and student. Set it to none."
+            "train_student.sampled_softmax_size: the cache holds hidden states alone "
+            "(cache_teacher.targets is 'hidden'), which do not say what the teacher's likeliest "
+            "ids are: the loss makes all logits. Set it to none, or make a cache with "
+            "cache_teacher.targets 'top_k+hidden'."
         )
     if needs.temperatures and cache.spec.targets.moment is not None and config.student.train_head:
         raise ValueError(

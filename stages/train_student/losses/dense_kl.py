@@ -7,7 +7,13 @@ In: hidden states of student and teacher, their heads, and labels. Out: ``LossSu
 The logits of both models for ``chunk`` positions are the largest tensors. One pass over them
 (``dense_pass``) gives value and gradient; backward only scales the gradient.
 
-Shapes: N scored positions, n positions of a chunk, V vocabulary, D width; columns are [n, 1].
+Where the targets name kept ids and the student's head is frozen, a chunk may be trained on a sample
+of the columns of both heads (``sampled_softmax``): the kept ids and the labels, which are exact,
+and others that are drawn, among which the teacher's tail, whose mass is exact, is spread by its
+state. Value and gradient are then estimates.
+
+Shapes: N scored positions, n positions of a chunk, V vocabulary, C columns of the heads, D width;
+columns are [n, 1].
 """
 
 import math
@@ -21,6 +27,7 @@ from stages.compute.compiling import Mode
 from stages.compute.matmul import bfloat16_product, factor, product
 from stages.train_student.data.targets.dense_targets import DenseTargets
 from stages.train_student.losses.dense_pass import DensePass
+from stages.train_student.losses.sampled_softmax import Columns, SampledColumns
 from stages.train_student.losses.sparse_kl import (
     FP16_LARGEST_GRADIENT,
     LossSums,
@@ -33,13 +40,20 @@ class DenseDistillationLoss:
     """The loss of a run; like ``SparseDistillationLoss``, but with all of the teacher's logits."""
 
     def __init__(
-        self, *, chunk: int, dtype: torch.dtype, compile: Mode, device: torch.device
+        self,
+        *,
+        chunk: int,
+        dtype: torch.dtype,
+        compile: Mode,
+        device: torch.device,
+        columns: SampledColumns | None = None,
     ) -> None:
         """``chunk`` positions have logits at once; the student's products have factors in ``dtype``
         and float32 results, the teacher's are in its head's precision. ``compile`` as in the
-        settings.
+        settings. ``columns`` chooses those of the heads that a gradient is taken from, for targets
+        with kept ids; without it, all.
         """
-        self.chunk, self.dtype = chunk, dtype
+        self.chunk, self.dtype, self.columns = chunk, dtype, columns
         self.dense_pass = DensePass(compile, device)
 
     def __call__(
@@ -115,8 +129,10 @@ class _Chunks:
         self._hidden_ND, self._head_VD = factor(hidden_ND, loss.dtype), factor(head_VD, loss.dtype)
         self._product = bfloat16_product if loss.dtype == torch.bfloat16 else product
         shape = (2, min(loss.chunk, len(hidden_ND)), len(head_VD))
+        self._columns = None if targets.kept is None else loss.columns
         self._logits = None
-        if not hidden_ND.is_cuda:  # half-precision products allocate what they return
+        # Half-precision products allocate what they return; how many columns are sampled differs.
+        if not hidden_ND.is_cuda and self._columns is None:
             self._logits = hidden_ND.new_empty(shape, dtype=torch.float32)
 
     def take(self, rows: slice, label_n1: Tensor, gradients: list[Tensor | None]) -> Tensor:
@@ -124,21 +140,40 @@ class _Chunks:
         of_student, of_teacher = (
             (None, None) if self._logits is None else self._logits[:, : len(label_n1)]
         )
-        logits_nV = self._product(self._hidden_ND[rows], self._head_VD.T, of_student)
-        teacher_nV = self._targets.logits(rows, self._weights.temperature, of_teacher)
-        at_label_n1 = logits_nV.gather(1, label_n1)
-        agrees_n1 = torch.zeros_like(at_label_n1)
         is_training = any(gradient is not None for gradient in gradients)
+        columns = self._choose(rows, label_n1) if is_training else None
+        if columns is None:
+            head_CD, log_weight_C = self._head_VD, None
+        else:
+            head_CD = self._head_VD.index_select(0, columns.ids_C)
+            log_weight_C, label_n1 = columns.log_weight_C, columns.places(label_n1)
+        logits_nC = self._product(self._hidden_ND[rows], head_CD.T, of_student)
+        teacher_nC = self._targets.logits(rows, self._weights.temperature, of_teacher, columns)
+        at_label_n1 = logits_nC.gather(1, label_n1)
+        agrees_n1 = torch.zeros_like(at_label_n1)
         if not is_training:
-            agrees_n1[:, 0] = logits_nV.argmax(1) == teacher_nV.argmax(1)
-        log_z_n1, kl_n1 = self._loss.dense_pass(logits_nV, teacher_nV, self._weights)
+            agrees_n1[:, 0] = logits_nC.argmax(1) == teacher_nC.argmax(1)
+        log_z_n1, kl_n1 = self._loss.dense_pass(logits_nC, teacher_nC, self._weights, log_weight_C)
         if is_training:
             by_label_n1 = torch.full_like(at_label_n1, -self._weights.cross_entropy)
-            self._add(gradients, rows, logits_nV.scatter_add_(1, label_n1, by_label_n1))
-        columns = (log_z_n1 - at_label_n1, kl_n1, agrees_n1)
-        return torch.cat(columns, 1).double().sum(0)
+            self._add(gradients, rows, logits_nC.scatter_add_(1, label_n1, by_label_n1), head_CD)
+        found = (log_z_n1 - at_label_n1, kl_n1, agrees_n1)
+        return torch.cat(found, 1).double().sum(0)
 
-    def _add(self, gradients: list[Tensor | None], rows: slice, by_logits_nV: Tensor) -> None:
+    def _choose(self, rows: slice, label_n1: Tensor) -> Columns | None:
+        """The columns for a chunk; None for all."""
+        if self._columns is None or self._targets.kept is None:
+            return None
+        kept_ids_nK = self._targets.kept.kept_ids_NK[rows]
+        return self._columns.choose(torch.cat((label_n1, kept_ids_nK), 1))
+
+    def _add(
+        self,
+        gradients: list[Tensor | None],
+        rows: slice,
+        by_logits_nV: Tensor,
+        head_CD: Tensor,
+    ) -> None:
         """Add what follows from the gradient by the logits of ``rows``, which is lost."""
         by_hidden_ND, by_head_VD = gradients
         scale = 1.0
@@ -148,6 +183,6 @@ class _Chunks:
             scale = 2.0 ** math.floor(math.log2(FP16_LARGEST_GRADIENT / largest))
             by_logits_nV = factor(by_logits_nV.mul_(scale), torch.float16)
         if by_hidden_ND is not None:
-            by_hidden_ND[rows] = self._product(by_logits_nV, self._head_VD).div_(scale)
+            by_hidden_ND[rows] = self._product(by_logits_nV, head_CD).div_(scale)
         if by_head_VD is not None:
             by_head_VD += self._product(by_logits_nV.T, self._hidden_ND[rows]).div_(scale)

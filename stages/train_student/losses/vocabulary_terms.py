@@ -57,7 +57,11 @@ class VocabularyTerms:
     def dense_loss(self) -> DenseDistillationLoss:
         """CE and KL from a teacher's own logits; compiled when it is first called."""
         return DenseDistillationLoss(
-            chunk=self.chunk, dtype=self._product_dtype, compile=self.compile, device=self.device
+            chunk=self.chunk,
+            dtype=self._product_dtype,
+            compile=self.compile,
+            device=self.device,
+            columns=self.columns,
         )
 
     @property

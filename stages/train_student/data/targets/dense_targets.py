@@ -3,10 +3,11 @@
 With kept logits beside it, these are exact, and so is the mass of all other ids; the state then
 says only how that mass is spread.
 
-N positions, n of them at a time, V vocabulary, D width, K kept ids.
+N positions, n of them at a time, V vocabulary, C columns of the head, D width, K kept ids.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,21 @@ from stages.train_student.data.targets.sparse_targets import SparseTargets
 
 _LOWEST = -1e30
 """A logit whose probability is 0, and of which 0 times it is not NaN."""
+
+
+class HeadColumns(Protocol):
+    """Some of the head's columns, in place of all."""
+
+    @property
+    def ids_C(self) -> Tensor:
+        """Their ids."""
+
+    @property
+    def log_weight_C(self) -> Tensor:
+        """log of how many ids each stands for."""
+
+    def places(self, target_ids: Tensor) -> Tensor:
+        """The column of each of ``target_ids``."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +44,26 @@ class DenseTargets:
     kept: SparseTargets | None = None
     """Logits that are known better, and the mass of the others."""
 
-    def logits(self, rows: slice, temperature: float, out_nV: Tensor | None = None) -> Tensor:
+    def logits(
+        self,
+        rows: slice,
+        temperature: float,
+        out_nV: Tensor | None = None,
+        columns: HeadColumns | None = None,
+    ) -> Tensor:
         """float32 [n, V] whose softmax at ``temperature`` is the distribution of some positions.
 
-        On a CPU written to ``out_nV``, if it is given.
+        On a CPU written to ``out_nV``, if it is given. With ``columns``, which name all kept ids,
+        [n, C] and counted as often as these say.
         """
-        logits_nV = product(self.hidden_ND[rows], self.head_VD.T, out_nV)
+        head_CD = self.head_VD
+        if columns is not None:
+            head_CD = head_CD.index_select(0, columns.ids_C)
+        logits_nC = product(self.hidden_ND[rows], head_CD.T, out_nV)
         if self.kept is None:
-            return logits_nV
-        return _corrected(logits_nV, self.kept.chunk(rows.start, rows.stop), temperature)
+            return logits_nC
+        kept = self.kept.chunk(rows.start, rows.stop)
+        return _corrected(logits_nC, kept, temperature, columns)
 
     def label_logprobs(self, labels_N: Tensor, chunk: int) -> Tensor:
         """log p of the labels at T = 1, float64 [N]; ``chunk`` positions have logits at once."""
@@ -59,17 +86,23 @@ class DenseTargets:
         return torch.cat(confidences), torch.cat(ids)
 
 
-def _corrected(logits_nV: Tensor, kept: SparseTargets, temperature: float) -> Tensor:
-    """T·log p_T: kept ids as they are known, the others as ``logits_nV`` spread their mass.
+def _corrected(
+    logits_nC: Tensor, kept: SparseTargets, temperature: float, columns: HeadColumns | None
+) -> Tensor:
+    """T·log p_T: kept ids as they are known, the others as ``logits_nC`` spread their mass.
 
-    Changes ``logits_nV`` in place.
+    Changes ``logits_nC`` in place.
     """
     kept_nK, tail_n = kept.logprobs(temperature)
     # A repetition of the first id has what that has: whichever is written last, it is the same.
     kept_nK = torch.where(kept.gaps_NK == torch.inf, kept_nK[:, :1], kept_nK)
-    logits_nV.scatter_(1, kept.kept_ids_NK, -torch.inf)
-    log_sum_n = (logits_nV / temperature).logsumexp(1).double()
+    places_nK = kept.kept_ids_NK if columns is None else columns.places(kept.kept_ids_NK)
+    logits_nC.scatter_(1, places_nK, -torch.inf)
+    scores_nC = logits_nC / temperature
+    if columns is not None:
+        scores_nC = scores_nC + columns.log_weight_C
+    log_sum_n = scores_nC.logsumexp(1).double()
     shift_n = (tail_n - log_sum_n).nan_to_num(neginf=_LOWEST) * temperature
-    logits_nV += shift_n[:, None].float()
-    logits_nV.scatter_(1, kept.kept_ids_NK, (kept_nK * temperature).float())
-    return logits_nV.clamp_min_(_LOWEST)
+    logits_nC += shift_n[:, None].float()
+    logits_nC.scatter_(1, places_nK, (kept_nK * temperature).float())
+    return logits_nC.clamp_min_(_LOWEST)

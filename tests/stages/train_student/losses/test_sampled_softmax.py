@@ -9,17 +9,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.data.targets.dense_targets import DenseTargets
 from stages.train_student.data.targets.sparse_targets import SparseTargets
 from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
+from stages.train_student.losses.vocabulary_terms import VocabularyTerms
 from tests.support.dense_teachers import make_problem, samples, sparse, with_draws
 from tests.support.host_waits import NoDeviceSync
 from tests.support.loss_gradients import CPU, MODES
 from tests.support.train_configs import train_config
 
 _VOCAB = 200
-_KINDS = ["labels", "top_k", "top_k+sampled", "sampled"]
+_KINDS = ["labels", "top_k", "top_k+sampled", "sampled", "top_k+hidden"]
 _STANDARD_ERRORS = 4.5
 
 
@@ -44,10 +46,18 @@ def with_small_logits(problem: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ..
     return (0.3 * problem[0], *problem[1:])
 
 
-def targets_of(kind: str, teacher: torch.Tensor, temperature: float) -> SparseTargets | None:
+def targets_of(
+    kind: str, teacher: torch.Tensor, temperature: float
+) -> SparseTargets | DenseTargets | None:
     generator = torch.Generator().manual_seed(0)
     if kind == "labels":
         return None
+    if kind == "top_k+hidden":  # of a state that is not quite the one of the kept logits
+        head = 0.3 * torch.randn(_VOCAB, 12, generator=generator)
+        hidden = torch.randn(len(teacher), 12, generator=generator)
+        exact = (hidden + 0.1 * torch.randn(hidden.shape, generator=generator)) @ head.T
+        kept = sparse(exact, [5, *[6] * (len(teacher) - 1)], 6)
+        return DenseTargets(hidden, head, kept)
     if kind == "sampled":
         return samples(teacher, 12, temperature, generator)
     targets = sparse(teacher, [5, *[6] * (len(teacher) - 1)], 6)
@@ -57,7 +67,7 @@ def targets_of(kind: str, teacher: torch.Tensor, temperature: float) -> SparseTa
 def gradient_of(
     columns: SampledColumns | None,
     problem: Sequence[torch.Tensor],
-    targets: SparseTargets | None,
+    targets: SparseTargets | DenseTargets | None,
     temperature: float,
     *,
     chunk: int = 5,
@@ -65,11 +75,17 @@ def gradient_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(weighted, CE, KL), and the gradient by the hidden states."""
     settings: dict[str, Any] = {"dtype": torch.float32, "compile": "off"} | how
-    loss = SparseDistillationLoss(chunk=chunk, device=CPU, columns=columns, **settings)
+    terms = VocabularyTerms(
+        device=CPU,
+        chunk=chunk,
+        dtype=settings["dtype"],
+        compile=settings["compile"],
+        columns=columns,
+    )
     hidden, head, labels = problem
     leaf = hidden.clone().requires_grad_()
     weights = VocabularyWeights(0.4, 0.6 if targets else 0.0, temperature)
-    sums = loss(leaf, head, labels, targets, weights)
+    sums = terms.sums(leaf, head, labels, targets, weights)
     (gradient,) = torch.autograd.grad(sums.weighted, leaf)
     return torch.stack((sums.weighted.double().detach(), sums.cross_entropy, sums.kl)), gradient
 
@@ -170,6 +186,7 @@ def test_the_mean_sampled_gradient_is_near_the_exact_one(kind: str) -> None:
 def test_sampling_follows_the_generator_and_validation_uses_all_columns() -> None:
     *problem, teacher = make_problem(4, 12, _VOCAB)
     targets, columns = targets_of("top_k", teacher, 1.6), sampled_softmax_size(32)
+    assert isinstance(targets, SparseTargets)
     found = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
