@@ -57,7 +57,7 @@ _STAGE_TWO_LAYERS = (
     "evaluation export trainer preflight run"
 )
 _COMMAND_LINE_LAYERS = (
-    "recipes reporting runtime options comparison reports students demo commands cli"
+    "recipes reporting runtime options comparison judgement reports students demo commands cli"
 )
 
 

@@ -63,6 +63,8 @@ def test_documented_commands_are_accepted_by_the_command_line(
         "run",
         "my-parquet-directory",
         "my-model",
+        "student-results",
+        "teacher-results",
     ):
         Path(directory).mkdir()
     Path("fineweb.tar.zst").touch()
