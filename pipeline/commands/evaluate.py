@@ -86,7 +86,7 @@ def evaluate(
     device: str,
     as_json: bool,
 ) -> None:
-    """Compare a student with its teacher, or evaluate it on tasks.
+    """Compare a student with its teacher, or run tasks on it.
 
     \b
       pipeline evaluate run --cache cache

@@ -70,7 +70,7 @@ def win_and_tie(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Judge a student against its teacher by its Win-and-Tie rate.
+    """Judge a student against its teacher by Win-and-Tie.
 
     \b
       pipeline win-and-tie student-results --teacher teacher-results --suite paper-base
