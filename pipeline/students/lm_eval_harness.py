@@ -107,16 +107,22 @@ class Harness:
         return planned
 
     def run(self, task: SuiteTask, *, with_samples: bool) -> TaskRun:
-        """Ask the model all of ``task``, which is one that ``plan`` returned."""
+        """Ask the model all of ``task``, which is one that ``plan`` returned.
+
+        Raises ValueError where the harness would ask it with other examples than are wanted.
+        """
         import lm_eval
 
+        loaded = self._manager.load([task.task])
+        _require_shots(task, loaded["tasks"])
+        groups = loaded.get("groups", {})
         if self._options.runs_generated_code:
             os.environ[_PROGRAM] = "1"
         limits = None if task.max_new_tokens is None else {"max_gen_toks": task.max_new_tokens}
         with redirect_stdout(sys.stderr):  # it prints what it is doing
             results: Any = lm_eval.simple_evaluate(
                 model=self._model,
-                tasks=[task.task],
+                tasks=[groups[task.task]] if task.task in groups else [*loaded["tasks"].values()],
                 task_manager=self._manager,
                 num_fewshot=task.num_fewshot,
                 limit=self._options.limit,
@@ -168,6 +174,19 @@ def tasks_text(metrics: dict[str, dict[str, float]]) -> str:
                 more = "" if error is None else f" ± {error:.4f}"
                 lines.append(f"{task}  {name}  {value:.4f}{more}")
     return "\n".join(lines)
+
+
+def _require_shots(task: SuiteTask, loaded: dict[str, Any]) -> None:
+    """The harness gives no examples to a task whose file says 0, whatever it is asked."""
+    if not task.num_fewshot:
+        return
+    for name, each in loaded.items():
+        if each.get_config("num_fewshot") == 0:
+            raise ValueError(
+                f"--tasks: {name}: num_fewshot is {task.num_fewshot}, but the task's own file says "
+                "0, which the harness does not change. Set it to 0 in the suite, or add a task of "
+                "your own with --include-path."
+            )
 
 
 def _max_length(config: Any, wanted: int | None) -> int | None:

@@ -30,12 +30,16 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 
 
 def write_tiny_tasks(directory: Path) -> Path:
-    """``tiny_choice``, ``tiny_more`` and ``tiny_generate``, and the group ``tiny_group`` of two."""
+    """``tiny_choice``, ``tiny_more``, ``tiny_generate``, and the group ``tiny_group`` of two.
+
+    ``tiny_zero`` takes no examples.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     questions = directory / "questions.jsonl"
     questions.write_text("".join(json.dumps(question) + "\n" for question in _QUESTIONS))
     files = f"dataset_kwargs: {{data_files: {{test: {questions}}}}}\n"
     tasks = {"tiny_choice": _CHOICE, "tiny_more": _CHOICE, "tiny_generate": _GENERATE}
+    tasks["tiny_zero"] = f"{_CHOICE}num_fewshot: 0\n"
     for name, text in tasks.items():
         (directory / f"{name}.yaml").write_text(f"task: {name}\n{_COMMON}{files}{text}")
     (directory / "tiny_group.yaml").write_text(

@@ -136,6 +136,43 @@ def test_what_is_written_is_what_win_and_tie_reads(
     assert all(digest for _, digest in items.values())
 
 
+def test_what_the_harness_itself_writes_is_read_alike(
+    evaluated: EvaluatedModel, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own writer, from the same answers: other names of files, the same scores."""
+    import lm_eval
+    from lm_eval.loggers import EvaluationTracker
+
+    found: list[Any] = []
+    real = lm_eval.simple_evaluate
+
+    def kept(**arguments: Any) -> Any:
+        found.append(real(**arguments))
+        return dict(found[0])  # of which the samples are taken away
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", kept)
+    run_tasks(evaluated, [SuiteTask(task="tiny_group")], options(tasks), out=tmp_path / "ours")
+    (results,) = found
+    samples = results.pop("samples")
+    tracker = EvaluationTracker(output_path=str(tmp_path / "theirs"))
+    tracker.general_config_tracker.model_name_sanitized = "tiny"
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for task, lines in samples.items():
+        tracker.save_results_samples(task_name=task, samples=lines)
+    (path,) = (tmp_path / "theirs/tiny").glob("results_*.json")
+    theirs, ours = (
+        read_results([path])["tiny_group"],
+        read_results([tmp_path / "ours"])["tiny_group"],
+    )
+    assert theirs.metrics == ours.metrics
+    assert (theirs.version, theirs.num_fewshot, theirs.num_items) == (
+        ours.version,
+        ours.num_fewshot,
+        ours.num_items,
+    )
+    assert read_items(theirs, "acc") == read_items(ours, "acc") is not None
+
+
 def test_settings_of_a_suite_reach_the_harness(
     evaluated: EvaluatedModel, tasks: Path, tmp_path: Path
 ) -> None:
@@ -148,6 +185,15 @@ def test_settings_of_a_suite_reach_the_harness(
     assert arguments["arg_1"]["max_gen_toks"] == 3
     assert arguments["arg_1"]["until"] == ["<|endoftext|>"]
     assert arguments["arg_0"].count("\n\n") == 2
+
+
+def test_examples_that_the_harness_would_leave_out_are_refused(
+    evaluated: EvaluatedModel, tasks: Path
+) -> None:
+    with pytest.raises(ValueError, match="tiny_zero: num_fewshot is 3, but the task's own file"):
+        run_tasks(evaluated, [SuiteTask(task="tiny_zero", num_fewshot=3)], options(tasks))
+    found = run_tasks(evaluated, [SuiteTask(task="tiny_zero", num_fewshot=0)], options(tasks))
+    assert found["n-shot"] == {"tiny_zero": 0}
 
 
 def test_a_conversation_is_asked_in_the_template_or_refused(

@@ -93,6 +93,19 @@ def test_weights_in_several_files_stay_in_as_many(parents: list[Parent], tmp_pat
         assert torch.allclose(merged[name], 0.5 * tensor + 0.5 * other[name], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "ancestry",
+    [3, ["a"], [{}], [{"name": "a", "weight": 2}], [{"auto_map": "x"}], {"name": "a"}],
+)
+def test_an_ancestry_that_cannot_be_is_refused(
+    parents: list[Parent], tmp_path: Path, ancestry: object
+) -> None:
+    publish_merged(parents, (0.5, 0.5), tmp_path / "merged", "")
+    change_json(tmp_path / "merged/config.json", {"merged_from": ancestry})
+    with pytest.raises(ValueError, match="merged_from: impossible value"):
+        load_stored_student(tmp_path / "merged")
+
+
 def test_what_is_there_is_not_replaced(parents: list[Parent], tmp_path: Path) -> None:
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged/mine.txt").touch()
