@@ -19,6 +19,8 @@ from pipeline.commands.merge import merge
 from pipeline.commands.pack import pack, unpack
 from pipeline.commands.push import push
 from pipeline.commands.recipes import recipes
+from pipeline.commands.students.merge_students import merge_students
+from pipeline.commands.students.win_and_tie import win_and_tie
 from pipeline.commands.train_student import train_student
 from pipeline.commands.verify import verify
 from pipeline.runtime.session import PipelineGroup
@@ -43,6 +45,18 @@ def main(debug: bool) -> None:
 
 for command in (
     *(cache_teacher, estimate, train_student, recipes, inspect_cache, generate),
-    *(evaluate, push, verify, pack, unpack, merge, extend, export, demo),
+    *(
+        evaluate,
+        win_and_tie,
+        merge_students,
+        push,
+        verify,
+        pack,
+        unpack,
+        merge,
+        extend,
+        export,
+        demo,
+    ),
 ):
     main.add_command(command)

@@ -54,10 +54,10 @@ _STAGE_ONE_LAYERS = (
 )
 _STAGE_TWO_LAYERS = (
     "modeling students config run_files data losses distributed tracking checkpoints new_student "
-    "evaluation export trainer preflight run"
+    "evaluation export merging trainer preflight run"
 )
 _COMMAND_LINE_LAYERS = (
-    "recipes reporting runtime options comparison reports students demo commands cli"
+    "recipes reporting runtime options comparison judgement reports students demo commands cli"
 )
 
 

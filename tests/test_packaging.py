@@ -58,6 +58,7 @@ def test_recipes_and_the_format_readme_ship_with_the_package() -> None:
     package = resources.files("pipeline")
     assert (package / "recipes" / "distil-xlstm.toml").is_file()
     assert (package / "recipes" / "demo.toml").is_file()
+    assert (package / "judgement" / "suites" / "paper-base.toml").is_file()
     assert (resources.files("cache_format") / "README.md").is_file()
 
 

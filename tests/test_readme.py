@@ -63,6 +63,7 @@ def test_documented_commands_are_accepted_by_the_command_line(
         "run",
         "my-parquet-directory",
         "my-model",
+        *("student-results", "teacher-results", "math-cache", "code-cache"),
     ):
         Path(directory).mkdir()
     Path("fineweb.tar.zst").touch()

@@ -79,7 +79,7 @@ def cache_teacher(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Run the teacher over the corpus once and cache its targets.
+    """Run the teacher over a corpus once and cache its targets.
 
     \b
       pipeline cache-teacher --recipe distil-xlstm --out cache --tokens 512M

@@ -1,5 +1,7 @@
 """``pipeline evaluate``: compare a student with its teacher, or evaluate it on tasks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,9 @@ from pipeline.runtime.silence_libraries import silence_libraries
 
 if TYPE_CHECKING:
     from cache_format.reader import Cache
+    from pipeline.judgement.suite import Suite
     from pipeline.students.evaluation import EvalOptions
+    from pipeline.students.lm_eval_harness import HarnessOptions
     from pipeline.students.student_files import StudentFiles
 
 
@@ -26,7 +30,27 @@ if TYPE_CHECKING:
     help="Number of validation rows to use, evenly spaced; by default all.",
 )
 @click.option(
-    "--tasks", metavar="NAME,…", help="Tasks of lm-evaluation-harness, separated by commas."
+    "--tasks",
+    metavar="NAME,…",
+    help="Tasks of lm-evaluation-harness, separated by commas, or a suite: paper-base, "
+    "paper-instruct, or a TOML file; SUITE:PART takes a part of it.",
+)
+@click.option(
+    "--out",
+    type=LocalPath(file_okay=False),
+    help="Directory for the result of each task; the same command resumes at the first that it "
+    "lacks.",
+)
+@click.option(
+    "--teacher",
+    "is_teacher",
+    is_flag=True,
+    help="RUN is the directory of a teacher, to be compared with; needs --tasks.",
+)
+@click.option(
+    "--run-generated-code",
+    is_flag=True,
+    help="Let tasks run programs that the model writes. Use a sandbox.",
 )
 @click.option(
     "--include-path",
@@ -53,59 +77,120 @@ def evaluate(
     cache: Path | str | None,
     rows: int | None,
     tasks: str | None,
+    out: Path | None,
+    is_teacher: bool,
+    run_generated_code: bool,
     include_path: Path | None,
     limit: int | None,
     batch_size: int,
     device: str,
     as_json: bool,
 ) -> None:
-    """Compare a student with its teacher, or evaluate it on tasks.
+    """Compare a student with its teacher, or run tasks on it.
 
     \b
       pipeline evaluate run --cache cache
       pipeline evaluate run --tasks hellaswag,arc_easy --limit 100
+      pipeline evaluate run --tasks paper-base:understanding --out student-results
 
     RUN is what train-student wrote with --out, or a model directory. For an unfinished run, the
     newest checkpoint is used; RUN/checkpoints/step-0000500 names one. With --cache: loss,
     perplexity, KL, agreement, accuracy and expected calibration error on the cache's validation
     split, and the teacher's metrics as far as the cache has them; the teacher is not loaded. With
-    --tasks: metrics of lm-evaluation-harness, which `pip install 'lm_eval[hf]'` installs.
+    --tasks: metrics of lm-evaluation-harness, which `pip install 'lm_eval[hf]'` installs; with
+    --out they and the items are written in its format, for `pipeline win-and-tie`.
     """
     if cache is None and not tasks:
         raise click.UsageError("give --cache, --tasks, or both")
+    if not tasks and (out is not None or is_teacher or run_generated_code):
+        raise click.UsageError("--out, --teacher and --run-generated-code need --tasks")
+    if is_teacher and cache is not None:
+        raise click.UsageError("--teacher: a cache holds its teacher's figures: leave out --cache")
     import json
 
     import cache_format
-    from pipeline.reporting.printable import printable
     from pipeline.students.evaluation import EvalOptions, evaluation_text
     from pipeline.students.lm_eval_harness import (
         HarnessOptions,
+        metrics_by_task,
         require_harness,
-        run_tasks,
         tasks_text,
     )
-    from pipeline.students.student_files import require_student, student_files
+    from pipeline.students.student_files import require_student
 
+    suite = _suite(tasks or "")
     if tasks:
         require_harness()
-    require_student(run)  # or a refusal, before what takes long to import
+        if not suite.tasks:
+            raise click.UsageError("--tasks names no task")
+    options = HarnessOptions(
+        include_path=include_path,
+        limit=limit,
+        batch_size=batch_size,
+        device=device,
+        max_length=suite.max_length,
+        runs_generated_code=run_generated_code,
+    )
+    if not is_teacher:
+        require_student(run)  # or a refusal, before what takes long to import
     opened = None if cache is None else cache_format.open(cache)
     silence_libraries()
     found: dict[str, Any] = {}
     texts = []
-    with student_files(run, cache, lambda line: click.echo(printable(line), err=True)) as student:
+    with _model_files(run, cache, is_teacher) as model:
         if opened is not None:
             extent = EvalOptions(num_rows=rows, batch_size=batch_size, device=device)
-            found = _evaluate_on_cache(student, opened, extent)
+            found = _evaluate_on_cache(model, opened, extent)
             texts.append(evaluation_text(found))
-        if tasks:
-            options = HarnessOptions(
-                include_path=include_path, limit=limit, batch_size=batch_size, device=device
-            )
-            names = [name.strip() for name in tasks.split(",") if name.strip()]
-            found["tasks"] = run_tasks(student.directory, names, options)
+        if suite.tasks:
+            results = _run_tasks(model.directory, is_teacher, suite, options, out)
+            found["tasks"] = metrics_by_task(results)
             texts.append(tasks_text(found["tasks"]))
     click.echo(json.dumps(found, indent=1) if as_json else "\n\n".join(texts))
+
+
+def _say(line: str) -> None:
+    from pipeline.reporting.printable import printable
+
+    click.echo(printable(line), err=True)
+
+
+@contextmanager
+def _model_files(run: Path, cache: Path | str | None, is_teacher: bool) -> "Iterator[StudentFiles]":
+    """The student of ``run``, or the teacher that it is."""
+    from pipeline.students.student_files import StudentFiles, student_files
+
+    if is_teacher:
+        yield StudentFiles(directory=run, source=run, step=None)
+        return
+    with student_files(run, cache, _say) as student:
+        yield student
+
+
+def _suite(tasks: str) -> "Suite":
+    """The tasks of a comma-separated list, which may name suites."""
+    from pipeline.judgement.suite import Suite, SuiteTask, is_suite, load_suite
+
+    found: list[SuiteTask] = []
+    lengths = []
+    for name in filter(None, map(str.strip, tasks.split(","))):
+        if is_suite(name):
+            suite = load_suite(name)
+            found += suite.tasks
+            lengths += [] if suite.max_length is None else [suite.max_length]
+        else:
+            found.append(SuiteTask(task=name))
+    return Suite(name=tasks, tasks=tuple(found), max_length=max(lengths, default=None))
+
+
+def _run_tasks(
+    directory: Path, is_teacher: bool, suite: "Suite", options: "HarnessOptions", out: Path | None
+) -> dict[str, Any]:
+    from pipeline.students.evaluated_model import load_evaluated_student, load_evaluated_teacher
+    from pipeline.students.task_results import run_tasks
+
+    load = load_evaluated_teacher if is_teacher else load_evaluated_student
+    return run_tasks(load(directory), suite.tasks, options, out=out, report=_say)
 
 
 def _evaluate_on_cache(

@@ -56,7 +56,7 @@ def model_card(
     sections = [
         _front_matter(spec) + f"# An xLSTM student of {_teacher(spec)}",
         _description(model, spec),
-        "## Usage\n\n" + _LOAD.replace("{kind}", model.config.model_type),
+        usage(model.config.model_type),
     ]
     shown = [label for label in VALIDATION if label.card is not None and label.key in metrics]
     if shown:
@@ -71,6 +71,16 @@ def model_card(
         "head, which are part of this model."
     )
     return "\n\n".join(sections) + "\n"
+
+
+def usage(kind: str) -> str:
+    """The card's section on how a student of ``kind`` is loaded."""
+    return "## Usage\n\n" + _LOAD.replace("{kind}", kind)
+
+
+def plain_name(name: str) -> str:
+    """A name from a file, which must not become more than a name in the card of who publishes."""
+    return name if _NAME.fullmatch(name) else f"`{_UNUSUAL.sub('?', name)[:200]}`"
 
 
 def _front_matter(spec: CacheSpec) -> str:
@@ -93,7 +103,7 @@ def _sources(cache: Cache) -> str:
     lines = [
         f"teacher: {_teacher(cache.spec)}{_at(teacher.revision)}, weights SHA-256 "
         f"`{_UNUSUAL.sub('?', teacher.weights_sha256)}`",
-        f"corpus: {_plain(corpus.source)}{_at(corpus.revision)}",
+        f"corpus: {plain_name(corpus.source)}{_at(corpus.revision)}",
         f"cache: `{cache.cache_id}`, targets {cache.spec.targets.kind}",
     ]
     return "\n".join(f"- {line}" for line in lines)
@@ -102,16 +112,11 @@ def _sources(cache: Cache) -> str:
 def _teacher(spec: CacheSpec) -> str:
     """Its name on the Hub; a cache does not tell what directory it was read from."""
     source = spec.teacher.source
-    return _plain(source) if spec.teacher.revision else "a model that is not on the Hub"
+    return plain_name(source) if spec.teacher.revision else "a model that is not on the Hub"
 
 
 def _at(revision: str) -> str:
-    return f" at {_plain(revision)}" if revision else ""
-
-
-def _plain(name: str) -> str:
-    """A name from a cache, which must not become more than a name in the card of who trains."""
-    return name if _NAME.fullmatch(name) else f"`{_UNUSUAL.sub('?', name)[:200]}`"
+    return f" at {plain_name(revision)}" if revision else ""
 
 
 def _recipe(config: TrainStudentConfig) -> str:

@@ -20,6 +20,7 @@ from stages.train_student.export.checksums import require_unchanged
 from stages.train_student.students.registry import SETTINGS, settings_class, student_kind
 from stages.train_student.students.stored_values import (
     are_ids,
+    are_parents,
     is_count,
     is_flag,
     is_size,
@@ -53,6 +54,7 @@ _SETTINGS: dict[str, Callable[[object], bool]] = {
     "teacher": _is_teacher,
     "cache_id": is_text,
     "num_steps": is_count,
+    "merged_from": are_parents,
 }
 """The settings that are taken from a config.json, and whether a value is one that they may have.
 
@@ -70,6 +72,21 @@ def load_stored_student(directory: Path) -> Student:
 
     Raises ValueError, with the file and what is wrong with it, where there is none that is whole.
     """
+    kind, config, names = check_stored_student(directory)
+    try:
+        tensors = dict(_tensors(directory, names))
+    except SafetensorError as error:
+        raise _damaged(directory, error) from error
+    model: Student = kind.model_class.from_pretrained(None, config=config, state_dict=tensors)
+    model.train(False)
+    return model
+
+
+def check_stored_student(directory: Path) -> tuple[_Kind, Any, list[str]]:
+    """Kind and settings of the student in ``directory``, and the files of its weights.
+
+    Everything but the weights' numbers is checked. Raises ValueError as ``load_stored_student``.
+    """
     kind, config = read_config(directory / "config.json")
     names = weight_files(directory)
     if not names:
@@ -79,12 +96,13 @@ def load_stored_student(directory: Path) -> Student:
     try:
         _require_fit(directory, kind, config, _shapes(directory, names))
         require_unchanged(directory, ["config.json", INDEX, *names])
-        tensors = dict(_tensors(directory, names))
     except SafetensorError as error:
-        raise ValueError(f"{directory}: the weights are damaged ({error}). {_STEP}") from error
-    model: Student = kind.model_class.from_pretrained(None, config=config, state_dict=tensors)
-    model.train(False)
-    return model
+        raise _damaged(directory, error) from error
+    return kind, config, names
+
+
+def _damaged(directory: Path, error: SafetensorError) -> ValueError:
+    return ValueError(f"{directory}: the weights are damaged ({error}). {_STEP}")
 
 
 def read_config(path: Path) -> tuple[_Kind, Any]:

@@ -38,3 +38,20 @@ def is_flag(value: object) -> bool:
 def is_text(value: object) -> bool:
     """A string, or absent."""
     return value is None or isinstance(value, str)
+
+
+def are_parents(value: object) -> bool:
+    """The students that a merged one was made of, or absent."""
+    return value is None or (isinstance(value, list) and all(map(_is_parent, value)))
+
+
+def _is_parent(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"name", "weight", "weights_sha256", "cache_id", "num_steps"}
+        and isinstance(value["name"], str)
+        and is_factor(value["weight"])
+        and isinstance(value["weights_sha256"], str)
+        and is_text(value["cache_id"])
+        and is_count(value["num_steps"])
+    )

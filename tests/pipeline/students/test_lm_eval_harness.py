@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +16,17 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from pipeline.commands.evaluate import evaluate
+from pipeline.judgement.suite import SuiteTask
+from pipeline.students.evaluated_model import load_evaluated_student
 from pipeline.students.lm_eval_harness import (
     HarnessOptions,
+    _max_length,
     _metrics_of,
+    metrics_by_task,
     require_harness,
-    run_tasks,
     tasks_text,
 )
+from pipeline.students.task_results import run_tasks
 from tests.support import ROOT
 from tests.support.students import publish_student
 
@@ -188,7 +193,8 @@ def test_every_kind_of_request_equals_our_own_computation(
 ) -> None:
     """Texts of several lengths in a batch: padded on the right, or on the left to generate."""
     options = HarnessOptions(include_path=tasks, limit=None, batch_size=batch_size, device="cpu")
-    found = run_tasks(run, list(_TASKS), options)
+    chosen = [SuiteTask(task=name) for name in _TASKS]
+    found = metrics_by_task(run_tasks(load_evaluated_student(run), chosen, options))
     expected = expected_metrics(run)
     assert found["tiny_choice"]["acc"] == pytest.approx(expected["acc"])
     assert found["tiny_last"]["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-5)
@@ -243,7 +249,7 @@ def test_evaluate_tasks_prints_a_table(run: Path, tasks: Path, tiny_cache: Path)
 def test_a_task_that_is_not_known_is_named(run: Path, tasks: Path) -> None:
     options = HarnessOptions(include_path=tasks, limit=None, batch_size=1, device="cpu")
     with pytest.raises(ValueError, match="has no task 'tiny_nothing'"):
-        run_tasks(run, ["tiny_last", "tiny_nothing"], options)
+        run_tasks(load_evaluated_student(run), [SuiteTask(task="tiny_nothing")], options)
 
 
 def test_without_the_harness_the_command_to_install_it_is_named(
@@ -253,6 +259,14 @@ def test_without_the_harness_the_command_to_install_it_is_named(
     result = CliRunner().invoke(evaluate, [str(run), "--tasks", "arc_easy"])
     assert isinstance(result.exception, ValueError)
     assert "pip install 'lm_eval[hf]'" in str(result.exception)
+
+
+def test_a_model_with_few_positions_is_asked_in_as_many() -> None:
+    positions = SimpleNamespace(max_position_embeddings=128)
+    assert _max_length(positions, 4096) == 128
+    assert _max_length(positions, 64) == 64
+    assert _max_length(SimpleNamespace(), 4096) == 4096
+    assert _max_length(positions, None) is None
 
 
 def test_what_is_no_number_is_left_out() -> None:

@@ -1,0 +1,1 @@
+"""Commands on students that are trained: they are judged and merged."""

@@ -1,0 +1,1 @@
+"""Is a student as good as its teacher? Scores of both, on a named set of benchmarks, judged."""
