@@ -19,7 +19,7 @@ Shapes: P positions, J components, S symbols of a position, K classes.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -215,16 +215,18 @@ def groups_of(limits: NDArray[np.uint8]) -> list[Group]:
 
 def symbols_of(values: NDArray[np.int64], groups: tuple[Group, ...]) -> rans.Symbols:
     """[S, P], the first component being the most significant digit."""
-    symbols = np.empty((len(groups), len(values)), np.uint8)
+    sizes = [group.last - group.first for group in groups]
+    limits = np.repeat([group.limit for group in groups], sizes)
+    digits = (np.clip(values, -limits, limits) + limits).T.astype(np.uint8, order="C")
+    symbols: rans.Symbols = digits[[group.first for group in groups]]
     for out, (first, last, limit) in zip(symbols, groups, strict=True):
-        digits = (np.clip(values[:, first:last], -limit, limit) + limit).astype(np.uint8)
-        out[:] = digits[:, 0]
-        for digit in range(1, last - first):
+        for digit in digits[first + 1 : last]:
             out *= np.uint8(2 * limit + 1)
-            out += digits[:, digit]
+            out += digit
     return symbols
 
 
+@cache
 def _digits(limit: int, num_digits: int) -> Coefficients:
     """Of each of 256 symbols the values of its components, [number of digits, 256]."""
     base = 2 * limit + 1

@@ -170,11 +170,13 @@ def decode(
             part *= steps >> _WORD_BITS
             part += slots
             part -= steps & (_LOW - 1)
-            empty = np.flatnonzero(part < _LOW)
-            refill = words[used : used + len(empty)]
-            if len(refill) != len(empty):
+            (empty,) = (part < _LOW).nonzero()
+            refilled = part.take(empty)
+            refilled <<= _WORD_BITS
+            if used + len(empty) > len(words):
                 raise ValueError("expected more words, found their end")
-            part[empty] = (part[empty] << _WORD_BITS) | refill
+            refilled |= words[used : used + len(empty)]
+            part[empty] = refilled
             used += len(empty)
             if not row:
                 slot_offsets = out.astype(np.int64) << TOTAL_BITS
