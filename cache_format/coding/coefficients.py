@@ -1,19 +1,25 @@
 """Transform coefficients, whole numbers that are mostly small, in few bytes.
 
 In: the coefficients of P positions, J each, and a ``CoefficientCode`` that was fitted on others
-like them. Out: one string of bytes, and back. A coefficient v of component j is clipped to ±m_j,
-its limit. As many components in a row as fit into a byte, each a digit 0 … 2m of base 2m + 1, make
-a symbol, which interleaved rANS codes with the frequencies of its place (see ``rans.py``). What is
-at a limit has its excess |v| − m_j ≥ 0 in a list of its own.
+like them (``fitted_code``). Out: one string of bytes, and back. A coefficient v of component j is
+clipped to ±m_j, its limit. As many components in a row as fit into a byte, each a digit 0 … 2m of
+base 2m + 1, make a symbol, which interleaved rANS codes with the frequencies of its place (see
+``rans.py``). What is at a limit has its excess |v| − m_j ≥ 0 in a list of its own.
+
+Of the first components, the widest, only ⌊v / 2⌋ is treated so. Their lowest bits are as often 0 as
+1, and are stored as they are: together with the excesses, in what rANS carries along for nothing.
+
+Positions differ in how large their coefficients are, all at once. So each is of one of K classes,
+which have frequencies of their own: the class in which it takes the fewest bits.
 
 Why bytes of several components: a coefficient takes a bit or two, and coding one costs as much time
 as coding a byte. Limits do not rise with j, so that neighbors share one.
 
-Shapes: P positions, J components, S symbols of a position.
+Shapes: P positions, J components, S symbols of a position, K classes.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -24,14 +30,13 @@ from cache_format.coding import bits, rans
 MAX_LIMIT = 127
 MAX_VALUE = 32_767
 
-_MOST_AT_LIMIT = 0.01
-_EXCESS_BITS = 8
-_SMOOTHING = 0.1  # of a count, for values that have not occurred
+_COST_OF_A_BIT = 1 << 8
+"""Costs are whole numbers, so that their sums are the same on every machine."""
 
 Coefficients = NDArray[np.int16]
 
 
-class _Group(NamedTuple):
+class Group(NamedTuple):
     """Neighbors that make one symbol."""
 
     first: int
@@ -39,15 +44,25 @@ class _Group(NamedTuple):
     """The component after the last."""
     limit: int
 
+    @property
+    def num_symbols(self) -> int:
+        """Values of the symbol."""
+        num_symbols: int = (2 * self.limit + 1) ** (self.last - self.first)
+        return num_symbols
+
 
 @dataclass(frozen=True)
 class CoefficientCode:
-    """How coefficients are coded; raises ValueError where the two parts do not fit together."""
+    """How coefficients are coded; raises ValueError where the parts do not fit together."""
 
     limits: NDArray[np.uint8]
     """m, [J]: from 1 to 127, never rising"""
+    shares: rans.Frequencies
+    """[256], the frequencies of the K classes, adding up to 2¹⁴"""
     frequencies: rans.Frequencies
-    """[S, 256], each row adding up to 2¹⁴"""
+    """[K, S, 256], each row adding up to 2¹⁴"""
+    num_raw_bits: int = 0
+    """Of a position: those of as many of the first components."""
 
     def __post_init__(self) -> None:
         limits = self.limits.astype(np.int64)
@@ -55,97 +70,136 @@ class CoefficientCode:
             raise ValueError(f"limits: expected numbers from 1 to {MAX_LIMIT}")
         if (np.diff(limits) > 0).any():
             raise ValueError("limits: expected numbers that do not rise")
-        if self.frequencies.shape != (len(self._groups), rans.NUM_SYMBOLS):
+        if not 0 <= self.num_raw_bits <= len(limits):
+            raise ValueError(f"raw bits: expected from 0 to {len(limits)} of a position")
+        expected = (len(self._groups), rans.NUM_SYMBOLS)
+        if self.frequencies.shape[1:] != expected:
             raise ValueError(
-                f"frequencies: expected {len(self._groups)} rows, found {len(self.frequencies)}"
+                f"frequencies: expected {expected[0]} rows, found {self.frequencies.shape[1]}"
             )
-        for group, row in zip(self._groups, self.frequencies, strict=True):
-            num_symbols = (2 * group.limit + 1) ** (group.last - group.first)
-            if not row[:num_symbols].all() or row[num_symbols:].any():
-                raise ValueError(f"frequencies: expected {num_symbols} symbols, found others")
-        _ = self._tables  # refuses other sums
+        for group, rows in zip(self._groups, self.frequencies.transpose(1, 0, 2), strict=True):
+            if not rows[:, : group.num_symbols].all() or rows[:, group.num_symbols :].any():
+                raise ValueError(f"frequencies: expected {group.num_symbols} symbols, found others")
+        _ = self.tables  # refuses other sums
+
+    @property
+    def num_classes(self) -> int:
+        """K"""
+        return len(self.frequencies)
+
+    @property
+    def num_symbols(self) -> int:
+        """S"""
+        return len(self._groups)
 
     @cached_property
-    def _groups(self) -> tuple[_Group, ...]:
-        return tuple(_groups_of(self.limits))
+    def _groups(self) -> tuple[Group, ...]:
+        return tuple(groups_of(self.limits))
 
     @cached_property
-    def _tables(self) -> rans.Tables:
-        return rans.make_tables(self.frequencies)
+    def tables(self) -> rans.Tables:
+        """Of the symbols, and of the classes."""
+        return rans.make_tables(self.shares, self.frequencies)
+
+    @cached_property
+    def _costs(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Of each class, [K], and of each symbol in it, [S, K, 256]."""
+        shares, of_symbols = (
+            np.rint(-np.log2(np.maximum(part, 1) / rans.TOTAL) * _COST_OF_A_BIT).astype(np.int32)
+            for part in (self.shares[: self.num_classes], self.frequencies)
+        )
+        return shares, np.ascontiguousarray(of_symbols.transpose(1, 0, 2))
 
     def prices(self) -> NDArray[np.float32]:
-        """About how many bits each value from −127 to 127 of each component costs, [J, 255].
+        """About how many bits each value from −127 to 127 of each component costs in each class,
+        [K, J, 255].
 
-        Of what is beyond a limit the excess is priced as if it were a byte.
+        The bits of the class itself are in all prices of its first component.
         """
-        values = np.arange(-MAX_LIMIT, MAX_LIMIT + 1)
-        prices = np.empty((len(self.limits), len(values)), np.float32)
-        for (first, last, limit), row in zip(self._groups, self.frequencies, strict=True):
+        whole = np.arange(-MAX_LIMIT, MAX_LIMIT + 1)
+        prices = np.empty((self.num_classes, len(self.limits), len(whole)), np.float32)
+        for index, (first, last, limit) in enumerate(self._groups):
             base, num_digits = 2 * limit + 1, last - first
-            joint = row[: base**num_digits].reshape((base,) * num_digits) / rans.TOTAL
-            clipped = np.clip(values, -limit, limit) + limit
+            rows = self.frequencies[:, index, : base**num_digits]
+            joint = rows.reshape(-1, *(base,) * num_digits) / rans.TOTAL
             for digit in range(num_digits):
-                others = tuple(axis for axis in range(num_digits) if axis != digit)
-                prices[first + digit] = -np.log2(joint.sum(others))[clipped]
-            prices[first:last] += _EXCESS_BITS * (np.abs(values) >= limit)
+                others = tuple(1 + axis for axis in range(num_digits) if axis != digit)
+                is_halved = first + digit < self.num_raw_bits
+                values = whole >> 1 if is_halved else whole
+                clipped, excess = np.clip(values, -limit, limit) + limit, np.abs(values) - limit
+                price = -np.log2(joint.sum(others))[:, clipped] + is_halved
+                price += np.where(excess >= 0, _excess_bits(excess), 0)
+                prices[:, first + digit] = price
+        prices[:, 0] -= np.log2(self.shares[: self.num_classes, None] / rans.TOTAL)
         return prices
+
+    def classes_of(self, symbols: rans.Symbols) -> NDArray[np.uint8]:
+        """The class in which each position takes the fewest bits, the lowest of several, [P].
+
+        ``symbols`` is [S, P]. An excess costs as much in every class.
+        """
+        of_classes, of_symbols = self._costs
+        costs = np.repeat(of_classes[:, None], symbols.shape[1], 1)
+        for row, of_row in zip(symbols, of_symbols, strict=True):
+            costs += of_row.take(row, axis=1)
+        classes: NDArray[np.uint8] = costs.argmin(0).astype(np.uint8)
+        return classes
 
     def encode(self, coefficients: NDArray[np.integer]) -> bytes:
         """The bytes of [P, J]; raises ValueError where one is larger than a 16-bit number."""
         values = coefficients.astype(np.int64)
         if values.size and np.abs(values).max() > MAX_VALUE:
             raise ValueError(f"expected coefficients of at most ±{MAX_VALUE}")
-        limits = self.limits.astype(np.int64)
-        excess = np.abs(values.T) - limits[:, None]
-        stream = rans.encode(_symbols(values, self._groups), self._tables)
-        return bits.with_length(stream) + bits.encode_numbers(excess[excess >= 0])
+        values, raw = split(values, self.num_raw_bits)
+        symbols = symbols_of(values, self._groups)
+        excess = np.abs(values.T) - self.limits.astype(np.int64)[:, None]
+        rest = raw + bits.encode_numbers(excess[excess >= 0])
+        return rans.encode(np.vstack([self.classes_of(symbols), symbols]), self.tables, rest)
 
     def decode(self, data: bytes | memoryview, num_positions: int) -> Coefficients:
         """The coefficients, [P, J]; raises ValueError unless ``data`` is what ``encode`` wrote."""
-        stream, rest = bits.split_length(data)
-        symbols = rans.decode(stream, num_positions, self._tables)
+        symbols, rest = rans.decode(data, num_positions, self.tables)
         values = np.empty((len(self.limits), num_positions), np.int16)
-        for group, symbol in zip(self._groups, symbols, strict=True):
+        for group, symbol in zip(self._groups, symbols[1:], strict=True):
             table = _digits(group.limit, group.last - group.first)
             table.take(symbol, axis=1, out=values[group.first : group.last], mode="clip")
+        num_bytes = -(-self.num_raw_bits * num_positions // 8)
+        raw = bits.unpack(rest[:num_bytes], np.ones(self.num_raw_bits * num_positions, np.uint8))
         at_limit = np.abs(values) == self.limits[:, None]
-        excess = bits.decode_numbers(rest, int(np.count_nonzero(at_limit)))
+        excess = bits.decode_numbers(rest[num_bytes:], int(np.count_nonzero(at_limit)))
         if len(excess):
             clipped = values[at_limit].astype(np.int64)
             whole = clipped + np.sign(clipped) * excess
             if np.abs(whole).max() > MAX_VALUE:
                 raise ValueError(f"expected coefficients of at most ±{MAX_VALUE}")
             values[at_limit] = whole
+        halves = values[: self.num_raw_bits]
+        if halves.size and (halves.max() > MAX_VALUE >> 1 or halves.min() < -MAX_VALUE >> 1):
+            raise ValueError(f"expected coefficients of at most ±{MAX_VALUE}")
+        halves *= 2
+        halves += raw.reshape(halves.shape).astype(np.int16)
+        if halves.size and halves.min() < -MAX_VALUE:
+            raise ValueError(f"expected coefficients of at most ±{MAX_VALUE}")
         return np.ascontiguousarray(values.T)
 
 
-def fit_code(coefficients: NDArray[np.integer]) -> CoefficientCode:
-    """The code for coefficients like these, [N, J], the components in the order of their spread.
-
-    A limit is passed by one coefficient in a hundred at most. The components of a symbol are taken
-    as independent.
-    """
-    values = coefficients.astype(np.int64)
-    sizes = np.sort(np.abs(values), 0)
-    # The smallest m that no more than so many of |v| reach.
-    most_at_limit = int(len(values) * _MOST_AT_LIMIT)
-    reached = sizes[len(values) - 1 - most_at_limit] + 1
-    limits = np.clip(reached, 1, MAX_LIMIT)
-    limits = np.maximum.accumulate(limits[::-1])[::-1].astype(np.uint8)
-    weights = np.zeros((len(groups := list(_groups_of(limits))), rans.NUM_SYMBOLS))
-    for row, group in zip(weights, groups, strict=True):
-        joint = np.ones(1)
-        for component in range(group.first, group.last):
-            clipped = np.clip(values[:, component], -group.limit, group.limit) + group.limit
-            counts = np.bincount(clipped, minlength=2 * group.limit + 1) + _SMOOTHING
-            joint = np.outer(joint, counts / counts.sum()).ravel()
-        row[: len(joint)] = joint
-    return CoefficientCode(limits, rans.quantize_frequencies(weights))
+def split(values: NDArray[np.int64], num_raw_bits: int) -> tuple[NDArray[np.int64], bytes]:
+    """[P, J] with the halves of the first components, and their lowest bits."""
+    halved = values.copy()
+    halved[:, :num_raw_bits] >>= 1
+    raw = values[:, :num_raw_bits].T & 1
+    return halved, np.packbits(raw.astype(np.uint8), bitorder="little").tobytes()
 
 
-def _groups_of(limits: NDArray[np.uint8]) -> list[_Group]:
+def _excess_bits(excess: NDArray[np.integer]) -> NDArray[np.float64]:
+    """About what an excess takes: raw bits, and a class of about as many; see ``bits``."""
+    num_bits: NDArray[np.float64] = 1.0 + 2.0 * np.ceil(np.log2(np.maximum(excess, 0) + 1.0))
+    return num_bits
+
+
+def groups_of(limits: NDArray[np.uint8]) -> list[Group]:
     """As many neighbors of one limit as have no more than 256 values together, again and again."""
-    groups: list[_Group] = []
+    groups: list[Group] = []
     first = 0
     while first < len(limits):
         limit = int(limits[first])
@@ -154,23 +208,25 @@ def _groups_of(limits: NDArray[np.uint8]) -> list[_Group]:
         while last < len(limits) and limits[last] == limit and size * base <= rans.NUM_SYMBOLS:
             size *= base
             last += 1
-        groups.append(_Group(first, last, limit))
+        groups.append(Group(first, last, limit))
         first = last
     return groups
 
 
-def _symbols(values: NDArray[np.int64], groups: tuple[_Group, ...]) -> rans.Symbols:
+def symbols_of(values: NDArray[np.int64], groups: tuple[Group, ...]) -> rans.Symbols:
     """[S, P], the first component being the most significant digit."""
-    symbols = np.empty((len(groups), len(values)), np.uint8)
+    sizes = [group.last - group.first for group in groups]
+    limits = np.repeat([group.limit for group in groups], sizes)
+    digits = (np.clip(values, -limits, limits) + limits).T.astype(np.uint8, order="C")
+    symbols: rans.Symbols = digits[[group.first for group in groups]]
     for out, (first, last, limit) in zip(symbols, groups, strict=True):
-        digits = (np.clip(values[:, first:last], -limit, limit) + limit).astype(np.uint8)
-        out[:] = digits[:, 0]
-        for digit in range(1, last - first):
+        for digit in digits[first + 1 : last]:
             out *= np.uint8(2 * limit + 1)
-            out += digits[:, digit]
+            out += digit
     return symbols
 
 
+@cache
 def _digits(limit: int, num_digits: int) -> Coefficients:
     """Of each of 256 symbols the values of its components, [number of digits, 256]."""
     base = 2 * limit + 1

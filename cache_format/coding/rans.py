@@ -1,8 +1,8 @@
 """Symbols in as few bits as their frequencies allow: interleaved rANS with static tables.
 
 A range variant of asymmetric numeral systems (Duda, arXiv 1311.2540), interleaved over lanes as by
-Giesen (arXiv 1402.3392): S rows of symbols, one column for each of N positions, are coded column
-by column in L lanes, all lanes at once. A lane's state x is in 2¹⁶ … 2³² − 1; to encode a symbol of
+Giesen (arXiv 1402.3392): rows of symbols, one column for each of N positions, are coded column by
+column in L lanes, all lanes at once. A lane's state x is in 2¹⁶ … 2³² − 1; to encode a symbol of
 frequency f, of a total of 2¹⁴, and cumulated frequency c,
 
     x ≥ f·2¹⁸:  put out the low 16 bits of x, x ← ⌊x / 2¹⁶⌋,
@@ -11,7 +11,12 @@ frequency f, of a total of 2¹⁴, and cumulated frequency c,
 The decoder undoes this from the last symbol to the first, so the encoder begins with the last. All
 is integer arithmetic: the same bytes on every machine.
 
-Shapes: S rows of symbols, each with frequencies of its own; N positions; L lanes; W words.
+The first row is the class of each position, of K, which has K tables of every other row.
+
+A lane may begin with any 16 bits above 2¹⁶, and the decoder finds them in the end: so bytes that
+come after the symbols travel in them, 2 for each lane, rather than behind the words.
+
+Shapes: N positions; S rows of symbols behind that of the classes; K classes; L lanes.
 """
 
 from typing import NamedTuple
@@ -19,31 +24,38 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_format.coding import bits
+
 TOTAL_BITS = 14
 TOTAL = 1 << TOTAL_BITS
 """What the frequencies of a row add up to."""
 NUM_SYMBOLS = 256
 MAX_LANES = 512
-"""A lane costs 2 to 4 bytes; fewer make NumPy slow."""
+"""A lane costs 1 or 2 bytes, and 2 more that nothing travels in; fewer make NumPy slow."""
 
 _LOW = 1 << 16
 _WORD_BITS = 16
+_SYMBOL_BITS = 8
 
 Symbols = NDArray[np.uint8]
 Frequencies = NDArray[np.uint16]
 
 
-class Tables(NamedTuple):
-    """What coding looks up; see ``make_tables``."""
+class RowTables(NamedTuple):
+    """What coding a row of symbols looks up, one class after another."""
 
-    frequencies: NDArray[np.uint32]
-    """[S, 256]"""
-    starts: NDArray[np.uint32]
-    """[S, 256], cumulated frequencies"""
+    frequencies: NDArray[np.uint64]
+    """[K·256]"""
+    starts: NDArray[np.uint64]
+    """[K·256], cumulated frequencies"""
     symbols: Symbols
-    """[S, 2¹⁴], the symbol of each slot x mod 2¹⁴"""
-    steps: NDArray[np.uint32]
-    """[S, 2¹⁴], its frequency in the upper half, and in the lower the slot less its start"""
+    """[K·2¹⁴], the symbol of each slot x mod 2¹⁴"""
+    steps: NDArray[np.int64]
+    """[K·256], the frequency of a symbol in the upper bits, and its start in the lower 16"""
+
+
+Tables = tuple[RowTables, ...]
+"""Of the classes, a row of a single table, and of the S rows of symbols."""
 
 
 def quantize_frequencies(weights: NDArray[np.float64]) -> Frequencies:
@@ -65,19 +77,32 @@ def quantize_frequencies(weights: NDArray[np.float64]) -> Frequencies:
     return frequencies
 
 
-def make_tables(frequencies: Frequencies) -> Tables:
-    """The tables of S rows; raises ValueError unless each row adds up to 2¹⁴."""
-    wide = frequencies.astype(np.uint32)
-    if wide.ndim != 2 or wide.shape[1] != NUM_SYMBOLS or (wide.sum(1) != TOTAL).any():
+def make_tables(shares: Frequencies, frequencies: Frequencies) -> Tables:
+    """The tables of classes of frequencies ``shares``, [256], and of symbols, [K, S, 256].
+
+    Raises ValueError unless each row adds up to 2¹⁴ and the first K classes alone have shares.
+    """
+    if frequencies.ndim != 3 or shares.shape != frequencies.shape[2:]:
+        raise ValueError("frequencies: expected those of classes and of rows of symbols in each")
+    if not shares[: len(frequencies)].all() or shares[len(frequencies) :].any():
+        raise ValueError(f"frequencies: expected {len(frequencies)} classes, found others")
+    of_rows = frequencies.transpose(1, 0, 2)
+    return (_row_tables(shares[None]), *map(_row_tables, of_rows))
+
+
+def _row_tables(frequencies: Frequencies) -> RowTables:
+    """Those of one row of symbols in each class, [K, 256]."""
+    wide = frequencies.astype(np.int64)
+    if wide.shape[1] != NUM_SYMBOLS or (wide.sum(1) != TOTAL).any():
         raise ValueError(f"frequencies: expected {NUM_SYMBOLS} of a sum of {TOTAL} in every row")
-    starts = np.cumsum(wide, 1, dtype=np.uint32) - wide
-    every = np.arange(NUM_SYMBOLS, dtype=np.uint8)
-    symbols = np.stack([np.repeat(every, row) for row in wide]).reshape(-1, TOTAL)
-    slots = np.arange(TOTAL, dtype=np.uint32)
-    offsets = slots - np.take_along_axis(starts, symbols.astype(np.int64), 1)
-    of_slots = np.take_along_axis(wide, symbols.astype(np.int64), 1)
-    steps = (of_slots << np.uint32(_WORD_BITS)) | offsets
-    return Tables(wide, starts, symbols, steps)
+    starts = np.cumsum(wide, 1) - wide
+    every = np.tile(np.arange(NUM_SYMBOLS, dtype=np.uint8), len(wide))
+    return RowTables(
+        frequencies=wide.reshape(-1).astype(np.uint64),
+        starts=starts.reshape(-1).astype(np.uint64),
+        symbols=np.repeat(every, wide.reshape(-1)),
+        steps=(wide << _WORD_BITS | starts).reshape(-1),
+    )
 
 
 def num_lanes(num_positions: int) -> int:
@@ -85,72 +110,86 @@ def num_lanes(num_positions: int) -> int:
     return min(num_positions, MAX_LANES)
 
 
-def encode(symbols: Symbols, tables: Tables) -> bytes:
-    """``symbols``, [S, N], as L states of 32 bits and the words after them, little-endian.
+def encode(symbols: Symbols, tables: Tables, rest: bytes) -> bytes:
+    """``symbols``, [1 + S, N], the first row their classes, and ``rest``, which travels along.
 
+    The states of L lanes, the words after them, and of ``rest`` what the lanes did not begin with.
     Raises ValueError where a symbol has a frequency of 0.
     """
     num_positions = symbols.shape[1]
     lanes = num_lanes(num_positions)
-    if not num_positions:
-        return b""
-    states = np.full(lanes, _LOW, np.uint64)
-    words: list[NDArray[np.uint16]] = []
+    rest = bits.with_length(rest)
+    carried = rest[: 2 * lanes].ljust(2 * lanes, b"\0")
+    states = np.frombuffer(carried, "<u2").astype(np.uint64) + np.uint64(_LOW)
+    words: list[NDArray[np.uint16]] = [np.empty(0, np.uint16)]
     total_bits, limit_bits = np.uint64(TOTAL_BITS), np.uint64(32 - TOTAL_BITS)
-    for first in reversed(range(0, num_positions, lanes)):
-        for row in reversed(range(len(symbols))):
-            now = symbols[row, first : first + lanes]
-            frequency = tables.frequencies[row].take(now).astype(np.uint64)
+    for first in reversed(range(0, num_positions, MAX_LANES)):
+        block = symbols[:, first : first + lanes]
+        offsets = block[0].astype(np.int64) << _SYMBOL_BITS
+        part = states[: len(offsets)]
+        for row in reversed(range(len(tables))):
+            now = block[row] + offsets if row else block[row]
+            frequency = tables[row].frequencies.take(now)
             if not frequency.all():
                 raise ValueError("expected symbols of a positive frequency, found others")
-            part = states[: len(now)]
             full = np.flatnonzero(part >= (frequency << limit_bits))
             spilled = part[full]
             words.append(spilled.astype(np.uint16))
             part[full] = spilled >> np.uint64(_WORD_BITS)
             quotient = part // frequency
             part -= quotient * frequency
-            part += (quotient << total_bits) + tables.starts[row].take(now)
+            part += (quotient << total_bits) + tables[row].starts.take(now)
     stream = np.concatenate(words[::-1]).astype("<u2")
-    return states.astype("<u4").tobytes() + stream.tobytes()
+    ends = bits.with_length(bits.encode_numbers(states.astype(np.int64)))
+    return ends + stream.tobytes() + rest[2 * lanes :]
 
 
-def decode(data: bytes | memoryview, num_positions: int, tables: Tables) -> Symbols:
-    """The symbols, [S, N], that ``encode`` wrote; raises ValueError if ``data`` is something else.
+def decode(
+    data: bytes | memoryview, num_positions: int, tables: Tables
+) -> tuple[Symbols, memoryview]:
+    """The symbols, [1 + S, N], and the bytes that ``encode`` was given.
 
-    It ends where encoding began: all words used up and every state at 2¹⁶.
+    Raises ValueError if ``data`` is something else.
     """
-    num_rows, lanes = len(tables.symbols), num_lanes(num_positions)
-    symbols = np.empty((num_rows, num_positions), np.uint8)
-    if not num_positions and not len(data):
-        return symbols
-    if len(data) < 4 * lanes or len(data) % 2:
-        raise ValueError(f"expected {lanes} states and words after them, found {len(data)} bytes")
-    states = np.frombuffer(data, "<u4", lanes).astype(np.uint32)
-    words = np.frombuffer(data, "<u2", offset=4 * lanes).astype(np.uint32)
+    symbols = np.empty((len(tables), num_positions), np.uint8)
+    ends, behind = bits.split_length(data)
+    states = bits.decode_numbers(ends, num_lanes(num_positions))
     if (states < _LOW).any():
         raise ValueError(f"expected states of {_LOW} or more")
-    slot_mask, low_mask = np.uint32(TOTAL - 1), np.uint32(_LOW - 1)
-    total_bits, word_bits = np.uint32(TOTAL_BITS), np.uint32(_WORD_BITS)
+    words = np.frombuffer(behind, "<u2", len(behind) // 2).astype(np.int64)
     used = 0
-    for first in range(0, num_positions, lanes):
-        for row in range(num_rows):
-            out = symbols[row, first : first + lanes]
-            part = states[: len(out)]
-            slots = part & slot_mask
-            tables.symbols[row].take(slots, out=out, mode="clip")
-            steps = tables.steps[row].take(slots, mode="clip")
-            part >>= total_bits
-            part *= steps >> word_bits
-            part += steps & low_mask
-            empty = np.flatnonzero(part < _LOW)
-            refill = words[used : used + len(empty)]
-            if len(refill) != len(empty):
+    for first in range(0, num_positions, MAX_LANES):
+        block = symbols[:, first : first + MAX_LANES]
+        part = states[: block.shape[1]]
+        slot_offsets = symbol_offsets = np.zeros(len(part), np.int64)
+        for row, (table, out) in enumerate(zip(tables, block, strict=True)):
+            slots = part & (TOTAL - 1)
+            table.symbols.take(slots + slot_offsets, out=out, mode="clip")
+            steps = table.steps.take(out + symbol_offsets, mode="clip")
+            part >>= TOTAL_BITS
+            part *= steps >> _WORD_BITS
+            part += slots
+            part -= steps & (_LOW - 1)
+            (empty,) = (part < _LOW).nonzero()
+            refilled = part.take(empty)
+            refilled <<= _WORD_BITS
+            if used + len(empty) > len(words):
                 raise ValueError("expected more words, found their end")
-            part[empty] = (part[empty] << word_bits) | refill
+            refilled |= words[used : used + len(empty)]
+            part[empty] = refilled
             used += len(empty)
-    if used != len(words):
-        raise ValueError(f"expected {used} words, found {len(words)}")
-    if (states != _LOW).any():
-        raise ValueError(f"expected to end in states of {_LOW}, found others")
-    return symbols
+            if not row:
+                slot_offsets = out.astype(np.int64) << TOTAL_BITS
+                symbol_offsets = out.astype(np.int64) << _SYMBOL_BITS
+    return symbols, _rest(states, behind[2 * used :])
+
+
+def _rest(states: NDArray[np.int64], behind: memoryview) -> memoryview:
+    """What travels in the states that lanes began with, and behind the words."""
+    if (states >= 2 * _LOW).any():
+        raise ValueError(f"expected to end in states below {2 * _LOW}, found others")
+    carried = (states - _LOW).astype("<u2").tobytes()
+    rest, padding = bits.split_length(carried + bytes(behind))
+    if len(padding) and (len(behind) or any(padding)):
+        raise ValueError(f"expected zeros after {len(rest)} bytes, found others")
+    return rest

@@ -51,4 +51,6 @@ def _shape(spec: CacheSpec) -> TransformShape:
         width=spec.teacher.hidden_size,
         num_components=hidden.num_components,
         num_symbols=hidden.num_symbols,
+        num_classes=hidden.num_classes,
+        num_raw_bits=hidden.num_raw_bits,
     )

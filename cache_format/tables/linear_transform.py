@@ -5,7 +5,7 @@ In: vectors of U numbers. Out: coefficients round(A(x − μ)), A being [J, U], 
 cache that hold one are ``transform.bin`` (``hidden_transform``) and ``tail_moment.bin``
 (``tail_moment``).
 
-Shapes: U width of a vector, J components, S symbols.
+Shapes: U width of a vector, J components, S symbols, K classes.
 """
 
 from dataclasses import dataclass
@@ -36,11 +36,12 @@ class LinearTransform:
     """Of the coefficients."""
 
     def to_bytes(self) -> bytes:
-        """μ, A and B as float32, then the limits and the frequencies of the code."""
+        """μ, A and B as float32, then the limits and all frequencies of the code."""
         matrices = (self.mean, self.analysis, self.synthesis)
         return (
             b"".join(matrix.astype("<f4").tobytes() for matrix in matrices)
             + self.code.limits.tobytes()
+            + self.code.shares.astype("<u2").tobytes()
             + self.code.frequencies.astype("<u2").tobytes()
         )
 
@@ -60,12 +61,17 @@ class TransformShape:
     """J"""
     num_symbols: int
     """S"""
+    num_classes: int
+    """K"""
+    num_raw_bits: int
+    """Of a position."""
 
     @property
     def num_bytes(self) -> int:
         """Size of what ``LinearTransform.to_bytes`` gives."""
         num_floats = self.width * (1 + 2 * self.num_components)
-        return 4 * num_floats + self.num_components + 2 * rans.NUM_SYMBOLS * self.num_symbols
+        num_rows = 1 + self.num_classes * self.num_symbols
+        return 4 * num_floats + self.num_components + 2 * rans.NUM_SYMBOLS * num_rows
 
 
 def require_numbers(floats: NDArray[np.float32]) -> None:
@@ -84,9 +90,11 @@ def parse_transform(data: bytes, shape: TransformShape) -> LinearTransform:
     require_numbers(floats)
     matrices = floats[width:].reshape(2, num_components, width)
     limits = np.frombuffer(data, np.uint8, num_components, 4 * num_floats)
-    frequencies = np.frombuffer(data, "<u2", offset=4 * num_floats + num_components)
+    rest = np.frombuffer(data, "<u2", offset=4 * num_floats + num_components).astype(np.uint16)
+    shares, frequencies = rest[: rans.NUM_SYMBOLS], rest[rans.NUM_SYMBOLS :]
+    of_classes = (shape.num_classes, shape.num_symbols, rans.NUM_SYMBOLS)
     try:
-        code = CoefficientCode(limits, frequencies.astype(np.uint16).reshape(-1, rans.NUM_SYMBOLS))
+        code = CoefficientCode(limits, shares, frequencies.reshape(of_classes), shape.num_raw_bits)
     except ValueError as error:
         raise ValueError(f"transform: {error}") from error
     return LinearTransform(

@@ -92,4 +92,6 @@ def _shape(spec: CacheSpec) -> TransformShape:
         width=len(spec.targets.inverse_temperatures) * (moment.dim + 1),
         num_components=moment.num_components,
         num_symbols=moment.num_symbols,
+        num_classes=moment.num_classes,
+        num_raw_bits=moment.num_raw_bits,
     )

@@ -114,6 +114,8 @@ def _moment(settings: TargetSettings) -> TailMoment | None:
         step=1.0,
         num_components=1,
         num_symbols=1,
+        num_classes=1,
+        num_raw_bits=0,
         transform_sha256=NOT_FITTED,
     )
 
@@ -126,6 +128,8 @@ def _states(settings: TargetSettings, quantization: Quantization) -> CodedStates
         quantization=quantization,
         num_components=1,
         num_symbols=1,
+        num_classes=1,
+        num_raw_bits=0,
         self_kl=(0.0,) * len(KL_TEMPERATURES),
         transform_sha256=NOT_FITTED,
     )

@@ -30,7 +30,7 @@ from cache_format.codec.row import KeptIds
 from cache_format.codec.row_codec import Row, decode_row, encode_row
 from cache_format.codec.samples import TailSamples
 from cache_format.coding import zstd_cells
-from cache_format.coding.bits import encode_numbers, with_length
+from cache_format.coding.bits import decode_numbers, encode_numbers, with_length
 from cache_format.coding.coefficients import MAX_VALUE
 from cache_format.metadata import sealed_json
 from cache_format.metadata.spec import CacheSpec
@@ -119,15 +119,18 @@ def _mutated_cell(cell: bytes, random: np.random.Generator) -> bytes:
 
 
 def _mutated_stream(cell: bytes, random: np.random.Generator) -> bytes:
-    """Coefficients whose words or excesses are others; all lengths are right."""
+    """Coefficients whose states, words or rest are others; the length of the states is right."""
     end = 4 + int.from_bytes(cell[:4], "little")
-    if random.random() < 0.7:
-        stream = _mutated(cell[4:end], random)
-        return with_length(stream) + cell[end:]
-    count = zstandard.frame_content_size(cell[end + 4 :])
-    if random.random() < 0.2:
-        count = int(random.integers(0, 40))
-    return cell[:end] + encode_numbers(random.integers(0, 2 ** int(random.integers(1, 33)), count))
+    count = zstandard.frame_content_size(cell[8:end])
+    if not count or random.random() < 0.5:
+        return cell[:end] + _mutated(cell[end:], random)
+    states = decode_numbers(cell[4:end], count)
+    for _ in range(random.integers(1, 4)):
+        changed = int(random.integers(0, count))
+        states[changed] = random.integers(0, 2 ** int(random.integers(17, 33)))
+    if random.random() < 0.1:
+        states = states[: int(random.integers(0, count))]
+    return with_length(encode_numbers(states)) + cell[end:]
 
 
 def _accepts(decode: Callable[[], Row], spec: CacheSpec) -> None:
@@ -431,7 +434,7 @@ def _transforms(num_inputs: int) -> Iterator[Input]:
                 changed[at] = (changed[at] + int(random.integers(-2, 3))) % 256
             data = bytes(changed)
         if random.random() < 0.5:  # two frequencies of one symbol, their sum as it was
-            place = 4 * num_floats + 6 + 512 * int(random.integers(0, 6))
+            place = 4 * num_floats + 6 + 512 * int(random.integers(0, 11))
             frequencies = np.frombuffer(whole, "<u2", 256, place).copy()
             first, second = random.choice(np.flatnonzero(frequencies), 2)
             moved = min(int(random.integers(1, 300)), int(frequencies[first]))

@@ -42,7 +42,7 @@ def test_the_format_readme_has_the_current_format_version() -> None:
         layout.PROJECTION,
         layout.TRANSFORM,
         layout.MOMENT,
-        f"−{MAX_VALUE} ≤ v ≤ {MAX_VALUE}",
+        f"−{MAX_VALUE} … {MAX_VALUE}",
         f"Limits are from 1 to {MAX_LIMIT}",
         f"min(P, {rans.MAX_LANES}) *lanes*",
         f"S × {rans.NUM_SYMBOLS} uint16",
@@ -82,10 +82,10 @@ def test_what_the_format_readme_says_of_the_code_of_coefficients_is_so() -> None
     assert rans.TOTAL == 2**14
     assert KL_TEMPERATURES == (1.0, 1.5, 2.0)
     hidden = SPECS["hidden"]
-    D, J, S = 6, 6, 3
-    assert transform_num_bytes(hidden) == 4 * D * (1 + 2 * J) + J + 512 * S
-    d, n, D = 2, 2, 4
-    size = 4 * (d * D + d + 1) + 4 * n * (d + 1) * (1 + 2 * J) + J + 512 * S
+    D, J, S, Q = 6, 6, 3, 2
+    assert transform_num_bytes(hidden) == 4 * D * (1 + 2 * J) + J + 512 * (1 + Q * S)
+    d, n, D, Q = 2, 2, 4, 1
+    size = 4 * (d * D + d + 1) + 4 * n * (d + 1) * (1 + 2 * J) + J + 512 * (1 + Q * S)
     assert moment_num_bytes(SPECS["tail_moment"]) == size
 
 

@@ -54,6 +54,8 @@ _WIDTH = 6
 _LIMITS = (127, 7, 7, 1, 1, 1)
 _NUM_SYMBOLS = (255, 15**2, 3**3)
 """Values of the symbols: of one component, of two and of three."""
+_NUM_CLASSES = 2
+_NUM_RAW_BITS = 2
 
 
 def _frequencies(num_values: int) -> np.ndarray:
@@ -64,6 +66,17 @@ def _frequencies(num_values: int) -> np.ndarray:
     return rising.astype(np.uint16)
 
 
+def _even_frequencies(num_values: int) -> np.ndarray:
+    """All alike; what is left of 2¹⁴ goes to the first."""
+    even = np.where(np.arange(256) < num_values, 2**14 // num_values, 0)
+    even[0] += 2**14 - even.sum()
+    return even.astype(np.uint16)
+
+
+_FREQUENCIES = np.stack([_frequencies(n) for n in _NUM_SYMBOLS])
+_EVEN_FREQUENCIES = np.stack([_even_frequencies(n) for n in _NUM_SYMBOLS])
+
+
 TRANSFORM = HiddenTransform(
     mean=((np.arange(_WIDTH) - 2) / 4).astype(np.float32),
     analysis=np.array(
@@ -72,10 +85,14 @@ TRANSFORM = HiddenTransform(
     ),
     synthesis=(np.eye(_WIDTH) / 4 + np.eye(_WIDTH, k=1) / 4).astype(np.float32),
     code=CoefficientCode(
-        np.array(_LIMITS, np.uint8), np.stack([_frequencies(n) for n in _NUM_SYMBOLS])
+        np.array(_LIMITS, np.uint8),
+        np.array([3 * 2**12, 2**12] + [0] * 254, np.uint16),
+        np.stack([_FREQUENCIES, _EVEN_FREQUENCIES]),
+        _NUM_RAW_BITS,
     ),
 )
-"""Coefficient j adds a quarter of itself to the numbers j and j + 1 of a state."""
+"""Coefficient j adds a quarter of itself to the numbers j and j + 1 of a state. A quarter of the
+positions are expected in the second class."""
 
 MOMENT = MomentTransform(
     basis=np.array([[0.5, 0.5, 0.5, 0.5], [0.5, -0.5, 0.5, -0.5]], np.float32),
@@ -84,10 +101,15 @@ MOMENT = MomentTransform(
         mean=TRANSFORM.mean,
         analysis=TRANSFORM.analysis,
         synthesis=TRANSFORM.synthesis,
-        code=TRANSFORM.code,
+        code=CoefficientCode(
+            np.array(_LIMITS, np.uint8),
+            np.array([2**14] + [0] * 255, np.uint16),
+            _FREQUENCIES[None],
+        ),
     ),
 )
-"""Two directions of four; at two nodes these are six numbers a position, as a state has above."""
+"""Two directions of four; at two nodes these are six numbers a position, as a state has above. All
+positions are of one class, and no bits are raw."""
 
 _TOP_K = CacheSpec(
     teacher=TeacherSpec(
@@ -196,6 +218,8 @@ SPECS = {
                 quantization="rate_distortion",
                 num_components=_WIDTH,
                 num_symbols=len(_NUM_SYMBOLS),
+                num_classes=_NUM_CLASSES,
+                num_raw_bits=_NUM_RAW_BITS,
                 self_kl=(0.05, 0.03125, 1e-05),
                 transform_sha256=TRANSFORM.sha256,
             ),
@@ -221,6 +245,8 @@ SPECS["tail_moment"] = replace(
             step=0.25,
             num_components=_WIDTH,
             num_symbols=len(_NUM_SYMBOLS),
+            num_classes=1,
+            num_raw_bits=0,
             transform_sha256=MOMENT.sha256,
         ),
     ),

@@ -12,7 +12,7 @@ import numpy as np
 
 from cache_format.codec.row import KeptIds, Row
 from cache_format.codec.samples import TailSamples
-from cache_format.coding.coefficients import fit_code
+from cache_format.coding.fitted_code import fit_code
 from cache_format.metadata import sealed_json
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.corpus import CorpusSpec
@@ -59,12 +59,13 @@ def sample_transform(width: int = 16, num_components: int = 6) -> HiddenTransfor
     """An orthonormal transform in steps of 1/8, and the code of small coefficients."""
     basis = orthonormal(width, num_components).T
     spread = np.arange(num_components, 0, -1)
-    drawn = np.random.default_rng(5).normal(0, spread, (2000, num_components))
+    rng = np.random.default_rng(5)
+    drawn = rng.normal(0, spread, (2000, num_components)) * rng.choice([0.5, 2], (2000, 1))
     return HiddenTransform(
         mean=(np.arange(width) / 7).astype(np.float32),
         analysis=basis * np.float32(8),
         synthesis=basis * np.float32(1 / 8),
-        code=fit_code(np.rint(drawn).astype(np.int64)),
+        code=fit_code(np.rint(drawn).astype(np.int64), max_classes=2),
     )
 
 
@@ -268,7 +269,9 @@ def hidden_targets(**changes: Any) -> TargetSpec:
         "step": 0.125,
         "quantization": "nearest",
         "num_components": len(transform.analysis),
-        "num_symbols": len(transform.code.frequencies),
+        "num_symbols": transform.code.num_symbols,
+        "num_classes": transform.code.num_classes,
+        "num_raw_bits": transform.code.num_raw_bits,
         "self_kl": (0.05, 0.04, 0.03),
         "transform_sha256": transform.sha256,
     }
@@ -290,7 +293,9 @@ def with_moment(targets: TargetSpec, **changes: Any) -> TargetSpec:
         "dim": len(moment.basis),
         "step": 0.125,
         "num_components": len(moment.transform.analysis),
-        "num_symbols": len(moment.transform.code.frequencies),
+        "num_symbols": moment.transform.code.num_symbols,
+        "num_classes": moment.transform.code.num_classes,
+        "num_raw_bits": moment.transform.code.num_raw_bits,
         "transform_sha256": moment.sha256,
     }
     return replace(targets, moment=TailMoment(**(fields | changes)))

@@ -145,9 +145,9 @@ def moment(data: bytes, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def transform(data: bytes, D: int, part: dict[str, Any]) -> dict[str, Any]:
-    J, S = part["num_components"], part["num_symbols"]
+    J, S, Q = part["num_components"], part["num_symbols"], part["num_classes"]
     size = 4 * D * (1 + 2 * J)
-    check(len(data) == size + J + 512 * S, "a transform: its size")
+    check(len(data) == size + J + 512 * (1 + Q * S), "a transform: its size")
     floats, m = np.frombuffer(data[:size], "<f4"), np.frombuffer(data, "u1", J, size).astype(int)
     check((abs(floats) <= 1e18).all(), "a transform: its numbers")
     check((m >= 1).all() and (m <= 127).all() and (np.diff(m) <= 0).all(), "its limits")
@@ -158,33 +158,45 @@ def transform(data: bytes, D: int, part: dict[str, Any]) -> dict[str, Any]:
         else:
             groups.append([j])
     f = np.frombuffer(data, "<u2", offset=size + J).reshape(-1, 256).astype(int)
-    used = [np.arange(256) < (2 * m[group[0]] + 1) ** len(group) for group in groups]
-    check(len(groups) == S and (f.sum(1) == 2**14).all() and ((f > 0) == used).all(), "its code")
+    used = [(2 * m[group[0]] + 1) ** len(group) for group in groups]
+    counts = np.array([Q, *(used * Q)])[:, None]
+    right = len(groups) == S and ((f > 0) == (np.arange(256) < counts)).all()
+    check(right and (f.sum(1) == 2**14).all(), "its code")
     B = floats[-D * J :].reshape(J, D)
-    return {"mean": floats[:D], "B": B, "m": m, "groups": groups, "f": f}
+    code = {"mean": floats[:D], "B": B, "m": m, "groups": groups, "R": part["num_raw_bits"]}
+    return code | {"g": f[:1], "f": f[1:].reshape(Q, S, 256)}
 
 
 def hidden(cell: bytes, scored: Any, code: dict[str, Any]) -> dict[str, Any]:
-    P, m, f, end = int(scored.sum()), code["m"], code["f"], 4 + int.from_bytes(cell[:4], "little")
-    check(end <= len(cell), "a stream that is too short")
-    lanes, starts = min(P, 512), np.cumsum(f, 1) - f
-    x = [int(state) for state in np.frombuffer(cell, "<u4", lanes, 4)]
-    words = iter(np.frombuffer(cell[4 + 4 * lanes : end], "<u2").tolist())
-    check(all(state >= 2**16 for state in x), "a state below 2¹⁶")
-    v = np.zeros((len(m), P), int)
+    P, m, R, end = int(scored.sum()), code["m"], code["R"], 4 + int.from_bytes(cell[:4], "little")
+    check(end <= len(cell), "states that are too short")
+    lanes, v, classes, used = min(P, 512), np.zeros((len(m), P), int), [0] * P, end
+    x = numbers(cell[4:end], lanes).tolist()
+    check(all(2**16 <= state < 2**32 for state in x), "a state below 2¹⁶")
     for first in range(0, P, 512):
-        for group, (components, frequencies) in enumerate(zip(code["groups"], f, strict=True)):
+        for group in range(-1, len(code["groups"])):
             for i in range(first, min(first + 512, P)):
-                r = x[i % 512] % 2**14
-                s = int(np.searchsorted(starts[group], r, "right")) - 1
-                state = int(frequencies[s]) * (x[i % 512] // 2**14) + r - int(starts[group, s])
-                x[i % 512] = state if state >= 2**16 else state * 2**16 + next(words)
-                for j in reversed(components):
+                f = code["g"][0] if group < 0 else code["f"][classes[i], group]
+                c, r = np.cumsum(f) - f, x[i % 512] % 2**14
+                s = int(np.flatnonzero((c <= r) & (f > 0))[-1])
+                x[i % 512] = int(f[s]) * (x[i % 512] // 2**14) + r - int(c[s])
+                if x[i % 512] < 2**16:
+                    check(used + 2 <= len(cell), "words")
+                    word, used = int.from_bytes(cell[used : used + 2], "little"), used + 2
+                    x[i % 512] = x[i % 512] * 2**16 + word
+                if group < 0:
+                    classes[i] = s
+                for j in reversed(code["groups"][group] if group >= 0 else []):
                     s, digit = divmod(s, 2 * int(m[j]) + 1)
                     v[j, i] = digit - m[j]
-    check(all(state == 2**16 for state in x) and not [*words], "states or words at the end")
+    check(all(state < 2**17 for state in x), "states at the end")
+    rest = np.array(x, "<u4").astype("<u2").tobytes() + cell[used:]  # the lower 16 bits of states
+    size, raw = 4 + int.from_bytes(rest[:4], "little"), 4 + (R * P + 7) // 8
+    check(size <= len(rest) and not any(rest[size:]), "carried bytes")
+    check(len(cell) - used == max(0, size - 2 * lanes), "bytes at the end")
     at_limit = abs(v) == m[:, None]
-    v[at_limit] += np.sign(v[at_limit]) * numbers(cell[end:], int(at_limit.sum()))
+    v[at_limit] += np.sign(v[at_limit]) * numbers(rest[raw:size], int(at_limit.sum()))
+    v[:R] = 2 * v[:R] + raw_bits(rest[4:raw], np.ones(R * P, int)).reshape(R, P)
     check((abs(v) <= 32767).all(), "a coefficient")
     c = np.zeros((len(scored), len(m)), int)
     c[scored] = v.T

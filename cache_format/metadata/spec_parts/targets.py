@@ -19,6 +19,8 @@ Quantization = Literal["nearest", "rate_distortion"]
 _MAX_IDS = 65_535
 _MAX_LEVELS = 255  # a level is a byte
 _MAX_DRAWS = 255
+_MAX_CLASSES = 16
+_MAX_ROWS_OF_FREQUENCIES = 1 << 14  # a reader's tables are 23 KB for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,10 @@ class CodedStates:
     """J: coefficients of a position; the others are always 0."""
     num_symbols: int
     """S: symbols that they are coded as."""
+    num_classes: int
+    """K: classes of positions, each with frequencies of these symbols."""
+    num_raw_bits: int
+    """R: components, the first ones, whose lowest bit is stored as it is."""
     self_kl: tuple[float, ...]
     """KL(teacher ‖ decoded) measured on the first unit at ``KL_TEMPERATURES``, nats."""
     transform_sha256: str
@@ -135,6 +141,10 @@ class TailMoment:
     """J: coefficients of a position; the others are always 0."""
     num_symbols: int
     """S: symbols that they are coded as."""
+    num_classes: int
+    """K: classes of positions, each with frequencies of these symbols."""
+    num_raw_bits: int
+    """R: components, the first ones, whose lowest bit is stored as it is."""
     transform_sha256: str
     """Hash of ``tail_moment.bin``."""
 
@@ -158,6 +168,19 @@ def _require_coded(part: CodedStates | TailMoment) -> None:
         "num_symbols",
         part.num_symbols,
         f"from 1 to num_components ({part.num_components})",
+    )
+    most_classes = max(1, min(_MAX_CLASSES, _MAX_ROWS_OF_FREQUENCIES // part.num_symbols))
+    require(
+        1 <= part.num_classes <= most_classes,
+        "num_classes",
+        part.num_classes,
+        f"from 1 to {most_classes} where num_symbols is {part.num_symbols}",
+    )
+    require(
+        0 <= part.num_raw_bits <= part.num_components,
+        "num_raw_bits",
+        part.num_raw_bits,
+        f"from 0 to num_components ({part.num_components})",
     )
     require(
         SHA256.fullmatch(part.transform_sha256) is not None,

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cache_format.coding.coefficients import MAX_VALUE, fit_code
+from cache_format.coding.coefficients import MAX_VALUE
+from cache_format.coding.fitted_code import fit_code
 from cache_format.metadata.spec_parts.targets import TailMoment, TargetSpec
 from cache_format.tables.linear_transform import LinearTransform
 from cache_format.tables.tail_moment import MomentTransform
@@ -95,7 +96,9 @@ def fit_moment(
             dim=dim,
             step=step,
             num_components=len(transform.analysis),
-            num_symbols=len(transform.code.frequencies),
+            num_symbols=transform.code.num_symbols,
+            num_classes=transform.code.num_classes,
+            num_raw_bits=transform.code.num_raw_bits,
             transform_sha256=moment.sha256,
         ),
         moment,

@@ -86,7 +86,7 @@ class SearchingMaker(CoefficientMaker):
         super().__init__(transform, head.device)
         synthesis_JD = torch.from_numpy(transform.synthesis) / step
         self._search = RateDistortion(head, synthesis_JD, chunk=chunk, compile=compile)
-        self._prices_JX = torch.from_numpy(transform.code.prices()).to(head.device)
+        self._prices_LJX = torch.from_numpy(transform.code.prices()).to(head.device)
 
     def compile(self, num_uniform: int) -> None:
         """See ``Maker``."""
@@ -97,7 +97,7 @@ class SearchingMaker(CoefficientMaker):
         self, values_PJ: Tensor, hidden_PD: Tensor, labels_P: Tensor, check: Callable[[], None]
     ) -> Tensor:
         logits = self._search.largest(hidden_PD, labels_P, check)
-        return self._search.coefficients(values_PJ, logits, self._prices_JX, check)
+        return self._search.coefficients(values_PJ, logits, self._prices_LJX, check)
 
 
 def num_uniform(spec: TargetSpec) -> int:

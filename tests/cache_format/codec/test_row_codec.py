@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from cache_format.codec import columns
 from cache_format.codec.row import KeptIds
 from cache_format.codec.row_codec import Encoded, Row, decode_row, encode_row
-from cache_format.coding.bits import encode_numbers, with_length
+from cache_format.coding import rans
+from cache_format.coding.bits import decode_numbers, encode_numbers, split_length, with_length
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.sketch import SketchSpec
 from cache_format.tables.shared_files import SharedFiles
@@ -26,6 +27,7 @@ from tests.support.sample_cache import (
     sample_row,
     sample_shared,
     sample_spec,
+    sample_transform,
     sampled_targets,
     top_k_hidden_targets,
     top_k_targets,
@@ -457,7 +459,8 @@ def test_coefficients_at_unscored_positions_may_be_anything() -> None:
 def test_a_row_of_hidden_states_without_scored_positions_round_trips() -> None:
     row = replace(sample_row(0, HIDDEN), document_starts=np.arange(1, 13, dtype=np.int32))
     cells = _hidden_cells(row)
-    assert cells["hidden"] == bytes(4) + encode_numbers(np.zeros(0, np.int64))
+    nothing = with_length(encode_numbers(np.zeros(0, np.int64)))
+    assert cells["hidden"] == nothing + nothing  # states, and excesses
     found = _decoded_hidden(cells, row)
     assert_decoded(found, row, HIDDEN)
     assert found.coefficients is not None
@@ -543,21 +546,33 @@ def test_a_damaged_cell_of_coefficients_is_refused_by_its_name() -> None:
     row = replace(_row_without_documents(HIDDEN), coefficients=np.full((12, 6), _LARGEST, np.int16))
     cells = _hidden_cells(row)
     cell = cells["hidden"]
-    length = int.from_bytes(cell[:4], "little")
-    lanes, words, excess = cell[4:52], cell[52 : 4 + length], cell[4 + length :]
-    larger = encode_numbers(np.full(12 * 6, 2**32 - 1))
+    ends, behind = split_length(cell)
+    states = decode_numbers(ends, 12)
+    code = sample_transform().code
+    symbols, rest = rans.decode(cell, 12, code.tables)
+    raw, excess = bytes(rest[:8]), bytes(rest[8:])  # 12 times 5 bits
+
+    def with_states(states: np.ndarray) -> bytes:
+        return with_length(encode_numbers(states)) + behind
+
+    def with_rest(rest: bytes) -> bytes:
+        return rans.encode(symbols, code.tables, rest)
+
+    assert with_states(states) == with_rest(raw + excess) == cell
     for damaged, message in (
         (b"", "expected a length in 4 bytes, found 0"),
         (cell[:-1], "expected .* bytes"),
-        (cell + b"\0", "expected .* bytes of raw bits"),
-        (with_length(lanes[:-4]) + excess, "expected 12 states"),
-        (with_length(lanes + words + b"\0") + excess, "expected 12 states and words after them"),
-        (with_length(bytes(48) + words) + excess, "expected states of 65536 or more"),
-        (with_length(lanes + words[:-2]) + excess, "expected more words|expected to end"),
-        (with_length(lanes + words + bytes(2)) + excess, "expected .* words, found"),
-        (with_length(lanes + words) + larger, "expected coefficients of at most ±32767"),
-        (with_length(lanes + words) + encode_numbers(np.zeros(71, int)), "expected a frame of 72"),
-        (with_length(b"") + encode_numbers(np.zeros(0, int)), "expected 12 states"),
+        (cell + b"\0", "expected zeros after .* bytes, found others"),
+        (cell[:3], "expected a length in 4 bytes"),
+        (with_states(states[:-1]), "expected a frame of 12 bytes, found one of 11"),
+        (with_states(states >> 16), "expected states of 65536 or more"),
+        (with_length(bytes(ends)), "expected more words|expected to end"),
+        (with_rest(raw), "expected a length in 4 bytes, found 0"),
+        (with_rest(raw[:7]), "expected 8 bytes of raw bits, found 7"),
+        (with_rest(raw[:7] + b"\x1f" + excess), "expected zero bits after the last raw bits"),
+        (with_rest(raw + excess + b"\0"), "expected .* bytes of raw bits"),
+        (with_rest(raw + encode_numbers(np.zeros(71, int))), "expected a frame of 72"),
+        (with_rest(raw + encode_numbers(np.full(72, 2**32 - 1))), "expected coefficients of at m"),
     ):
         with pytest.raises(ValueError, match=f"^hidden: {message}"):
             _decoded_hidden(cells | {"hidden": damaged}, row)

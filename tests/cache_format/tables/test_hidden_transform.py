@@ -31,7 +31,9 @@ def test_the_file_gives_the_transform_back() -> None:
     for name in ("mean", "analysis", "synthesis"):
         np.testing.assert_array_equal(getattr(found, name), getattr(given, name))
     np.testing.assert_array_equal(found.code.limits, given.code.limits)
+    np.testing.assert_array_equal(found.code.shares, given.code.shares)
     np.testing.assert_array_equal(found.code.frequencies, given.code.frequencies)
+    assert found.code.num_raw_bits == given.code.num_raw_bits
     assert found.sha256 == SPEC.targets.states.transform_sha256
 
 
@@ -79,7 +81,15 @@ def test_limits_that_call_for_another_number_of_symbols_are_refused() -> None:
     fewer = replace(SPEC.targets.states, num_symbols=SPEC.targets.states.num_symbols - 1)
     spec = replace(SPEC, targets=replace(SPEC.targets, hidden=fewer))
     with pytest.raises(ValueError, match="frequencies: expected"):
-        transform_from_bytes(DATA[: -2 * rans.NUM_SYMBOLS], spec)
+        transform_from_bytes(DATA[: -4 * rans.NUM_SYMBOLS], spec)
+
+
+def test_shares_of_another_number_of_classes_are_refused() -> None:
+    of_one = replace(SPEC.targets.states, num_classes=1)
+    spec = replace(SPEC, targets=replace(SPEC.targets, hidden=of_one))
+    num_symbols = SPEC.targets.states.num_symbols
+    with pytest.raises(ValueError, match="frequencies: expected 1 classes, found others"):
+        transform_from_bytes(DATA[: -2 * rans.NUM_SYMBOLS * num_symbols], spec)
 
 
 def test_a_writer_needs_the_transform_that_the_spec_names() -> None:

@@ -77,7 +77,8 @@ def test_a_basis_that_is_not_orthonormal_is_refused() -> None:
 
 
 def test_a_code_that_cannot_be_is_refused() -> None:
-    limits = len(DATA) - 5 - 512 * SPEC.targets.tail_moment.num_symbols
+    moment = SPEC.targets.tail_moment
+    limits = len(DATA) - 5 - 512 * (1 + moment.num_classes * moment.num_symbols)
     changed = DATA[:limits] + b"\0" + DATA[limits + 1 :]
     with pytest.raises(ValueError, match="transform: limits: expected numbers from 1"):
         moment_from_bytes(changed, SPEC)
@@ -196,6 +197,10 @@ def test_kinds_without_a_mass_alone_for_their_tail_have_no_moments(targets: obje
         ({"num_components": 0}, "num_components: must be from 1"),
         ({"num_components": 10}, "targets.moment.num_components: must be at most 9 where a"),
         ({"num_symbols": 6}, r"num_symbols: must be from 1 to num_components \(5\)"),
+        ({"num_classes": 0}, "num_classes: must be from 1 to 16 where num_symbols is"),
+        ({"num_classes": 17}, "num_classes: must be from 1 to 16 where num_symbols is"),
+        ({"num_raw_bits": -1}, r"num_raw_bits: must be from 0 to num_components \(5\)"),
+        ({"num_raw_bits": 6}, r"num_raw_bits: must be from 0 to num_components \(5\)"),
         ({"transform_sha256": "x"}, "transform_sha256: must be 64 hex digits"),
     ],
 )
@@ -207,5 +212,10 @@ def test_specs_with_numbers_out_of_bounds_are_refused(
 
 
 def test_specs_at_the_bounds_are_accepted() -> None:
-    for changes in ({"dim": 16, "num_components": 51}, {"num_components": 9, "num_symbols": 9}):
+    for changes in (
+        {"dim": 16, "num_components": 51},
+        {"num_components": 9, "num_symbols": 9},
+        {"num_classes": 1, "num_raw_bits": 0},
+        {"num_classes": 16, "num_raw_bits": 5},
+    ):
         sample_spec(targets=with_moment(top_k_targets(), **changes))

@@ -50,6 +50,8 @@ def test_hidden_targets_have_their_kl_alone_until_the_transform_is_fitted() -> N
         quantization="rate_distortion",
         num_components=1,
         num_symbols=1,
+        num_classes=1,
+        num_raw_bits=0,
         self_kl=(0.0, 0.0, 0.0),
         transform_sha256="0" * 64,
     )
@@ -88,7 +90,13 @@ def test_sampled_targets_check_their_own_bounds(name: str, good: Any, bad: Any) 
 @pytest.mark.parametrize("targets", ["top_k", "top_k+sampled"])
 def test_moments_have_their_dimension_alone_until_the_basis_is_fitted(targets: str) -> None:
     moment = TailMoment(
-        dim=16, step=1.0, num_components=1, num_symbols=1, transform_sha256="0" * 64
+        dim=16,
+        step=1.0,
+        num_components=1,
+        num_symbols=1,
+        num_classes=1,
+        num_raw_bits=0,
+        transform_sha256="0" * 64,
     )
     assert spec_of(targets=targets, tail_moment_dim=16).moment == moment
     assert spec_of(targets=targets).moment is None

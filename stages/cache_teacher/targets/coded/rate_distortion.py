@@ -10,7 +10,8 @@ minimize
 
 by coordinate descent: component after component takes the best of its value now, the two whole
 numbers next to its optimum given all the others, and 0. (Rate-distortion optimized quantization, as
-video encoders do; Sullivan and Wiegand, IEEE Signal Processing Magazine 15(6), 1998.)
+video encoders do; Sullivan and Wiegand, IEEE Signal Processing Magazine 15(6), 1998.) Bits are
+those of the position's class: before each pass, the one in which its numbers take the fewest.
 
 F is the mean over T ∈ {1, 2}. It is made of the position's largest logits, exactly, and of its tail
 as if that were spread evenly over the vocabulary and its coordinates were uncorrelated: its mass
@@ -20,7 +21,7 @@ the whole second moment is no better.)
 factor of 4 with each bit, which is ln 2/12 · Δ² for the first.
 
 Shapes: P positions, n of them at once; J components in B blocks of b; V vocabulary, K kept logits,
-N temperatures, R = K + N rows; X values of a coefficient.
+N temperatures, R = K + N rows; L classes of positions, X values of a coefficient.
 """
 
 import math
@@ -106,18 +107,19 @@ class RateDistortion:
         self,
         values_PJ: Tensor,
         logits: IdTargets,
-        bits_JX: Tensor,
+        bits_LJX: Tensor,
         check: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """Whole numbers as float32, [P, J], for ``values_PJ``, coordinates in units of the step.
 
-        ``bits_JX`` is what each value costs: −⌊X/2⌋ … ⌊X/2⌋, as much as the outermost beyond.
+        ``bits_LJX`` is what each value costs in a class: −⌊X/2⌋ … ⌊X/2⌋, as much as the outermost
+        beyond.
         """
         num_components = values_PJ.shape[1]
         num_padding = len(self._rows_BVb) * _BLOCK - num_components
         values_PJ = torch.nn.functional.pad(values_PJ, (0, num_padding))
-        bits_JX = torch.nn.functional.pad(bits_JX, (0, 0, 0, num_padding))
-        bits_BbX = bits_JX.view(-1, _BLOCK, bits_JX.shape[1])
+        bits_LJX = torch.nn.functional.pad(bits_LJX, (0, 0, 0, num_padding))
+        prices = [part.contiguous() for part in torch.split(_NATS_PER_BIT * bits_LJX, _BLOCK, 1)]
         num_rows = logits.kept_ids_PK.shape[1] + len(_WEIGHTS)
         num_floats = _NUM_FLOATS if values_PJ.device.type == "cpu" else _NUM_FLOATS_ON_GPU
         size = max(16, num_floats // (num_rows * values_PJ.shape[1]))
@@ -126,11 +128,12 @@ class RateDistortion:
             check()
             few = slice(start, start + size)
             part = IdTargets(*(tensor[few] for tensor in logits))
-            parts.append(self._search(values_PJ[few], part, _NATS_PER_BIT * bits_BbX))
+            parts.append(self._search(values_PJ[few], part, prices))
         return torch.cat(parts)[:, :num_components]
 
-    def _search(self, values_nJ: Tensor, logits: IdTargets, price_BbX: Tensor) -> Tensor:
-        """``coefficients`` of as many positions as memory allows at once."""
+    def _search(self, values_nJ: Tensor, logits: IdTargets, prices: list[Tensor]) -> Tensor:
+        """``coefficients`` of as many positions as memory allows at once; ``prices`` are those of
+        the components of each block, [L, b, X]."""
         masses_nNK, tail_n1 = _distributions(logits)
         weights_nK = torch.einsum("j,njk->nk", self._weights_N, masses_nNK)
         weights_nR = torch.cat([weights_nK, -self._weights_N.expand(len(weights_nK), -1)], 1)
@@ -152,11 +155,14 @@ class RateDistortion:
             rows.append(rows_nRb)
             hessians.append(hessian_nbb)
         for _ in range(_SWEEPS):
+            class_n = _cheapest(numbers, prices)
             for block, (rows_nRb, hessian_nbb) in enumerate(zip(rows, hessians, strict=True)):
                 before_nb = numbers[block]
                 slope_nb = torch.bmm((weights_nR * error_nR)[:, None], rows_nRb)[:, 0]
                 slope_nb += dampings[block] * (before_nb - values[block])
-                (after_nb,) = self._descend(before_nb, slope_nb, hessian_nbb, price_BbX[block])
+                (after_nb,) = self._descend(
+                    before_nb, slope_nb, hessian_nbb, prices[block], class_n
+                )
                 error_nR += torch.bmm(rows_nRb, (after_nb - before_nb)[:, :, None])[:, :, 0]
                 numbers[block] = after_nb
         return torch.cat(numbers, 1)
@@ -176,15 +182,34 @@ def _distributions(logits: IdTargets) -> tuple[Tensor, Tensor]:
     return torch.stack(masses, 1), tail_n1
 
 
+def _cheapest(numbers: list[Tensor], prices: list[Tensor]) -> Tensor:
+    """The class in which the numbers of all blocks, [n, b] each, take the fewest bits, [n]."""
+    price_nL = torch.zeros(len(numbers[0]), len(prices[0]), device=numbers[0].device)
+    for number_nb, price_LbX in zip(numbers, prices, strict=True):
+        index_bn = _index(number_nb, price_LbX).T
+        index_Lbn = index_bn.expand(len(price_LbX), -1, -1)
+        price_nL += price_LbX.gather(2, index_Lbn).sum(1).T
+    return price_nL.argmin(1)
+
+
+def _index(numbers: Tensor, price_LbX: Tensor) -> Tensor:
+    """Where the prices of these numbers are among the X."""
+    largest = price_LbX.shape[2] // 2
+    return numbers.clamp(-largest, largest).long() + largest
+
+
 def _descend(
-    numbers_nb: Tensor, slope_nb: Tensor, hessian_nbb: Tensor, price_bX: Tensor
+    numbers_nb: Tensor,
+    slope_nb: Tensor,
+    hessian_nbb: Tensor,
+    price_LbX: Tensor,
+    class_n: Tensor,
 ) -> tuple[Tensor]:
     """One pass of coordinate descent over the components of a block; the numbers after it.
 
-    ``slope_nb`` is the gradient of the loss, ``price_bX`` what a value costs, both in units of the
-    step's square.
+    ``slope_nb`` is the gradient of the loss, ``price_LbX`` what a value costs in a class, both in
+    units of the step's square.
     """
-    largest = price_bX.shape[1] // 2
     hessian_bbn = hessian_nbb.permute(1, 2, 0)
     slopes = list(slope_nb.unbind(1))
     after = []
@@ -195,8 +220,8 @@ def _descend(
         best_n, least_n = now_n, None
         for candidate_n in (now_n, below_n, below_n + 1, torch.zeros_like(now_n)):
             move_n = candidate_n - now_n
-            index_n = candidate_n.clamp(-largest, largest).long() + largest
-            cost_n = move_n * (slope_n + 0.5 * curvature_n * move_n) + price_bX[component][index_n]
+            price_n = price_LbX[class_n, component, _index(candidate_n, price_LbX)]
+            cost_n = move_n * (slope_n + 0.5 * curvature_n * move_n) + price_n
             if least_n is None:
                 least_n = cost_n
             else:

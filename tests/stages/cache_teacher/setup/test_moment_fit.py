@@ -25,7 +25,13 @@ NODES = (0.5, 0.75, 1.0)
 def targets_of(dim: int, top_k: int = 4) -> TargetSpec:
     kept = KeptLogits(top_k=top_k, keep_mass=1.0, inverse_temperatures=NODES)
     moment = TailMoment(
-        dim=dim, step=1.0, num_components=1, num_symbols=1, transform_sha256="0" * 64
+        dim=dim,
+        step=1.0,
+        num_components=1,
+        num_symbols=1,
+        num_classes=1,
+        num_raw_bits=0,
+        transform_sha256="0" * 64,
     )
     return TargetSpec(kind="top_k", kept=kept, moment=moment)
 

@@ -26,16 +26,17 @@ class Scene:
         self.head = Head(self.weight_VD, vocab_size)
         self.search = RateDistortion(self.head, torch.eye(width), chunk=16, compile="off")
         distances = torch.arange(-127, 128).abs()
-        self.prices_JX = (1 + 0.7 * distances).expand(width, -1).contiguous()
+        self.prices_LJX = (1 + 0.7 * distances).expand(1, width, -1).contiguous()
 
     def logits(self, states_PD: Tensor) -> IdTargets:
         return self.search.largest(states_PD, torch.zeros(len(states_PD), dtype=torch.int64))
 
-    def find(self, prices_JX: Tensor) -> Tensor:
-        return self.search.coefficients(self.states_PD, self.logits(self.states_PD), prices_JX)
+    def find(self, prices_LJX: Tensor) -> Tensor:
+        return self.search.coefficients(self.states_PD, self.logits(self.states_PD), prices_LJX)
 
-    def costs(self, numbers_PJ: Tensor, prices_JX: Tensor) -> Tensor:
-        """½ eᵀF e + λ bits in float64, of F over the whole vocabulary, [P]."""
+    def costs(self, numbers_PJ: Tensor, prices_LJX: Tensor) -> Tensor:
+        """½ eᵀF e + λ bits in float64, of F over the whole vocabulary, in the cheapest class,
+        [P]."""
         errors_PJ = (numbers_PJ - self.states_PD).double()
         weight_VD = self.weight_VD.double()
         costs_P = torch.zeros(len(errors_PJ), dtype=torch.float64)
@@ -45,9 +46,10 @@ class Scene:
             mean_P = (p_PV * moved_PV).sum(1)
             variance_P = (p_PV * moved_PV.square()).sum(1) - mean_P.square()
             costs_P += variance_P / 2 / len(METRIC_TEMPERATURES)
-        index_PJ = numbers_PJ.long() + prices_JX.shape[1] // 2
-        components_J = torch.arange(prices_JX.shape[0])
-        return costs_P + _PRICE * prices_JX[components_J, index_PJ].double().sum(1)
+        index_PJ = numbers_PJ.long() + prices_LJX.shape[2] // 2
+        components_J = torch.arange(prices_LJX.shape[1])
+        bits_LP = prices_LJX[:, components_J, index_PJ].double().sum(2)
+        return costs_P + _PRICE * bits_LP.amin(0)
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +60,8 @@ def no_damping(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_position_costs_more_than_rounded_to_the_nearest() -> None:
     scene = Scene()
-    found = scene.costs(scene.find(scene.prices_JX), scene.prices_JX)
-    nearest = scene.costs(scene.states_PD.round(), scene.prices_JX)
+    found = scene.costs(scene.find(scene.prices_LJX), scene.prices_LJX)
+    nearest = scene.costs(scene.states_PD.round(), scene.prices_LJX)
     assert (found <= nearest + 1e-5).all()
     assert float(found.mean()) < 0.9 * float(nearest.mean())
 
@@ -67,7 +69,7 @@ def test_no_position_costs_more_than_rounded_to_the_nearest() -> None:
 def test_the_best_of_all_neighbors_is_hardly_better() -> None:
     """Coordinate descent against every combination of whole numbers around the state, and 0."""
     scene = Scene(width=3)
-    found = scene.costs(scene.find(scene.prices_JX), scene.prices_JX)
+    found = scene.costs(scene.find(scene.prices_LJX), scene.prices_LJX)
     gaps = []
     for position in range(_P):
         choices = [
@@ -77,16 +79,31 @@ def test_the_best_of_all_neighbors_is_hardly_better() -> None:
         tried = torch.tensor(list(itertools.product(*choices)), dtype=torch.float32)
         one = Scene(width=3)
         one.states_PD = scene.states_PD[position].expand(len(tried), -1)
-        gaps.append(float(found[position] - one.costs(tried, scene.prices_JX).min()))
+        gaps.append(float(found[position] - one.costs(tried, scene.prices_LJX).min()))
     assert min(gaps) > -1e-5
     assert sum(gap > 1e-5 for gap in gaps) < 0.3 * _P
 
 
+def test_positions_are_searched_in_the_class_that_costs_them_least() -> None:
+    """Of a class in which only 0 is cheap, and one in which no number is dear."""
+    scene = Scene()
+    distances = torch.arange(-127, 128).abs()
+    of_zeros_JX = (0.1 + 9.0 * (distances > 0)).expand(_D, -1)
+    prices_LJX = torch.stack([of_zeros_JX, scene.prices_LJX[0]])
+    scene.states_PD[:5] *= 0.05
+    found_PJ = scene.find(prices_LJX)
+    assert not found_PJ[:5].any()
+    assert torch.equal(found_PJ[5:], scene.find(scene.prices_LJX)[5:])
+    costs = scene.costs(found_PJ, prices_LJX)
+    for one_LJX in (prices_LJX[:1], prices_LJX[1:]):
+        assert float(costs.sum()) < float(scene.costs(scene.find(one_LJX), one_LJX).sum())
+
+
 def test_bits_without_a_price_leave_the_loss_alone() -> None:
     scene = Scene()
-    free_JX = torch.zeros_like(scene.prices_JX)
-    found, nearest = scene.find(free_JX), scene.states_PD.round()
-    losses, losses_of_nearest = scene.costs(found, free_JX), scene.costs(nearest, free_JX)
+    free_LJX = torch.zeros_like(scene.prices_LJX)
+    found, nearest = scene.find(free_LJX), scene.states_PD.round()
+    losses, losses_of_nearest = scene.costs(found, free_LJX), scene.costs(nearest, free_LJX)
     assert (losses <= losses_of_nearest + 1e-5).all()
     assert not torch.equal(found, nearest)
 
@@ -94,15 +111,15 @@ def test_bits_without_a_price_leave_the_loss_alone() -> None:
 def test_a_position_whose_distribution_does_not_depend_on_its_state_costs_no_bits() -> None:
     """A head that tells no id from another, and a price on all but 0."""
     scene = Scene(scale=0.0)
-    assert not scene.find(scene.prices_JX).any()
+    assert not scene.find(scene.prices_LJX).any()
 
 
 def test_certain_positions_keep_their_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where one id has all the mass F is 0, and without the least tail a state could be lost."""
     scene = Scene(scale=30.0)
-    lost = scene.find(scene.prices_JX)
+    lost = scene.find(scene.prices_LJX)
     monkeypatch.setattr(rate_distortion, "_LEAST_TAIL", 0.01)
-    kept = scene.find(scene.prices_JX)
+    kept = scene.find(scene.prices_LJX)
     error_of_lost, error_of_kept = (
         float((numbers - scene.states_PD).square().mean()) for numbers in (lost, kept)
     )
@@ -114,8 +131,8 @@ def test_a_tail_is_taken_into_account(num_kept: int, monkeypatch: pytest.MonkeyP
     """Few kept ids, and a mean over positions: the whole cost still falls."""
     monkeypatch.setattr(rate_distortion, "_NUM_KEPT", num_kept)
     scene = Scene()
-    found = scene.costs(scene.find(scene.prices_JX), scene.prices_JX)
-    nearest = scene.costs(scene.states_PD.round(), scene.prices_JX)
+    found = scene.costs(scene.find(scene.prices_LJX), scene.prices_LJX)
+    nearest = scene.costs(scene.states_PD.round(), scene.prices_LJX)
     assert float(found.mean()) < float(nearest.mean())
 
 
@@ -125,20 +142,20 @@ def test_any_number_of_components_and_positions(
 ) -> None:
     """Blocks that are not full, and memory for few positions: the same numbers."""
     scene = Scene(width=width)
-    at_once = scene.find(scene.prices_JX)
+    at_once = scene.find(scene.prices_LJX)
     assert at_once.shape == (_P, width)
     monkeypatch.setattr(rate_distortion, "_NUM_FLOATS", 1)
-    assert (scene.find(scene.prices_JX) == at_once).float().mean() > 0.99
+    assert (scene.find(scene.prices_LJX) == at_once).float().mean() > 0.99
     scene.states_PD = scene.states_PD[:0]
-    assert scene.find(scene.prices_JX).shape == (0, width)
+    assert scene.find(scene.prices_LJX).shape == (0, width)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_states_that_are_not_finite_do_not_stop_the_others(value: float) -> None:
     scene = Scene()
-    whole = scene.find(scene.prices_JX)
+    whole = scene.find(scene.prices_LJX)
     logits = scene.logits(torch.cat([torch.full((1, _D), value), scene.states_PD[1:]]))
-    found = scene.search.coefficients(scene.states_PD, logits, scene.prices_JX)
+    found = scene.search.coefficients(scene.states_PD, logits, scene.prices_LJX)
     assert torch.equal(found[1:], whole[1:])
 
 
@@ -147,5 +164,5 @@ def test_compiled_it_finds_the_same() -> None:
     scene = Scene()
     compiled = RateDistortion(scene.head, torch.eye(_D), chunk=16, compile="on")
     compiled.compile()
-    found = compiled.coefficients(scene.states_PD, scene.logits(scene.states_PD), scene.prices_JX)
-    assert (found == scene.find(scene.prices_JX)).float().mean() > 0.99
+    found = compiled.coefficients(scene.states_PD, scene.logits(scene.states_PD), scene.prices_LJX)
+    assert (found == scene.find(scene.prices_LJX)).float().mean() > 0.99
