@@ -163,6 +163,7 @@ class TestCache:
         outcome = Outcome(manifest=manifest, progress=bench.progress[-1])
         said_of = "1 split at their messages to fit in rows; 1 left out because they do not fit"
         assert said_of in cached_text(outcome, "x", "y")
+        assert "9 conversations, 1 skipped, " in cached_text(outcome, "x", "y")
         assert said_of in summary_text(summarise(bench.root / "counted"))
         figures = summarise_run(manifest, bench.progress[-1])["cache"]
         assert figures["conversations"]["num_unscored"] == 1
@@ -176,7 +177,7 @@ class TestCache:
             match=r"no position is scored. Of its conversations, 12 .*'assistant'.*roles",
         ):
             bench.cache("silent", silent)
-        with pytest.raises(ValueError, match="and 4 do not fit in a row of 16 tokens"):
+        with pytest.raises(ValueError, match="4 do not fit in a row of 16 tokens"):
             bench.cache("short", CONVERSATIONS[:4], sequence_length=16)
 
 

@@ -35,8 +35,10 @@ def _chat_lines(manifest: Manifest) -> list[str]:
         return []
     num_scored = sum(shard.statistics.num_scored for shard in manifest.shards)
     num_conversations = sum(shard.num_documents for shard in manifest.shards)
+    num_skipped = sum(shard.num_skipped_documents for shard in manifest.shards)
     lines = [
-        f"{num_conversations:,} conversations, {scored_text(num_scored, manifest.num_tokens)}."
+        f"{num_conversations:,} conversations, {num_skipped:,} skipped, "
+        f"{scored_text(num_scored, manifest.num_tokens)}."
     ]
     outcomes = conversations_text(asdict(counts))
     return [*lines, f"Conversations: {outcomes}."] if outcomes else lines

@@ -207,7 +207,7 @@ def resolve_corpus(config: CacheTeacherConfig) -> Corpus:
         text_documents=_text_documents(config, files),
         chat=config.chat,
     )
-    _refuse_without_conversations(spec, files)
+    _refuse_without_conversations(config, files[0].name)
     return Corpus(spec, corpus_parts(spec, files))
 
 
@@ -217,7 +217,8 @@ def check_local_corpus(config: CacheTeacherConfig) -> None:
     None of its files is opened. A corpus on the Hub is not looked for.
     """
     if is_local(config.corpus):
-        find_local_paths(config.corpus, config.corpus_split)
+        _, paths = find_local_paths(config.corpus, config.corpus_split)
+        _refuse_without_conversations(config, paths[0].name)
 
 
 def corpus_parts(spec: CorpusSpec, files: Sequence[DataFile]) -> list[CorpusPart]:
@@ -228,12 +229,13 @@ def corpus_parts(spec: CorpusSpec, files: Sequence[DataFile]) -> list[CorpusPart
     return [CorpusPart(file.name, partial(format_of(file.name).open, file, spec)) for file in files]
 
 
-def _refuse_without_conversations(spec: CorpusSpec, files: Sequence[DataFile]) -> None:
-    found = format_of(files[0].name)
-    if spec.chat is not None and not found.has_conversations:
+def _refuse_without_conversations(config: CacheTeacherConfig, name: str) -> None:
+    """Raise ValueError where conversations are asked for of a file that cannot have any."""
+    found = format_of(name)
+    if config.chat is not None and not found.has_conversations:
         raise ValueError(
-            f"{files[0].name}: {found.name} holds no conversations, which are read from "
-            f"{', '.join(map(repr, spec.chat.columns))}. Convert it to JSON lines or Parquet, or "
+            f"{name}: {found.name} holds no conversations, which are read from "
+            f"{', '.join(map(repr, config.chat.columns))}. Convert it to JSON lines or Parquet, or "
             "leave out messages_column, prompt_column and completion_column to read plain text."
         )
 

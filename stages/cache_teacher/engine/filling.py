@@ -156,10 +156,12 @@ def _is_asked_for(unit: int, units: Units) -> bool:
 
 def nothing_learned(config: CacheTeacherConfig, entries: Iterable[ShardEntry]) -> str | None:
     """What is wrong where there were conversations, but none has a scored position or fits."""
-    counts = [entry.conversations for entry in entries if entry.conversations is not None]
+    of_chat = [entry for entry in entries if entry.conversations is not None]
+    counts = [entry.conversations for entry in of_chat if entry.conversations is not None]
+    num_skipped = sum(entry.num_skipped_documents for entry in of_chat)
     num_unscored = sum(count.num_unscored for count in counts)
     num_too_long = sum(count.num_too_long for count in counts)
-    if num_unscored + num_too_long == 0:
+    if num_unscored + num_too_long + num_skipped == 0:
         return None
     return (
         f"corpus {config.corpus!r}: no position is scored. Of its conversations, {num_unscored:,} "

@@ -98,8 +98,12 @@ class ChatTemplate:
         return rendered, [by_number[number] for number in chosen]
 
     def _span_of(self, messages: Messages, number: int, whole: str) -> Span:
-        before = self._render(messages[:number], add_generation_prompt=True)[0]
         through = self.render(messages[: number + 1])
+        before = (
+            self._render(messages[:number], add_generation_prompt=True)[0]
+            if number
+            else self._up_to_first_answer(messages, through)
+        )
         for text, what in ((before, "before"), (through, "up to")):
             if not whole.startswith(text) or len(text) < len(before):
                 raise SpansUnknownError(
@@ -108,6 +112,17 @@ class ChatTemplate:
                     f"whole conversation, {_where_apart(text, whole)}. {_TO_DO}"
                 )
         return len(before), len(through)
+
+    def _up_to_first_answer(self, messages: Messages, through: str) -> str:
+        """What comes before an answer that is the first message, when ``through`` is rendered.
+
+        Few templates render a conversation without messages, so it goes up to the first place with
+        what asks for an answer, found at the end of the message itself.
+        """
+        asking = self._render(messages[:1], add_generation_prompt=True)[0]
+        prompt = asking.removeprefix(through)
+        place = through.find(prompt) if asking.startswith(through) else -1
+        return through[: place + len(prompt)] if place >= 0 else asking
 
     def _render(
         self, messages: Messages, *, add_generation_prompt: bool = False, with_marks: bool = False

@@ -35,7 +35,7 @@ class EncodedUnit:
     num_conversations: int
     """That they are of."""
     num_refused: int
-    """That the template does not render."""
+    """That are not rendered, or of which is not known what the assistant says."""
     counts: ConversationCounts
 
 
@@ -54,13 +54,13 @@ class ChatEncoder:
     ) -> EncodedUnit:
         """All conversations, none longer than ``max_ids`` tokens.
 
-        Raises ValueError naming file and document where one cannot be rendered, unless such are
-        skipped; where one is too long and that is to be an error; and where the template does not
-        tell what the assistant says.
+        Raises ValueError naming file and document where one cannot be rendered, or the template
+        does not tell what the assistant says, unless such are skipped; and where one is too long
+        and that is to be an error.
         """
         rendered, places, conversations = [], [], []
         for place, conversation in zip(documents.places, documents.conversations, strict=True):
-            text = self._rendered(conversation, chat, place)
+            text = self._rendered(conversation, chat)
             if isinstance(text, BadDocument):
                 documents.refuse(place, text)
                 continue
@@ -100,7 +100,7 @@ class ChatEncoder:
             return [], ConversationCounts(num_too_long=1)
 
         def encode(part: Conversation) -> EncodedConversation | None:
-            text = self._rendered(part, chat, place)
+            text = self._rendered(part, chat)
             if isinstance(text, BadDocument):
                 return None
             (encoded,) = self._tokenizer.encode_rendered([text])
@@ -112,26 +112,26 @@ class ChatEncoder:
         return parts, ConversationCounts(num_split=1, num_incomplete=int(num_left_out > 0))
 
     def _rendered(
-        self, conversation: Conversation, chat: ChatSpec, place: str
+        self, conversation: Conversation, chat: ChatSpec
     ) -> tuple[str, Sequence[Span]] | BadDocument:
-        if found := _reserved(conversation.messages):
-            return BadDocument(
-                f"it has U+{ord(found):04X}, which Unicode reserves for programs and keeps out of "
-                "text"
-            )
-        messages: list[Any] = [
-            self._tokenizer.control_text.marked(dict(message)) | {"role": message["role"]}
-            for message in conversation.messages
-        ]
+        mark = self._tokenizer.control_text.marked
         try:
+            if found := _reserved(conversation.messages):
+                return BadDocument(
+                    f"it has U+{ord(found):04X}, which Unicode reserves for programs and keeps out "
+                    "of text"
+                )
+            messages: list[Any] = [
+                mark(dict(message)) | {"role": message["role"]} for message in conversation.messages
+            ]
             if chat.train_on == "all":
                 text = self._template.render(messages)
                 return text, [(0, len(text))]
             return self._template.render_with_spans(messages, _chosen(conversation, chat))
-        except RefusedByTemplateError as error:
+        except (RefusedByTemplateError, SpansUnknownError) as error:
             return BadDocument(str(error))
-        except SpansUnknownError as error:
-            raise ValueError(f"{place}: {error}.") from error
+        except RecursionError:
+            return BadDocument("a message is nested too deeply")
 
 
 def _chosen(conversation: Conversation, chat: ChatSpec) -> list[int]:

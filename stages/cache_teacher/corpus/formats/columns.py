@@ -40,14 +40,25 @@ def _check_chat_column(schema: pa.Schema, name: str, column: str, chat: ChatSpec
             f"{name}: {is_there} column {column!r}; it has {', '.join(map(repr, schema.names))}. "
             f"Set {key} to one of them."
         )
-    found, types = schema.field(column).type, pa.types
-    is_list = types.is_list(found) or types.is_large_list(found)
-    is_messages = is_list and types.is_struct(found.value_type)
-    if not (is_messages or (column != chat.messages_column and _is_string(found))):
+    found = schema.field(column).type
+    is_text = column != chat.messages_column and _is_string(found)
+    if not (_is_list_of_messages(found) or is_text):
         raise ValueError(
             f"{name}: column {column!r} holds {found}, not lists of messages (structs of role and "
             f"content, or of from and value). Set {key} to a column of them."
         )
+
+
+def _is_list_of_messages(found: pa.DataType) -> bool:
+    """Whether it is a list of structs, or a struct of lists, as datasets stores a Sequence."""
+    types = pa.types
+    if types.is_struct(found):
+        return all(_is_list(found.field(number).type) for number in range(found.num_fields))
+    return _is_list(found) and bool(types.is_struct(found.value_type))
+
+
+def _is_list(found: pa.DataType) -> bool:
+    return bool(pa.types.is_list(found) or pa.types.is_large_list(found))
 
 
 def _is_string(found: pa.DataType) -> bool:

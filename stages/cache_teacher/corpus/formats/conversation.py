@@ -59,6 +59,8 @@ def conversation_of(record: Mapping[str, Any], chat: ChatSpec) -> Conversation |
         return Conversation((*prompt, *completion), len(prompt))
     except _NoConversationError as error:
         return BadDocument(str(error))
+    except RecursionError:
+        return BadDocument("a message is nested too deeply")
 
 
 def _last_of_assistant(messages: tuple[Message, ...]) -> int:
@@ -79,9 +81,22 @@ def _text_or_messages(record: Mapping[str, Any], column: str, role: str) -> tupl
 def _messages(value: Any, column: str) -> tuple[Message, ...]:
     if value is None:
         return ()
+    if isinstance(value, dict):  # as datasets stores a Sequence of them
+        value = _one_by_one(value, column)
     if not isinstance(value, list):
         raise _NoConversationError(f"{column!r} is {_kind(value)}, not a list of messages")
     return tuple(_message(item, f"{column}[{number}]") for number, item in enumerate(value))
+
+
+def _one_by_one(columns: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
+    """Messages of which each key has a list of its own."""
+    lists = {key: values for key, values in columns.items() if values is not None}
+    if not lists or not all(isinstance(values, list) for values in lists.values()):
+        raise _NoConversationError(f"{column!r} is an object, not a list of messages")
+    if len({len(values) for values in lists.values()}) > 1:
+        sizes = ", ".join(f"{len(values)} of {key!r}" for key, values in lists.items())
+        raise _NoConversationError(f"{column!r} has lists of unlike lengths: {sizes}")
+    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
 def _message(item: Any, where: str) -> Message:

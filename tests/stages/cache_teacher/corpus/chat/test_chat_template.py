@@ -53,6 +53,23 @@ def test_some_of_its_messages_may_be_chosen(text: str) -> None:
     assert texts(template(text), MESSAGES, []) == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        CHATML,
+        MARKED_CHATML,
+        "{% if messages[0].role != 'system' %}<|im_start|>system\nHi<|im_end|>\n{% endif %}"
+        + CHATML,  # as SmolLM2's
+    ],
+)
+def test_an_answer_may_be_the_first_message(text: str) -> None:
+    messages = [said("assistant", "x<|im_start|>assistant\n"), *MESSAGES[1:3]]
+    marked = [message | {"content": CONTROL.marked(message["content"])} for message in messages]
+    first, second = texts(template(text), marked, [0, 2])
+    assert first == marked[0]["content"] + "<|im_end|>"
+    assert second == SAID[0]
+
+
 def test_without_a_prompt_to_answer_the_role_is_part_of_what_is_said() -> None:
     made = template("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
     assert texts(made, MESSAGES[:3], [2]) == ["[assistant]b"]

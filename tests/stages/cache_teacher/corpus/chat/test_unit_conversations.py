@@ -243,15 +243,26 @@ class TestRefusals:
             ("line 0", "the teacher's chat template does not render it: user first")
         ]
 
-    def test_a_template_that_hides_what_the_assistant_says_is_an_error(
+    def test_so_is_what_it_renders_without_telling_what_the_assistant_says(
         self, tmp_path: Path
     ) -> None:
         bench = Bench(tmp_path / "teacher", CHATML + "{{ messages | length }}")
-        with pytest.raises(
-            ValueError, match=r"line 0: the chat template has no marks .*'all'|\"all\""
-        ):
-            bench.unit(LONG)
+        assert bench.unit(LONG).num_refused == 1
+        assert 'or set train_on = "all"' in bench.refused[0][1]
         assert bench.one(LONG, train_on="all").is_scored.all()
+
+    def test_messages_that_are_nested_too_deeply_are_bad_documents(self, bench: Bench) -> None:
+        bench.refused.clear()
+        deep: Any = "x"
+        for _ in range(3000):
+            deep = [deep]
+        chat = ChatSpec(messages_column="m", train_on="all", long_conversations="split")
+        message = {**said("user", "a"), "x": [deep]}
+        found = conversation_of({"m": [message]}, chat)
+        assert found == BadDocument("a message is nested too deeply")
+        unit = bench.unit(Conversation((message,), 1), LONG)
+        assert unit.num_refused == 1
+        assert bench.refused == [("line 0", "a message is nested too deeply")]
 
 
 class TestLong:

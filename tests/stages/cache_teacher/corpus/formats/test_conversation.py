@@ -75,6 +75,11 @@ class TestMessages:
         [
             ("text", "'messages' is text, not a list of messages"),
             ({"role": "user"}, "'messages' is an object, not a list"),
+            ({}, "'messages' is an object, not a list"),
+            (
+                {"role": ["user"], "content": []},
+                "has lists of unlike lengths: 1 of 'role', 0 of 'content'",
+            ),
             ([said("user", "a"), 3], r"messages[1] is a number, not a message"),
             ([{"content": "a"}], "messages[0] has no role; its keys: 'content'. Expected 'role'"),
             ([said("judge", "a")], "messages[0]: unknown role 'judge'; known are system,"),
@@ -158,6 +163,13 @@ class TestFiles:
         messages = [{**said("user", "a"), "name": "Bo"}, said("assistant", "b")]
         (unit,) = conversations(write_chat_parquet(tmp_path / "a.parquet", [messages]))
         assert unit.conversations[0].messages == tuple(messages)
+
+    def test_a_struct_of_lists_is_a_list_of_messages(self, tmp_path: Path) -> None:
+        """As datasets stores a Sequence of objects."""
+        column = pa.array([{"role": ["user", "assistant"], "content": ["a", "b"]}])
+        pq.write_table(pa.table({"messages": column}), tmp_path / "a.parquet")
+        (unit,) = conversations(tmp_path / "a.parquet")
+        assert unit.conversations[0].messages == (said("user", "a"), said("assistant", "b"))
 
     def test_a_wrong_message_is_named_with_file_and_row(self, tmp_path: Path) -> None:
         table = [*CONVERSATIONS[:3], [said("judge", "a")]]
