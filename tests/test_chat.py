@@ -20,11 +20,13 @@ from cache_format.tools.impossible_numbers import impossible_numbers
 from pipeline.reports.cache_report import Outcome, cached_text
 from pipeline.reports.inspection import summarise, summary_text
 from pipeline.reports.row_view import decode_row, row_text
+from pipeline.students.online_teacher import load_online_teacher
 from stages.cache_teacher.preflight import check_early
 from stages.cache_teacher.reporting.progress import CacheProgress
 from stages.cache_teacher.reporting.summary import summarise_run
 from stages.cache_teacher.run import cache_teacher
 from stages.train_student.data.batch import read_batch
+from stages.train_student.data.scored import scored
 from stages.train_student.losses.loss_term import LossNormalizer
 from stages.train_student.losses.objective import make_objective
 from stages.train_student.losses.terms import LossWeights
@@ -298,6 +300,22 @@ class TestTraining:
         assert "<|im_end|>" in {token["content"] for token in tokenizer["added_tokens"]}
         template = (tmp_path / "run" / "model" / "chat_template.jinja").read_text()
         assert template == (bench.teacher / "chat_template.jinja").read_text()
+
+
+def test_a_teacher_in_the_loop_reads_the_rows_of_conversations(bench: Bench) -> None:
+    """They are rendered: what its tokenizer has for a template does not matter any more."""
+    cache = bench.open("cache")
+    teacher = load_online_teacher(
+        cache, torch.device("cpu"), with_mean=False, place=str(bench.teacher)
+    )
+    batch = read_batch(cache, "train", [0], with_sketch=False)
+    states = teacher.states(batch.input_ids, batch.is_document_start)
+    logprobs = (scored(states.last_BTD, batch) @ teacher.head_VD.T).log_softmax(1)
+    labels = scored(batch.labels, batch)
+    found = logprobs.gather(1, labels[:, None])[:, 0]
+    assert batch.next_logprob is not None
+    expected = scored(batch.next_logprob, batch)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1 / 64)
 
 
 def test_the_page_on_instruction_models_runs_as_written(
