@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import cache_format
 from cache_format.codec.row import Row
 from cache_format.errors import SpecMismatchError
 from cache_format.metadata.manifest import Manifest
+from cache_format.metadata.receipt import ConversationCounts
 from cache_format.reader import Cache
 from cache_format.tools.impossible_numbers import impossible_numbers
 from pipeline.reports.cache_report import Outcome, cached_text
@@ -115,6 +117,13 @@ class TestCache:
         assert num_scored == sum(int(row.scored().sum()) for row in rows)
         assert 0 < num_scored < cache.manifest.num_tokens / 2
         assert all(impossible_numbers(shard, cache.spec) == [] for shard in cache.manifest.shards)
+
+    def test_counts_that_no_unit_can_have_are_noticed(self, bench: Bench) -> None:
+        cache = bench.open("cache")
+        entry = replace(cache.manifest.shards[0], conversations=ConversationCounts(num_split=9))
+        assert impossible_numbers(entry, cache.spec) == [
+            "conversations.num_split is 9, expected 0 to 8"
+        ]
 
     @pytest.mark.parametrize(
         "targets", ["top_k", "sampled", "top_k+sampled", "hidden", "top_k+hidden"]

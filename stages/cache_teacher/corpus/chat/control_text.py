@@ -34,23 +34,20 @@ class ControlText:
 
     def __init__(self, ids: dict[str, int]) -> None:
         self._ids = ids
-        prefixes = {name[:end] for name in ids for end in range(1, len(name))}
-        whole = _one_of(ids)
-        begins = rf"{whole}|(?:{_one_of(prefixes)})\s*\Z"
-        self._begins = re.compile(rf"(?={begins})(.)", re.DOTALL)
-        self._control = re.compile(rf"({whole})(?!{MARK})|{MARK}")
+        self._begins = re.compile("|".join(map(_begins_with, _by_first(ids).items())) or "(?!)")
+        self._control = re.compile(rf"({_one_of(ids)})(?!{MARK})|{MARK}")
 
     def marked(self, value: Any) -> Any:
         """``value``, of JSON's types, with a mark in every special token that it spells."""
         if isinstance(value, str):
-            return self._begins.sub(rf"\1{MARK}", value)
+            return self._begins.sub(rf"\g<0>{MARK}", value)
         if isinstance(value, dict):
             return {self._marked_key(key): self.marked(inner) for key, inner in value.items()}
         return [self.marked(inner) for inner in value] if isinstance(value, list) else value
 
     def _marked_key(self, key: str) -> str:
         """Keys of identifiers are what a template looks for."""
-        return key if key.isidentifier() else self._begins.sub(rf"\1{MARK}", key)
+        return key if key.isidentifier() else self._begins.sub(rf"\g<0>{MARK}", key)
 
     def with_aliases(self, rendered: str, spans: Sequence[Span]) -> tuple[str, list[Span]]:
         """``rendered`` with aliases and without marks, and where ``spans`` of it are then."""
@@ -83,7 +80,23 @@ class ControlText:
         return (begin, last) if not rendered[last:end].strip() else span
 
 
+def _by_first(names: Iterable[str]) -> dict[str, list[str]]:
+    """What follows the first character of each name, by that character."""
+    rests: dict[str, list[str]] = {}
+    for name in sorted(names):
+        rests.setdefault(name[0], []).append(name[1:])
+    return rests
+
+
+def _begins_with(item: tuple[str, list[str]]) -> str:
+    """A pattern of a first character that one of ``rests`` follows, or the beginning of one and
+    then nothing. To look for a few characters is what a regular expression does fast."""
+    first, rests = item
+    beginnings = {rest[:length] for rest in rests for length in range(len(rest))}
+    return rf"{re.escape(first)}(?={_one_of(rests)}|(?:{_one_of(beginnings)})\s*\Z)"
+
+
 def _one_of(names: Iterable[str]) -> str:
     """A pattern of all ``names``, the longest first; one that matches nothing if there are none."""
     longest_first = sorted(names, key=lambda name: (-len(name), name))
-    return "|".join(map(re.escape, longest_first)) or r"(?!)"
+    return "|".join(map(re.escape, longest_first)) if longest_first else "(?!)"

@@ -58,19 +58,19 @@ class ChatEncoder:
         does not tell what the assistant says, unless such are skipped; and where one is too long
         and that is to be an error.
         """
-        rendered, places, conversations = [], [], []
+        rendered: list[tuple[str, Sequence[Span]]] = []
+        kept: list[tuple[str, Conversation]] = []
         for place, conversation in zip(documents.places, documents.conversations, strict=True):
             text = self._rendered(conversation, chat)
             if isinstance(text, BadDocument):
                 documents.refuse(place, text)
                 continue
             rendered.append(text)
-            places.append(place)
-            conversations.append(conversation)
-        encoded = self._tokenizer.encode_rendered(rendered)
+            kept.append((place, conversation))
         taken: list[EncodedConversation] = []
         counts, num_taken = ConversationCounts(), 0
-        for whole, place, conversation in zip(encoded, places, conversations, strict=True):
+        encoded = self._tokenizer.encode_rendered(rendered)
+        for whole, (place, conversation) in zip(encoded, kept, strict=True):
             parts, count = [whole], ConversationCounts()
             if max_ids is not None and len(whole.ids) > max_ids:
                 parts, count = self._shortened(conversation, chat, max_ids, place, len(whole.ids))
@@ -83,7 +83,7 @@ class ChatEncoder:
         return EncodedUnit(
             documents=taken,
             num_conversations=num_taken,
-            num_refused=len(documents.conversations) - len(conversations),
+            num_refused=len(documents.conversations) - len(kept),
             counts=counts,
         )
 
