@@ -131,7 +131,7 @@ class _Bench:
         self.writer, identity = beginning.open(beginning.identity())
         self.spec, self.shared = identity.spec, identity.shared
         job = Job(config=config, spec=self.spec, shared=self.shared, teacher=lazy)
-        self.reader = UnitReader(corpus, lazy.source.document_tokenizer, self.spec)
+        self.reader = UnitReader(corpus, lazy.source, self.spec)
         self.maker = UnitMaker(job, self.reader, self.writer, progress)
         self.teacher = self.maker.load()
         units = [self.reader.read(unit) for unit in range(_NUM_UNITS)]

@@ -26,6 +26,7 @@ from cache_format.errors import (
 from cache_format.metadata import layout
 from cache_format.metadata.manifest import Manifest, fold, read_manifest, read_spec, spec_bytes
 from cache_format.metadata.receipt import (
+    ConversationCounts,
     Receipt,
     ShardEntry,
     TeacherReceipt,
@@ -121,6 +122,7 @@ class CacheWriter:
         num_skipped_documents: int = 0,
         num_dropped_tokens: int = 0,
         corpus_position: str = "",
+        conversations: ConversationCounts | None = None,
         pool: Executor | None = None,
     ) -> ShardEntry:
         """Publish the shard of ``unit``, then its receipt; returns what the receipt says.
@@ -150,6 +152,7 @@ class CacheWriter:
             sha256=sha256,
             receipt_sha256="0" * 64,
             statistics=shard.statistics,
+            conversations=conversations,
         )
         return self._publish(entry, shard)
 

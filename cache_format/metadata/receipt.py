@@ -41,6 +41,30 @@ class ShardStatistics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConversationCounts:
+    """What became of a unit's conversations that are not in its rows as they are."""
+
+    num_split: int = 0
+    """Too long for a row, and in the rows in parts."""
+    num_incomplete: int = 0
+    """Of these, those of which a part was left out because it alone is too long for a row."""
+    num_too_long: int = 0
+    """Left out: too long for a row."""
+    num_unscored: int = 0
+    """Left out: none of their positions is scored."""
+
+    def __post_init__(self) -> None:
+        for name, count in vars(self).items():
+            if count < 0:
+                raise ValueError(f"{name}: must not be negative, found {count}")
+
+    def __add__(self, other: "ConversationCounts") -> "ConversationCounts":
+        return ConversationCounts(
+            **{name: count + getattr(other, name) for name, count in vars(self).items()}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardEntry:
     """One finished shard, as the manifest lists it."""
 
@@ -63,6 +87,8 @@ class ShardEntry:
     receipt_sha256: str
     """Hash of the receipt's file."""
     statistics: ShardStatistics
+    conversations: ConversationCounts | None = None
+    """None where documents are plain text."""
 
     def __post_init__(self) -> None:
         for name in ("sha256", "receipt_sha256"):

@@ -74,6 +74,12 @@ class CacheSpec:
             self.ranks_sha256,
             "64 hex digits",
         )
+        require(
+            (self.teacher.chat_template_sha256 is None) == (self.corpus.chat is None),
+            "teacher.chat_template_sha256",
+            self.teacher.chat_template_sha256,
+            "there if and only if there is corpus.chat",
+        )
         widths = {"sketch.dim": self.sketch.dim * self.sketch.num_states}
         if self.targets.kept is not None:
             top_k = widths["targets.kept.top_k"] = self.targets.kept.top_k

@@ -62,6 +62,9 @@ def _of_unit(entry: ShardEntry, spec: CacheSpec) -> Iterator[_Bound]:
     yield "num_bytes", entry.num_bytes, 0, entry.num_rows * row + _FRAMING_BYTES
     yield "num_documents", entry.num_documents, min(entry.num_rows, 1), num_documents
     yield "num_skipped_documents", entry.num_skipped_documents, 0, num_documents
+    if entry.conversations is not None:
+        for name, count in vars(entry.conversations).items():
+            yield f"conversations.{name}", count, 0, num_documents
     yield "num_dropped_tokens", entry.num_dropped_tokens, 0, spec.sequence_length
 
 

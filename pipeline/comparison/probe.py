@@ -5,12 +5,13 @@ that transforms are fitted to, some that are measured. Nothing is left on disk.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.comparison.teacher_rows import TeacherRows, halves
 from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig
@@ -60,7 +61,7 @@ def make_probe(config: CacheTeacherConfig, report: Callable[[CacheProgress], Non
     with open_corpus(config) as corpus:
         ranks = ranks_of(corpus, teacher_files)
         spec = make_spec(config, teacher_files.spec, corpus.spec, ranks.sha256)
-        reader = UnitReader(corpus, teacher_files.document_tokenizer, spec)
+        reader = UnitReader(corpus, teacher_files, spec)
         num_fit = max(_FIT_POSITIONS, 2 * width)
         fit_rows, measured = _rows(config, reader, num_fit, _MEASURED_POSITIONS)
         corpus_spec = corpus.spec
@@ -116,4 +117,10 @@ def _joined(units: Iterator[PackedUnit]) -> PackedUnit | None:
         token_ids_RT=np.concatenate([unit.token_ids_RT for unit in packed]),
         document_starts=[starts for unit in packed for starts in unit.document_starts],
         num_dropped_tokens=0,
+        is_context_RT=_joined_context(packed),
     )
+
+
+def _joined_context(packed: Sequence[PackedUnit]) -> npt.NDArray[np.bool_] | None:
+    contexts = [unit.is_context_RT for unit in packed if unit.is_context_RT is not None]
+    return np.concatenate(contexts) if contexts else None

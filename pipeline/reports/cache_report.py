@@ -1,14 +1,16 @@
 """What a cache holds after a run of stage one, what the run did for it, and the next command."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
 
 from cache_format.metadata.manifest import Manifest
 from pipeline.reporting.progress_bar import short, size
 from pipeline.reporting.stages import device_figures
+from pipeline.reports.scored_share import conversations_text, scored_text
 from stages.cache_teacher.reporting.progress import CacheProgress
 from stages.cache_teacher.reporting.split_shares import shares_of
+from stages.cache_teacher.reporting.summary import conversation_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +24,24 @@ class Outcome:
 def cached_text(outcome: Outcome, out: Path | str, recipe_name: str) -> str:
     """What the cache holds, on the first line; what was made, and the next command."""
     held, heading, command = _held_text(outcome, out, recipe_name).partition("Next:\n")
-    lines = [held.rstrip(), *_run_lines(outcome)]
+    lines = [held.rstrip(), *_chat_lines(outcome.manifest), *_run_lines(outcome)]
     return "\n".join([*lines, heading + command] if command else lines)
+
+
+def _chat_lines(manifest: Manifest) -> list[str]:
+    """How much of the conversations is learned, and what became of those left out."""
+    counts = conversation_counts(manifest.shards)
+    if counts is None:
+        return []
+    num_scored = sum(shard.statistics.num_scored for shard in manifest.shards)
+    num_conversations = sum(shard.num_documents for shard in manifest.shards)
+    num_skipped = sum(shard.num_skipped_documents for shard in manifest.shards)
+    lines = [
+        f"{num_conversations:,} conversations, {num_skipped:,} skipped, "
+        f"{scored_text(num_scored, manifest.num_tokens)}."
+    ]
+    outcomes = conversations_text(asdict(counts))
+    return [*lines, f"Conversations: {outcomes}."] if outcomes else lines
 
 
 def _run_lines(outcome: Outcome) -> list[str]:

@@ -83,8 +83,11 @@ def _corpus(plan: "CachePlan") -> str:
     corpus = plan.spec.corpus
     where = f"{corpus.source} at {corpus.revision}" if corpus.revision else "local"
     units = "units not counted yet" if plan.num_units is None else f"{plan.num_units:,} units"
+    of_what = "documents"
+    if corpus.chat is not None:
+        of_what = f"conversations, of which is learned: {corpus.chat.train_on}"
     return (
-        f"{where}, files: {len(corpus.files):,}, {units} of {corpus.documents_per_unit} documents"
+        f"{where}, files: {len(corpus.files):,}, {units} of {corpus.documents_per_unit} {of_what}"
     )
 
 

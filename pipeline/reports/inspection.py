@@ -7,6 +7,7 @@ is in ``row_view.py``.
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from cache_format.tools.impossible_numbers import impossible_numbers
 from pipeline.recipes.recipe import parse_recipe
 from pipeline.reporting.printable import printable
 from pipeline.reports.lost_mass import mass_outside, self_kl
+from pipeline.reports.scored_share import conversations_text, scored_text
+from stages.cache_teacher.reporting.summary import conversation_counts
 
 _TOP = 5
 _MAX_WARNINGS = 10
@@ -56,6 +59,7 @@ def summarise(path: Path | str) -> dict[str, Any]:
         "num_documents": sum(shard.num_documents for shard in shards),
         "num_skipped_documents": sum(shard.num_skipped_documents for shard in shards),
         "num_dropped_tokens": sum(shard.num_dropped_tokens for shard in shards),
+        "conversations": _conversations(shards),
         "bytes_per_token": _bytes_per_token(shards),
         "teacher": _teacher_figures(shards, cache.spec),
         "self_kl": self_kl(cache.spec.targets),
@@ -82,11 +86,13 @@ def summary_text(summary: dict[str, Any]) -> str:
         f"({share:.1%}), in rows of {spec['sequence_length']}",
         f"  documents   {summary['num_documents']:,}, {summary['num_skipped_documents']:,} "
         f"skipped; {summary['num_dropped_tokens']:,} tokens dropped (last row incomplete)",
+        *_conversation_lines(summary["conversations"]),
         f"  shards      {summary['num_shards']:,}, {summary['num_bytes'] / 1e6:,.1f} MB",
     ]
     if figures is not None:
         lines += [
-            f"  teacher     {_loss_text(figures)}{figures['num_scored']:,} scored positions",
+            f"  teacher     {_loss_text(figures)}"
+            f"{scored_text(figures['num_scored'], sum(tokens.values()))}",
             f"  kept        {_kept(spec, figures)}",
             *_outside_lines(summary["mass_outside"]),
             "  bytes/token",
@@ -119,6 +125,17 @@ def _warning_lines(warnings: list[str]) -> list[str]:
         *(f"    {warning}" for warning in warnings[:_MAX_WARNINGS]),
         *([f"    and {more:,} more (--json lists them)"] if more > 0 else []),
     ]
+
+
+def _conversations(shards: tuple[ShardEntry, ...]) -> dict[str, int] | None:
+    """What became of conversations; None where documents are plain text."""
+    counts = conversation_counts(shards)
+    return None if counts is None else asdict(counts)
+
+
+def _conversation_lines(counts: dict[str, int] | None) -> list[str]:
+    text = "" if counts is None else conversations_text(counts)
+    return [f"              {text}"] if text else []
 
 
 def _loss_text(figures: dict[str, float | None]) -> str:

@@ -27,7 +27,8 @@ from stages.cache_teacher.teacher.teacher import Teacher
 from stages.cache_teacher.teacher.teacher_files import TeacherSource, resolve_teacher
 from stages.train_student.losses.teacher_signal import TeacherStates
 
-_PLACE = ("source", "revision")  # where it was found; what it is, its hashes say
+# Where it was found: what it is, its hashes say. And what rendered the rows, which are there.
+_NOT_COMPARED = ("source", "revision", "chat_template_sha256")
 
 
 def load_online_teacher(
@@ -126,7 +127,7 @@ def _require_same(cache: Cache, source: TeacherSource) -> None:
     differing = [
         f"{name}: expected {getattr(expected, name)!r}, found {getattr(found, name)!r}"
         for name in (field.name for field in fields(expected))
-        if name not in _PLACE and getattr(expected, name) != getattr(found, name)
+        if name not in _NOT_COMPARED and getattr(expected, name) != getattr(found, name)
     ]
     if differing:
         raise ValueError(

@@ -11,6 +11,7 @@ from typing import Literal
 
 from cache_format.metadata.int64 import require_int64
 from cache_format.metadata.spec_parts.bounds import one_of
+from cache_format.metadata.spec_parts.corpus import ChatSpec, LongConversations, TrainOn
 from cache_format.metadata.spec_parts.targets import KINDS_WITH_MOMENT, Kind, Quantization
 from stages.cache_teacher.target_settings import SETTINGS_OF_KINDS
 
@@ -47,8 +48,23 @@ class CacheTeacherConfig:
     text_documents: Literal["line", "paragraph", "file"] = "line"
     """What a document is in plain text; unused for other kinds of file. Paragraphs are separated by
     blank lines."""
+    messages_column: str | None = None
+    """Column or key of conversations, which are lists of messages (``role`` and ``content``, or
+    ``from`` and ``value``); documents are then conversations, rendered by the teacher's chat
+    template, and text_column is unused."""
+    prompt_column: str | None = None
+    """Column or key of prompts, each a text or a list of messages, beside completion_column."""
+    completion_column: str | None = None
+    """Column or key of completions, each a text or a list of messages, beside prompt_column."""
+    train_on: TrainOn = "assistant"
+    """Whose tokens of a conversation are learned: those of the assistant, of its ``completion``
+    alone (its last message, or what completion_column holds), or ``all``."""
+    long_conversations: LongConversations = "split"
+    """What becomes of a conversation that does not fit in a row: it is split before a user's
+    message, dropped, or an error. It is never cut."""
     on_bad_document: Literal["error", "skip"] = "error"
-    """What a document that is not text does: stop the run, or be skipped and counted."""
+    """What a document that is no text, or no conversation, does: stop the run, or be skipped and
+    counted."""
 
     num_tokens: int = 512_000_000
     """Budget in positions; at most one unit more is cached. Not part of the cache's identity."""
@@ -155,6 +171,16 @@ class CacheTeacherConfig:
             "tail_moment_dim",
             f"0 unless targets is {one_of(KINDS_WITH_MOMENT)}",
         )
+        _require(
+            (self.prompt_column is None) == (self.completion_column is None),
+            "prompt_column" if self.prompt_column is None else "completion_column",
+            "set, too: prompts and completions have a column each",
+        )
+        _require(
+            self.messages_column is None or self.prompt_column is None,
+            "messages_column",
+            "none where prompt_column and completion_column are set",
+        )
         SETTINGS_OF_KINDS[self.targets].check(self)
         _require(
             _names_hidden_states(self.hidden_states),
@@ -162,6 +188,19 @@ class CacheTeacherConfig:
             "mean_over_layers, last, layers:4,12 or each:4,12 (rising), or random_layers:2",
         )
         require_int64(vars(self))
+
+    @property
+    def chat(self) -> ChatSpec | None:
+        """How conversations are read; None where documents are plain text."""
+        if self.messages_column is None and self.prompt_column is None:
+            return None
+        return ChatSpec(
+            messages_column=self.messages_column,
+            prompt_column=self.prompt_column,
+            completion_column=self.completion_column,
+            train_on=self.train_on,
+            long_conversations=self.long_conversations,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -221,7 +221,7 @@ def _make(
     beginning = CacheOpener(config=config, out=out, corpus=corpus, teacher=teacher)
     writer, identity = beginning.open(beginning.identity())
     job = Job(config=config, spec=identity.spec, shared=identity.shared, teacher=teacher)
-    reader = UnitReader(corpus, teacher.source.document_tokenizer, identity.spec)
+    reader = UnitReader(corpus, teacher.source, identity.spec)
     with closing(_PartMaker(job, reader, writer, passes)) as maker:
         writer.write_attachments(maker.load().export)
         units = _Units(maker, config.num_tokens)

@@ -14,6 +14,7 @@ from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.units import check_local_corpus
 from stages.cache_teacher.setup.fitted import as_fitted
 from stages.cache_teacher.setup.identity import make_spec
+from stages.cache_teacher.target_settings import NOT_FITTED
 from stages.cache_teacher.teacher.locate import local_directory
 
 
@@ -38,14 +39,23 @@ def _asked_for(config: CacheTeacherConfig, begun: CacheSpec) -> CacheSpec:
         begun.teacher,
         dtype=_unless_auto(config.teacher_dtype, begun.teacher.dtype),
         attention=_unless_auto(config.attention, begun.teacher.attention),
+        chat_template_sha256=_template_of(config, begun),
     )
     corpus = replace(
         begun.corpus,
         text_column=config.text_column,
         on_bad_document=config.on_bad_document,
         documents_per_unit=config.documents_per_unit,
+        chat=config.chat,
     )
     return as_fitted(make_spec(config, teacher, corpus, begun.ranks_sha256), begun)
+
+
+def _template_of(config: CacheTeacherConfig, begun: CacheSpec) -> str | None:
+    """The template of ``begun``; nobody has looked yet at that of another cache's teacher."""
+    if config.chat is None:
+        return None
+    return begun.teacher.chat_template_sha256 or NOT_FITTED
 
 
 def _unless_auto(asked: str, found: str) -> str:

@@ -1,8 +1,49 @@
 """Which corpus a cache is of."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from cache_format.metadata.spec_parts.bounds import require
+
+TrainOn = Literal["assistant", "completion", "all"]
+LongConversations = Literal["split", "drop", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSpec:
+    """Where a corpus of conversations has them, and what becomes of them."""
+
+    messages_column: str | None = None
+    """Column of lists of messages; None where prompts and completions have columns of their own."""
+    prompt_column: str | None = None
+    """Column of prompts."""
+    completion_column: str | None = None
+    """Column of completions."""
+    train_on: TrainOn
+    """Whose tokens are scored: the assistant's, those of its last message or completion, or all."""
+    long_conversations: LongConversations
+    """What becomes of a conversation that does not fit in a row."""
+
+    def __post_init__(self) -> None:
+        pair = (self.prompt_column, self.completion_column)
+        require(
+            (self.messages_column is None and None not in pair)
+            or (self.messages_column is not None and pair == (None, None)),
+            "messages_column",
+            self.messages_column,
+            "a column, or left out beside prompt_column and completion_column",
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        names = (self.messages_column, self.prompt_column, self.completion_column)
+        return tuple(name for name in names if name is not None)
+
+    def setting_of(self, column: str) -> str:
+        """The field that names ``column``."""
+        fields = ("messages_column", "prompt_column", "completion_column")
+        return next(field for field in fields if getattr(self, field) == column)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +69,8 @@ class CorpusSpec:
     text_documents: str | None = None
     """What a document is in plain text: ``paragraph`` or ``file``; None where it is a line, and for
     other kinds of file."""
+    chat: ChatSpec | None = None
+    """How conversations are read; None where documents are plain text."""
 
     def __post_init__(self) -> None:
         require(

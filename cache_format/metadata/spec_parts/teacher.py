@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cache_format.metadata.spec_parts.bounds import require
+from cache_format.metadata.spec_parts.bounds import SHA256, require
 
 _MAX_IDS = 2**24
 
@@ -33,6 +33,8 @@ class TeacherSpec:
     """Rows of the head, padding included."""
     eos_token_id: int
     """Id that ends a document."""
+    chat_template_sha256: str | None = None
+    """Hash of the template that conversations are rendered with; None where there are none."""
 
     def __post_init__(self) -> None:
         require(self.hidden_size >= 1, "hidden_size", self.hidden_size, "1 or more")
@@ -51,4 +53,11 @@ class TeacherSpec:
             "eos_token_id",
             self.eos_token_id,
             f"below vocab_size ({self.vocab_size})",
+        )
+        template = self.chat_template_sha256
+        require(
+            template is None or SHA256.fullmatch(template) is not None,
+            "chat_template_sha256",
+            template,
+            "64 hex digits, or left out",
         )

@@ -42,8 +42,8 @@ class DocumentTokenizer:
         copy.encode_special_tokens = True
         self._tokenizer, self._vocab_size = copy, vocab_size
         self._unknown_id = _unknown_id(copy, json.loads(serialized)["model"])
-        control_ids = {id for id, token in added.items() if token.special or id in named}
-        self.forbidden_ids = (control_ids - {self._unknown_id}) | {eos_token_id}
+        self._control = {id: token for id, token in added.items() if token.special or id in named}
+        self.forbidden_ids = (self._control.keys() - {self._unknown_id}) | {eos_token_id}
         """Ids that no document has: of control tokens, but not of that for unknown text."""
 
     def encode(self, texts: Sequence[str]) -> list[IntArray]:
@@ -54,13 +54,16 @@ class DocumentTokenizer:
         """
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         documents = [self._without_control(np.asarray(e.ids, dtype=np.int32)) for e in encodings]
+        self._require_in_vocabulary(documents)
+        return documents
+
+    def _require_in_vocabulary(self, documents: Sequence[IntArray]) -> None:
         largest = max((int(ids.max()) for ids in documents if len(ids)), default=0)
         if largest >= self._vocab_size:
             raise ValueError(
                 f"the tokenizer made token id {largest}, but the vocabulary ends at "
                 f"{self._vocab_size - 1}. The tokenizer does not match the teacher."
             )
-        return documents
 
     def _without_control(self, ids: IntArray) -> IntArray:
         """``ids`` with control tokens spelled out that the model itself has made.

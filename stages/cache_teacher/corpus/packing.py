@@ -1,8 +1,11 @@
 """Documents become rows: the token ids of a unit in one stream, cut every T tokens.
 
-Rows overlap by one token. A row of T positions has T + 1 ids, because position t is labeled with
-id t + 1: the last id of a row, which is only a label there, is the first input of the next row. So
-every id of the stream but the first is a label once. R rows, T positions.
+Conversations become rows otherwise: each is whole in one row, and what they leave of a row is
+filled.
+
+Rows of a stream overlap by one token. A row of T positions has T + 1 ids, because position t is
+labeled with id t + 1: the last id of a row, which is only a label there, is the first input of the
+next row. So every id of the stream but the first is a label once. R rows, T positions.
 """
 
 from collections.abc import Sequence
@@ -12,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedUnit:
-    """The rows of one unit. Row r holds the stream's ids rT to rT + T; neighbours share one id."""
+    """Rows of one unit. Row r of a stream holds its ids rT to rT + T; neighbours share one id."""
 
     token_ids_RT: IntArray
     """int32 [R, T + 1]: position t of a row reads id t and is labeled with id t + 1."""
@@ -24,6 +28,8 @@ class PackedUnit:
     """Per row, the ascending indices in 1..T at which a document begins; 0 always starts afresh."""
     num_dropped_tokens: int
     """Tokens dropped at the unit's end, where the last row is incomplete."""
+    is_context_RT: Bools | None = None
+    """bool [R, T]: positions whose label is given, but not to be learned; None if there are none"""
 
     def rows(self, first: int, last: int) -> "PackedUnit":
         """Rows ``first`` to ``last``, without the remainder."""
@@ -31,13 +37,21 @@ class PackedUnit:
             token_ids_RT=self.token_ids_RT[first:last],
             document_starts=self.document_starts[first:last],
             num_dropped_tokens=0,
+            is_context_RT=None if self.is_context_RT is None else self.is_context_RT[first:last],
         )
 
-    def scored_RT(self) -> npt.NDArray[np.bool_]:
-        """bool [R, T]: positions whose label belongs to the same document as their input."""
+    def context_of(self, row: int) -> Bools | None:
+        """bool [T]: the positions of a row that are context."""
+        return None if self.is_context_RT is None else self.is_context_RT[row]
+
+    def scored_RT(self) -> Bools:
+        """bool [R, T]: positions whose label belongs to the same document as their input, and is to
+        be learned."""
         scored_RT = np.ones((self.token_ids_RT.shape[0], self.token_ids_RT.shape[1] - 1), np.bool_)
         for row, starts in enumerate(self.document_starts):
             scored_RT[row, starts - 1] = False
+        if self.is_context_RT is not None:
+            scored_RT &= ~self.is_context_RT
         return scored_RT
 
 
@@ -62,4 +76,41 @@ def pack(documents: Sequence[IntArray], eos_token_id: int, sequence_length: int)
             for low, high, begin in zip(first, last, row_begins, strict=True)
         ],
         num_dropped_tokens=len(stream) - (num_rows * sequence_length + 1 if num_rows else 0),
+    )
+
+
+def pack_whole(
+    documents: Sequence[tuple[IntArray, Bools]], fill_token_id: int, sequence_length: int
+) -> PackedUnit:
+    """Put each document, its ids and which of these are scored, whole into the first row that has
+    room for it.
+
+    Nothing is added to a document: a conversation ends as its template ends it. What is left of a
+    row is a document of ``fill_token_id`` alone, and context. No document may be longer than the
+    T + 1 ids of a row.
+    """
+    num_ids = sequence_length + 1
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for number, (ids, _) in enumerate(documents):
+        assert len(ids) <= num_ids, "longer documents are split or left out"
+        row = next((row for row, left in enumerate(room) if left >= len(ids)), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(num_ids)
+        rows[row].append(number)
+        room[row] -= len(ids)
+    token_ids = np.full((len(rows), num_ids), fill_token_id, np.int32)
+    is_scored = np.zeros((len(rows), num_ids), np.bool_)
+    document_starts = []
+    for row, numbers in enumerate(rows):
+        ends = np.cumsum([len(documents[number][0]) for number in numbers])
+        token_ids[row, : ends[-1]] = np.concatenate([documents[number][0] for number in numbers])
+        is_scored[row, : ends[-1]] = np.concatenate([documents[number][1] for number in numbers])
+        document_starts.append(ends[ends < num_ids].astype(np.int32))
+    return PackedUnit(
+        token_ids_RT=token_ids,
+        document_starts=document_starts,
+        num_dropped_tokens=0,
+        is_context_RT=~is_scored[:, 1:],
     )

@@ -1,16 +1,33 @@
 """Turn a unit's documents into rows of token ids: all work on a unit that needs no teacher.
 
-In: the corpus and the teacher's tokenizer. Out: a ``PreparedUnit`` by number, or only how many
+In: the corpus and the teacher's tokenizers. Out: a ``PreparedUnit`` by number, or only how many
 tokens it holds.
 """
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
+from typing import Protocol
 
+from cache_format.metadata.receipt import ConversationCounts
 from cache_format.metadata.spec import CacheSpec
-from stages.cache_teacher.corpus.document_tokenizer import DocumentTokenizer
-from stages.cache_teacher.corpus.packing import PackedUnit, pack
-from stages.cache_teacher.corpus.units import Corpus
+from stages.cache_teacher.corpus.chat.unit_conversations import ChatEncoder
+from stages.cache_teacher.corpus.document_tokenizer import DocumentTokenizer, IntArray
+from stages.cache_teacher.corpus.packing import PackedUnit, pack, pack_whole
+from stages.cache_teacher.corpus.units import Corpus, UnitDocuments
+
+
+class Tokenizers(Protocol):
+    """What reads the text of a teacher."""
+
+    @property
+    def document_tokenizer(self) -> DocumentTokenizer:
+        """Of plain text."""
+
+    @property
+    def chat_encoder(self) -> ChatEncoder:
+        """Of conversations. Raises ValueError where the teacher has no template for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +39,8 @@ class PreparedUnit:
     num_documents: int
     num_skipped_documents: int
     corpus_position: str
+    conversations: ConversationCounts | None = None
+    """What became of conversations that are not in the rows as they are."""
 
     @property
     def num_tokens(self) -> int:
@@ -37,9 +56,9 @@ class Stopped(Exception):
 class UnitReader:
     """Reads units, in any order and for any number of threads, of which one at a time reads."""
 
-    def __init__(self, corpus: Corpus, tokenizer: DocumentTokenizer, spec: CacheSpec) -> None:
+    def __init__(self, corpus: Corpus, tokenizers: Tokenizers, spec: CacheSpec) -> None:
         self.corpus = corpus
-        self._tokenizer, self._spec = tokenizer, spec
+        self._tokenizers, self._spec = tokenizers, spec
         self._lock = threading.Lock()  # a tokenizer serves one thread at a time
         self._num_tokens: dict[int, int] = {}
         self._is_stopped = False
@@ -54,21 +73,17 @@ class UnitReader:
         Raises ValueError naming file and document where one is not text, and Stopped after
         ``stop``.
         """
-        teacher = self._spec.teacher
         with self._lock:
             if self._is_stopped:
                 raise Stopped
             documents = self.corpus.read_unit(unit)
             if documents is None:
                 return None
-            ids = self._tokenizer.encode(documents.texts)
-        prepared = PreparedUnit(
-            unit=unit,
-            packed=pack(ids, teacher.eos_token_id, self._spec.sequence_length),
-            num_documents=len(documents.texts),
-            num_skipped_documents=documents.num_skipped,
-            corpus_position=documents.position,
-        )
+            prepared = (
+                self._of_texts(unit, documents)
+                if self._spec.corpus.chat is None
+                else self._of_conversations(unit, documents)
+            )
         self._num_tokens[unit] = prepared.num_tokens
         return prepared
 
@@ -78,3 +93,40 @@ class UnitReader:
             prepared = self.read(unit)
             return 0 if prepared is None else prepared.num_tokens
         return self._num_tokens[unit]
+
+    def _of_texts(self, unit: int, documents: UnitDocuments) -> PreparedUnit:
+        ids = self._tokenizers.document_tokenizer.encode(documents.texts)
+        return PreparedUnit(
+            unit=unit,
+            packed=pack(ids, self._spec.teacher.eos_token_id, self._spec.sequence_length),
+            num_documents=len(documents.texts),
+            num_skipped_documents=documents.num_skipped,
+            corpus_position=documents.position,
+        )
+
+    def _of_conversations(self, unit: int, documents: UnitDocuments) -> PreparedUnit:
+        chat, length = self._spec.corpus.chat, self._spec.sequence_length
+        assert chat is not None
+        encoded = self._tokenizers.chat_encoder.encode_unit(documents, chat, length + 1)
+        return PreparedUnit(
+            unit=unit,
+            packed=pack_whole(encoded.documents, self._spec.teacher.eos_token_id, length),
+            num_documents=encoded.num_conversations,
+            num_skipped_documents=documents.num_skipped + encoded.num_refused,
+            corpus_position=documents.position,
+            conversations=encoded.counts,
+        )
+
+
+def iter_token_ids(corpus: Corpus, tokenizers: Tokenizers) -> Iterator[IntArray]:
+    """The token ids of every document from the first one on, however long."""
+    chat = corpus.spec.chat
+    for unit in count():
+        documents = corpus.read_unit(unit)
+        if documents is None:
+            return
+        if chat is None:
+            yield from tokenizers.document_tokenizer.encode(documents.texts)
+        else:
+            encoded = tokenizers.chat_encoder.encode_unit(documents, chat, None)
+            yield from (document.ids for document in encoded.documents)

@@ -8,13 +8,18 @@ units are numbered across the files in their order, so what a unit holds depends
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from cache_format.metadata.spec_parts.corpus import CorpusSpec
 from stages.cache_teacher.config import CacheTeacherConfig
-from stages.cache_teacher.corpus.formats.document_file import BadDocument, DataFile, DocumentFile
+from stages.cache_teacher.corpus.formats.document_file import (
+    BadDocument,
+    Conversation,
+    DataFile,
+    DocumentFile,
+)
 from stages.cache_teacher.corpus.formats.plain_text import open_whole_files
 from stages.cache_teacher.corpus.formats.registry import PARQUET, TEXT, format_of
 from stages.cache_teacher.corpus.hub import split_files
@@ -37,13 +42,23 @@ class CorpusPart:
     open: Callable[[], DocumentFile[Any]]
 
 
+def _nothing(place: str, document: BadDocument) -> None:
+    """For documents that nothing is wrong with."""
+
+
 @dataclass(frozen=True)
 class UnitDocuments:
-    """The documents of one unit that are text; ``position`` tells a reader where they come from."""
+    """The documents of one unit that are text, or that are conversations; ``position`` tells a
+    reader where they come from."""
 
     texts: list[str]
     num_skipped: int
     position: str
+    conversations: list[Conversation] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    """Where each conversation is, such as ``a.jsonl, line 3``."""
+    refuse: Callable[[str, BadDocument], None] = field(default=_nothing, compare=False)
+    """Raise ValueError for what is at that place, unless bad documents are skipped."""
 
 
 class Corpus:
@@ -87,11 +102,18 @@ class Corpus:
         first_unit = self._unit_ends[number - 1] if number else 0
         start = (unit - first_unit) * self.spec.documents_per_unit
         opened = self._opened(number)
-        texts = []
+        texts: list[str] = []
+        conversations: list[Conversation] = []
+        places: list[str] = []
         num_read = num_chars = 0
         for document in opened.read(start, self.spec.documents_per_unit):
             if isinstance(document, BadDocument):
                 self._refuse(opened.place(start + num_read), document)
+            elif isinstance(document, Conversation):
+                if document.messages:
+                    conversations.append(document)
+                    places.append(opened.place(start + num_read))
+                    num_chars += document.num_chars
             elif document.strip():
                 texts.append(document)
                 num_chars += len(document)
@@ -110,7 +132,14 @@ class Corpus:
             f"{self._parts[number].name} (file {number + 1} of {len(self._parts)}), "
             f"documents {start:,}-{start + num_read - 1:,} of {opened.num_documents:,}"
         )
-        return UnitDocuments(texts, num_read - len(texts), position)
+        return UnitDocuments(
+            texts=texts,
+            num_skipped=num_read - len(texts) - len(conversations),
+            position=position,
+            conversations=conversations,
+            places=places,
+            refuse=self._refuse,
+        )
 
     def _close(self) -> None:
         if self._open is not None:
@@ -176,7 +205,9 @@ def resolve_corpus(config: CacheTeacherConfig) -> Corpus:
         on_bad_document=config.on_bad_document,
         documents_per_unit=config.documents_per_unit,
         text_documents=_text_documents(config, files),
+        chat=config.chat,
     )
+    _refuse_without_conversations(config, files[0].name)
     return Corpus(spec, corpus_parts(spec, files))
 
 
@@ -186,7 +217,8 @@ def check_local_corpus(config: CacheTeacherConfig) -> None:
     None of its files is opened. A corpus on the Hub is not looked for.
     """
     if is_local(config.corpus):
-        find_local_paths(config.corpus, config.corpus_split)
+        _, paths = find_local_paths(config.corpus, config.corpus_split)
+        _refuse_without_conversations(config, paths[0].name)
 
 
 def corpus_parts(spec: CorpusSpec, files: Sequence[DataFile]) -> list[CorpusPart]:
@@ -195,6 +227,17 @@ def corpus_parts(spec: CorpusSpec, files: Sequence[DataFile]) -> list[CorpusPart
         name = f"{files[0].name} … {files[-1].name}" if len(files) > 1 else files[0].name
         return [CorpusPart(name, lambda: open_whole_files(files))]
     return [CorpusPart(file.name, partial(format_of(file.name).open, file, spec)) for file in files]
+
+
+def _refuse_without_conversations(config: CacheTeacherConfig, name: str) -> None:
+    """Raise ValueError where conversations are asked for of a file that cannot have any."""
+    found = format_of(name)
+    if config.chat is not None and not found.has_conversations:
+        raise ValueError(
+            f"{name}: {found.name} holds no conversations, which are read from "
+            f"{', '.join(map(repr, config.chat.columns))}. Convert it to JSON lines or Parquet, or "
+            "leave out messages_column, prompt_column and completion_column to read plain text."
+        )
 
 
 def _text_documents(config: CacheTeacherConfig, files: Sequence[DataFile]) -> str | None:

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Filling:
         self._job, self._writer, self._corpus = job, writer, corpus
         self._units, self._progress = units, progress
         self._num_tokens = job.config.num_tokens
-        self._reader = UnitReader(corpus, job.teacher.source.document_tokenizer, job.spec)
+        self._reader = UnitReader(corpus, job.teacher.source, job.spec)
         self._budget = TokenBudget(self._num_tokens, writer, self._reader.num_tokens)
         self._queue = UnitQueue(units, self._budget, corpus, finished, progress)
         self._taking = threading.Lock()
@@ -88,11 +88,16 @@ class Filling:
         finished = self._writer.finished_units()
         complete = is_complete(finished, self._num_tokens, self._corpus.has_unit)
         is_worker = isinstance(self._units, WorkerShare)
-        has_rows = any(
-            entry.num_rows for unit, entry in finished.items() if _is_asked_for(unit, self._units)
+        has_targets = any(
+            entry.statistics.num_scored
+            for unit, entry in finished.items()
+            if _is_asked_for(unit, self._units)
         )
-        if not has_rows and (complete or not is_worker):  # a worker's share may be empty
-            raise ValueError(nothing_made(self._job.config, self._units))
+        if not has_targets and (complete or not is_worker):  # a worker's share may be empty
+            raise ValueError(
+                nothing_learned(self._job.config, finished.values())
+                or nothing_made(self._job.config, self._units)
+            )
         missing = () if complete or not is_worker else self._missing(finished)
         self._progress.show("corpus ended" if self._queue.has_corpus_ended else "done", missing)
         return self._writer.publish_manifest(self._num_tokens, complete)
@@ -147,6 +152,23 @@ def _is_asked_for(unit: int, units: Units) -> bool:
     if isinstance(units, WorkerShare):
         return True
     return units.first <= unit and (units.end is None or unit < units.end)
+
+
+def nothing_learned(config: CacheTeacherConfig, entries: Iterable[ShardEntry]) -> str | None:
+    """What is wrong where there were conversations, but none has a scored position or fits."""
+    of_chat = [entry for entry in entries if entry.conversations is not None]
+    counts = [entry.conversations for entry in of_chat if entry.conversations is not None]
+    num_skipped = sum(entry.num_skipped_documents for entry in of_chat)
+    num_unscored = sum(count.num_unscored for count in counts)
+    num_too_long = sum(count.num_too_long for count in counts)
+    if num_unscored + num_too_long + num_skipped == 0:
+        return None
+    return (
+        f"corpus {config.corpus!r}: no position is scored. Of its conversations, {num_unscored:,} "
+        f"have none with train_on = {config.train_on!r}, and {num_too_long:,} do not fit in a row "
+        f"of {config.sequence_length} tokens. Look at the roles of the messages, or set train_on "
+        'to "all"; raise sequence_length.'
+    )
 
 
 def nothing_made(config: CacheTeacherConfig, units: Units) -> str:

@@ -121,6 +121,7 @@ class UnitMaker:
                     num_skipped_documents=prepared.num_skipped_documents,
                     num_dropped_tokens=prepared.packed.num_dropped_tokens,
                     corpus_position=prepared.corpus_position,
+                    conversations=prepared.conversations,
                     pool=self._encoders,
                 )
         finally:

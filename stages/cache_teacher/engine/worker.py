@@ -68,7 +68,7 @@ class EngineWorker:
             teacher=teacher,
             reference_shard=self._job.reference_shard,
         )
-        reader = UnitReader(corpus, teacher.source.document_tokenizer, identity.spec)
+        reader = UnitReader(corpus, teacher.source, identity.spec)
         self._maker = UnitMaker(job, reader, writer, self._progress)
         loaded = self._maker.load()
         writer.write_attachments(partial(loaded.export, with_weights=config.keep_teacher_weights))

@@ -3,9 +3,12 @@
 In: the manifest and the last progress report. Out: values for JSON.
 """
 
+from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from cache_format.metadata.manifest import Manifest
+from cache_format.metadata.receipt import ConversationCounts, ShardEntry
 from stages.cache_teacher.reporting.progress import CacheProgress
 
 
@@ -41,11 +44,25 @@ def summarise_run(manifest: Manifest, progress: CacheProgress) -> dict[str, Any]
             "validation_tokens": manifest.num_rows("validation") * manifest.spec.sequence_length,
             "units": len(shards),
             "documents": sum(shard.num_documents for shard in shards),
+            "skipped_documents": sum(shard.num_skipped_documents for shard in shards),
+            "scored_tokens": sum(shard.statistics.num_scored for shard in shards),
+            **_conversation_figures(shards),
             "bytes": num_bytes,
             "bytes_per_token": round(num_bytes / num_tokens, 3) if num_tokens else None,
             "column_bytes": columns,
         },
     }
+
+
+def conversation_counts(shards: Iterable[ShardEntry]) -> ConversationCounts | None:
+    """What became of all conversations; None where documents are plain text."""
+    counts = [shard.conversations for shard in shards if shard.conversations is not None]
+    return sum(counts, ConversationCounts()) if counts else None
+
+
+def _conversation_figures(shards: Iterable[ShardEntry]) -> dict[str, Any]:
+    counts = conversation_counts(shards)
+    return {} if counts is None else {"conversations": asdict(counts)}
 
 
 def _rounded(share: float | None) -> float | None:

@@ -79,7 +79,6 @@ class FirstUnit:
         return self.config.rows_per_forward or _ROWS_OF_FIT
 
     def _packed(self, spec: CacheSpec) -> PackedUnit:
-        tokenizer = self.lazy_teacher.source.document_tokenizer
-        prepared = UnitReader(self.corpus, tokenizer, spec).read(0)
+        prepared = UnitReader(self.corpus, self.lazy_teacher.source, spec).read(0)
         assert prepared is not None, "the corpus has a first unit"
         return prepared.packed

@@ -5,15 +5,10 @@ table of ids, and what is fitted to the first unit. A cache that was begun has a
 that only a new one counts tokens and runs the teacher for them.
 """
 
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
-import numpy.typing as npt
 
 from cache_format.errors import CorruptFileError, MissingFileError
 from cache_format.metadata.spec import CacheSpec
@@ -33,6 +28,7 @@ from cache_format.tables.vocabulary_ranks import RankTable
 from cache_format.writer import begun_spec, require_same_spec
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.token_frequencies import rank_table
+from stages.cache_teacher.corpus.unit_reader import iter_token_ids
 from stages.cache_teacher.corpus.units import Corpus
 from stages.cache_teacher.setup.fitted import Fit, as_fitted, fit_all
 from stages.cache_teacher.target_settings import NOT_FITTED, SETTINGS_OF_KINDS
@@ -146,13 +142,4 @@ def _read_shared(storage: Storage, spec: CacheSpec, ranks: RankTable) -> SharedF
 
 def ranks_of(corpus: Corpus, source: "TeacherSource") -> RankTable:
     """The table of ids that a new cache of this corpus has."""
-    return rank_table(_tokenized(corpus, source), source.spec.vocab_size)
-
-
-def _tokenized(corpus: Corpus, source: "TeacherSource") -> Iterator[npt.NDArray[np.int32]]:
-    """The token ids of every document from the first one on."""
-    for unit in count():
-        documents = corpus.read_unit(unit)
-        if documents is None:
-            return
-        yield from source.document_tokenizer.encode(documents.texts)
+    return rank_table(iter_token_ids(corpus, source), source.spec.vocab_size)

@@ -24,9 +24,10 @@ def principal_components(
 ) -> Projection:
     """The ``dim`` directions, [D, d], along which the hidden states of a unit are largest.
 
-    Orthonormal eigenvectors of Σ h hᵀ, in falling order, over the unit's first 65,536 positions;
-    the mean is not taken off, so that a sketch is linear in h. Where layers are drawn at random,
-    every forward pass has its own. Raises ValueError where positions are fewer than directions.
+    Orthonormal eigenvectors of Σ h hᵀ, in falling order, over the unit's first 65,536 positions
+    that are no context; the mean is not taken off, so that a sketch is linear in h. Where layers
+    are drawn at random, every forward pass has its own. Raises ValueError where positions are fewer
+    than directions.
     """
     width = teacher.source.spec.hidden_size
     moment_DD = torch.zeros(width, width, dtype=torch.float64, device=teacher.device)
@@ -37,6 +38,9 @@ def principal_components(
             batch.token_ids_RT[:, :-1], batch.document_starts, layers=layers
         )
         states_LPD = torch.stack([state.float().flatten(0, 1) for state in states_BTD])
+        if batch.is_context_RT is not None:
+            is_learned_P = torch.from_numpy(~batch.is_context_RT.ravel())
+            states_LPD = states_LPD[:, is_learned_P.to(states_LPD.device)]
         if not hidden_states.startswith("each:"):
             states_LPD = states_LPD.mean(0, keepdim=True)
         for state_PD in states_LPD:

@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import numpy.typing as npt
 
 from cache_format.codec.row_codec import Row
 from cache_format.errors import CacheError
@@ -56,9 +57,9 @@ TOLERANCES = {
 
 
 def choose_reference_shard(entries: Iterable[ShardEntry]) -> ShardEntry | None:
-    """The shard that a teacher is compared with: the first that has rows."""
-    with_rows = (entry for entry in entries if entry.num_rows)
-    return min(with_rows, key=lambda entry: entry.unit, default=None)
+    """The shard that a teacher is compared with: the first that has scored positions."""
+    with_targets = (entry for entry in entries if entry.statistics.num_scored)
+    return min(with_targets, key=lambda entry: entry.unit, default=None)
 
 
 def require_agreement(
@@ -72,6 +73,7 @@ def require_agreement(
         token_ids_RT=np.stack([row.token_ids for row in stored]),
         document_starts=[row.document_starts for row in stored],
         num_dropped_tokens=0,
+        is_context_RT=_context_of(stored),
     )
     made = step.launch(batch, reference_shard.unit, 0).rows()
     differences = [
@@ -122,6 +124,14 @@ def compare(stored: Row, made: Row, spec: TargetSpec, number: int) -> Iterator[D
             is_averaged=True,
         )
     yield from kind_of(spec).differences(stored, made, spec, number)
+
+
+def _context_of(rows: list[Row]) -> npt.NDArray[np.bool_] | None:
+    """The positions of all rows that are context, [R, T]; None where no row has any."""
+    if all(row.is_context is None for row in rows):
+        return None
+    none = np.zeros(len(rows[0].token_ids) - 1, np.bool_)
+    return np.stack([none if row.is_context is None else row.is_context for row in rows])
 
 
 def _rows_of(writer: CacheWriter, entry: ShardEntry, num_rows: int) -> list[Row]:

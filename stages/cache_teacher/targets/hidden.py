@@ -125,10 +125,13 @@ def rows(batch: PackedUnit, targets: HiddenTargets) -> list[Row]:
     """See ``TargetKind.rows``."""
     coefficients_BTJ = spread(targets.coefficients_PJ.numpy(), batch.scored_RT())
     return [
-        Row(token_ids=ids, document_starts=starts, coefficients=coefficients)
-        for ids, starts, coefficients in zip(
-            batch.token_ids_RT, batch.document_starts, coefficients_BTJ, strict=True
+        Row(
+            token_ids=batch.token_ids_RT[row],
+            document_starts=starts,
+            is_context=batch.context_of(row),
+            coefficients=coefficients_BTJ[row],
         )
+        for row, starts in enumerate(batch.document_starts)
     ]
 
 

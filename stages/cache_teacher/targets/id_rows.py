@@ -48,6 +48,7 @@ def rows_of_ids(
         Row(
             token_ids=batch.token_ids_RT[row],
             document_starts=starts,
+            is_context=batch.context_of(row),
             kept_ids=KeptIds(
                 num_ids=kept_B[row].num_P,
                 ids=kept_B[row].ids,

@@ -14,13 +14,20 @@ from typing import Any
 
 from cache_format.metadata.spec_parts.teacher import TeacherSpec
 from stages.cache_teacher.config import CacheTeacherConfig
+from stages.cache_teacher.corpus.chat.chat_template import template_of, template_sha256
+from stages.cache_teacher.corpus.chat.unit_conversations import ChatEncoder
 from stages.cache_teacher.corpus.document_tokenizer import DocumentTokenizer
 from stages.cache_teacher.corpus.hub import model_snapshot
 from stages.cache_teacher.corpus.open_file import sha256_of
 from stages.cache_teacher.teacher.attention import choose_attention
 from stages.cache_teacher.teacher.locate import local_directory
 from stages.model_files.redirects import refuse_redirects
-from stages.model_files.tokenizer_files import CONFIG, READ_FILES, load_tokenizer
+from stages.model_files.tokenizer_files import (
+    CONFIG,
+    READ_FILES,
+    TOKENIZER_FILES,
+    load_tokenizer,
+)
 from stages.model_files.weight_files import pickled_note, weight_files
 
 # An adapter, and a checkpoint that several processes wrote.
@@ -44,6 +51,11 @@ class TeacherSource:
         return DocumentTokenizer(
             self.tokenizer.backend_tokenizer, self.spec.vocab_size, self.spec.eos_token_id
         )
+
+    @cached_property
+    def chat_encoder(self) -> ChatEncoder:
+        """What turns conversations into token ids."""
+        return ChatEncoder(self.tokenizer, self.spec.vocab_size, self.spec.eos_token_id)
 
 
 def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
@@ -91,6 +103,7 @@ def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
         vocab_size=vocab_size,
         head_rows=text_config.vocab_size,
         eos_token_id=tokenizer.eos_token_id,
+        chat_template_sha256=_chat_template_sha256(name, tokenizer, config),
     )
     return TeacherSource(
         directory=directory,
@@ -99,12 +112,22 @@ def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
     )
 
 
+def _chat_template_sha256(name: str, tokenizer: Any, config: CacheTeacherConfig) -> str | None:
+    """Of the template that conversations are rendered with, where there are any."""
+    if config.chat is None:
+        return None
+    try:
+        return template_sha256(template_of(tokenizer))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
 def _directory_of(config: CacheTeacherConfig) -> tuple[Path, str]:
     """The directory with the teacher's files, and the commit if it came from the Hub."""
     directory = local_directory(config.teacher)
     if directory is not None:
         return directory, ""
-    snapshot = model_snapshot(config, READ_FILES)
+    snapshot = model_snapshot(config, TOKENIZER_FILES)
     return snapshot, snapshot.name
 
 

@@ -424,7 +424,13 @@ class TestToml:
     def test_a_resolved_recipe_writes_every_value_that_is_not_none(self) -> None:
         document = tomllib.loads(Recipe().to_toml())
         nothing = {
-            "cache_teacher": {"sampling_temperature", "rows_per_forward"},
+            "cache_teacher": {
+                "sampling_temperature",
+                "rows_per_forward",
+                "messages_column",
+                "prompt_column",
+                "completion_column",
+            },
             "train_student": {"sampled_softmax_size", "max_steps", "shuffle_shards"},
         }
         configs = {"cache_teacher": CacheTeacherConfig, "train_student": TrainStudentConfig}

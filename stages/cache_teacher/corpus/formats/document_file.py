@@ -6,10 +6,10 @@ where the last run stopped, is the same for all formats.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 R = TypeVar("R")
 
@@ -33,7 +33,22 @@ class BadDocument:
     reason: str
 
 
-Document = str | BadDocument
+@dataclass(frozen=True)
+class Conversation:
+    """Messages in their order, ``role``, ``content`` and what else a message has; the completion
+    begins with number ``completion_start``."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    completion_start: int
+
+    @property
+    def num_chars(self) -> int:
+        """Of all contents."""
+        return sum(len(message["content"]) for message in self.messages)
+
+
+Text = str | BadDocument
+Document = Text | Conversation
 TOO_LONG = BadDocument(f"longer than {MAX_DOCUMENT_BYTES >> 20} MiB, too long for one document")
 
 
@@ -103,7 +118,7 @@ def sequential_file(
     )
 
 
-def checked_text(text: str) -> Document:
+def checked_text(text: str) -> Text:
     """``text`` if it can be written as UTF-8, which lone surrogates cannot."""
     try:
         text.encode()
@@ -112,7 +127,7 @@ def checked_text(text: str) -> Document:
     return text
 
 
-def decoded(raw: bytes, encoding: str = "utf-8") -> Document:
+def decoded(raw: bytes, encoding: str = "utf-8") -> Text:
     """``raw`` as text."""
     try:
         return raw.decode(encoding)

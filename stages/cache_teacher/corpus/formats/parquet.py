@@ -1,26 +1,32 @@
-"""Parquet: the text column alone is read, row group by row group, also behind a network."""
+"""Parquet: the columns of documents alone are read, row group by row group, also remotely."""
 
 from collections.abc import Generator
 from itertools import accumulate
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cache_format.metadata.spec_parts.corpus import CorpusSpec
+from stages.cache_teacher.corpus.formats.columns import (
+    check_columns,
+    columns_of,
+    parser_of,
+    records_of,
+)
 from stages.cache_teacher.corpus.formats.document_file import DataFile, DocumentFile
-from stages.cache_teacher.corpus.formats.text_column import check_text_column, iter_raw, parse_raw
 from stages.cache_teacher.corpus.network import NetworkFailedError
 from stages.cache_teacher.corpus.open_file import open_binary
 
 _BUFFER_BYTES = 4 << 20
 
 
-def open_parquet(file: DataFile, spec: CorpusSpec) -> DocumentFile[bytes]:
+def open_parquet(file: DataFile, spec: CorpusSpec) -> DocumentFile[Any]:
     """A Parquet file. Reading may begin at any row group."""
     raw = open_binary(file.url)
     try:
         parquet = pq.ParquetFile(raw, buffer_size=_BUFFER_BYTES)
-        check_text_column(parquet.schema_arrow, file.name, spec.text_column)
+        check_columns(parquet.schema_arrow, file.name, spec)
     except NetworkFailedError:
         raw.close()
         raise
@@ -41,26 +47,26 @@ def open_parquet(file: DataFile, spec: CorpusSpec) -> DocumentFile[bytes]:
     return DocumentFile(
         num_documents=metadata.num_rows,
         entries=starts,
-        records_from=lambda group: _records(parquet, file, spec.text_column, group, starts[group]),
-        parse=parse_raw,
+        records_from=lambda group: _records(parquet, file, spec, group, starts[group]),
+        parse=parser_of(spec),
         place=lambda number: f"{file.name}, document {number:,}",
         close_file=close,
     )
 
 
 def _records(
-    parquet: pq.ParquetFile, file: DataFile, text_column: str, group: int, start: int
-) -> Generator[bytes, None, None]:
+    parquet: pq.ParquetFile, file: DataFile, spec: CorpusSpec, group: int, start: int
+) -> Generator[Any, None, None]:
     batches = parquet.iter_batches(
         batch_size=512,
         row_groups=list(range(group, parquet.metadata.num_row_groups)),
-        columns=[text_column],
+        columns=columns_of(spec),
         use_threads=False,
     )
     number = start
     try:
         for batch in batches:
-            yield from iter_raw(batch.column(0))
+            yield from records_of(batch, spec)
             number += batch.num_rows
     except NetworkFailedError:
         raise

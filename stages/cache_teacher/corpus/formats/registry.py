@@ -23,11 +23,13 @@ class Format:
     open: Callable[[DataFile, CorpusSpec], DocumentFile[Any]]
     is_stream: bool = True
     """Whether it is read from its start, so that a file may be compressed as a whole."""
+    has_conversations: bool = False
+    """Whether a document may be a list of messages."""
 
 
-PARQUET = Format(name="Parquet", open=open_parquet, is_stream=False)
+PARQUET = Format(name="Parquet", open=open_parquet, is_stream=False, has_conversations=True)
 TEXT = Format(name="plain text", open=open_text)
-_JSONL = Format(name="JSON lines", open=open_jsonl)
+_JSONL = Format(name="JSON lines", open=open_jsonl, has_conversations=True)
 
 FORMATS = {
     ".parquet": PARQUET,
@@ -37,7 +39,7 @@ FORMATS = {
     ".csv": Format(name="CSV", open=open_csv),
     ".tsv": Format(name="TSV", open=open_tsv),
     ".txt": TEXT,
-    ".arrow": Format(name="Arrow stream", open=open_arrow, is_stream=False),
+    ".arrow": Format(name="Arrow stream", open=open_arrow, is_stream=False, has_conversations=True),
 }
 SUPPORTED = (
     f"{', '.join(FORMATS)} (all but .parquet and .arrow also with {' or '.join(COMPRESSIONS)}), "

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from stages.cache_teacher.corpus.formats.document_file import Document, decoded
+from stages.cache_teacher.corpus.formats.document_file import Text, decoded
 
 _ROWS_AT_ONCE = 512
 
@@ -39,7 +39,7 @@ def iter_raw(column: pa.Array) -> Iterator[bytes]:
         yield from (value or b"" for value in rows.to_pylist())
 
 
-def parse_raw(raw: bytes) -> Document:
+def parse_raw(raw: bytes) -> Text:
     """``raw`` is a document; a byte-order mark in it is part of the text."""
     return decoded(raw)
 

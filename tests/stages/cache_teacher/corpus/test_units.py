@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.cache_teacher.corpus import open_file
-from stages.cache_teacher.corpus.formats import line_file, parquet, text_column
+from stages.cache_teacher.corpus.formats import columns, line_file, parquet, text_column
 from stages.cache_teacher.corpus.formats.document_file import DataFile
 from stages.cache_teacher.corpus.units import Corpus, UnitDocuments, corpus_parts
 from tests.support import corpora
@@ -89,7 +89,7 @@ def test_sequential_reading_decodes_no_row_group_twice(
         decoded += len(column)
         return iter_raw(column)
 
-    monkeypatch.setattr(parquet, "iter_raw", counting)
+    monkeypatch.setattr(columns, "iter_raw", counting)
     assert len(list(all_units(corpora.resolve(corpora.settings(path))))) == 135
     assert decoded == len(TEXTS) * 30
 

@@ -278,7 +278,7 @@ def test_a_unit_maker_makes_one_unit_without_an_engine(bench: Bench) -> None:
     config = tiny_cache_config(bench.teacher, bench.corpus)
     progress = Progress(config.num_tokens, ALL_UNITS, lambda _: None)
     teacher = LazyTeacher(resolve_teacher(config), choose_device("cpu"), progress)
-    reader = UnitReader(resolve_corpus(config), teacher.source.document_tokenizer, cache.spec)
+    reader = UnitReader(resolve_corpus(config), teacher.source, cache.spec)
     writer = CacheWriter.create_or_open(bench.root / "alone", cache.spec, cache.shared)
     job = Job(config=config, spec=cache.spec, shared=cache.shared, teacher=teacher)
     maker = UnitMaker(job, reader, writer, progress)

@@ -1,7 +1,9 @@
 """Principal components are those of the hidden states."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,6 +52,23 @@ def test_principal_components_of_each_layer_are_those_of_all_their_states(
     ids, starts = packed.token_ids_RT[:, :-1], packed.document_starts
     _, states = teacher.forward(ids, starts, layers=(1, 2))
     hidden_PD = torch.cat([state.flatten(0, 1) for state in states]).double()
+    largest = torch.linalg.svdvals(hidden_PD)[:8].square().sum()
+    held = (hidden_PD @ torch.from_numpy(components_Dd).double()).square().sum()
+    assert float(held) == pytest.approx(float(largest), rel=1e-5)
+
+
+def test_principal_components_are_those_of_positions_that_are_no_context(
+    teacher: Teacher, packed: PackedUnit
+) -> None:
+    few = packed.rows(0, 3)
+    is_context_RT = np.zeros(few.token_ids_RT[:, 1:].shape, np.bool_)
+    is_context_RT[:, 10:] = is_context_RT[1] = True
+    components_Dd = principal_components(
+        teacher, replace(few, is_context_RT=is_context_RT), "last", 8, rows_per_forward=2
+    )
+    _, (last_BTD,) = teacher.forward(few.token_ids_RT[:, :-1], few.document_starts, layers=(2,))
+    hidden_PD = last_BTD[torch.from_numpy(~is_context_RT)].double()
+    assert len(hidden_PD) == 20
     largest = torch.linalg.svdvals(hidden_PD)[:8].square().sum()
     held = (hidden_PD @ torch.from_numpy(components_Dd).double()).square().sum()
     assert float(held) == pytest.approx(float(largest), rel=1e-5)

@@ -122,6 +122,7 @@ def test_a_hub_model_is_pinned_by_its_commit(
     def download(name: str, **options: Any) -> str:
         assert (name, options["revision"]) == ("org/model", "v2")
         assert "*.bin" not in options["allow_patterns"]
+        assert {"tokenizer.model", "chat_template.jinja"} <= set(options["allow_patterns"])
         return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
