@@ -24,6 +24,8 @@ _HOW: dict[Enum, str] = {
     StageAction.EXTEND: "To extend a run: --resume --extend-to STEPS.",
     StageAction.INITIAL_WEIGHTS: "--init sets the initial weights; without it, a run begins "
     "from random weights, or resumes from its own.",
+    StageAction.TEACHER_WEIGHTS: "`pipeline train-student --teacher DIRECTORY|HUB-ID` names the "
+    "teacher.",
     StageAction.LOCAL_SPACE: "--local-gib limits the disk space of local copies.",
     StageAction.RAY_ADDRESS: "--ray-address sets the cluster.",
     StageAction.RAY_WORKERS: "--ray-workers sets the number of workers.",

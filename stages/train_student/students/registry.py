@@ -21,6 +21,9 @@ class StudentSettings(Protocol):
     """The settings that weights must share to fit, which a model's config.json holds too."""
     speed_keys: ClassVar[frozenset[str]]
     """The settings that shape no result, and may change when a run is resumed."""
+    holds_teacher: ClassVar[bool]
+    """Whether a student holds all of its teacher's weights, and new ones in some layers: those can
+    be aligned with the teacher's layers, and have a learning rate of their own."""
 
     @property
     def kind(self) -> str:
@@ -29,6 +32,10 @@ class StudentSettings(Protocol):
     @property
     def train_head(self) -> bool:
         """Whether the head is trained; a frozen one is the teacher's."""
+
+    @property
+    def trains_new_alone(self) -> bool:
+        """Whether all that a student holds of its teacher is left as it is."""
 
 
 SETTINGS: dict[str, type[StudentSettings]] = {"distil_xlstm": DistilXLSTMSettings}
