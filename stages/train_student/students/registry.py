@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
+from stages.train_student.modeling.hybrid_xlstm.settings import HybridXLSTMSettings
 
 if TYPE_CHECKING:
     from stages.train_student.students.student import StudentKind
@@ -38,7 +39,10 @@ class StudentSettings(Protocol):
         """Whether all that a student holds of its teacher is left as it is."""
 
 
-SETTINGS: dict[str, type[StudentSettings]] = {"distil_xlstm": DistilXLSTMSettings}
+SETTINGS: dict[str, type[StudentSettings]] = {
+    "distil_xlstm": DistilXLSTMSettings,
+    "hybrid_xlstm": HybridXLSTMSettings,
+}
 DEFAULT_KIND = "distil_xlstm"
 
 
