@@ -12,6 +12,7 @@ Shapes: B batch, N heads, T positions.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -71,8 +72,9 @@ def _num_before(documents: Documents) -> Tensor:
     return torch.arange(first_BT.shape[1], device=first_BT.device) - first_BT
 
 
-def _doublings(num_before_BT: Tensor) -> list[tuple[int, Tensor]]:
+def _doublings(num_before_BT: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Distances 1, 2, 4, …; from which positions they reach over the beginning of the document."""
-    num_positions = num_before_BT.shape[1]
-    distances = [1 << step for step in range((num_positions - 1).bit_length())]
-    return [(each, num_before_BT[:, None, each:] < each) for each in distances]
+    distance = 1
+    while distance < num_before_BT.shape[1]:
+        yield distance, num_before_BT[:, None, distance:] < distance
+        distance *= 2

@@ -46,7 +46,10 @@ _SHUT = -1e30
 
 
 class MemoryState(NamedTuple):
-    """State after a position: matrix S and normaliser z, both scaled by exp(−m), and m."""
+    """State after a position: matrix S and normaliser z, both scaled by exp(−m), and m.
+
+    m is float64: a forget gate near 1 changes it alone, by less than a step of float32.
+    """
 
     matrix_BNFH: Tensor
     normaliser_BNF: Tensor
@@ -64,7 +67,7 @@ def empty_memory_state(
     return MemoryState(
         like.new_zeros(batch, num_heads, num_features, width),
         like.new_zeros(batch, num_heads, num_features),
-        like.new_full((batch, num_heads), -math.inf),
+        like.new_full((batch, num_heads), -math.inf, dtype=torch.float64),
     )
 
 
@@ -90,8 +93,8 @@ def normalized_mlstm(
     with torch.autocast(value_BNTH.device.type, enabled=False):
         gates_BNT = gates_BNT[0].to(wide), gates_BNT[1].to(wide)
         cell = None if state is None else CellState(*state)
-        decay = decay_of_chunks(_decay_of_documents(gates_BNT, layout, cell), 1, chunks, cell)
-        decay = ChunkDecay(*(part.to(wide) for part in decay))
+        exact = decay_of_chunks(_decay_of_documents(gates_BNT, layout, cell), 1, chunks, cell)
+        decay = ChunkDecay(*(part.to(wide) for part in exact))
         passing = passing_between_chunks(decay, chunks, cell)
         seen_of_rows = passing.seen_CBNL.repeat_interleave(group, -1)
         averages, matrix, normaliser = ChunkwiseAverages.apply(  # type: ignore[no-untyped-call]
@@ -107,7 +110,7 @@ def normalized_mlstm(
         hidden_BNGTH = hidden_BNTGH[:, :, :num_positions].transpose(2, 3)
         if state is None:
             return hidden_BNGTH, None
-        max_BN = decay.stabiliser_CBNL[-1, ..., -1].detach().clone()
+        max_BN = exact.stabiliser_CBNL[-1, ..., -1].detach().clone()
         return hidden_BNGTH, MemoryState(matrix, normaliser, max_BN)
 
 
@@ -123,7 +126,7 @@ def _decay_of_documents(
     inputs = gates_BNT[0].clamp(min=_SHUT) - forgotten
     largest = document_maxima(inputs, documents)
     if state is not None:
-        of_state = state.max_BN[..., None].double()
+        of_state = state.max_BN[..., None]
         if documents is not None:
             of_state = of_state.masked_fill(~documents.continues_BT[:, None], -math.inf)
         largest = torch.maximum(largest, of_state)
