@@ -90,6 +90,14 @@ class AlignableStudent(Student, Protocol):
     def attention_width(self) -> int:
         """Numbers that all heads of a layer give at a position."""
 
+    @property
+    def converted_layers(self) -> list[int]:
+        """Indices of the layers that ``alignment`` compares."""
+
+    @property
+    def output_gates(self) -> dict[int, nn.Module]:
+        """By layer: gives the pre-activation of the gate between window (0) and mLSTM (1)."""
+
     def alignment(
         self, input_ids: Tensor, is_document_start: Tensor | None = None
     ) -> LayerAlignment:
