@@ -159,6 +159,20 @@ def test_gradients_equal_finite_differences(with_state: bool, chunk_length: int)
     )
 
 
+def test_gradients_of_a_single_step_equal_finite_differences() -> None:
+    before = call(make_problem(3), layout_of(BATCH, 3, has_state=True), None, empty_state())[1]
+    for state in (before, empty_state()):
+        assert torch.autograd.gradcheck(
+            lambda *parts: call(
+                Problem(*parts),
+                layout_of(BATCH, 1, has_state=True),
+                None,
+                state,  # noqa: B023
+            )[0],
+            tuple(make_problem(1, gate_scale=1.0).leaves()),
+        )
+
+
 @chunk_lengths
 @pytest.mark.parametrize(("row", "first", "stop"), PACKED)
 def test_a_packed_document_equals_itself_alone_with_no_gradient_to_others(
