@@ -58,9 +58,7 @@ class ChunkwiseAverages(torch.autograd.Function):
             values[passing.first :] += seen_q @ before.matrix
             normaliser[passing.first :] += (seen_q @ before.normaliser[..., None])[..., 0]
 
-        # Not down to the smallest number: gradients are multiplied by the inverse.
-        has_weight = normaliser > torch.finfo(score.dtype).tiny ** 0.75
-        inverse = normaliser.reciprocal_().masked_fill_(~has_weight, 0.0)
+        inverse = inverse_where_positive(normaliser)
         hidden = values.mul_(inverse[..., None])
         ctx.passing, ctx.is_hidden = passing, is_hidden
         ctx.save_for_backward(q, k, v, score, largest, hidden, inverse, *(before or ()))
@@ -92,6 +90,13 @@ class ChunkwiseAverages(torch.autograd.Function):
                 add_passed((q, k, v), (grad_values, grad_n), Sums(*before), ctx.passing, grads)
             grad_score = (k.to(score.dtype) * grad_k).sum(-1)
         return grad_q, grad_k, grad_v, grad_score, None, None, None
+
+
+def inverse_where_positive(normaliser: Tensor) -> Tensor:
+    """1/n, and 0 where all weights of a row have underflowed."""
+    # Not down to the smallest number: gradients are multiplied by the inverse.
+    has_weight = normaliser > torch.finfo(normaliser.dtype).tiny ** 0.75
+    return normaliser.reciprocal().masked_fill(~has_weight, 0.0)
 
 
 def _decay(score: Tensor, largest: Tensor, is_hidden: Tensor) -> Tensor:

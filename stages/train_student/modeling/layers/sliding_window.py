@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from stages.train_student.modeling.layers.document_masks import DocumentLayout
 from stages.train_student.modeling.layers.window_bands import Band, BandAttention, Block, sinks
@@ -70,6 +71,8 @@ def sliding_window_attention(
     earlier_sinks = None
     if state is not None:
         state = WindowState(*(part.detach() for part in state))
+        if layout.num_positions == 1 and layout.documents is None:
+            return _step((query, key, value), window, state, scale)
         key = torch.cat([state.key_BNRH.to(dtype), key], 2)
         value = torch.cat([state.value_BNRH.to(dtype), value], 2)
         earlier_sinks = state.sink_key_BNSH.to(dtype), state.sink_value_BNSH.to(dtype)
@@ -87,6 +90,41 @@ def sliding_window_attention(
         if state is None:
             return attended, None
         return attended, _state_after(key.detach(), value.detach(), state, band)
+
+
+def _step(
+    qkv: tuple[Tensor, Tensor, Tensor], window: int, state: WindowState, scale: float | None
+) -> tuple[Tensor, WindowState]:
+    """A single position of a document that goes on: the state is its band.
+
+    Generation waits for operations on little data, of which this has a quarter of what blocks need.
+    """
+    query_BNGTH, *new = qkv
+    recent = state.key_BNRH, state.value_BNRH
+    first = state.sink_key_BNSH, state.sink_value_BNSH
+    num_seen_B1, num_sinks = state.num_seen_B[:, None], first[0].shape[2]
+    position_S = torch.arange(num_sinks, device=num_seen_B1.device)
+    age_W = torch.arange(window - 1, -1, -1, device=num_seen_B1.device)
+    # A sink that is still in the window is seen there.
+    is_seen_BE = torch.cat([num_seen_B1 - position_S >= window, age_W <= num_seen_B1], 1)
+    key_BNEH, value_BNEH = (
+        torch.cat([sink.to(x.dtype), old.to(x.dtype), x], 2)
+        for sink, old, x in zip(first, recent, new, strict=True)
+    )
+    with torch.autocast(query_BNGTH.device.type, enabled=False):
+        attended_BNGH = scaled_dot_product_attention(
+            query_BNGTH.squeeze(3),
+            key_BNEH,
+            value_BNEH,
+            attn_mask=is_seen_BE[:, None, None],
+            scale=scale,
+        )
+    is_own_BS = (position_S == num_seen_B1)[:, None, :, None]
+    # Copies, because a view would keep the sinks in memory a second time.
+    kept = (part.detach()[:, :, num_sinks + 1 :].clone() for part in (key_BNEH, value_BNEH))
+    following = (torch.where(is_own_BS, x.detach(), s) for x, s in zip(new, first, strict=True))
+    after = WindowState(*kept, *following, num_seen_B=state.num_seen_B + 1)
+    return attended_BNGH.unsqueeze(3), after
 
 
 def _first_positions(layout: DocumentLayout, state: WindowState | None) -> Tensor:
