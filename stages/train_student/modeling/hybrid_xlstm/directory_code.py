@@ -18,6 +18,7 @@ _LAYERS = (
     *("slstm", "slstm_autograd", "slstm_backend", "slstm_loop"),  # which the masks are for as well
 )
 _MODULES = (
+    "causal_student",
     *(f"hybrid_xlstm.{name}" for name in _OWN),
     *(f"layers.{name}" for name in _LAYERS),
 )

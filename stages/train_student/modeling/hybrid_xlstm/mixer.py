@@ -45,14 +45,13 @@ NEW = ("feature_q", "feature_k", "input_gate", "forget_gate", "output_gate")
 class Mixed(NamedTuple):
     """Output [B, T, D] after the output projection, and the state after it.
 
-    Where the teacher was followed, ``error_BT`` is the squared distance of what all heads gave
-    from what the teacher's gave. ``gate_BNGT`` is o.
+    Where a mixer with an mLSTM followed the teacher, ``error_BT`` is the squared distance of what
+    all heads gave from what the teacher's gave.
     """
 
     out_BTD: Tensor
     state: MixerState | None = None
     error_BT: Tensor | None = None
-    gate_BNGT: Tensor | None = None
 
 
 class Mixer(nn.Module):
@@ -109,15 +108,15 @@ class Mixer(nn.Module):
                 cache = None if state is None else state.cache
                 target, cache = full_attention(*after, layout, cache)
                 out_BTD = self._project_out(target, dtype)
-        if self.kind == "attention":
+        if self.kind == "attention" or (follows_teacher and not self.has_memory):
             return Mixed(out_BTD, None if state is None else MixerState(cache=cache))
-        hidden, gate, following = self._mix(x_BTD, before, after, layout, state)
+        hidden, following = self._mix(x_BTD, before, after, layout, state)
         if not follows_teacher:
-            return Mixed(self._project_out(hidden, dtype), following, gate_BNGT=gate)
+            return Mixed(self._project_out(hidden, dtype), following)
         with torch.autocast(x_BTD.device.type, enabled=False):
             error_BNGTH = (hidden - target.to(hidden.dtype)).square()
-            error_BT = error_BNGTH.sum((1, 2, 4)).float()
-        return Mixed(out_BTD, None, error_BT, gate)
+            error_BT = error_BNGTH.sum((1, 2, 4))
+        return Mixed(out_BTD, None, error_BT)
 
     def empty_state(self, batch: int) -> MixerState:
         """The state before the first position of a document."""
@@ -141,20 +140,20 @@ class Mixer(nn.Module):
         after: Projected,
         layout: DocumentLayout,
         state: MixerState | None,
-    ) -> tuple[Tensor, Tensor | None, MixerState | None]:
-        """What the heads give [B, N, G, T, H], at least float32, o and the state after it."""
+    ) -> tuple[Tensor, MixerState | None]:
+        """What the heads give [B, N, G, T, H], at least float32, and the state after it."""
         state = state or MixerState()
-        memory = window = gate = hidden = None
+        memory = window = hidden = None
         if self.has_memory:
             hidden, memory = self._remember(x_BTD, after, layout, state.memory)
         if self.kind != "mlstm":
             seen, window = sliding_window_attention(
                 *after, self.window, self.num_sinks, layout, state.window
             )
-            hidden, gate = self._gated(hidden, seen, before)
+            hidden = self._gated(hidden, seen, before)
         assert hidden is not None
         following = MixerState(memory=memory, window=window)
-        return hidden, gate, following if any(part is not None for part in following) else None
+        return hidden, following if any(part is not None for part in following) else None
 
     def _remember(
         self, x_BTD: Tensor, after: Projected, layout: DocumentLayout, state: MemoryState | None
@@ -163,16 +162,13 @@ class Mixer(nn.Module):
         gates = self.input_gate(x_BTD), self.forget_gate(x_BTD)
         return normalized_mlstm(features, after.value_BNTH, gates, layout, state, self.chunk_length)
 
-    def _gated(
-        self, memory: Tensor | None, seen: Tensor, before: Projected
-    ) -> tuple[Tensor, Tensor | None]:
+    def _gated(self, memory: Tensor | None, seen: Tensor, before: Projected) -> Tensor:
         with torch.autocast(seen.device.type, enabled=False):
             seen = seen.to(torch.promote_types(seen.dtype, torch.float32))
             if memory is None:
-                return seen, None
-            gate_BNGT = self.output_gate(*before).sigmoid()
-            weight_BNGT1 = gate_BNGT[..., None].to(seen.dtype)
-            return torch.lerp(seen, memory.to(seen.dtype), weight_BNGT1), gate_BNGT
+                return seen
+            gate_BNGT1 = self.output_gate(*before).sigmoid()[..., None]
+            return torch.lerp(seen, memory.to(seen.dtype), gate_BNGT1.to(seen.dtype))
 
     def _project_out(self, hidden_BNGTH: Tensor, dtype: torch.dtype) -> Tensor:
         hidden_BTD = hidden_BNGTH.permute(0, 3, 1, 2, 4).flatten(2)

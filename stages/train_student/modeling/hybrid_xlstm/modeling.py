@@ -35,15 +35,12 @@ class Alignment(NamedTuple):
     """Teacher and student in each layer with new parameters, from what the teacher's layer got.
 
     ``hidden_BTD`` are the teacher's states after the final norm, without a gradient.
-    ``errors_LBT`` (float32): ‖teacher's − student's‖² of what all heads give before the output
-    projection; its gradient reaches the new parameters alone. ``gate_medians_L`` (float32): the
-    median over positions and heads of the gate between window (0) and mLSTM (1), 1 of a layer
-    without a window.
+    ``errors_LBT`` (at least float32): ‖teacher's − student's‖² of what all heads give before the
+    output projection; its gradient reaches the new parameters alone.
     """
 
     hidden_BTD: Tensor
     errors_LBT: Tensor
-    gate_medians_L: Tensor
 
 
 class StackOutput(NamedTuple):
@@ -52,7 +49,6 @@ class StackOutput(NamedTuple):
     hidden_BTD: Tensor
     state: HybridState | None
     errors_LBT: Tensor | None = None
-    gate_medians_L: Tensor | None = None
 
 
 class HybridXLSTMForCausalLM(CausalStudent):
@@ -94,6 +90,12 @@ class HybridXLSTMForCausalLM(CausalStudent):
         write_directory_code(directory)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """That of what is trained, which Hugging Face saves as the precision to load it in."""
+        trained = self.config.trained
+        return next(p.dtype for name, p in self.named_parameters() if is_trained(name, trained))
+
+    @property
     def layers(self) -> list[HybridLayer]:
         """First to last."""
         return list(self.model.layers)
@@ -102,6 +104,12 @@ class HybridXLSTMForCausalLM(CausalStudent):
     def converted_layers(self) -> list[int]:
         """Indices of the layers with new parameters, which ``alignment`` compares."""
         return [i for i, layer in enumerate(self.layers) if layer.self_attn.has_memory]
+
+    @property
+    def output_gates(self) -> dict[int, nn.Module]:
+        """By layer: gives the pre-activation of the gate between window (0) and mLSTM (1)."""
+        mixers = enumerate(layer.self_attn for layer in self.layers)
+        return {i: mixer.output_gate for i, mixer in mixers if mixer.kind == "hybrid"}
 
     @property
     def attention_width(self) -> int:
@@ -150,12 +158,9 @@ class HybridXLSTMForCausalLM(CausalStudent):
         as long as they are not trained.
         """
         layout = self.lay_out(input_ids, is_document_start, has_state=False)
-        hidden_BTD, _, errors_LBT, gate_medians_L = self.run_stack(
-            input_ids, layout, None, follows_teacher=True
-        )
+        hidden_BTD, _, errors_LBT = self.run_stack(input_ids, layout, None, follows_teacher=True)
         assert errors_LBT is not None
-        assert gate_medians_L is not None
-        return Alignment(hidden_BTD, errors_LBT, gate_medians_L)
+        return Alignment(hidden_BTD, errors_LBT)
 
     def run_stack(
         self,
@@ -173,7 +178,7 @@ class HybridXLSTMForCausalLM(CausalStudent):
         with torch.set_grad_enabled(has_gradient):
             x_BTD = model.embed_tokens(input_ids.to(self.stack_device))
         rotation: Rotation = model.rotary_emb(x_BTD, position_BT)
-        states, errors, medians = [], [], []
+        states, errors = [], []
         for index, layer in enumerate(self.layers):
             before = None if state is None else state.layers[index]
             mixed: Mixed = layer(x_BTD, rotation, layout, before, follows_teacher)
@@ -182,11 +187,11 @@ class HybridXLSTMForCausalLM(CausalStudent):
                 states.append(mixed.state)
             if mixed.error_BT is not None:
                 errors.append(mixed.error_BT)
-                medians.append(_median(mixed))
         with torch.set_grad_enabled(has_gradient):
             hidden_BTD = model.norm(x_BTD)
         if follows_teacher:
-            return StackOutput(hidden_BTD, None, torch.stack(errors), torch.stack(medians))
+            nothing = hidden_BTD.new_zeros(0, *hidden_BTD.shape[:2], dtype=torch.float32)
+            return StackOutput(hidden_BTD, None, torch.stack(errors) if errors else nothing)
         if state is None:
             return StackOutput(hidden_BTD, None)
         position_B = (position_BT[:, -1] + 1).expand(len(input_ids)).clone()
@@ -220,11 +225,3 @@ def _positions(layout: DocumentLayout, state: HybridState | None) -> Tensor:
     if layout.documents is not None:
         before_BT = before_BT * layout.documents.continues_BT
     return position_BT + before_BT
-
-
-def _median(mixed: Mixed) -> Tensor:
-    """The median of the layer's output gate, 1 where there is none."""
-    assert mixed.error_BT is not None
-    if mixed.gate_BNGT is None:
-        return torch.ones((), device=mixed.error_BT.device)
-    return mixed.gate_BNGT.detach().float().median()

@@ -50,7 +50,12 @@ class HybridXLSTMSettings:
     """A student holds all of its teacher's weights, and new ones in its mixers."""
 
     def __post_init__(self) -> None:
-        parse_pattern(self.pattern)
+        has_new = not {"hybrid", "mlstm"}.isdisjoint(parse_pattern(self.pattern))
+        _require(
+            has_new or self.trained != "new",
+            "trained",
+            f'"mixers" or "all" with the pattern {self.pattern!r}, in which no layer has an mLSTM',
+        )
         _require(1 <= self.window <= 2**20, "window", "from 1 to 2^20 positions")
         _require(0 <= self.num_sinks <= 4096, "num_sinks", "from 0 to 4096 positions")
         _require(
