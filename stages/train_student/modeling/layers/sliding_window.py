@@ -121,9 +121,9 @@ def _step(
         )
     is_own_BS = (position_S == num_seen_B1)[:, None, :, None]
     # Copies, because a view would keep the sinks in memory a second time.
-    kept = (part.detach()[:, :, num_sinks + 1 :].clone() for part in (key_BNEH, value_BNEH))
-    following = (torch.where(is_own_BS, x.detach(), s) for x, s in zip(new, first, strict=True))
-    after = WindowState(*kept, *following, num_seen_B=state.num_seen_B + 1)
+    kept = [part.detach()[:, :, num_sinks + 1 :].clone() for part in (key_BNEH, value_BNEH)]
+    following = [torch.where(is_own_BS, x.detach(), s) for x, s in zip(new, first, strict=True)]
+    after = WindowState(kept[0], kept[1], following[0], following[1], state.num_seen_B + 1)
     return attended_BNGH.unsqueeze(3), after
 
 
