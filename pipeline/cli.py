@@ -19,6 +19,7 @@ from pipeline.commands.merge import merge
 from pipeline.commands.pack import pack, unpack
 from pipeline.commands.push import push
 from pipeline.commands.recipes import recipes
+from pipeline.commands.students.convert import convert
 from pipeline.commands.train_student import train_student
 from pipeline.commands.verify import verify
 from pipeline.runtime.session import PipelineGroup
@@ -42,7 +43,7 @@ def main(debug: bool) -> None:
 
 
 for command in (
-    *(cache_teacher, estimate, train_student, recipes, inspect_cache, generate),
+    *(cache_teacher, estimate, convert, train_student, recipes, inspect_cache, generate),
     *(evaluate, push, verify, pack, unpack, merge, extend, export, demo),
 ):
     main.add_command(command)

@@ -28,7 +28,7 @@ class TestHelp:
             *("cache-teacher", "train-student", "recipes", "inspect", "verify"),
             "estimate",
             *("pack", "unpack", "merge", "extend", "export", "generate", "demo"),
-            *("evaluate", "push"),
+            *("convert", "evaluate", "push"),
         }
 
     @pytest.mark.parametrize("name", _COMMANDS)

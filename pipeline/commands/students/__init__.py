@@ -1,0 +1,1 @@
+"""Commands on whole students, beside those of the two stages."""
