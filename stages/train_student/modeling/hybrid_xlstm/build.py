@@ -129,7 +129,6 @@ def _initialise(mixer: Mixer, settings: HybridXLSTMSettings, generator: torch.Ge
             _replace(mixer, name, nn.Parameter(torch.empty_like(parameter, device="cpu")))
     initialise_mixer(
         mixer,
-        input_gate_bias=settings.input_gate_bias,
         forget_gate_bias=settings.forget_gate_bias,
         output_gate_bias=settings.output_gate_bias,
         generator=generator,

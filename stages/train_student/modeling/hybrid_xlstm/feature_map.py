@@ -40,14 +40,15 @@ class FeatureMap(nn.Module):
 
 
 class TokenGate(nn.Linear):
-    """Pre-activations w·x + b, one per head, from the layer's input; in at least float32."""
+    """Pre-activations w·x (+ b), one per head, from the layer's input; in at least float32."""
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """[B, heads, T] from [B, T, D]."""
         wide = _wide(x_BTD, self.weight)
         with torch.autocast(x_BTD.device.type, enabled=False):
-            weight, bias = self.weight.to(wide), self.bias.to(wide)
-            return nn.functional.linear(x_BTD.to(wide), weight, bias).transpose(1, 2)
+            bias = None if self.bias is None else self.bias.to(wide)
+            gates_BTN = nn.functional.linear(x_BTD.to(wide), self.weight.to(wide), bias)
+            return gates_BTN.transpose(1, 2)
 
 
 class HeadGate(nn.Module):

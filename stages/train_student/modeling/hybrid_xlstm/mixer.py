@@ -75,7 +75,8 @@ class Mixer(nn.Module):
             is_two_signed = config.feature_map == "two_signed"
             self.feature_q = FeatureMap(heads, width, is_two_signed=is_two_signed)
             self.feature_k = FeatureMap(self.num_groups, width, is_two_signed=is_two_signed)
-            self.input_gate = TokenGate(hidden, self.num_groups)
+            # A constant in it would cancel: keys weigh relative to each other.
+            self.input_gate = TokenGate(hidden, self.num_groups, bias=False)
             self.forget_gate = TokenGate(hidden, self.num_groups)
         if kind == "hybrid":
             self.output_gate = HeadGate(heads, width)
@@ -185,7 +186,6 @@ def is_new(name: str) -> bool:
 def initialise_mixer(
     mixer: Mixer,
     *,
-    input_gate_bias: float,
     forget_gate_bias: float,
     output_gate_bias: float,
     generator: torch.Generator,
@@ -203,10 +203,8 @@ def initialise_mixer(
     weight.copy_(drawn * mixer.head_width**-0.5)
     group = mixer.feature_q.weight.shape[0] // mixer.num_groups
     mixer.feature_q.weight.copy_(weight.repeat_interleave(group, 0))
-    gates: list[tuple[TokenGate | HeadGate, float]] = [
-        (mixer.input_gate, input_gate_bias),
-        (mixer.forget_gate, forget_gate_bias),
-    ]
+    mixer.input_gate.weight.zero_()
+    gates: list[tuple[TokenGate | HeadGate, float]] = [(mixer.forget_gate, forget_gate_bias)]
     if mixer.kind == "hybrid":
         gates.append((mixer.output_gate, output_gate_bias))
     for gate, bias in gates:

@@ -37,8 +37,6 @@ class HybridXLSTMSettings:
     close to the teacher; −2 gives it 88%, and lets the mLSTM's gradient through."""
     forget_gate_bias: float = 6.0
     """Where the mLSTM's forget gate begins: 6 halves a key's weight in 280 positions."""
-    input_gate_bias: float = 0.0
-    """Where the mLSTM's input gate begins; a constant cancels in its normaliser."""
     gradient_checkpointing: bool = False
     """Compute each layer again backward instead of keeping its activations. Speed and memory."""
 
@@ -63,7 +61,7 @@ class HybridXLSTMSettings:
             "chunk_length",
             "from 1 to 2^20 positions",
         )
-        for key in ("output_gate_bias", "forget_gate_bias", "input_gate_bias"):
+        for key in ("output_gate_bias", "forget_gate_bias"):
             _require(-100.0 <= getattr(self, key) <= 100.0, key, "from -100 to 100")
 
     @property

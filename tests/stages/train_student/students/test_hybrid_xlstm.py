@@ -78,7 +78,7 @@ def test_operations_of_a_token_are_those_of_weights_windows_and_memories() -> No
         make_teacher("llama"), pattern="hybrid,mlstm,attention", window=8, num_sinks=2
     )
     layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32
-    features, gates = (4 + 2) * 8 * 4, 2 * (2 * 32 + 2)
+    features, gates = (4 + 2) * 8 * 4, 2 * (2 * 32) + 2
     new = 2 * (features + gates) + 4 * (3 * 8 + 1)
     memory, window = 8 * 8 * (2 + 4), 2 * 4 * 8 * (8 + 2)
     expected = 4 * (3 * layer + VOCAB * 32) + 6 * (new + 2 * memory + window)

@@ -76,10 +76,8 @@ def test_every_parameter_is_copied_and_the_new_ones_are_named(name: str) -> None
     found = student.state_dict()
     for key, tensor in copied.items():
         assert torch.equal(found[key], tensor), key
-    of_mlstm = ["feature_q.weight", "feature_k.weight"]
-    of_mlstm += [
-        f"{gate}_gate.{part}" for gate in ("input", "forget") for part in ("weight", "bias")
-    ]
+    of_mlstm = ["feature_q.weight", "feature_k.weight", "input_gate.weight"]
+    of_mlstm += ["forget_gate.weight", "forget_gate.bias"]
     of_hybrid = [*of_mlstm, "output_gate.weight", "output_gate.bias"]
     expected = {f"model.layers.0.self_attn.{part}" for part in of_hybrid}
     expected |= {f"model.layers.1.self_attn.{part}" for part in of_mlstm}
@@ -125,13 +123,10 @@ def test_new_weights_are_a_function_of_the_seed_alone() -> None:
 
 
 def test_the_start_is_what_the_settings_say() -> None:
-    settings: dict[str, Any] = {
-        "output_gate_bias": -1.5,
-        "forget_gate_bias": 4.0,
-        "input_gate_bias": 0.5,
-    }
+    settings: dict[str, Any] = {"output_gate_bias": -1.5, "forget_gate_bias": 4.0}
     mixer = make_hybrid(make_teacher("llama"), **settings).layers[0].self_attn
-    for gate in ("output", "forget", "input"):
+    assert not mixer.input_gate.weight.any()
+    for gate in ("output", "forget"):
         found = getattr(mixer, f"{gate}_gate")
         assert not found.weight.any()
         assert (found.bias == settings[f"{gate}_gate_bias"]).all()

@@ -95,7 +95,7 @@ def test_a_mixer_is_what_its_formula_says() -> None:
 
     query, key = heads(mixer.q_proj, mixer.q_norm), heads(mixer.k_proj, mixer.k_norm)
     value = heads(mixer.v_proj, None)
-    input_TN = torch.exp(x[0] @ mixer.input_gate.weight.T + mixer.input_gate.bias)
+    input_TN = torch.exp(x[0] @ mixer.input_gate.weight.T)
     forget_TN = torch.sigmoid(x[0] @ mixer.forget_gate.weight.T + mixer.forget_gate.bias)
     outputs = []
     for head in range(4):

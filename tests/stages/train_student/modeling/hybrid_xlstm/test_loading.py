@@ -97,9 +97,9 @@ def test_the_config_holds_what_the_model_is_made_of(tmp_path: Path) -> None:
 def test_a_directory_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     make_noisy_hybrid(make_teacher("qwen3"), **SETTINGS).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    del weights["model.layers.0.self_attn.input_gate.bias"]
+    del weights["model.layers.0.self_attn.input_gate.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"1 weights are missing, '\S+input_gate.bias' among"):
+    with pytest.raises(ValueError, match=r"1 weights are missing, '\S+input_gate.weight' among"):
         load(tmp_path)
 
 

@@ -53,7 +53,7 @@ def test_a_pattern_of_too_many_layers_is_refused() -> None:
         ("chunk_length", 2**20, 2**20 + 1),
         ("output_gate_bias", -100.0, -100.5),
         ("forget_gate_bias", 100.0, 100.5),
-        ("input_gate_bias", 100.0, float("nan")),
+        ("forget_gate_bias", -100.0, float("nan")),
     ],
 )
 def test_settings_have_bounds(key: str, possible: float, impossible: float) -> None:
