@@ -1,10 +1,13 @@
 """A Llama teacher, its cache and settings of a hybrid student, small enough for a test."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.students.registry import student_settings
+from stages.train_student.modeling.hybrid_xlstm.settings import HybridXLSTMSettings
 from tests.support.tiny import (
     save_tiny_tokenizer,
     tiny_cache_config,
@@ -13,9 +16,10 @@ from tests.support.tiny import (
 )
 
 
-def save_tiny_llama(directory: Path, *, seed: int = 0, **changes: Any) -> Path:
+def save_tiny_llama(
+    directory: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+) -> Path:
     """Save a Llama of width 32 and 3 layers with its tokenizer; ``changes`` go into its config."""
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     settings: dict[str, Any] = {
@@ -33,8 +37,8 @@ def save_tiny_llama(directory: Path, *, seed: int = 0, **changes: Any) -> Path:
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(LlamaConfig(**(settings | changes)))
-    model.save_pretrained(directory)
+        model: Any = LlamaForCausalLM(LlamaConfig(**(settings | changes)))
+    model.to(dtype).save_pretrained(directory)
     return directory
 
 
@@ -71,7 +75,7 @@ def distill_config(**changes: Any) -> TrainStudentConfig:
     return _config(distillation, changes)
 
 
-_STUDENT = ("pattern", "window", "num_sinks", "feature_map", "trained", "gradient_checkpointing")
+_STUDENT = {field.name for field in fields(HybridXLSTMSettings)}
 
 
 def _config(own: dict[str, Any], changes: dict[str, Any]) -> TrainStudentConfig:
@@ -85,4 +89,4 @@ def _config(own: dict[str, Any], changes: dict[str, Any]) -> TrainStudentConfig:
     }
     student = {key: value for key, value in settings.items() if key in _STUDENT}
     others = {key: value for key, value in settings.items() if key not in _STUDENT}
-    return TrainStudentConfig(student=student_settings("hybrid_xlstm", **student), **others)
+    return TrainStudentConfig(student=HybridXLSTMSettings(**student), **others)
