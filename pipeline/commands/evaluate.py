@@ -1,4 +1,4 @@
-"""``pipeline evaluate``: compare a student with its teacher, or evaluate it on tasks."""
+"""``pipeline evaluate``: compare a student with its teacher, evaluate it on tasks or by needles."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.options.cache_location import RUN, CacheLocation, LocalPath
+from pipeline.options.token_lengths import token_lengths
 from pipeline.runtime.silence_libraries import silence_libraries
 
 if TYPE_CHECKING:
     from cache_format.reader import Cache
     from pipeline.students.evaluation import EvalOptions
+    from pipeline.students.needle_probe import NeedleOptions
     from pipeline.students.student_files import StudentFiles
 
 
@@ -46,6 +48,28 @@ if TYPE_CHECKING:
     show_default=True,
     metavar="N",
 )
+@click.option(
+    "--needle",
+    callback=token_lengths,
+    metavar="LENGTH,…",
+    help="Hide a sentence in prompts of so many tokens, and ask for it.",
+)
+@click.option(
+    "--needle-trials",
+    type=click.IntRange(min=1, max=10_000),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Prompts of each length and depth.",
+)
+@click.option(
+    "--needle-picture", type=LocalPath(dir_okay=False), metavar="FILE.png", help="A heat map."
+)
+@click.option(
+    "--teacher",
+    type=LocalPath(exists=True, file_okay=False),
+    help="The teacher's directory: with --needle, it is asked as well.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
@@ -56,6 +80,10 @@ def evaluate(
     include_path: Path | None,
     limit: int | None,
     batch_size: int,
+    needle: tuple[int, ...] | None,
+    needle_trials: int,
+    needle_picture: Path | None,
+    teacher: Path | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -64,15 +92,21 @@ def evaluate(
     \b
       pipeline evaluate run --cache cache
       pipeline evaluate run --tasks hellaswag,arc_easy --limit 100
+      pipeline evaluate run --needle 512,1024,2048 --teacher my-model
 
     RUN is what train-student wrote with --out, or a model directory. For an unfinished run, the
     newest checkpoint is used; RUN/checkpoints/step-0000500 names one. With --cache: loss,
     perplexity, KL, agreement, accuracy and expected calibration error on the cache's validation
     split, and the teacher's metrics as far as the cache has them; the teacher is not loaded. With
-    --tasks: metrics of lm-evaluation-harness, which `pip install 'lm_eval[hf]'` installs.
+    --tasks: metrics of lm-evaluation-harness, which `pip install 'lm_eval[hf]'` installs. With
+    --needle: how often the student, and the --teacher, find a number again that a long prompt names
+    once, by the prompt's length and by where it names it.
     """
-    if cache is None and not tasks:
-        raise click.UsageError("give --cache, --tasks, or both")
+    if cache is None and not tasks and needle is None:
+        raise click.UsageError("give --cache, --tasks, --needle, or several of them")
+    for option, value in (("--teacher", teacher), ("--needle-picture", needle_picture)):
+        if value is not None and needle is None:
+            raise click.UsageError(f"{option} goes with --needle, which is missing")
     import json
 
     import cache_format
@@ -105,6 +139,15 @@ def evaluate(
             names = [name.strip() for name in tasks.split(",") if name.strip()]
             found["tasks"] = run_tasks(student.directory, names, options)
             texts.append(tasks_text(found["tasks"]))
+        if needle is not None:
+            from pipeline.students.needle_probe import NeedleOptions
+            from pipeline.students.needle_report import draw_needles, needle_text
+
+            asked = NeedleOptions(lengths=needle, num_trials=needle_trials, device=device)
+            found["needle"] = _look_for_needles(student.directory, teacher, asked)
+            texts.append(needle_text(found["needle"]))
+            if needle_picture is not None:
+                draw_needles(needle_picture, found["needle"])
     click.echo(json.dumps(found, indent=1) if as_json else "\n\n".join(texts))
 
 
@@ -122,3 +165,15 @@ def _evaluate_on_cache(
     if student.step is not None:
         found["notes"].append(f"The student is unfinished: it is from step {student.step}.")
     return found
+
+
+def _look_for_needles(
+    student: Path, teacher: Path | None, asked: "NeedleOptions"
+) -> dict[str, Any]:
+    from pipeline.reporting.progress_bar import Bar
+    from pipeline.students.needle_probe import look_for_needles
+
+    with Bar("needle") as bar:
+        return look_for_needles(
+            student, teacher, asked, lambda done, total: bar.show(done, total, "")
+        )
