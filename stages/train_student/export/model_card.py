@@ -16,7 +16,7 @@ from cache_format.metadata.spec import CacheSpec
 from cache_format.reader import Cache
 from stages.recipe_table import recipe_table
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.students.registry import student_kind
+from stages.train_student.students.registry import settings_class, student_kind
 from stages.train_student.students.student import Student
 from stages.train_student.tracking.metric_labels import VALIDATION
 
@@ -68,9 +68,11 @@ def model_card(
     sections.append("## Training data\n\n" + _sources(cache))
     if config is not None:
         sections.append(f"## Recipe\n\n```toml\n{_recipe(config)}\n```")
+    holds_teacher = settings_class(model.config.model_type).holds_teacher
+    part = "weights" if holds_teacher else "embedding and head"
     sections.append(
-        f"## License\n\nThe license of the teacher, {_teacher(spec)}, applies to its embedding and "
-        "head, which are part of this model."
+        f"## License\n\nThe license of the teacher, {_teacher(spec)}, applies to its {part}, which "
+        "are part of this model."
     )
     return "\n\n".join(sections) + "\n"
 

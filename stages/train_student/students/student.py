@@ -31,11 +31,7 @@ class StudentModelConfig(Protocol):
 
 
 class Student(Protocol):
-    """A student, for the loss, the optimizer and checkpoints.
-
-    States of single layers, which a loss that aligns them needs, will be a method beside
-    ``hidden_states``.
-    """
+    """A student, for the loss, the optimizer and checkpoints."""
 
     training: bool
 

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 import cache_format
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.export.published_files import published_files
+from stages.train_student.export.saved_student import find_checkpoint, publish_checkpoint
 from stages.train_student.tracking.run_progress import TrainProgress
 from stages.train_student.trainer.stopping import StoppedError
 from tests.support.hybrid_runs import align_config, distill_config, hybrid_cache, save_tiny_llama
@@ -165,6 +167,32 @@ class TestDistillation:
             run(distill_config(max_steps=3), cache, out, resume=True, init=distilled)
         run(distill_config(max_steps=3), cache, out, resume=True)
         assert_equal_runs(out, distilled)
+
+    def test_a_run_that_broke_off_resumes_bitwise(self, cache: Path, tmp_path: Path) -> None:
+        def report(progress: TrainProgress) -> None:
+            if progress.step == 5:
+                raise OSError("killed")
+
+        whole, broken = tmp_path / "whole", tmp_path / "broken"
+        config = distill_config(max_steps=6, mixer_learning_rate=1e-2, precision="bf16")
+        run(config, cache, whole)
+        with pytest.raises(OSError, match="killed"):
+            run(config, cache, broken, report=report)
+        run(config, cache, broken, resume=True)
+        assert_equal_runs(broken, whole)
+
+    @pytest.mark.parametrize("fixture", ["aligned", "distilled"])
+    def test_a_checkpoint_can_be_published_as_the_model_was(
+        self, fixture: str, cache: Path, tmp_path: Path, request: pytest.FixtureRequest
+    ) -> None:
+        out = request.getfixturevalue(fixture)
+        checkpoint, _ = find_checkpoint(out)
+        publish_checkpoint(checkpoint, cache_format.open(cache), tmp_path / "model")
+        expected = weights(out)
+        found = weights(tmp_path)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+        assert published_files(tmp_path / "model")
 
     def test_the_mixers_have_a_learning_rate_of_their_own(
         self, cache: Path, distilled: Path, aligned: Path, tmp_path: Path

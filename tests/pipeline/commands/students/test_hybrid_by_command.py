@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 import cache_format
+from stages.train_student.export.published_files import published_files
 from tests.support.command_line import done, run
 from tests.support.hybrid_runs import save_tiny_llama
 from tests.support.tiny import save_tiny_tokenizer, tiny_texts, write_fineweb_parquet
@@ -91,6 +92,7 @@ class TestConvert:
             ["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=untrained, check=False
         )
         assert checked.returncode == 0
+        assert set(published_files(untrained)) == {path.name for path in untrained.iterdir()}
         names = {path.name for path in untrained.iterdir()}
         assert names >= {"tokenizer.json", "generation_config.json", "README.md"}
         assert "modeling_hybrid_xlstm.py" in names
