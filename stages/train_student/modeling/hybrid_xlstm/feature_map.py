@@ -68,7 +68,8 @@ class HeadGate(nn.Module):
         wide = _wide(query_BNGTH, self.weight)
         with torch.autocast(query_BNGTH.device.type, enabled=False):
             weight = self.weight.to(wide).view(num_groups, num_queries, -1)
-            of_query, of_key, of_value = weight.chunk(3, dim=-1)
+            # Copies: products of strided rows depend on where in memory these lie, by a bit.
+            of_query, of_key, of_value = (part.contiguous() for part in weight.chunk(3, dim=-1))
             shared = (
                 torch.einsum("bnth,ngh->bngt", part.to(wide), of_part)
                 for part, of_part in ((key_BNTH, of_key), (value_BNTH, of_value))
