@@ -4,6 +4,7 @@ import click
 
 from benchmarks.bytes import bytes_against_students
 from benchmarks.codec import codec
+from benchmarks.hybrid import hybrid
 from benchmarks.loader import loader
 from benchmarks.loss import loss
 from benchmarks.online import online
@@ -25,6 +26,7 @@ def main(context: click.Context) -> None:
 main.add_command(bytes_against_students)
 main.add_command(codec)
 main.add_command(sampled_softmax)
+main.add_command(hybrid)
 main.add_command(loader)
 main.add_command(loss)
 main.add_command(online)

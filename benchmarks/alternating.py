@@ -10,14 +10,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def median_seconds(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, every round running all of them; the first round is not counted."""
+def median_seconds(
+    contenders: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    after: Callable[[str], None] = lambda _: None,
+) -> dict[str, float]:
+    """Median seconds of each, every round running all of them; the first round is not counted.
+
+    ``after`` is told the name of each that has run; its time is not counted.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats + 1):
         for name, run in contenders.items():
             begin = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - begin)
+            after(name)
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 

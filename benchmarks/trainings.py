@@ -20,7 +20,7 @@ from stages.train_student.data.sampler import micro_batch_seed
 from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.losses.loss_term import LossNormalizer
 from stages.train_student.losses.objective import make_objective
-from stages.train_student.losses.schedules import learning_rate
+from stages.train_student.losses.schedules import learning_rates
 from stages.train_student.losses.terms import cache_needs, loss_weights
 from stages.train_student.new_student import load_student
 from stages.train_student.students.student import Student
@@ -72,13 +72,13 @@ class Training:
         with self._loader() as loader:
             for step in loader.steps(self.step, self.step + num_steps):
                 weights = loss_weights(self.config, self.step, self.order.steps_per_epoch)
-                rate = learning_rate(self.config, self.step, self.num_steps)
+                rates = learning_rates(self.config, self.step, self.num_steps)
                 num_scored = sum(batch.num_scored for batch in step)
                 normalizer = LossNormalizer(num_scored, self.order.rows_per_step)
                 seed = partial(micro_batch_seed, self.config.seed, self.step)
                 seeds = map(seed, range(self.config.gradient_accumulation_steps))
                 sums = self._updater.accumulate(step, weights, normalizer, seeds)
-                self._updater.update(sums, rate)  # waits for the device
+                self._updater.update(sums, rates)  # waits for the device
                 self.step += 1
         return time.perf_counter() - begin
 

@@ -19,6 +19,7 @@ from pipeline.commands.merge import merge
 from pipeline.commands.pack import pack, unpack
 from pipeline.commands.push import push
 from pipeline.commands.recipes import recipes
+from pipeline.commands.students.convert import convert
 from pipeline.commands.students.merge_students import merge_students
 from pipeline.commands.students.win_and_tie import win_and_tie
 from pipeline.commands.train_student import train_student
@@ -44,19 +45,8 @@ def main(debug: bool) -> None:
 
 
 for command in (
-    *(cache_teacher, estimate, train_student, recipes, inspect_cache, generate),
-    *(
-        evaluate,
-        win_and_tie,
-        merge_students,
-        push,
-        verify,
-        pack,
-        unpack,
-        merge,
-        extend,
-        export,
-        demo,
-    ),
+    *(cache_teacher, estimate, convert, train_student, recipes, inspect_cache, generate),
+    *(evaluate, win_and_tie, merge_students, push, verify, pack, unpack, merge, extend, export),
+    demo,
 ):
     main.add_command(command)

@@ -15,6 +15,8 @@ class StageAction(Enum):
     """Resume the run, and train for more steps."""
     INITIAL_WEIGHTS = auto()
     """Name the initial weights of a new run, or name none."""
+    TEACHER_WEIGHTS = auto()
+    """Say where the teacher of a cache is, which holds none of its weights."""
     LOCAL_SPACE = auto()
     """Let the local copies of a remote cache take more space."""
     RAY_ADDRESS = auto()

@@ -1,4 +1,4 @@
-"""``pipeline evaluate``: compare a student with its teacher, or evaluate it on tasks."""
+"""``pipeline evaluate``: compare a student with its teacher, evaluate it on tasks or by needles."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.options.cache_location import RUN, CacheLocation, LocalPath
+from pipeline.options.token_lengths import token_lengths
 from pipeline.runtime.silence_libraries import silence_libraries
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.judgement.suite import Suite
     from pipeline.students.evaluation import EvalOptions
     from pipeline.students.lm_eval_harness import HarnessOptions
+    from pipeline.students.needle_probe import NeedleOptions
     from pipeline.students.student_files import StudentFiles
 
 
@@ -42,8 +44,7 @@ if TYPE_CHECKING:
     "lacks.",
 )
 @click.option(
-    "--teacher",
-    "is_teacher",
+    "--is-teacher",
     is_flag=True,
     help="RUN is the directory of a teacher, to be compared with; needs --tasks.",
 )
@@ -70,6 +71,28 @@ if TYPE_CHECKING:
     show_default=True,
     metavar="N",
 )
+@click.option(
+    "--needle",
+    callback=token_lengths,
+    metavar="LENGTH,…",
+    help="Hide a sentence in prompts of so many tokens, and ask for it.",
+)
+@click.option(
+    "--needle-trials",
+    type=click.IntRange(min=1, max=10_000),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Prompts of each length and depth.",
+)
+@click.option(
+    "--needle-picture", type=LocalPath(dir_okay=False), metavar="FILE.png", help="A heat map."
+)
+@click.option(
+    "--teacher",
+    type=LocalPath(exists=True, file_okay=False),
+    help="The teacher's directory: with --needle, it is asked as well.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
@@ -83,6 +106,10 @@ def evaluate(
     include_path: Path | None,
     limit: int | None,
     batch_size: int,
+    needle: tuple[int, ...] | None,
+    needle_trials: int,
+    needle_picture: Path | None,
+    teacher: Path | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -92,20 +119,28 @@ def evaluate(
       pipeline evaluate run --cache cache
       pipeline evaluate run --tasks hellaswag,arc_easy --limit 100
       pipeline evaluate run --tasks paper-base:understanding --out student-results
+      pipeline evaluate run --needle 512,1024,2048 --teacher my-model
 
     RUN is what train-student wrote with --out, or a model directory. For an unfinished run, the
     newest checkpoint is used; RUN/checkpoints/step-0000500 names one. With --cache: loss,
     perplexity, KL, agreement, accuracy and expected calibration error on the cache's validation
     split, and the teacher's metrics as far as the cache has them; the teacher is not loaded. With
     --tasks: metrics of lm-evaluation-harness, which `pip install 'lm_eval[hf]'` installs; with
-    --out they and the items are written in its format, for `pipeline win-and-tie`.
+    --out they and the items are written in its format, for `pipeline win-and-tie`. With --needle:
+    how often the student, and the --teacher, find a number again that a long prompt names once, by
+    the prompt's length and by where it names it.
     """
-    if cache is None and not tasks:
-        raise click.UsageError("give --cache, --tasks, or both")
+    if cache is None and not tasks and needle is None:
+        raise click.UsageError("give --cache, --tasks, --needle, or several of them")
     if not tasks and (out is not None or is_teacher or run_generated_code):
-        raise click.UsageError("--out, --teacher and --run-generated-code need --tasks")
-    if is_teacher and cache is not None:
-        raise click.UsageError("--teacher: a cache holds its teacher's figures: leave out --cache")
+        raise click.UsageError("--out, --is-teacher and --run-generated-code need --tasks")
+    if is_teacher and (cache is not None or needle is not None):
+        raise click.UsageError(
+            "--is-teacher goes with --tasks alone: leave out --cache and --needle"
+        )
+    for option, value in (("--teacher", teacher), ("--needle-picture", needle_picture)):
+        if value is not None and needle is None:
+            raise click.UsageError(f"{option} goes with --needle, which is missing")
     import json
 
     import cache_format
@@ -146,6 +181,15 @@ def evaluate(
             results = _run_tasks(model.directory, is_teacher, suite, options, out)
             found["tasks"] = metrics_by_task(results)
             texts.append(tasks_text(found["tasks"]))
+        if needle is not None:
+            from pipeline.students.needle_probe import NeedleOptions
+            from pipeline.students.needle_report import draw_needles, needle_text
+
+            asked = NeedleOptions(lengths=needle, num_trials=needle_trials, device=device)
+            found["needle"] = _look_for_needles(model.directory, teacher, asked)
+            texts.append(needle_text(found["needle"]))
+            if needle_picture is not None:
+                draw_needles(needle_picture, found["needle"])
     click.echo(json.dumps(found, indent=1) if as_json else "\n\n".join(texts))
 
 
@@ -207,3 +251,15 @@ def _evaluate_on_cache(
     if student.step is not None:
         found["notes"].append(f"The student is unfinished: it is from step {student.step}.")
     return found
+
+
+def _look_for_needles(
+    student: Path, teacher: Path | None, asked: "NeedleOptions"
+) -> dict[str, Any]:
+    from pipeline.reporting.progress_bar import Bar
+    from pipeline.students.needle_probe import look_for_needles
+
+    with Bar("needle") as bar:
+        return look_for_needles(
+            student, teacher, asked, lambda done, total: bar.show(done, total, "")
+        )

@@ -20,4 +20,4 @@ def recipes(recipe_name: str | None) -> None:
         click.echo(recipe_text(recipe_name), nl=False)
         return
     for name, recipe in listed_recipes().items():
-        click.echo(f"{name:14} {recipe.description}")
+        click.echo(f"{name:20} {recipe.description}")

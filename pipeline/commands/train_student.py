@@ -40,6 +40,8 @@ class _RunOptions:
     resume: bool
     init: Path | None
     extend_to: int | None
+    teacher: str | None
+    """Where the teacher's weights are, if not in the cache."""
     online: str | None
     """The teacher in the loop: None without one; "" if it is where the cache says."""
 
@@ -74,6 +76,13 @@ class _RunOptions:
     "remaining steps use the learning rate of a run of STEPS steps: if it has already decayed to "
     "0, it jumps back up to that run's value, then decays to 0 at STEPS. The run records STEPS, so "
     "a later --resume alone continues to it. At the end, the new model replaces the old one.",
+)
+@click.option(
+    "--teacher",
+    metavar="TEACHER",
+    help="Where all of the teacher's weights are, for a student that holds them, if the cache was "
+    "made without cache_teacher.keep_teacher_weights: its directory or Hub id. They have to be "
+    "those that the cache was made with.",
 )
 @click.option(
     "--teacher-in-the-loop",
@@ -168,7 +177,10 @@ def _check_early(recipe: "Recipe", cache: "Cache", run: _RunOptions) -> None:
     from stages.train_student.preflight import check_early
 
     is_online = run.online is not None
-    check_early(recipe.train_student, cache, run.out, resume=run.resume, online=is_online)
+    teacher = None if run.teacher is None else Path(run.teacher)
+    check_early(
+        recipe.train_student, cache, run.out, resume=run.resume, online=is_online, teacher=teacher
+    )
 
 
 def _run_stage_two(
@@ -192,6 +204,7 @@ def _run_stage_two(
                 stop=StopRequest(is_made=request.is_made, interruptible=request.interruptible),
                 load_teacher=_teacher_loader(recipe, cache, run),
                 init=run.init,
+                teacher=_teacher_directory(cache, run),
                 extend_to=run.extend_to,
             )
         except (StoppedError, StopNow):
@@ -200,6 +213,15 @@ def _run_stage_two(
             if _is_first():
                 raise click.ClickException(f"{error}. See its own error message.") from None
             raise click.exceptions.Exit(1) from None
+
+
+def _teacher_directory(cache: "Cache", run: _RunOptions) -> Path | None:
+    """The directory that --teacher names, fetched from the Hub if need be."""
+    if run.teacher is None:
+        return None
+    from pipeline.students.teacher_directory import find_teacher_directory
+
+    return find_teacher_directory(run.teacher, cache)
 
 
 def _teacher_loader(recipe: "Recipe", cache: "Cache", run: _RunOptions) -> "LoadTeacher | None":

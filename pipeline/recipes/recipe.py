@@ -307,6 +307,10 @@ def _refuse_unknown(where: str, what: str, name: str, valid: Iterable[str]) -> N
     if what == "key" and renamed in names:
         raise RecipeError(f'{where}: unknown key "{name}"; it is now called "{renamed}"')
     (nearest,) = get_close_matches(name, names, n=1, cutoff=0.0)
+    of_kinds = [kind for kind, settings in SETTINGS.items() if name in _hints(settings)]
+    if what == "key" and "kind" in names and of_kinds:
+        kinds = " and ".join(of_kinds)
+        raise RecipeError(f'{where}: unknown key "{name}"; students of kind {kinds} have it')
     elsewhere = [
         table
         for table, kinds in _TABLES.items()

@@ -24,6 +24,8 @@ _HOW: dict[Enum, str] = {
     StageAction.EXTEND: "To extend a run: --resume --extend-to STEPS.",
     StageAction.INITIAL_WEIGHTS: "--init sets the initial weights; without it, a run begins "
     "from random weights, or resumes from its own.",
+    StageAction.TEACHER_WEIGHTS: "`pipeline train-student --teacher DIRECTORY|HUB-ID` names the "
+    "teacher.",
     StageAction.LOCAL_SPACE: "--local-gib limits the disk space of local copies.",
     StageAction.RAY_ADDRESS: "--ray-address sets the cluster.",
     StageAction.RAY_WORKERS: "--ray-workers sets the number of workers.",
@@ -35,7 +37,7 @@ _IN_COMMAND: dict[tuple[str, Enum], str] = {
     ("train-student", StageAction.RESUME): _RESUME,
     **{
         (command, Action.CHOOSE_DIRECTORY): "--out sets the directory."
-        for command in ("cache-teacher", "train-student", "merge", "demo")
+        for command in ("cache-teacher", "train-student", "convert", "merge", "demo")
     },
 }
 """What goes before ``_HOW`` where one command says it in other words, or says it at all."""

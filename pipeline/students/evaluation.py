@@ -134,7 +134,8 @@ def _name(label: MetricLabel) -> str:
 
 def _notes(config: "StudentModelConfig", cache: "Cache", kl_note: str) -> list[str]:
     notes = [kl_note]
-    if config.cache_id != cache.cache_id:
+    is_trained = config.cache_id is not None or config.num_steps is not None
+    if is_trained and config.cache_id != cache.cache_id:
         notes.append(
             "This is not the cache that the student was trained on, so the student may have been "
             "trained on these documents."

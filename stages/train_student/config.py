@@ -18,6 +18,12 @@ class TrainStudentConfig:
     student: StudentSettings = field(default_factory=SETTINGS[DEFAULT_KIND])
     """What is trained: the table ``[train_student.student]``, whose ``kind`` decides its keys."""
 
+    objective: Literal["distillation", "alignment"] = "distillation"
+    """What the loss compares: the student's predictions with labels and teacher, or each of its
+    layers with the teacher's layer it replaces. Alignment trains what is new in a student that
+    holds its teacher, reads token ids alone, and uses none of α, β, T, ``epoch_*``, ``loss_chunk``
+    and ``sampled_softmax_size`` but in validation."""
+
     alpha_start: float = 0.8
     """Weight α of the KL term at step 0. With both α and β at 0, labels alone are used."""
     alpha_end: float = 0.5
@@ -38,8 +44,14 @@ class TrainStudentConfig:
 
     learning_rate: float = 2e-4
     """Peak learning rate of AdamW."""
+    mixer_learning_rate: float | None = None
+    """Peak learning rate of what is new in a student that holds its teacher; absent: the same."""
+    learning_rate_schedule: Literal["cosine", "constant"] = "cosine"
+    """What follows the warm-up: a cosine down to ``min_learning_rate``, or the peak to the end."""
+    min_learning_rate: float = 0.0
+    """Where the cosine ends, for all parameters alike."""
     warmup_ratio: float = 0.1
-    """Share of all steps over which the learning rate rises; a cosine to 0 follows."""
+    """Share of all steps over which the learning rate rises from 0."""
     adam_beta1: float = 0.9
     """Decay of AdamW's first moment."""
     adam_beta2: float = 0.999
@@ -134,13 +146,51 @@ class TrainStudentConfig:
                 f"{name}_start",
                 f"at least {name}_end under the epoch rule scale_restart, which only decreases it",
             )
-        for key in ("learning_rate", "max_grad_norm"):
-            _require(getattr(self, key) > 0.0, key, "above 0")
+        self._require_objective()
+        self._require_learning_rates()
+        _require(self.max_grad_norm > 0.0, "max_grad_norm", "above 0")
         for key in ("warmup_ratio", "adam_beta1", "adam_beta2"):
             _require(0.0 <= getattr(self, key) < 1.0, key, "at least 0 and below 1")
         _require(self.weight_decay >= 0.0, "weight_decay", "0 or more")
         _require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 − 1")
         require_int64(vars(self))
+
+    def _require_objective(self) -> None:
+        if self.objective != "alignment":
+            return
+        _require(
+            self.student.holds_teacher,
+            "objective",
+            f'"distillation" for students of kind "{self.student.kind}", none of whose layers '
+            "stands in the place of a teacher's",
+        )
+        _require(
+            self.student.trains_new_alone,
+            "objective",
+            '"distillation" unless student.trained is "new": an alignment compares with the '
+            "student's copies of its teacher's weights, which it must leave as they are",
+        )
+
+    def _require_learning_rates(self) -> None:
+        _require(self.learning_rate > 0.0, "learning_rate", "above 0")
+        if self.mixer_learning_rate is not None:
+            _require(self.mixer_learning_rate > 0.0, "mixer_learning_rate", "above 0")
+            _require(
+                self.student.holds_teacher,
+                "mixer_learning_rate",
+                f'none for students of kind "{self.student.kind}", which have one learning rate',
+            )
+        lowest = min(self.learning_rate, self.mixer_learning_rate or self.learning_rate)
+        _require(
+            0.0 <= self.min_learning_rate <= lowest,
+            "min_learning_rate",
+            f"from 0 to the peak, {lowest:g}",
+        )
+        _require(
+            self.learning_rate_schedule == "cosine" or self.min_learning_rate == 0.0,
+            "min_learning_rate",
+            "0 with learning_rate_schedule constant, which does not fall",
+        )
 
 
 def _require(holds: bool, key: str, allowed: str) -> None:

@@ -10,18 +10,26 @@ from pathlib import Path
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.requirements import require_targets
+from stages.train_student.data.teacher_weights import require_teacher_weights
 from stages.train_student.losses.terms import cache_needs
 from stages.train_student.tracking.trackers import require_trackers
 from stages.train_student.trainer import run_directory
 
 
 def check_early(
-    config: TrainStudentConfig, cache: Cache, out: Path, *, resume: bool, online: bool
+    config: TrainStudentConfig,
+    cache: Cache,
+    out: Path,
+    *,
+    resume: bool,
+    online: bool,
+    teacher: Path | None = None,
 ) -> None:
     """Raise ValueError where settings, ``cache`` and ``out`` do not fit together.
 
-    Nothing is written.
+    ``teacher`` is the directory of all its weights, if one is given. Nothing is written.
     """
+    require_teacher_weights(config.student, cache, teacher)
     require_targets(config, cache, cache_needs(config), online=online)
     require_trackers(config.report_to)
     if not _begins_anew(out):  # then this refuses, or finds the run that is resumed

@@ -1,7 +1,8 @@
 """Stage two from top to bottom, in the order in which the data flows.
 
 cache → loader → student → loss → optimizer → checkpoint → Hugging Face model directory. The teacher
-is not loaded: the cache contains its embedding, head and tokenizer.
+is not loaded: the cache contains its embedding, head and tokenizer, and all its weights if students
+are to hold them.
 
 ``out/`` receives ``recipe.toml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and, at the
 end, ``model/``. Of several processes, only the first one writes.
@@ -16,9 +17,11 @@ from cache_format.reader import Cache
 from stages.recipe_table import table_toml
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.requirements import require_targets
+from stages.train_student.data.teacher_weights import checked_teacher, require_teacher_weights
 from stages.train_student.distributed.context import distributed_context
 from stages.train_student.losses.teacher_signal import LoadTeacher
 from stages.train_student.losses.terms import cache_needs
+from stages.train_student.new_student import load_student
 from stages.train_student.tracking.run_progress import Report
 from stages.train_student.tracking.trackers import require_trackers
 from stages.train_student.trainer import run_directory
@@ -40,6 +43,7 @@ def train_student(
     stop: StopRequest | None = None,
     load_teacher: LoadTeacher | None = None,
     init: Path | None = None,
+    teacher: Path | None = None,
     extend_to: int | None = None,
 ) -> dict[str, float]:
     """Train a student from ``cache``; returns the metrics of the last validation.
@@ -71,7 +75,9 @@ def train_student(
 
     With ``load_teacher``, the loss uses that teacher's full distribution on the same rows, for
     comparison. A new run begins from the weights of the student at ``init``, if given; a resumed
-    run continues to the step ``extend_to``, if given (see ``extension``).
+    run continues to the step ``extend_to``, if given (see ``extension``). A kind of student that
+    begins with all of its teacher's weights takes them from the cache or, if it holds none, from
+    the model directory ``teacher``, whose hash must be the cache's.
     Under torchrun, all processes train one student.
 
     When ``stop`` is requested in any process, a checkpoint of the last finished step is written and
@@ -85,6 +91,7 @@ def train_student(
     if recipe_toml is None:
         recipe_toml = table_toml("train_student", config)
     is_online = load_teacher is not None
+    require_teacher_weights(config.student, cache, teacher)
     require_targets(config, cache, cache_needs(config), online=is_online)
     require_trackers(config.report_to)
     with distributed_context(config.device) as (context, device), ExitStack() as stack:
@@ -94,13 +101,17 @@ def train_student(
         stopping = Stopping(stop or StopRequest(), context)
         context.run_on_rank0(lambda: stack.enter_context(run_directory.held(out)))
         with stopping.interruptible():
+            whole_teacher = checked_teacher(teacher, cache) if teacher else None
             initial = load_initial_weights(init, config, cache) if init else None
         prepare = partial(run_directory.prepare, resume=resume, recipe_toml=recipe_toml)
         prepare = partial(prepare, online=is_online, initial=initial)
         record = context.run_on_rank0(partial(prepare, out, cache, config))
         with stopping.interruptible():
-            teacher = load_teacher(device) if load_teacher else None
-            run = TrainingRun(config, cache, record, context, device, out, report, teacher)
+            online = load_teacher(device) if load_teacher else None
+            make_student = partial(load_student, config, cache, whole_teacher)
+            run = TrainingRun(
+                *(config, cache, record, context, device, out, report, online, make_student)
+            )
             run.restore(initial)
         del initial, prepare  # their weights are in the model now
         if extend_to is not None:

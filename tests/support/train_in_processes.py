@@ -1,4 +1,4 @@
-"""One process of several that train the tiny student of ``test_run``. See ``test_processes``."""
+"""One process of several that train a tiny student. See ``test_processes``."""
 
 import json
 import os
@@ -9,7 +9,11 @@ import cache_format
 from stages.train_student.run import train_student
 from stages.train_student.tracking.run_progress import TrainProgress
 from stages.train_student.trainer.stopping import StopRequest
+from tests.support.hybrid_runs import align_config, distill_config
 from tests.support.train_configs import tiny_train_config
+
+_CONFIGS = {"tiny": tiny_train_config, "align": align_config, "distill": distill_config}
+"""By what the settings call ``kind``."""
 
 
 def main(cache: str, out: str, arguments: str) -> None:
@@ -26,8 +30,9 @@ def main(cache: str, out: str, arguments: str) -> None:
             raise ValueError("the second process cannot go on")
         return bool(last == given["stop_after"]) and is_second
 
+    make_config = _CONFIGS[given["changes"].pop("kind", "tiny")]
     train_student(
-        tiny_train_config(**given["changes"]),
+        make_config(**given["changes"]),
         cache_format.open(cache),
         Path(out),
         resume=True,

@@ -23,6 +23,7 @@ def run(
     report: Callable[[TrainProgress], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
     init: Path | None = None,
+    teacher: Path | None = None,
     extend_to: int | None = None,
 ) -> dict[str, float]:
     return train_student(
@@ -34,6 +35,7 @@ def run(
         report=report,
         stop=StopRequest(is_made=stop),
         init=init,
+        teacher=teacher,
         extend_to=extend_to,
     )
 

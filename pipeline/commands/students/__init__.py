@@ -1,1 +1,1 @@
-"""Commands on students that are trained: they are judged and merged."""
+"""Commands on whole students: they are made from a teacher, judged and merged."""

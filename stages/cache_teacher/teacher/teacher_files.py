@@ -4,9 +4,7 @@ In: the ``teacher*`` settings. Out: ``TeacherSource``, after every refusal that 
 that a wrong setting costs seconds and not a model's loading time.
 """
 
-import hashlib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +16,9 @@ from stages.cache_teacher.corpus.chat.chat_template import template_of, template
 from stages.cache_teacher.corpus.chat.unit_conversations import ChatEncoder
 from stages.cache_teacher.corpus.document_tokenizer import DocumentTokenizer
 from stages.cache_teacher.corpus.hub import model_snapshot
-from stages.cache_teacher.corpus.open_file import sha256_of
 from stages.cache_teacher.teacher.attention import choose_attention
 from stages.cache_teacher.teacher.locate import local_directory
+from stages.model_files.file_hashes import tokenizer_sha256, weights_sha256
 from stages.model_files.redirects import refuse_redirects
 from stages.model_files.tokenizer_files import (
     CONFIG,
@@ -69,9 +67,8 @@ def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
     assert config.teacher_dtype != "auto", "chosen by now"
     name = f"teacher {config.teacher!r}"
     directory, revision = _directory_of(config)
-    weights = _weight_files(directory, name)
-    tokenizer_files = tuple(f for f in READ_FILES if (directory / f).is_file())
-    if not tokenizer_files:
+    _require_weights(directory, name)
+    if not any((directory / file).is_file() for file in READ_FILES):
         raise ValueError(f"{name}: {directory} holds no tokenizer")
     refuse_redirects(directory / "config.json")
     refuse_redirects(directory / CONFIG)
@@ -93,9 +90,8 @@ def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
     spec = TeacherSpec(
         source=config.teacher if revision else "local",
         revision=revision,
-        # The configuration changes what the same weights compute, so it counts as one of them.
-        weights_sha256=_sha256_over(directory, ["config.json", *weights]),
-        tokenizer_sha256=_sha256_over(directory, tokenizer_files),
+        weights_sha256=weights_sha256(directory),
+        tokenizer_sha256=tokenizer_sha256(directory),
         dtype=config.teacher_dtype,
         attention=attention,
         hidden_size=text_config.hidden_size,
@@ -131,8 +127,8 @@ def _directory_of(config: CacheTeacherConfig) -> tuple[Path, str]:
     return snapshot, snapshot.name
 
 
-def _weight_files(directory: Path, name: str) -> list[str]:
-    """The safetensors files that make up the model; pickled weights are refused, not read."""
+def _require_weights(directory: Path, name: str) -> None:
+    """Raise ValueError unless there are safetensors weights; pickled ones are never read."""
     if not (directory / "config.json").is_file():
         raise ValueError(f"{name}: {directory} is not a model directory: it has no config.json")
     for path in sorted(directory.iterdir()):
@@ -142,19 +138,11 @@ def _weight_files(directory: Path, name: str) -> list[str]:
                 "weights than the model's own. Merge an adapter into its model, and use a "
                 "directory that `save_pretrained` wrote and that holds nothing else."
             )
-    parts = weight_files(directory)
-    if not parts:
+    if not weight_files(directory):
         raise ValueError(
             f"{name}: {directory} holds no safetensors weights{pickled_note(directory)}. Save the "
             "model with save_pretrained(..., safe_serialization=True) and use that directory."
         )
-    return parts
-
-
-def _sha256_over(directory: Path, names: Iterable[str]) -> str:
-    """One hash over the names and contents of several files."""
-    lines = [f"{sha256_of(str(directory / name))}  {name}\n" for name in sorted(names)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _refuse_model(name: str, text_config: Any, sequence_length: int) -> None:

@@ -4,7 +4,7 @@ Tensors are whole, however they are spread over processes; all call together. On
 time, and only who keeps them holds more than that.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -78,9 +78,18 @@ def restore(model: _Model, optimizer: torch.optim.Optimizer, tensors: Mapping[st
         copy_whole(target, tensors[name])
 
 
-def restore_weights(model: _Model, weights: Mapping[str, Tensor]) -> None:
-    """Fill all that is trained. Raises ValueError unless there is one of each name and shape."""
-    parameters = trained_parameters(model)
+def restore_weights(
+    model: _Model, weights: Mapping[str, Tensor], *, may_keep: Collection[str] = ()
+) -> None:
+    """Fill all that is trained; those of ``may_keep`` that ``weights`` lack stay as they are.
+
+    Raises ValueError unless there is one of each other name, of the same shape, and no more.
+    """
+    parameters = {
+        name: parameter
+        for name, parameter in trained_parameters(model).items()
+        if name in weights or name not in may_keep
+    }
     require_alike(parameters, weights, dtypes=False)
     for name, parameter in parameters.items():
         copy_whole(parameter, weights[name])

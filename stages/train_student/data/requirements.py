@@ -35,6 +35,11 @@ def require_targets(
             f"{cache.path}: no position of its training rows is scored: there is nothing to learn."
         )
     if online:
+        if config.objective == "alignment":
+            raise ValueError(
+                "train_student.objective: an alignment takes the teacher's layers from the "
+                "student's own copies of them. Train it without a teacher in the loop."
+            )
         if config.sampled_softmax_size is not None:
             raise ValueError(
                 "train_student.sampled_softmax_size: with a teacher in the loop, the loss needs "

@@ -3,7 +3,8 @@
 In: the student and the cache's validation split. Out: mean cross-entropy and KL in nats per scored
 position, top-1 agreement, accuracy and calibration error (see ``calibration``); and, on the same
 positions, what the cache tells of the teacher: its cross-entropy and, unless the cache holds
-nothing but samples, its accuracy and calibration error.
+nothing but samples, its accuracy and calibration error. Of a student that holds its teacher, also
+its layers' output gates and, in an alignment, how far they are from the teacher's.
 
 KL is taken at T = 1; of a cache of samples, at the temperature that these were drawn at. What it
 is depends on the cache's targets, so only figures of one cache compare: of ``top_k`` it is over K+1
@@ -27,6 +28,7 @@ from stages.train_student.data.targets.kinds import kind_of
 from stages.train_student.data.temperatures import validation_temperature
 from stages.train_student.evaluation.calibration import StudentCalibration, TeacherCalibration
 from stages.train_student.evaluation.divergence import Divergence, TeacherDivergence
+from stages.train_student.evaluation.layers import LayerAlignments, LayerWatch, OutputGates
 from stages.train_student.evaluation.validation_metric import ScoredPositions, ValidationMetric
 from stages.train_student.losses.objective import Objective
 from stages.train_student.students.student import Student
@@ -62,12 +64,14 @@ def score(model: Student, objective: Objective, batches: Iterable[Batch]) -> dic
     was_training = model.training
     model.train(False)
     device, metrics = objective.device, validation_metrics(objective)
+    watch = LayerWatch(model, objective.compares_layers)
     num_scored = 0
     for batch in batches:
         if not batch.num_scored:
             continue
         on_device = batch.to(device)
-        with torch.autocast(device.type, objective.dtype, enabled=objective.uses_autocast):
+        autocast = torch.autocast(device.type, objective.dtype, enabled=objective.uses_autocast)
+        with autocast, watch.gates() as gates:
             hidden_BTD = model.hidden_states(on_device.input_ids, on_device.is_document_start)
         positions = ScoredPositions(
             hidden_ND=scored(hidden_BTD, on_device),
@@ -77,6 +81,7 @@ def score(model: Student, objective: Objective, batches: Iterable[Batch]) -> dic
             next_logprob_N=None
             if batch.next_logprob is None
             else scored(batch.next_logprob, batch),
+            layers=watch.figures(on_device, gates, objective.dtype),
         )
         for metric in metrics:
             metric.add(positions)
@@ -104,4 +109,4 @@ def validation_metrics(objective: Objective) -> list[ValidationMetric]:
     ]
     if kind_of(spec).KNOWS_PROBABILITIES:
         metrics.append(TeacherCalibration(vocabulary.chunk))
-    return metrics
+    return [*metrics, LayerAlignments(), OutputGates()]

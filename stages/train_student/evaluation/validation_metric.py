@@ -6,6 +6,7 @@ see it, label it in ``tracking/metric_labels``.
 Shapes: N scored positions, V vocabulary, D width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +14,18 @@ from torch import Tensor
 
 from stages.train_student.data.targets.dense_targets import DenseTargets
 from stages.train_student.data.targets.sparse_targets import SparseTargets
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFigures:
+    """Of the layers of a student that holds its teacher, over all positions of one batch."""
+
+    errors: Mapping[int, Tensor]
+    """How far each layer is from the teacher's, by its index: a scalar, summed over positions (see
+    ``losses.alignment``). None where they are not compared."""
+    gates: Mapping[int, Tensor]
+    """The gate between window (0) and mLSTM (1) by layer, of every position and head."""
+    num_positions: int
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,8 @@ class ScoredPositions:
     next_logprob_N: Tensor | None
     """The teacher's log-probabilities of the labels, on the host; None where the cache does not
     hold them."""
+    layers: LayerFigures | None = None
+    """None of a student that does not hold its teacher."""
 
 
 class ValidationMetric(Protocol):
@@ -38,4 +53,6 @@ class ValidationMetric(Protocol):
         """Count the positions of one more batch."""
 
     def values(self) -> dict[str, float]:
-        """Means over all positions; ``validation/NAME`` in ``metrics.jsonl``."""
+        """Means over all positions; ``validation/NAME`` in ``metrics.jsonl``.
+
+        None of what no batch told."""

@@ -16,7 +16,7 @@ from cache_format.metadata.spec import CacheSpec
 from cache_format.reader import Cache
 from stages.recipe_table import recipe_table
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.students.registry import student_kind
+from stages.train_student.students.registry import settings_class, student_kind
 from stages.train_student.students.student import Student
 from stages.train_student.tracking.metric_labels import VALIDATION
 
@@ -41,6 +41,7 @@ recurrent state of constant size. Pad batches on the left."""
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 _UNUSUAL = re.compile(r"[^\w./ -]", re.ASCII)
 _STUDENT = "train_student.student"
+_UNNAMED = "a model that is not on the Hub"
 # Whatever else a recipe names is a matter of one machine or of speed.
 _NOT_SHOWN = ("device", "reader_threads", "report_to", "compile", "parallel")
 
@@ -54,7 +55,8 @@ def model_card(
     """The card, as Markdown."""
     spec = cache.spec
     sections = [
-        _front_matter(spec) + f"# An xLSTM student of {_teacher(spec)}",
+        _front_matter(spec.teacher.source, spec.teacher.revision)
+        + f"# An xLSTM student of {_teacher(spec)}",
         _description(model, spec),
         usage(model.config.model_type),
     ]
@@ -66,9 +68,11 @@ def model_card(
     sections.append("## Training data\n\n" + _sources(cache))
     if config is not None:
         sections.append(f"## Recipe\n\n```toml\n{_recipe(config)}\n```")
+    holds_teacher = settings_class(model.config.model_type).holds_teacher
+    part = "weights" if holds_teacher else "embedding and head"
     sections.append(
-        f"## License\n\nThe license of the teacher, {_teacher(spec)}, applies to its embedding and "
-        "head, which are part of this model."
+        f"## License\n\nThe license of the teacher, {_teacher(spec)}, applies to its {part}, which "
+        "are part of this model."
     )
     return "\n\n".join(sections) + "\n"
 
@@ -83,11 +87,32 @@ def plain_name(name: str) -> str:
     return name if _NAME.fullmatch(name) else f"`{_UNUSUAL.sub('?', name)[:200]}`"
 
 
-def _front_matter(spec: CacheSpec) -> str:
+def untrained_card(model: Student, config: TrainStudentConfig) -> str:
+    """The card of a student that was made from its teacher and not trained, as Markdown."""
+    origin = model.config.teacher
+    assert origin is not None, "it says where it is from"
+    source, revision = origin["source"], origin["revision"]
+    name = plain_name(source) if revision else _UNNAMED
+    new = student_kind(model.config.model_type).mixer_parameters(model)
+    num_new = sum(p.numel() for key, p in model.named_parameters() if key in new)
+    sections = [
+        _front_matter(source, revision) + f"# An untrained xLSTM student of {name}",
+        f"All weights of the teacher{_at(revision)}, and {num_new:,} new ones that are not trained "
+        f"yet: a distillation begins here. The teacher's weights have the SHA-256 "
+        f"`{_UNUSUAL.sub('?', origin['weights_sha256'])}`.",
+        usage(model.config.model_type),
+        f"## Recipe\n\n```toml\n{_student_table(config)}\n```",
+        f"## License\n\nThe license of the teacher, {name}, applies to its weights, which are part "
+        "of this model.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(source: str, revision: str) -> str:
     lines = ["library_name: transformers", "pipeline_tag: text-generation"]
     lines.append("tags: [xlstm, distillation]")
-    if spec.teacher.revision:
-        lines.append(f"base_model: {json.dumps(spec.teacher.source)}")
+    if revision:
+        lines.append(f"base_model: {json.dumps(source)}")
     return "\n".join(["---", *lines, "---", "", ""])
 
 
@@ -112,7 +137,7 @@ def _sources(cache: Cache) -> str:
 def _teacher(spec: CacheSpec) -> str:
     """Its name on the Hub; a cache does not tell what directory it was read from."""
     source = spec.teacher.source
-    return plain_name(source) if spec.teacher.revision else "a model that is not on the Hub"
+    return plain_name(source) if spec.teacher.revision else _UNNAMED
 
 
 def _at(revision: str) -> str:
@@ -122,9 +147,14 @@ def _at(revision: str) -> str:
 def _recipe(config: TrainStudentConfig) -> str:
     """``[train_student]`` and the student's table, what is a matter of speed left out."""
     settings = {key: value for key, value in recipe_table(config).items() if key not in _NOT_SHOWN}
-    student = settings.pop("student")
+    del settings["student"]
+    return f"{_toml_table('train_student', settings)}\n\n{_student_table(config)}"
+
+
+def _student_table(config: TrainStudentConfig) -> str:
+    student = recipe_table(config)["student"]
     shown = {key: value for key, value in student.items() if key not in config.student.speed_keys}
-    return f"{_toml_table('train_student', settings)}\n\n{_toml_table(_STUDENT, shown)}"
+    return _toml_table(_STUDENT, shown)
 
 
 def _toml_table(name: str, settings: Mapping[str, Any]) -> str:

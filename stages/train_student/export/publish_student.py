@@ -1,6 +1,6 @@
 """The end of a run: its student as a model directory, from weights spread over any processes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,7 +17,6 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.export.publish_model import publish_model, published_step
 from stages.train_student.export.published_files import is_complete
-from stages.train_student.new_student import load_student
 from stages.train_student.students.student import Student
 
 
@@ -27,12 +26,14 @@ def publish_student(
     target: Path,
     context: DistributedContext,
     *,
+    make_student: Callable[[], Student],
     config: TrainStudentConfig,
     step: int,
     metrics: Mapping[str, float],
 ) -> tuple[str, ...]:
     """Publish ``model`` of ``step`` at ``target``, unless it is there; all processes call together.
 
+    ``make_student`` builds the student as it began: what was not trained is taken from there.
     ``metrics`` are those of the last validation. Returns the keys of the teacher's
     ``tokenizer_config.json`` that were left out, because they name code or files elsewhere.
     """
@@ -42,7 +43,7 @@ def publish_student(
     def publish() -> tuple[str, ...]:
         student = model
         if is_shared:
-            student = load_student(config, cache)
+            student = make_student()
             restore_weights(student, trained)
         is_there = target.exists() and published_step(target) == step
         if is_there and is_complete(target) and _holds(target, student):

@@ -49,6 +49,8 @@ class Objective:
     """Makes the loss's targets of a batch's; validation takes them, whatever the signal."""
     signal: TeacherSignal
     """What the teacher says of a batch: from the cache, or from the teacher in the loop."""
+    compares_layers: bool = False
+    """Whether validation compares the student's layers with the teacher's, as an alignment does."""
 
     @property
     def value_names(self) -> tuple[str, ...]:
@@ -127,6 +129,7 @@ def make_objective(
         further_terms=further_terms(),
         decode=decode,
         signal=CachedSignal(cache.spec, decode) if teacher is None else OnlineSignal(teacher),
+        compares_layers=config.objective == "alignment",
     )
 
 

@@ -5,6 +5,7 @@ Source: Distil-xLSTM, arXiv 2503.18565, section 3 (Δ-distillation).
 """
 
 import math
+from typing import NamedTuple
 
 from stages.train_student.config import TrainStudentConfig
 
@@ -14,13 +15,40 @@ def annealed(start: float, end: float, k: int) -> float:
     return end + (start - end) / (1.0 + math.log1p(k))
 
 
-def learning_rate(config: TrainStudentConfig, step: int, num_steps: int) -> float:
-    """Linear warm-up over ``warmup_ratio`` of the run, then a cosine to 0 at its end."""
+class LearningRates(NamedTuple):
+    """The learning rates of one step."""
+
+    base: float
+    """Of all parameters that have no other."""
+    mixer: float
+    """Of what is new in a student that holds its teacher."""
+
+
+def learning_rates(config: TrainStudentConfig, step: int, num_steps: int) -> LearningRates:
+    """Those of optimizer step ``step`` (from 0) of ``num_steps``."""
+    base = learning_rate(config, step, num_steps)
+    if config.mixer_learning_rate is None:
+        return LearningRates(base, base)
+    peak = config.mixer_learning_rate
+    return LearningRates(base, learning_rate(config, step, num_steps, peak=peak))
+
+
+def learning_rate(
+    config: TrainStudentConfig, step: int, num_steps: int, *, peak: float | None = None
+) -> float:
+    """Linear warm-up over ``warmup_ratio`` of the run to ``peak``, by default ``learning_rate``.
+
+    After it the rate stays, or follows a cosine to ``min_learning_rate`` at the run's end.
+    """
+    peak = config.learning_rate if peak is None else peak
     warmup = math.ceil(config.warmup_ratio * num_steps)
     if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
+        return peak * (step + 1) / warmup
+    if config.learning_rate_schedule == "constant":
+        return peak
     progress = (step - warmup) / max(1, num_steps - warmup)
-    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+    end = config.min_learning_rate
+    return end + (peak - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def start_of_epoch(config: TrainStudentConfig, start: float, end: float, epoch: int) -> float:

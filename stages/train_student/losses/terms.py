@@ -74,7 +74,12 @@ def loss_weights(config: TrainStudentConfig, step: int, steps_per_epoch: int) ->
 
 
 def cache_needs(config: TrainStudentConfig) -> CacheNeeds:
-    """What the terms that ``config`` ever gives a weight need; every cache has the labels."""
+    """What the terms that ``config`` ever gives a weight need; every cache has the labels.
+
+    An alignment has no such terms: it reads token ids.
+    """
+    if config.objective == "alignment":
+        return CacheNeeds(temperatures={}, hidden_states_for=())
     has_kl = max(config.alpha_start, config.alpha_end) > 0
     has_frobenius = max(config.beta_start, config.beta_end) > 0
     temperatures = {

@@ -67,6 +67,9 @@ class _DistilXLSTM:
         # Not `hidden_states`: FSDP moves what that is given to the device, marks on the host, too.
         return Sharding(root=model, units=list(model.blocks), forward_method="run_stack")
 
+    def mixer_parameters(self, model: DistilXLSTMForCausalLM) -> frozenset[str]:
+        return frozenset()
+
     def operations_per_token(self, model: DistilXLSTMForCausalLM) -> float:
         config = model.config
         num_weights = sum(weight.numel() for weight in model.xlstm_block_stack.parameters())

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
+from stages.train_student.modeling.hybrid_xlstm.settings import HybridXLSTMSettings
 
 if TYPE_CHECKING:
     from stages.train_student.students.student import StudentKind
@@ -21,6 +22,9 @@ class StudentSettings(Protocol):
     """The settings that weights must share to fit, which a model's config.json holds too."""
     speed_keys: ClassVar[frozenset[str]]
     """The settings that shape no result, and may change when a run is resumed."""
+    holds_teacher: ClassVar[bool]
+    """Whether a student holds all of its teacher's weights, and new ones in some layers: those can
+    be aligned with the teacher's layers, and have a learning rate of their own."""
 
     @property
     def kind(self) -> str:
@@ -30,8 +34,15 @@ class StudentSettings(Protocol):
     def train_head(self) -> bool:
         """Whether the head is trained; a frozen one is the teacher's."""
 
+    @property
+    def trains_new_alone(self) -> bool:
+        """Whether all that a student holds of its teacher is left as it is."""
 
-SETTINGS: dict[str, type[StudentSettings]] = {"distil_xlstm": DistilXLSTMSettings}
+
+SETTINGS: dict[str, type[StudentSettings]] = {
+    "distil_xlstm": DistilXLSTMSettings,
+    "hybrid_xlstm": HybridXLSTMSettings,
+}
 DEFAULT_KIND = "distil_xlstm"
 
 

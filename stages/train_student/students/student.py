@@ -8,7 +8,8 @@ Shapes: B batch, T positions, D width, R rows of the head (padding included).
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +31,7 @@ class StudentModelConfig(Protocol):
 
 
 class Student(Protocol):
-    """A student, for the loss, the optimizer and checkpoints.
-
-    States of single layers, which a loss that aligns them needs, will be a method beside
-    ``hidden_states``.
-    """
+    """A student, for the loss, the optimizer and checkpoints."""
 
     training: bool
 
@@ -72,6 +69,48 @@ class Student(Protocol):
         """Write ``config.json``, weights and what else finds the classes again."""
 
 
+class LayerAlignment(Protocol):
+    """How far a student's layers are from those of its teacher that they replace."""
+
+    @property
+    def errors_LBT(self) -> Tensor:
+        """float32: of each layer with new weights, ‖teacher's − student's‖² of what all heads give
+        before the output projection, from the teacher's inputs. Only new weights have gradients."""
+
+
+@runtime_checkable
+class AlignableStudent(Student, Protocol):
+    """A student that holds its teacher, whose layers it can be compared with."""
+
+    @property
+    def attention_width(self) -> int:
+        """Numbers that all heads of a layer give at a position."""
+
+    @property
+    def converted_layers(self) -> list[int]:
+        """Indices of the layers that ``alignment`` compares."""
+
+    @property
+    def output_gates(self) -> dict[int, nn.Module]:
+        """By layer: gives the pre-activation of the gate between window (0) and mLSTM (1)."""
+
+    def alignment(
+        self, input_ids: Tensor, is_document_start: Tensor | None = None
+    ) -> LayerAlignment:
+        """Teacher and student in each layer, from what the teacher's layer gets; documents as in
+        ``hidden_states``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherWeights:
+    """All weights of a teacher, in a model directory that has been checked."""
+
+    config: Mapping[str, Any]
+    """Its ``config.json``."""
+    directory: Path
+    """Has ``model.safetensors``, or an index and its parts (see ``weight_files``)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeacherParts:
     """What a student takes over from its teacher: weights [R, D], and sizes."""
@@ -85,6 +124,8 @@ class TeacherParts:
     """None leaves a random one, to measure with."""
     head: Tensor | None
     """None where it is tied to the embedding."""
+    weights: TeacherWeights | None = None
+    """All weights, for a kind that holds its teacher, which then gets no embedding and no head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +187,10 @@ class StudentKind(Protocol[Settings, Model]):
 
     def sharding(self, model: Model) -> Sharding:
         """What FSDP spreads."""
+
+    def mixer_parameters(self, model: Model) -> frozenset[str]:
+        """Names of the parameters that the teacher does not have, where a student holds the rest;
+        none of a student that is new as a whole. They have ``mixer_learning_rate``."""
 
     def operations_per_token(self, model: Model) -> float:
         """Floating-point operations of one token, forward and backward, by the definition."""

@@ -28,6 +28,7 @@ STEP = (
     MetricLabel(key="train/loss", format=".3f", progress="loss"),
     MetricLabel(key="train/cross_entropy", format=".3f", progress="CE"),
     MetricLabel(key="train/kl", format=".3f", progress="KL(T={T})"),
+    MetricLabel(key="train/alignment", format=".3g", progress="alignment"),
     MetricLabel(key="train/frobenius", format=".3f", progress="L_F"),
     MetricLabel(key="schedule/alpha", format=".2f", progress="α"),
     MetricLabel(key="train/gradient_norm", format=".2f", progress="grad norm"),
@@ -69,6 +70,18 @@ VALIDATION = (
         format=".4f",
         progress="teacher's loss",
         card="teacher's loss, nats per token",
+    ),
+    MetricLabel(
+        key="validation/alignment",
+        format=".3g",
+        progress="alignment error",
+        card="mean square per layer between the mixers' outputs and the teacher's attention",
+    ),
+    MetricLabel(
+        key="validation/mlstm_share",
+        format=".0%",
+        progress="mLSTM's share",
+        card="the mLSTM's share of the mixers' outputs (mean output gate)",
     ),
 )
 

@@ -5,7 +5,7 @@ once it is clear that they fit, and their hash, which is part of what the new ru
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,18 @@ from cache_format.errors import AdvisedError, NextStep
 from cache_format.reader import Cache
 from stages.next_steps import StageAction
 from stages.train_student.checkpoints.checkpoint import config_of
-from stages.train_student.checkpoints.saved_tensors import trained_parameters, trained_weights
+from stages.train_student.checkpoints.saved_tensors import (
+    restore_weights,
+    trained_parameters,
+    trained_weights,
+)
 from stages.train_student.checkpoints.teacher_identity import require_same_teacher
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.export.model_directory import find_model_directory, newer_checkpoint_note
 from stages.train_student.export.saved_student import find_checkpoint
 from stages.train_student.export.stored_student import load_stored_student
 from stages.train_student.students.registry import StudentSettings
+from stages.train_student.students.student import Student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,33 @@ def load_initial_weights(place: Path, config: TrainStudentConfig, cache: Cache) 
     return InitialWeights(
         location=str(path.absolute()), sha256=_sha256(weights), weights=weights, notes=tuple(notes)
     )
+
+
+def fill_with_initial(
+    model: Student, initial: InitialWeights, mixer_parameters: Collection[str]
+) -> None:
+    """Fill what ``model`` trains with ``initial``.
+
+    A student that holds its teacher may train more than the other one did: what is a copy of the
+    teacher's there, and so not among its trained weights, is one here as well. Raises ValueError
+    where there is too little, or the other one has trained what is frozen here.
+    """
+    trained = trained_parameters(model).keys()
+    copies = trained - mixer_parameters if mixer_parameters else set()
+    if foreign := initial.weights.keys() - trained:
+        raise AdvisedError(
+            f"{initial.location}: {len(foreign)} of its trained weights, such as {min(foreign)}, "
+            "are frozen in this recipe's student, or not part of it.",
+            NextStep(
+                "Train at least as much of the student as was trained there, or begin without "
+                "initial weights.",
+                StageAction.INITIAL_WEIGHTS,
+            ),
+        )
+    try:
+        restore_weights(model, initial.weights, may_keep=copies)
+    except ValueError as error:
+        raise ValueError(f"{initial.location}: {error}") from error
 
 
 def _require_same_architecture(

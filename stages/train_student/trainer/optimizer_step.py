@@ -6,7 +6,7 @@ skipped. What ``accumulate`` does may be abandoned: it changes no weight, moment
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from stages.train_student.data.loader import Step
 from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.distributed.sharding import whole
 from stages.train_student.losses.loss_term import LossNormalizer
+from stages.train_student.losses.schedules import LearningRates
 from stages.train_student.losses.terms import LossWeights
 from stages.train_student.students.student import Student
 from stages.train_student.trainer.rank_slice import ParallelLoss
@@ -39,11 +40,16 @@ class Updater:
         loss: ParallelLoss,
         config: TrainStudentConfig,
         context: DistributedContext,
+        mixer_parameters: Collection[str] = (),
     ) -> None:
+        """``mixer_parameters`` are the names of those with the learning rate of the mixers."""
         self._loss, self._config, self._context = loss, config, context
-        self._trainable = [p for p in student.parameters() if p.requires_grad]
+        trained = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
+        self._trainable = [parameter for _, parameter in trained]
         self._device = self._trainable[0].device
-        self.optimizer = _adamw(config, self._trainable)
+        mixers = [parameter for name, parameter in trained if name in mixer_parameters]
+        others = [parameter for name, parameter in trained if name not in mixer_parameters]
+        self.optimizer = _adamw(config, others, mixers)
         self.scaler = torch.amp.GradScaler(self._device.type, enabled=config.precision == "fp16")
 
     def accumulate(
@@ -67,7 +73,7 @@ class Updater:
             sums += values
         return sums
 
-    def update(self, sums: Tensor, rate: float) -> dict[str, float]:
+    def update(self, sums: Tensor, rates: LearningRates) -> dict[str, float]:
         """Take the optimizer's step along what was accumulated; returns the step's figures.
 
         They are the loss and its terms, means over the step in nats, by their names, and
@@ -80,7 +86,7 @@ class Updater:
         norm = whole(torch.nn.utils.clip_grad_norm_(self._trainable, self._config.max_grad_norm))
         figures = self._figures(sums, norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rates.mixer if group["is_mixer"] else rates.base
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -118,25 +124,40 @@ def _require_finite(name: str, value: float) -> None:
         raise NonFiniteError(name, value)
 
 
-def _adamw(config: TrainStudentConfig, trainable: list[torch.nn.Parameter]) -> torch.optim.AdamW:
+def _adamw(
+    config: TrainStudentConfig,
+    others: Sequence[torch.nn.Parameter],
+    mixers: Sequence[torch.nn.Parameter] = (),
+) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only.
 
     Its moments are there from the start, as AdamW would begin them at its first step: so a
     checkpoint of any step has all of them, and one that lacks some is refused.
     """
     optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-        ],
+        [*_groups(others, config, is_mixer=False), *_groups(mixers, config, is_mixer=True)],
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         fused=True,
     )
-    for parameter in trainable:
+    for parameter in (*others, *mixers):
         optimizer.state[parameter] = {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
             "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter),
         }
     return optimizer
+
+
+def _groups(
+    parameters: Sequence[torch.nn.Parameter], config: TrainStudentConfig, *, is_mixer: bool
+) -> list[dict[str, Any]]:
+    """The groups of those that share a learning rate, which ``is_mixer`` tells."""
+    matrices = [p for p in parameters if p.ndim > 1]
+    vectors = [p for p in parameters if p.ndim <= 1]
+    decays = ((matrices, config.weight_decay), (vectors, 0.0))
+    return [
+        {"params": group, "weight_decay": decay, "is_mixer": is_mixer}
+        for group, decay in decays
+        if group
+    ]

@@ -24,8 +24,8 @@ from cache_format.errors import AdvisedError, NextStep
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch
 from stages.train_student.distributed.context import DistributedContext
+from stages.train_student.losses.alignment import TrainingLoss
 from stages.train_student.losses.loss_term import LossNormalizer
-from stages.train_student.losses.objective import Objective
 from stages.train_student.losses.terms import LossWeights
 from stages.train_student.students.student import Sharding, Student
 
@@ -67,7 +67,7 @@ class ParallelLoss:
     def __init__(
         self,
         student: Student,
-        objective: Objective,
+        objective: TrainingLoss,
         sharding: Sharding | None,
         context: DistributedContext,
     ) -> None:
@@ -89,7 +89,7 @@ class ParallelLoss:
     def __call__(
         self, batch: Batch, weights: LossWeights, normalizer: LossNormalizer, *, is_last: bool
     ) -> tuple[Tensor, Tensor]:
-        """The loss to go backward from, and ``Objective.micro_batch_loss``' values.
+        """The loss to go backward from, and ``TrainingLoss.micro_batch_loss``' values.
 
         ``is_last``: this is the process's last micro-batch before the optimizer.
         """
@@ -114,7 +114,7 @@ class ParallelLoss:
 class _Loss(nn.Module):
     """The student and its objective as one module, whose forward is what processes share."""
 
-    def __init__(self, student: Student, objective: Objective) -> None:
+    def __init__(self, student: Student, objective: TrainingLoss) -> None:
         super().__init__()
         self.student, self._objective = student, objective
 

@@ -20,12 +20,11 @@ from stages.train_student.checkpoints.run_record import RunRecord
 from stages.train_student.checkpoints.saved_tensors import (
     require_tensors,
     restore,
-    restore_weights,
     tensors_of,
 )
 from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.students.student import Student
-from stages.train_student.trainer.initial_weights import InitialWeights
+from stages.train_student.trainer.initial_weights import InitialWeights, fill_with_initial
 from stages.train_student.trainer.optimizer_step import Updater, require_scaler_state
 from stages.train_student.trainer.run_directory import differences
 
@@ -38,6 +37,8 @@ class RunCheckpoints:
     context: DistributedContext
     model: Student
     updater: Updater
+    mixer_parameters: frozenset[str]
+    """See ``StudentKind``."""
     say: Callable[[str], None]
     warn: Callable[[str], None]
 
@@ -102,7 +103,7 @@ class RunCheckpoints:
             )
         for note in initial.notes:
             self.warn(note)
-        restore_weights(self.model, initial.weights)
+        fill_with_initial(self.model, initial, self.mixer_parameters)
         self.say(f"beginning from the weights of {initial.location}")
 
 

@@ -6,7 +6,7 @@ the model directory.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -26,12 +26,12 @@ from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.evaluation import validation
 from stages.train_student.export.publish_model import require_tokenizer
 from stages.train_student.export.publish_student import publish_student
+from stages.train_student.losses.alignment import AlignmentLoss, TrainingLoss
 from stages.train_student.losses.loss_term import LossNormalizer
 from stages.train_student.losses.objective import make_objective
-from stages.train_student.losses.schedules import learning_rate
+from stages.train_student.losses.schedules import LearningRates, learning_rates
 from stages.train_student.losses.teacher_signal import OnlineTeacher
-from stages.train_student.losses.terms import cache_needs, loss_weights
-from stages.train_student.new_student import load_student
+from stages.train_student.losses.terms import LossWeights, cache_needs, loss_weights
 from stages.train_student.students.registry import student_kind
 from stages.train_student.students.student import Student
 from stages.train_student.tracking.metrics import NOTHING_WRITTEN, MetricsLog, finite_only
@@ -62,6 +62,7 @@ class TrainingRun:
         out: Path,
         report: Report,
         teacher: OnlineTeacher | None,
+        make_student: Callable[[], Student],
     ) -> None:
         self.config, self.cache, self.record, self.out = config, cache, record, out
         self.rows = record.rows
@@ -71,7 +72,8 @@ class TrainingRun:
         self.num_planned = config.max_steps or self.steps_per_epoch * config.num_train_epochs
         require_tokenizer(cache)
         self.kind = student_kind(config.student.kind)
-        self.model: Student = load_student(config, cache).to(device)
+        self._make_student = make_student
+        self.model: Student = make_student().to(device)
         self.throughput = Throughput(
             self.kind.operations_per_token(self.model), device, config.precision, context.num_ranks
         )
@@ -82,13 +84,15 @@ class TrainingRun:
             cache_needs(config).hidden_states_for
         )
         sharding = self.kind.sharding(self.model) if config.parallel == "fsdp" else None
-        self.loss = ParallelLoss(self.model, self.objective, sharding, context)
-        self.updater = Updater(self.model, self.loss, config, context)
+        self.loss = ParallelLoss(self.model, self._training_loss(), sharding, context)
+        mixers = self.kind.mixer_parameters(self.model)
+        self.updater = Updater(self.model, self.loss, config, context, mixers)
         self.checkpoints = RunCheckpoints(
             out=out,
             context=context,
             model=self.model,
             updater=self.updater,
+            mixer_parameters=mixers,
             say=self._say,
             warn=self._warn,
         )
@@ -140,6 +144,12 @@ class TrainingRun:
         with self._stopping.interruptible():
             self._publish()
 
+    def _training_loss(self) -> TrainingLoss:
+        """What is minimized; validation asks the objective, whatever that is."""
+        if self.config.objective == "distillation":
+            return self.objective
+        return AlignmentLoss(device=self.device, dtype=self.objective.dtype)
+
     def _next(self, steps: Iterator[Step]) -> Step | None:
         with self._stopping.interruptible():  # a cache at a URL may be slow
             return next(steps, None)
@@ -174,7 +184,7 @@ class TrainingRun:
         """One optimizer step; returns its metrics."""
         weights = loss_weights(self.config, self.step, self.steps_per_epoch)
         num_steps = num_steps_at(self.step, self.num_planned, self.record.extensions)
-        rate = learning_rate(self.config, self.step, num_steps)
+        rates = learning_rates(self.config, self.step, num_steps)
         normalizer = LossNormalizer(max(1, num_scored), self.order.rows_per_step)
         numbers = RankSlice(self.context.rank, self.context.num_ranks).micro_batches(
             self.config.gradient_accumulation_steps
@@ -184,16 +194,24 @@ class TrainingRun:
             with self._stopping.interruptible():
                 check = self._stopping.check_alone
                 sums = self.updater.accumulate(step, weights, normalizer, seeds, check)
-            figures = self.updater.update(sums, rate)
+            figures = self.updater.update(sums, rates)
         except NonFiniteError as error:
             raise self._diverged(f"{error.name} of step {self.step}", error.value) from error
         tokens = self.order.rows_per_step * self.cache.spec.sequence_length
         return {
             **{f"train/{name}": value for name, value in figures.items()},
-            **{f"schedule/{name}": v for name, v in dataclasses.asdict(weights).items()},
-            "schedule/learning_rate": rate,
+            **self._schedule(weights, rates),
             **self.throughput.figures(tokens),
         }
+
+    def _schedule(self, weights: LossWeights, rates: LearningRates) -> dict[str, float]:
+        """What the step's schedules said, as far as it mattered."""
+        found = {"learning_rate": rates.base}
+        if self.config.objective == "distillation":
+            found = dataclasses.asdict(weights) | found
+        if self.config.mixer_learning_rate is not None:
+            found["mixer_learning_rate"] = rates.mixer
+        return {f"schedule/{name}": value for name, value in found.items()}
 
     def _after_step(self, metrics: dict[str, float]) -> None:
         self.step += 1
@@ -266,6 +284,7 @@ class TrainingRun:
             self.cache,
             self.out / "model",
             self.context,
+            make_student=self._make_student,
             config=self.config,
             step=self.step,
             metrics=self.validation,

@@ -28,7 +28,7 @@ class TestHelp:
             *("cache-teacher", "train-student", "recipes", "inspect", "verify"),
             "estimate",
             *("pack", "unpack", "merge", "extend", "export", "generate", "demo"),
-            *("evaluate", "win-and-tie", "merge-students", "push"),
+            *("convert", "evaluate", "win-and-tie", "merge-students", "push"),
         }
 
     @pytest.mark.parametrize("name", _COMMANDS)

@@ -6,8 +6,11 @@ from tests.support.command_line import run
 
 def test_recipes_lists_the_shipped_recipes() -> None:
     lines = run("recipes").output.splitlines()
-    assert [line.split()[0] for line in lines] == ["distil-xlstm", "small"]
-    assert "Qwen2.5-1.5B" in lines[0]
+    assert [line.split()[0] for line in lines] == [
+        *("demo-hybrid-align", "demo-hybrid-distill", "distil-xlstm"),
+        *("hybrid-align", "hybrid-distill", "small"),
+    ]
+    assert "Qwen2.5-1.5B" in lines[2]
 
 
 def test_recipes_prints_a_recipe_as_shipped() -> None:

@@ -31,6 +31,7 @@ from pipeline.recipes.recipe import (
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
+from stages.train_student.modeling.hybrid_xlstm.settings import HybridXLSTMSettings
 from tests.support import ROOT
 from tests.support.train_configs import train_config
 
@@ -55,9 +56,9 @@ def refusal(tmp_path: Path, text: str) -> str:
     return str(caught.value)
 
 
-def set_refusal(setting: str) -> str:
+def set_refusal(setting: str, recipe: str = "distil-xlstm") -> str:
     with pytest.raises(RecipeError) as caught:
-        with_set(setting)
+        load_recipe(recipe, [parse_override(setting)])
     assert "--set " in str(caught.value)
     return str(caught.value)
 
@@ -93,14 +94,43 @@ def _keys(config: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(config)]
 
 
+class TestHybrid:
+    @pytest.mark.parametrize("prefix", ["", "demo-"])
+    def test_the_second_stage_goes_on_with_what_the_first_one_trained(self, prefix: str) -> None:
+        align, distill = (load_recipe(f"{prefix}hybrid-{name}") for name in ("align", "distill"))
+        assert align.train_student.objective == "alignment"
+        assert distill.train_student.objective == "distillation"
+        first, second = align.train_student.student, distill.train_student.student
+        assert first.trains_new_alone
+        assert not second.trains_new_alone
+        for key in first.weight_keys:
+            assert getattr(first, key) == getattr(second, key), key
+
+    @pytest.mark.parametrize("prefix", ["", "demo-"])
+    def test_both_stages_learn_from_one_cache(self, prefix: str) -> None:
+        align, distill = (
+            dataclasses.replace(load_recipe(f"{prefix}hybrid-{name}").cache_teacher, num_tokens=1)
+            for name in ("align", "distill")
+        )
+        assert align == distill
+        assert align.keep_teacher_weights
+
+    def test_a_step_of_the_alignment_is_the_papers(self) -> None:
+        recipe = load_recipe("hybrid-align")
+        config = recipe.train_student
+        rows = config.batch_size * config.gradient_accumulation_steps
+        assert rows * recipe.cache_teacher.sequence_length * 2500 == 655_360_000
+        assert config.max_steps == 2500
+
+
 class TestUnsetTeacherAndCorpus:
     @pytest.mark.parametrize("name", recipe_names())
-    def test_only_the_demo_and_small_recipes_leave_teacher_and_corpus_unset(
+    def test_only_recipes_for_small_teachers_leave_teacher_and_corpus_unset(
         self, name: str
     ) -> None:
         recipe = load_recipe(name)
         needs = not (recipe.cache_teacher.teacher and recipe.cache_teacher.corpus)
-        assert needs is (name in ("demo", "small"))
+        assert needs is (name.startswith("demo") or name == "small")
         if needs:
             with pytest.raises(RecipeError, match=rf"recipe {name}: .* not set"):
                 require_teacher_and_corpus(name, recipe)
@@ -120,7 +150,10 @@ class TestUnsetTeacherAndCorpus:
             require_teacher_and_corpus("demo", load_recipe("demo"))
 
     def test_the_demo_recipe_is_not_listed(self) -> None:
-        assert list(listed_recipes()) == ["distil-xlstm", "small"]
+        assert list(listed_recipes()) == [
+            *("demo-hybrid-align", "demo-hybrid-distill", "distil-xlstm"),
+            *("hybrid-align", "hybrid-distill", "small"),
+        ]
 
 
 class TestFiles:
@@ -148,7 +181,8 @@ class TestFiles:
 
     def test_a_missing_file_names_the_shipped_recipes(self) -> None:
         with pytest.raises(
-            RecipeError, match=r"distil\.toml: neither a file.*recipes: distil-xlstm, small;"
+            RecipeError,
+            match=r"distil\.toml: neither a file.*recipes: demo-.*, hybrid-distill, small;",
         ):
             load_recipe("distil.toml")
 
@@ -213,6 +247,10 @@ class TestRefusals:
                 '[train_student.student]\nkind = "hybrid"',
                 "[train_student.student] kind: unknown kind 'hybrid'; the known ones are "
                 '"distil_xlstm"',
+            ),
+            (
+                '[train_student.student]\nkind = "hybrid_xlstm"\nnum_blocks = 2',
+                'unknown key "num_blocks"; students of kind distil_xlstm have it',
             ),
             ("[train_student.student]\nkind = [1]", "unknown kind [1]"),
             ("[train_student.student]\nweight_keys = 1", 'unknown key "weight_keys"'),
@@ -316,7 +354,8 @@ class TestIntegers:
     def test_integers_beyond_64_bits_are_refused(
         self, table: str, key: str, kind: Any, number: int
     ) -> None:
-        message = set_refusal(f"{table}.{key}={number}")
+        recipe = "hybrid-align" if kind is HybridXLSTMSettings else "distil-xlstm"
+        message = set_refusal(f"{table}.{key}={number}", recipe)
         assert message.startswith(f"--set {table}.{key}={number}: must be ")
         assert message.endswith(f", found {number}")
         with pytest.raises(ValueError, match=rf"^{key}: must be "):
@@ -431,7 +470,10 @@ class TestToml:
                 "prompt_column",
                 "completion_column",
             },
-            "train_student": {"sampled_softmax_size", "max_steps", "shuffle_shards"},
+            "train_student": {
+                *("sampled_softmax_size", "max_steps", "shuffle_shards"),
+                "mixer_learning_rate",
+            },
         }
         configs = {"cache_teacher": CacheTeacherConfig, "train_student": TrainStudentConfig}
         for table, config in configs.items():  # the values that are None are left out

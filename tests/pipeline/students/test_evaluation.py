@@ -182,7 +182,7 @@ def test_a_model_that_is_no_student_is_refused(tiny_cache: Path) -> None:
 def test_evaluate_without_cache_and_tasks_is_a_usage_error(run: Path) -> None:
     result = invoke(run)
     assert result.exit_code == 2
-    assert "give --cache, --tasks, or both" in result.stderr
+    assert "give --cache, --tasks, --needle, or several of them" in result.stderr
 
 
 @pytest.fixture

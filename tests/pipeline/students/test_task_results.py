@@ -262,7 +262,9 @@ def test_student_and_teacher_by_command_then_judged(
     shared = ("--tasks", suite, "--include-path", tasks, "--device", "cpu")
     done("evaluate", student, *shared, "--out", tmp_path / "student")
     teacher = tiny_cache.parent / "teacher"
-    printed = done("evaluate", teacher, "--teacher", *shared, "--out", tmp_path / "teacher").stdout
+    printed = done(
+        "evaluate", teacher, "--is-teacher", *shared, "--out", tmp_path / "teacher"
+    ).stdout
     assert "tiny_choice  acc  " in printed
     results = tmp_path / "teacher/results.json"
     fields = json.loads(results.read_text())
@@ -281,7 +283,7 @@ def test_student_and_teacher_by_command_then_judged(
     ("options", "message"),
     [
         (("--cache", "cache", "--out", "out"), "need --tasks"),
-        (("--cache", "cache", "--tasks", "a", "--teacher"), "leave out --cache"),
+        (("--cache", "cache", "--tasks", "a", "--is-teacher"), "leave out --cache"),
         (("--tasks", ","), "names no task"),
     ],
 )
@@ -294,5 +296,5 @@ def test_options_that_do_not_fit_are_a_usage_error(
 
 
 def test_what_is_no_teacher_is_refused(tmp_path: Path, tasks: Path) -> None:
-    result = run("evaluate", tmp_path, "--teacher", "--tasks", "a", "--include-path", tasks)
+    result = run("evaluate", tmp_path, "--is-teacher", "--tasks", "a", "--include-path", tasks)
     assert (result.exit_code, "not a model directory" in result.stderr) == (1, True), result.stderr

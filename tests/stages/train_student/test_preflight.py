@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,12 +10,13 @@ import cache_format
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.preflight import check_early
 from stages.train_student.trainer import run_directory
+from tests.support.hybrid_runs import align_config
 from tests.support.train_configs import train_config
 
 _CONFIG = TrainStudentConfig(report_to=())
 
 
-def check(cache: Path, out: Path, config: TrainStudentConfig = _CONFIG, **options: bool) -> None:
+def check(cache: Path, out: Path, config: TrainStudentConfig = _CONFIG, **options: Any) -> None:
     asked = {"resume": False, "online": False} | options
     check_early(config, cache_format.open(cache), out, **asked)
 
@@ -86,3 +88,23 @@ def test_temperatures_that_the_cache_does_not_hold_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="the cache holds temperatures from 1 to 2"):
         check(tiny_cache, tmp_path, TrainStudentConfig(report_to=(), temperature_start=4.0))
+
+
+def test_a_student_that_holds_its_teacher_needs_its_weights(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="holds no weights of its teacher"):
+        check(tiny_cache, tmp_path / "out", align_config())
+    check(tiny_cache, tmp_path / "out", align_config(), teacher=tmp_path)  # not looked into yet
+
+
+def test_an_alignment_has_no_teacher_in_the_loop(tiny_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^train_student\.objective: an alignment takes"):
+        check(tiny_cache, tmp_path / "out", align_config(), teacher=tmp_path, online=True)
+
+
+def test_a_student_that_does_not_hold_its_teacher_takes_none(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="takes no more of its teacher than the cache holds"):
+        check(tiny_cache, tmp_path / "out", teacher=tmp_path)

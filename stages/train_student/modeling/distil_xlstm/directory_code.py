@@ -10,6 +10,7 @@ from pathlib import Path
 from stages.train_student.modeling.carried_code import carried_files
 
 _MODULES = (
+    "causal_student",
     *("distil_xlstm.configuration", "distil_xlstm.directory_code", "distil_xlstm.modeling"),
     *("distil_xlstm.package_stack", "distil_xlstm.stack"),
     *("layers.document_masks", "layers.mlstm", "layers.mlstm_chunkwise"),

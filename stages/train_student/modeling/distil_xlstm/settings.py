@@ -41,6 +41,13 @@ class DistilXLSTMSettings:
     """The settings that weights must share to fit, which a model's config.json holds too."""
     speed_keys: ClassVar[frozenset[str]] = frozenset({"slstm_backend"})
     """The settings that shape no result, and may change when a run is resumed."""
+    holds_teacher: ClassVar[bool] = False
+    """Of its teacher, a student holds embedding and head alone."""
+
+    @property
+    def trains_new_alone(self) -> bool:
+        """Whether all that is the teacher's is left as it is."""
+        return not self.train_head
 
     def __post_init__(self) -> None:
         for key in ("num_blocks", "num_heads", "conv_kernel", "qkv_block_size"):

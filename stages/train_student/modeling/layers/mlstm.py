@@ -87,11 +87,11 @@ def mlstm(
     chunks = layout.chunks(chunk_length or chosen_chunk_length(num_positions, width))
     dtype = torch.bfloat16 if qkv_BNTH[0].dtype == torch.bfloat16 else wide
     with torch.autocast(gates_BNT[0].device.type, enabled=False):
-        decay = _decay_of_chunks(decay_of_positions(gates_BNT, layout, state), width, chunks, state)
+        decay = decay_of_chunks(decay_of_positions(gates_BNT, layout, state), width, chunks, state)
         decay = ChunkDecay(*(part.to(wide) for part in decay))
-        passing = _passing(decay, chunks, state)
+        passing = passing_between_chunks(decay, chunks, state)
         hidden, matrix, normaliser = ChunkwiseSums.apply(  # type: ignore[no-untyped-call]
-            *(_in_chunks(part.to(dtype), chunks) for part in qkv_BNTH),
+            *(in_chunks(part.to(dtype), chunks) for part in qkv_BNTH),
             *decay[:3],
             chunks.is_hidden_CBLL[:, :, None],
             passing,
@@ -168,14 +168,14 @@ class _CumulativeSum(torch.autograd.Function):
         return sums[..., :-1] - sums.gather(-1, (ctx.ends[1] + 1).expand_as(grad_BNT)), None
 
 
-def _decay_of_chunks(
+def decay_of_chunks(
     decay: Decay, width: int, chunks: Chunks, state: CellState | None
 ) -> ChunkDecay:
     """The same weights, cut into chunks. In the padding, which is at the end, no key weighs."""
     forgotten, largest = (
-        _in_chunks(part, chunks) for part in (decay.forgotten_BNT, decay.largest_BNT)
+        in_chunks(part, chunks) for part in (decay.forgotten_BNT, decay.largest_BNT)
     )
-    score = _in_chunks(decay.input_BNT, chunks, padding=-math.inf)
+    score = in_chunks(decay.input_BNT, chunks, padding=-math.inf)
     stabiliser = forgotten + largest
     carried = stabiliser[..., -1].detach().roll(1, 0)
     carried[0] = -math.inf if state is None else state.max_BN
@@ -188,7 +188,7 @@ def _decay_of_chunks(
 
 
 @torch.no_grad()
-def _passing(decay: ChunkDecay, chunks: Chunks, state: CellState | None) -> Passing:
+def passing_between_chunks(decay: ChunkDecay, chunks: Chunks, state: CellState | None) -> Passing:
     seen = decay.carried_CBN[..., None] - decay.largest_CBNL
     left = decay.score_CBNL - decay.largest_CBNL[..., -1:]
     if chunks.is_new_CBL is not None and chunks.is_left_CBL is not None:
@@ -199,7 +199,7 @@ def _passing(decay: ChunkDecay, chunks: Chunks, state: CellState | None) -> Pass
     return Passing(seen_CBNL=seen, left_CBNL=left.exp(), kept_CBN=seen[..., -1], state=sums)
 
 
-def _in_chunks(x_BNT: Tensor, chunks: Chunks, padding: float | None = None) -> Tensor:
+def in_chunks(x_BNT: Tensor, chunks: Chunks, padding: float | None = None) -> Tensor:
     """[B, N, T, ...] as [C, B, N, L, ...], filled up with ``padding`` or the last position's."""
     num_missing = chunks.num * chunks.length - x_BNT.shape[2]
     if num_missing:

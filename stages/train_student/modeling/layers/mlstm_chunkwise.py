@@ -79,9 +79,9 @@ class ChunkwiseSums(torch.autograd.Function):
         products = products.to(q.dtype)
         values = (products @ v).to(score.dtype)
 
-        before, after = _states(k, v, passing)
+        before, after = states_between_chunks(k, v, passing)
         if before is not None:
-            seen_q = _weighed(q, passing.seen_CBNL)[passing.first :]
+            seen_q = weighed(q, passing.seen_CBNL)[passing.first :]
             values[passing.first :] += seen_q @ before.matrix
             normaliser[passing.first :] += (seen_q @ before.normaliser[..., None])[..., 0]
 
@@ -119,13 +119,15 @@ class ChunkwiseSums(torch.autograd.Function):
             del grad_products  # large, like what is to come
             if before:
                 grads = (grad_q, grad_k, grad_v)
-                _add_passed((q, k, v), (grad_values, grad_n), Sums(*before), ctx.passing, grads)
+                add_passed((q, k, v), (grad_values, grad_n), Sums(*before), ctx.passing, grads)
             grad_score = (k.to(divisor.dtype) * grad_k).sum(-1)
             grad_largest = -(q.to(divisor.dtype) * grad_q).sum(-1)
         return grad_q, grad_k, grad_v, grad_score, grad_largest, grad_stabiliser, None, None
 
 
-def _states(k: Tensor, v: Tensor, passing: Passing) -> tuple[Sums | None, Sums | None]:
+def states_between_chunks(
+    k: Tensor, v: Tensor, passing: Passing
+) -> tuple[Sums | None, Sums | None]:
     """The sums before each chunk that has any, in the precision of k, and those after the last."""
     num_left = len(k) - passing.first
     if num_left == 0:
@@ -145,7 +147,7 @@ def _states(k: Tensor, v: Tensor, passing: Passing) -> tuple[Sums | None, Sums |
     return Sums(*before), Sums(*(part[-1].clone() for part in sums))
 
 
-def _add_passed(
+def add_passed(
     qkv: tuple[Tensor, Tensor, Tensor],
     grad_values_and_n: tuple[Tensor, Tensor],
     before: Sums,
@@ -162,7 +164,7 @@ def _add_passed(
     if len(k) == 1:
         return
     # By the states before chunks 1 to C − 1, which are those after chunks 0 to C − 2.
-    seen_q = _weighed(q[1:], passing.seen_CBNL[1:])
+    seen_q = weighed(q[1:], passing.seen_CBNL[1:])
     grad_matrix = (seen_q.mT @ grad_values[1:]).to(grad_n.dtype)
     grad_normaliser = (seen_q.mT @ grad_n[1:].to(q.dtype))[..., 0].to(grad_n.dtype)
     del seen_q
@@ -176,8 +178,8 @@ def _add_passed(
     grad_left += grad_normaliser[..., None, :]
     grad_k[:-1] += grad_left.mul_(left[..., None])
     del grad_left
-    grad_v[:-1] += _weighed(k[:-1], left) @ grad_matrix
+    grad_v[:-1] += weighed(k[:-1], left) @ grad_matrix
 
 
-def _weighed(x: Tensor, weight: Tensor) -> Tensor:
+def weighed(x: Tensor, weight: Tensor) -> Tensor:
     return (x * weight[..., None]).to(x.dtype)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +14,17 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from stages.train_student.config import TrainStudentConfig
 from stages.train_student.tracking.run_progress import TrainProgress
 from stages.train_student.trainer.rank_slice import require_processes
 from stages.train_student.trainer.stopping import StoppedError
 from tests.support import ROOT
+from tests.support.hybrid_runs import (
+    align_config,
+    distill_config,
+    hybrid_cache,
+    save_tiny_llama,
+)
 from tests.support.train_configs import tiny_train_config
 from tests.support.train_in_processes import train_forked
 from tests.support.train_runs import metrics, run
@@ -46,7 +54,7 @@ class Launcher:
         fail_after: int | None = None,
         **changes: Any,
     ) -> Ended:
-        """Train the tiny student by two processes.
+        """Train the tiny student, or that of ``kind``, by two processes.
 
         Each is told to stop after ``stop_after`` steps; the second fails after ``fail_after``.
         """
@@ -155,6 +163,39 @@ def test_a_trained_head_and_scaled_gradients_are_synchronized(
     assert done.returncode == 0, done.stderr
     # Halves are rounded, so some of what AdamW divides by is another number altogether.
     assert_same_student(tmp_path / "run", tmp_path / "alone", 2e-2)
+
+
+@pytest.fixture(scope="module")
+def teacher_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with all of its teacher's weights, which are in half precision."""
+    root = tmp_path_factory.mktemp("hybrid")
+    save_tiny_llama(root / "teacher", dtype=torch.bfloat16)
+    return hybrid_cache(root)
+
+
+@pytest.mark.parametrize(
+    ("kind", "make_config", "parallel"),
+    [
+        ("align", align_config, "ddp"),
+        ("align", align_config, "fsdp"),
+        ("distill", distill_config, "fsdp"),
+    ],
+)
+def test_a_student_that_holds_its_teacher_is_shared(
+    two_processes: Launcher,
+    teacher_cache: Path,
+    tmp_path: Path,
+    kind: str,
+    make_config: Callable[..., TrainStudentConfig],
+    parallel: str,
+) -> None:
+    changes: dict[str, Any] = {"max_steps": 3, "eval_steps": 9}
+    run(make_config(**changes), teacher_cache, tmp_path / "alone")
+    done = two_processes.train(
+        teacher_cache, tmp_path / "run", kind=kind, parallel=parallel, **changes
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same_student(tmp_path / "run", tmp_path / "alone", 2e-5)
 
 
 def test_sampled_softmax_columns_do_not_depend_on_the_process(

@@ -1,0 +1,106 @@
+"""A hybrid student beside the teacher that it was converted from: prompts, generation, training.
+
+The teacher is a Hugging Face model of random weights in float32 with its usual cache of keys and
+values, or one read from --teacher; the student is what conversion makes of it. Neither speed nor
+memory depends on what the weights are. Contenders alternate and medians are printed, because
+machines are noisy. A ratio is the teacher's time over the student's: above 1 the student is
+faster. Bytes of the training are the most that PyTorch has allocated within one step beyond
+weights, their gradients and the optimizer's state, so what is saved for the backward pass and all
+that lives beside it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+FAMILIES = ("llama", "mistral", "olmo2", "qwen2", "qwen3")
+QUICK = {"width": 128, "layers": 4, "vocabulary": 2048, "repeats": 1}
+
+
+@click.command("hybrid", help=__doc__)
+@click.option(
+    "--teacher",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A model directory; replaces the sizes of a random one.",
+)
+@click.option("--family", type=click.Choice(FAMILIES), default="llama", show_default=True)
+@click.option("--width", type=int, default=256, show_default=True)
+@click.option("--layers", type=int, default=8, show_default=True)
+@click.option("--heads", type=int, default=8, show_default=True, help="Of queries.")
+@click.option("--groups", type=int, default=2, show_default=True, help="Heads of keys and values.")
+@click.option("--vocabulary", type=int, default=8192, show_default=True)
+@click.option("--pattern", default="hybrid", show_default=True, help="Of the student's layers.")
+@click.option("--window", type=int, default=512, show_default=True)
+@click.option("--contexts", default="512,2048,8192", show_default=True)
+@click.option("--train-lengths", default="1024,2048", show_default=True, help="Positions of a row.")
+@click.option("--repeats", type=int, default=3, show_default=True, help="16 tokens in each.")
+@click.option("--quick", is_flag=True, help="A smaller teacher and fewer repeats: below 2 minutes.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def hybrid(as_json: bool, quick: bool, teacher: Path | None, **sizes: Any) -> None:
+    import torch
+
+    from benchmarks.hybrid_generation import TOKENS_PER_REPEAT, generation
+    from benchmarks.hybrid_models import make_teacher, read_teacher
+    from benchmarks.hybrid_training import training
+    from pipeline.reporting.progress_bar import Bar
+    from stages.train_student.modeling.hybrid_xlstm.settings import HybridXLSTMSettings
+
+    if quick:
+        sizes |= QUICK
+    contexts, lengths = (_numbers(sizes[key]) for key in ("contexts", "train_lengths"))
+    repeats = sizes["repeats"]
+    model = make_teacher(sizes) if teacher is None else read_teacher(teacher)
+    settings = HybridXLSTMSettings(pattern=sizes["pattern"], window=sizes["window"], trained="all")
+    progress = _Progress(
+        # What a token costs to train or to generate, in tokens of a prompt.
+        total=2 * (repeats + 1) * sum(contexts)
+        + 16 * 2 * (TOKENS_PER_REPEAT * repeats + 1) * len(contexts)
+        + 4 * 2 * (sum(lengths) + (repeats + 1) * max(lengths))
+    )
+    figures: dict[str, Any] = {"threads": torch.get_num_threads()}
+    with Bar("hybrid") as progress.bar:
+        progress.say("prompts and generated tokens, student and teacher in turn")
+        figures |= generation(model, settings, contexts, repeats, progress.add)
+        progress.say("training: alignment, and all weights")
+        figures |= training(model, settings, lengths, repeats, progress.add)
+    click.echo(json.dumps(figures) if as_json else _table(figures))
+
+
+class _Progress:
+    """Tokens so far, of all that there are."""
+
+    def __init__(self, total: int) -> None:
+        self.bar: Any = None
+        self._total, self._done = total, 0
+
+    def say(self, line: str) -> None:
+        self.bar.say(line)
+
+    def add(self, num_tokens: int) -> None:
+        self._done += num_tokens
+        self.bar.show(self._done, self._total, "")
+
+
+def _table(figures: dict[str, Any]) -> str:
+    """What there is for each context as rows of a table, the rest as lines."""
+    of_contexts = {
+        f"{name} {who}": values
+        for name, both in figures.items()
+        if isinstance(both, dict)
+        for who, values in both.items()
+    }
+    columns = list(next(iter(of_contexts.values())))
+    lines = ["".join([" " * 32, *(f"{int(context):>14,}" for context in columns)])]
+    for name, values in of_contexts.items():
+        cells = [f"{values[context]:>14,.{2 if 'ms' in name else 0}f}" for context in columns]
+        lines.append("".join([f"{name:32}", *cells]))
+    lines += [
+        f"{name:32}{value:>14}" for name, value in figures.items() if not isinstance(value, dict)
+    ]
+    return "\n".join(lines)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
