@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.judgement.suite import Suite
     from pipeline.students.evaluation import EvalOptions
     from pipeline.students.lm_eval_harness import HarnessOptions
-    from pipeline.students.needle_probe import NeedleOptions
+    from pipeline.students.needles.probe import NeedleOptions
     from pipeline.students.student_files import StudentFiles
 
 
@@ -182,8 +182,8 @@ def evaluate(
             found["tasks"] = metrics_by_task(results)
             texts.append(tasks_text(found["tasks"]))
         if needle is not None:
-            from pipeline.students.needle_probe import NeedleOptions
-            from pipeline.students.needle_report import draw_needles, needle_text
+            from pipeline.students.needles.probe import NeedleOptions
+            from pipeline.students.needles.report import draw_needles, needle_text
 
             asked = NeedleOptions(lengths=needle, num_trials=needle_trials, device=device)
             found["needle"] = _look_for_needles(model.directory, teacher, asked)
@@ -257,7 +257,7 @@ def _look_for_needles(
     student: Path, teacher: Path | None, asked: "NeedleOptions"
 ) -> dict[str, Any]:
     from pipeline.reporting.progress_bar import Bar
-    from pipeline.students.needle_probe import look_for_needles
+    from pipeline.students.needles.probe import look_for_needles
 
     with Bar("needle") as bar:
         return look_for_needles(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.students.needle_prompts import NUM_ANSWERS, make_prompt
+from pipeline.students.needles.prompts import NUM_ANSWERS, make_prompt
 from stages.model_files.tokenizer_files import load_tokenizer
 from tests.support.tiny import save_tiny_tokenizer
 

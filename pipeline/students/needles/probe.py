@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.students.needle_models import Reader, StudentReader, TeacherReader, load_teacher
-from pipeline.students.needle_prompts import NUM_ANSWERS, NeedlePrompt, make_prompt
+from pipeline.students.needles.models import Reader, StudentReader, TeacherReader, load_teacher
+from pipeline.students.needles.prompts import NUM_ANSWERS, NeedlePrompt, make_prompt
 from pipeline.students.student_files import load_student_model, load_student_tokenizer
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

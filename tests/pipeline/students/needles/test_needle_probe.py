@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 from torch import Tensor
 
 from pipeline.commands.evaluate import evaluate
-from pipeline.students.needle_models import Reader, StudentReader, TeacherReader
-from pipeline.students.needle_probe import NeedleOptions, answer, probe
-from pipeline.students.needle_prompts import make_prompt
+from pipeline.students.needles.models import Reader, StudentReader, TeacherReader
+from pipeline.students.needles.probe import NeedleOptions, answer, probe
+from pipeline.students.needles.prompts import make_prompt
 from pipeline.students.student_files import load_student_model
 from stages.model_files.tokenizer_files import load_tokenizer
 from tests.support import tiny
