@@ -1,0 +1,79 @@
+"""Stage one on a GPU: the same bytes every time, and what a processor would have stored."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.stage_one_runs import Bench, rows_by_unit, shard_bytes
+from tests.support.tiny import save_tiny_teacher
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # PyTorch's own
+]
+KINDS: dict[str, dict[str, Any]] = {
+    "top_k": {"targets": "top_k"},
+    "moments": {"targets": "top_k", "tail_moment_dim": 4},
+    "sampled": {"targets": "sampled"},
+    "top_k+sampled": {"targets": "top_k+sampled"},
+    "hidden": {"targets": "hidden"},
+    "hidden, nearest": {"targets": "hidden", "hidden_quantization": "nearest"},
+    "top_k+hidden": {"targets": "top_k+hidden"},
+}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    root = tmp_path_factory.mktemp("gpu")
+    return Bench(save_tiny_teacher(root / "teacher"), root)
+
+
+def assert_same_twice(bench: Bench, name: str, **settings: Any) -> None:
+    made = []
+    for out in (f"{name}-first", f"{name}-second"):
+        bench.run(out, **settings)
+        made.append(shard_bytes(bench.root / out))
+    assert made[0].keys() == made[1].keys()
+    differing = [shard for shard, data in made[0].items() if made[1][shard] != data]
+    assert made[0]
+    assert differing == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_recipe_gives_the_same_bytes(
+    device: torch.device, bench: Bench, kind: str
+) -> None:
+    dtype = "bfloat16" if device.type == "cuda" else "float32"
+    assert_same_twice(bench, kind, device=str(device), teacher_dtype=dtype, **KINDS[kind])
+
+
+def test_compiled_targets_are_the_same_bytes_every_time(device: torch.device, bench: Bench) -> None:
+    if device.type != "cuda":
+        pytest.skip("compiled targets of a processor are tested in the default suite")
+    assert_same_twice(bench, "compiled", device="cuda", teacher_dtype="bfloat16", compile="on")
+
+
+def test_rows_found_by_trial_fit_and_give_a_cache(device: torch.device, bench: Bench) -> None:
+    manifest = bench.run("found", device=str(device), rows_per_forward=None)
+    assert manifest.complete
+    assert len(rows_by_unit(bench.open("found"))) > 10
+
+
+def test_a_float32_teacher_stores_what_it_does_on_a_processor(
+    device: torch.device, bench: Bench
+) -> None:
+    bench.run("gpu", device=str(device))
+    bench.run("cpu", device="cpu")
+    pairs = zip(*(rows_by_unit(bench.open(out)) for out in ("gpu", "cpu")), strict=True)
+    for (unit, found), (same_unit, expected) in pairs:
+        assert unit == same_unit
+        assert np.array_equal(found.token_ids, expected.token_ids)
+        assert found.kept_ids is not None
+        assert expected.kept_ids is not None
+        scored = expected.scored()
+        ours, theirs = (row.kept_ids.next_logprob[scored] for row in (found, expected))
+        np.testing.assert_allclose(ours, theirs, atol=2e-2)  # it is stored in float16
+        ours, theirs = (row.kept_ids.tail_log_mass[scored] for row in (found, expected))
+        assert np.median(np.abs(ours - theirs)) < 2e-2
