@@ -18,8 +18,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What other packages warn of on a GPU is not known beforehand; what we warn of is an error."""
     for item in items:
         if item.get_closest_marker("gpu") is not None:
-            item.add_marker(pytest.mark.filterwarnings("error:.*without torch.compile"))
-            item.add_marker(pytest.mark.filterwarnings("default"), append=False)
+            filters = ("default", "error:.*without torch.compile")  # the last one that fits holds
+            item.add_marker(pytest.mark.filterwarnings(*filters))
 
 
 @pytest.fixture(scope="session")

@@ -68,5 +68,5 @@ def test_a_teacher_s_states_of_a_document_do_not_depend_on_the_row_around_it(
             ids_BT[row : row + 1, begin:end], [np.empty(0, np.int32)], layers=()
         )
         found, expected = packed_BTD[row, begin:end].float(), alone_BTD[0].float()
-        bound = 1e-4 if dtype == "float32" else 4 * torch.finfo(packed_BTD.dtype).eps
+        bound = 1e-4 if dtype == "float32" else 8 * torch.finfo(packed_BTD.dtype).eps
         assert (found - expected).abs().max() <= bound * expected.abs().max()

@@ -103,7 +103,8 @@ def _targets(kind: str, teacher_NV: Tensor, head_VD: Tensor) -> SparseTargets:
         generator = torch.Generator().manual_seed(2)
         return with_draws(targets, teacher_NV, 30, 4 / 3, generator)
     if kind == "moments":
-        basis_dD = torch.linalg.qr(torch.randn(WIDTH, 8))[0].T.contiguous()
+        generator = torch.Generator().manual_seed(3)
+        basis_dD = torch.linalg.qr(torch.randn(WIDTH, 8, generator=generator))[0].T.contiguous()
         return with_moments(targets, teacher_NV, head_VD, basis_dD)
     return targets
 

@@ -1,11 +1,15 @@
 """Stage one on a GPU: the same bytes every time, and what a processor would have stored."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from stages.cache_teacher.teacher.forward import PendingRows, TeacherStep
+from stages.compute.compiling import has_compiler
+from tests.support.devices import no_host_waits
 from tests.support.stage_one_runs import Bench, rows_by_unit, shard_bytes
 from tests.support.tiny import save_tiny_teacher
 
@@ -50,9 +54,42 @@ def test_the_same_recipe_gives_the_same_bytes(
 
 
 def test_compiled_targets_are_the_same_bytes_every_time(device: torch.device, bench: Bench) -> None:
-    if device.type != "cuda":
+    if device.type != "cuda" or not has_compiler(device):
         pytest.skip("compiled targets of a processor are tested in the default suite")
     assert_same_twice(bench, "compiled", device="cuda", teacher_dtype="bfloat16", compile="on")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forward_pass_and_its_targets_are_queued_without_a_wait(
+    device: torch.device, bench: Bench, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    launch, num_watched = TeacherStep.launch, 0
+
+    def watched(step: TeacherStep, *arguments: Any) -> PendingRows:
+        nonlocal num_watched
+        num_watched += 1
+        if num_watched == 1:  # makes what is made once
+            return launch(step, *arguments)
+        if device.type == "cuda":
+            with no_host_waits(device):
+                return launch(step, *arguments)
+        with monkeypatch.context() as patch:  # NumPy's arrays are not told from lists: targets only
+            patch.setattr(type(step.maker), "make", without_waits(type(step.maker).make))
+            return launch(step, *arguments)
+
+    def without_waits(make: Callable[..., Any]) -> Callable[..., Any]:
+        def watched_make(*arguments: Any) -> Any:
+            with no_host_waits(device):
+                return make(*arguments)
+
+        return watched_make
+
+    dtype = "bfloat16" if device.type == "cuda" else "float32"
+    settings = {"device": str(device), "teacher_dtype": dtype, **KINDS[kind]}
+    bench.run(f"{kind}-watched", num_tokens=1, **settings)  # what is fitted to a unit waits
+    monkeypatch.setattr(TeacherStep, "launch", watched)
+    bench.run(f"{kind}-watched", **settings)
+    assert num_watched > 2
 
 
 def test_rows_found_by_trial_fit_and_give_a_cache(device: torch.device, bench: Bench) -> None:

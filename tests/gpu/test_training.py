@@ -11,6 +11,7 @@ import cache_format
 from benchmarks.trainings import Training
 from pipeline.recipes.recipe import load_recipe
 from pipeline.runtime.failures import explain
+from stages.compute.compiling import has_compiler
 from stages.compute.out_of_memory import is_out_of_memory
 from stages.train_student.checkpoints import checkpoint
 from stages.train_student.data.loader import Loader
@@ -66,7 +67,7 @@ def test_a_run_has_the_losses_of_a_processor(
 def test_a_compiled_run_has_the_losses_of_a_processor(
     device: torch.device, on_cpu: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
-    if device.type != "cuda":
+    if device.type != "cuda" or not has_compiler(device):
         pytest.skip("the compiled loss of a processor is tested in the default suite")
     run(on(device, compile="on"), tiny_cache, tmp_path / "run")
     assert losses(tmp_path / "run") == pytest.approx(losses(on_cpu), rel=1e-3)
@@ -134,6 +135,8 @@ def test_a_step_on_packed_documents_waits_for_nothing(
 ) -> None:
     if device.type != "cuda" and compile == "auto":
         pytest.skip("what is compiled dispatches nothing that could be watched")
+    if compile == "auto" and not has_compiler(device):
+        pytest.skip("there is no compiler")
     cache = cache_format.open(tiny_cache)
     config = on(device, precision="fp16", max_steps=None, compile=compile)
     require_no_waits(Training("cache", cache, config, device), 1.3)
