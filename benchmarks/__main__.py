@@ -7,6 +7,7 @@ from benchmarks.codec import codec
 from benchmarks.gpu.command import gpu
 from benchmarks.gpu.environment import environment
 from benchmarks.gpu.inputs import inputs
+from benchmarks.gpu.kernels import kernels
 from benchmarks.gpu.report import gpu_report
 from benchmarks.gpu.slstm import slstm
 from benchmarks.loader import loader
@@ -32,6 +33,7 @@ main.add_command(codec)
 main.add_command(environment)
 main.add_command(gpu)
 main.add_command(gpu_report)
+main.add_command(kernels)
 main.add_command(inputs)
 main.add_command(sampled_softmax)
 main.add_command(slstm)

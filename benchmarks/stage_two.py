@@ -187,7 +187,7 @@ def make_cache(work: Path, setup: Setup, inputs: Path | None = None) -> None:
 
 def measure(work: Path, setup: Setup, steps: int, repeats: int) -> dict[str, Any]:
     """All figures. The first turn of each is not counted: it compiles, and fills caches."""
-    cache, config, device = _opened(work, setup)
+    cache, config, device = opened(work, setup)
     model = load_student(config, cache).to(device)
     runs = {way: Training(way, cache, config, device, model) for way in WAYS}
     seconds: dict[str, list[float]] = {name: [] for name in (*WAYS, "loader")}
@@ -262,12 +262,13 @@ def peak_in_new_process(work: Path, setup: Setup, way: Way) -> int:
 
 def peak_of_training(work: Path, setup: Setup, way: Way) -> int:
     """The most memory that this process has had after two steps, loading included."""
-    cache, config, device = _opened(work, setup)
+    cache, config, device = opened(work, setup)
     Training(way, cache, config, device).run(2)
     return peak_bytes(device)
 
 
-def _opened(work: Path, setup: Setup) -> tuple[Cache, TrainStudentConfig, torch.device]:
+def opened(work: Path, setup: Setup) -> tuple[Cache, TrainStudentConfig, torch.device]:
+    """The cache that ``make_cache`` made, what trains on it, and where."""
     return cache_format.open(work / "cache"), setup.config(), choose_device(setup.device)
 
 

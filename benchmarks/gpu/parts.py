@@ -53,18 +53,21 @@ def all_parts(scale: Scale) -> Iterator[Part]:
         expected_seconds=40,
     )
     yield _stage_one(scale, "top_k", _LENGTHS[0])
+    repeats, steps = ("1", "1") if scale.is_tiny else ("4", "3")
+    turns = ("--repeats", repeats, "--steps", steps)
     peaks = "--no-peaks" if scale.is_tiny else "--peaks"  # a process for each
-    yield _stage_two(scale, "stage_two", peaks, expected_seconds=120)
+    yield _stage_two(scale, "stage_two", *turns, peaks, expected_seconds=120)
     yield _slstm(scale)
     yield _stage_one(scale, "hidden", _LENGTHS[0])
     sampled = ("--no-peaks", "--sampled-softmax-size", "64" if scale.is_tiny else "4096")
-    yield _stage_two(scale, "stage_two_sampled_softmax", *sampled, expected_seconds=45)
+    yield _stage_two(scale, "stage_two_sampled_softmax", *turns, *sampled, expected_seconds=45)
     # The hybrid student's parts go here: its training, and prefill and decode beside its teacher.
     yield _loss(scale)
+    yield _stage_two(scale, "kernels", command="kernels", expected_seconds=40)
     yield _stage_one(scale, "top_k", _LENGTHS[1])
     for kind in _KINDS[1:]:
         yield _stage_one(scale, kind, _LENGTHS[0])
-    for kind in _KINDS:
+    for kind in () if scale.is_tiny else _KINDS:
         yield _stage_one(scale, kind, _LENGTHS[1])
 
 
@@ -86,19 +89,20 @@ def _stage_one(scale: Scale, kind: str, length: int) -> Part:
     )
 
 
-def _stage_two(scale: Scale, name: str, *options: str, expected_seconds: int) -> Part:
+def _stage_two(
+    scale: Scale, name: str, *options: str, command: str = "stage-two", expected_seconds: int
+) -> Part:
     sizes: tuple[str, ...] = (
         *("--precision", "fp16", "--batch-size", "8", "--gradient-accumulation-steps", "4"),
-        *("--repeats", "4", "--steps", "3"),
     )
     if scale.is_tiny:
         sizes = ("--precision", "fp32", "--batch-size", "2", "--sequence-length", "64")
         sizes = (*sizes, "--heads", "2", "--blocks", "2", "--chunk", "64", "--compile", "off")
-        sizes = (*sizes, "--repeats", "1", "--steps", "1")
+        sizes = (*sizes, "--gradient-accumulation-steps", "1")
     return Part(
         name=name,
         arguments=(
-            *("stage-two", "--teacher", scale.teacher, "--inputs", str(scale.work)),
+            *(command, "--teacher", scale.teacher, "--inputs", str(scale.work)),
             *("--work", str(scale.work / "stage-two"), "--device", scale.device),
             *sizes,
             *options,
