@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.recipes.recipe import load_recipe
+from pipeline.runtime.failures import explain
+from stages.cache_teacher.setup.batch_size import rows_that_fit
 from stages.cache_teacher.teacher.forward import PendingRows, TeacherStep
 from stages.compute.compiling import has_compiler
+from stages.compute.out_of_memory import is_out_of_memory
 from tests.support.devices import no_host_waits
 from tests.support.stage_one_runs import Bench, rows_by_unit, shard_bytes
 from tests.support.tiny import save_tiny_teacher
@@ -114,3 +118,42 @@ def test_a_float32_teacher_stores_what_it_does_on_a_processor(
         np.testing.assert_allclose(ours, theirs, atol=2e-2)  # it is stored in float16
         ours, theirs = (row.kept_ids.tail_log_mass[scored] for row in (found, expected))
         assert np.median(np.abs(ours - theirs)) < 2e-2
+
+
+def test_out_of_memory_names_the_settings_and_keeps_what_is_finished(
+    device: torch.device, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch, num_launched = TeacherStep.launch, 0
+
+    def running_out(step: TeacherStep, *arguments: Any) -> PendingRows:
+        nonlocal num_launched
+        num_launched += 1
+        if num_launched > 10:
+            torch.empty(1 << 50, dtype=torch.uint8, device=device)
+        return launch(step, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TeacherStep, "launch", running_out)
+        with pytest.raises(RuntimeError) as failure:
+            bench.run("interrupted", device=str(device))
+    assert is_out_of_memory(failure.value)
+    said = explain(failure.value, "cache-teacher", load_recipe("small", []))
+    assert "Lower cache_teacher.rows_per_forward (now as many as fit)" in said
+    finished = shard_bytes(bench.root / "interrupted")
+    assert finished
+    bench.run("interrupted", device=str(device))
+    bench.run("uninterrupted", device=str(device))
+    expected = shard_bytes(bench.root / "uninterrupted")
+    assert shard_bytes(bench.root / "interrupted") == expected
+    assert finished.items() < expected.items()
+
+
+def test_batches_that_do_not_fit_are_found_by_trial(device: torch.device) -> None:
+    held: list[torch.Tensor] = []
+
+    def try_rows(num_rows: int) -> None:
+        held.append(torch.empty(num_rows << 47, dtype=torch.uint8, device=device))
+
+    assert rows_that_fit(try_rows, 64, held.clear) == 0
+    smaller = rows_that_fit(lambda num_rows: try_rows(num_rows >> 3), 64, held.clear)
+    assert smaller == 4  # of which none takes memory, and eight would
