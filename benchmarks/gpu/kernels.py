@@ -63,9 +63,7 @@ def longest_kernels(training: Training, steps: int, num: int) -> dict[str, Any]:
     own = "self_device_time_total" if is_gpu else "self_cpu_time_total"
     # Of a GPU's events, those of the host carry the time of what they launched, too.
     events = [
-        event
-        for event in profiled.key_averages()
-        if not is_gpu or event.device_type.name == "CUDA"
+        event for event in profiled.key_averages() if not is_gpu or event.device_type.name == "CUDA"
     ]
     events.sort(key=lambda event: getattr(event, own), reverse=True)
     busy = sum(getattr(event, own) for event in events) / 1e3 / steps
