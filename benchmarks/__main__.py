@@ -4,6 +4,12 @@ import click
 
 from benchmarks.bytes import bytes_against_students
 from benchmarks.codec import codec
+from benchmarks.gpu.command import gpu
+from benchmarks.gpu.environment import environment
+from benchmarks.gpu.inputs import inputs
+from benchmarks.gpu.kernels import kernels
+from benchmarks.gpu.report import gpu_report
+from benchmarks.gpu.slstm import slstm
 from benchmarks.hybrid import hybrid
 from benchmarks.loader import loader
 from benchmarks.loss import loss
@@ -25,8 +31,14 @@ def main(context: click.Context) -> None:
 
 main.add_command(bytes_against_students)
 main.add_command(codec)
+main.add_command(environment)
+main.add_command(gpu)
+main.add_command(gpu_report)
+main.add_command(kernels)
+main.add_command(inputs)
 main.add_command(sampled_softmax)
 main.add_command(hybrid)
+main.add_command(slstm)
 main.add_command(loader)
 main.add_command(loss)
 main.add_command(online)

@@ -83,15 +83,24 @@ class Inputs:
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--repeats", type=int, default=5, show_default=True)
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Others' losses, too.")
+@click.option("--peaks/--no-peaks", "has_peaks", default=True, show_default=True, help="Memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def loss(repeats: int, peers: bool, as_json: bool, **size: Any) -> None:
-    names = (*OURS, *(PEERS if peers else ()))
-    reasons = {name: reason for name in names if (reason := _in_new_process(_obstacle, name))}
-    able = [name for name in names if name not in reasons]
-    peaks = {name: _in_new_process(_peak_bytes, name, Size(**size)) for name in able}
+def loss(repeats: int, peers: bool, has_peaks: bool, as_json: bool, **size: Any) -> None:
+    others = PEERS if peers else ()
+    reasons = {
+        name: reason
+        for name in others
+        if (reason := _in_new_process(_obstacle, name, Size(**size)))
+    }
+    able = [name for name in (*OURS, *others) if name not in reasons]
+    measured = able if has_peaks else ()
+    peaks = {name: _in_new_process(_peak_bytes, name, Size(**size)) for name in measured}
     clock, cpu = _in_new_process(_seconds, able, Size(**size), repeats)
-    figures: dict[str, Any] = {
-        "peak_bytes_ratio_to_dense": round(peaks["ours"] / max(1, peaks["dense"]), 4),
+    figures: dict[str, Any] = {}
+    if has_peaks:
+        ratio = peaks["ours"] / max(1, peaks["dense"])
+        figures["peak_bytes_ratio_to_dense"] = round(ratio, 4)
+    figures |= {
         "time_ratio_to_dense": _ratio(clock, "dense"),
         "kl_time_ratio_to_labels_only": _ratio(clock, "labels_only"),
         "time_ratio_to_with_moments": _ratio(clock, "with_moments"),
@@ -100,9 +109,9 @@ def loss(repeats: int, peers: bool, as_json: bool, **size: Any) -> None:
         figures["cpu_time_ratio_to_dense"] = _ratio(cpu, "dense")
         figures["kl_cpu_time_ratio_to_labels_only"] = _ratio(cpu, "labels_only")
         figures["cpu_time_ratio_to_with_moments"] = _ratio(cpu, "with_moments")
+    figures |= {f"{name}_peak_mib": round(peak / 2**20) for name, peak in peaks.items()}
     for name in able:
-        figures[f"{name}_peak_mib"] = round(peaks[name] / 2**20)
-        figures[f"{name}_seconds"] = round(statistics.median(clock[name]), 3)
+        figures[f"{name}_seconds"] = round(statistics.median(clock[name]), 4)
     figures |= {f"{name}_not_run": reason for name, reason in reasons.items()}
     lines = [f"{name:32}{value}" for name, value in figures.items()]
     click.echo(json.dumps(figures) if as_json else "\n".join(lines))
@@ -119,12 +128,13 @@ def _in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def _obstacle(name: str) -> str:
-    """Why a contender cannot be run; empty if it can."""
+def _obstacle(name: str, size: Size) -> str:
+    """Why others' loss cannot be run; empty if it can."""
     try:
-        importlib.import_module(_module(name) if name in PEERS else "torch")
-    except ImportError as error:
-        return str(error)
+        importlib.import_module(_module(name))
+        contender(name, size)(make_inputs(replace(size, tokens=_FEW)))
+    except Exception as error:  # another version may have other arguments, or not run here
+        return str(error) or type(error).__name__
     return ""
 
 

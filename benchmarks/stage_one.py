@@ -36,9 +36,11 @@ PRESETS = {
     "94M": (512, 1536, 5, 8, 2),
     "qwen2.5-0.5b": (896, 4864, 24, 14, 2),
     "qwen2.5-1.5b": (1536, 8960, 28, 12, 2),
+    "tiny": (32, 48, 2, 4, 2),  # whose figures say nothing: to see that a benchmark runs
 }
 """Width, feed-forward width, layers, heads, key-value heads."""
 HEAD_ROWS, NUM_IDS = 151_936, 151_665  # Qwen2.5's
+_TINY_HEAD_ROWS, _TINY_NUM_IDS = 4_400, 4_300
 _CHARS_OF_A_DOCUMENT = 3_000
 _NUM_UNITS = 3  # so that one is read, one on the device, one written
 
@@ -68,6 +70,11 @@ _NUM_UNITS = 3  # so that one is read, one on the device, one written
 )
 @click.option("--compile", "compile_mode", default="auto", show_default=True)
 @click.option("--repeats", type=int, default=5, show_default=True)
+@click.option(
+    "--inputs",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A directory that `inputs` wrote: its teacher and text in place of new ones.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def stage_one(preset: str, repeats: int, as_json: bool, **options: Any) -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -96,6 +103,7 @@ class _Bench:
         targets: Any,
         quantization: Any,
         compile_mode: Any,
+        inputs: Path | None,
     ) -> None:
         from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig
         from stages.cache_teacher.corpus.unit_reader import UnitReader
@@ -108,12 +116,14 @@ class _Bench:
         from stages.compute.device import choose_device
 
         self.preset, self.device = preset, choose_device(device)
-        save_random_teacher(work / "teacher", preset)
-        write_corpus(work / "corpus.parquet", num_documents=_NUM_UNITS * documents)
+        if inputs is None:
+            save_random_teacher(teacher_in(work, preset), preset)
+            write_corpus(text_in(work), num_documents=_NUM_UNITS * documents)
+        self._out, inputs = work / "cache", inputs or work
         self.config = config = CacheTeacherConfig(
-            teacher=str(work / "teacher"),
+            teacher=str(teacher_in(inputs, preset)),
             teacher_dtype=dtype,
-            corpus=str(work / "corpus.parquet"),
+            corpus=str(text_in(inputs)),
             device=device,
             sequence_length=sequence_length,
             documents_per_unit=documents,
@@ -127,7 +137,7 @@ class _Bench:
         progress = Progress(1, ALL_UNITS, self._note)
         lazy = LazyTeacher(resolve_teacher(config), self.device, progress)
         corpus = resolve_corpus(config)
-        beginning = CacheOpener(config=config, out=work / "cache", corpus=corpus, teacher=lazy)
+        beginning = CacheOpener(config=config, out=self._out, corpus=corpus, teacher=lazy)
         self.writer, identity = beginning.open(beginning.identity())
         self.spec, self.shared = identity.spec, identity.shared
         job = Job(config=config, spec=self.spec, shared=self.shared, teacher=lazy)
@@ -167,6 +177,8 @@ class _Bench:
             "ratio_most": round(ratios[-1], 4),
             "device_wait_share": round(1 - busy / sum(one for _, one in pairs), 4),
             "mfu": self._mfu(self.num_tokens / cached),
+            "bytes_per_token": round(self._stored_bytes() / self.num_tokens, 1),
+            "stored_bytes_per_s": round(self._stored_bytes() / cached),
             "peak_bytes": _peak_bytes(self.device),
             **self._chunk_milliseconds(repeats),
         }
@@ -217,6 +229,10 @@ class _Bench:
         """How long the device has been busy for stage one, all runs together."""
         assert self._last is not None
         return (1 - (self._last.device_wait_share or 0.0)) * self._last.seconds
+
+    def _stored_bytes(self) -> int:
+        """Of all shards of one run."""
+        return sum(path.stat().st_size for path in (self._out / "shards").iterdir())
 
     def _mfu(self, tokens_per_second: float) -> float | None:
         """Operations that the model needs over those that a known GPU could do."""
@@ -294,18 +310,32 @@ class _Bench:
         return round(1000 * statistics.median(seconds[1:]), 2)
 
 
-def save_random_teacher(target: Path, preset: str) -> None:
+def teacher_in(directory: Path, preset: str) -> Path:
+    """Where a benchmark's teacher lies."""
+    return (directory / f"teacher-{preset}").resolve()
+
+
+def text_in(directory: Path) -> Path:
+    """Where a benchmark's corpus lies."""
+    return directory / "text.parquet"
+
+
+def save_random_teacher(target: Path, preset: str, device: str = "cpu") -> None:
     """A ``Qwen2ForCausalLM`` of these dimensions, and a tokenizer with as many ids as Qwen2's.
 
-    The ids are the demo's and others that no text is made of: they take part in every sum.
+    The ids are the demo's and others that no text is made of: they take part in every sum. On a
+    GPU, ``device``, its weights are drawn in a fraction of the time.
     """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     width, feed_forward, layers, heads, kv_heads = PRESETS[preset]
+    head_rows, num_ids = HEAD_ROWS, NUM_IDS
+    if preset == "tiny":
+        head_rows, num_ids = _TINY_HEAD_ROWS, _TINY_NUM_IDS
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=HEAD_ROWS,
+        vocab_size=head_rows,
         hidden_size=width,
         intermediate_size=feed_forward,
         num_hidden_layers=layers,
@@ -318,13 +348,15 @@ def save_random_teacher(target: Path, preset: str) -> None:
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)  # peak memory is to be that of stage one
     try:
-        Qwen2ForCausalLM(config).save_pretrained(target)
+        with torch.device(device):
+            model = Qwen2ForCausalLM(config)
+        model.save_pretrained(target)
     finally:
         torch.set_default_dtype(default)
     demo = Path(pipeline.demo.__file__).parent / "teacher"
     tokenizer = json.loads((demo / "tokenizer.json").read_text("utf-8"))
     vocabulary = tokenizer["model"]["vocab"]
-    vocabulary |= {f"<unused {number}>": number for number in range(len(vocabulary), NUM_IDS)}
+    vocabulary |= {f"<unused {number}>": number for number in range(len(vocabulary), num_ids)}
     (target / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
     shutil.copyfile(demo / "tokenizer_config.json", target / "tokenizer_config.json")
 

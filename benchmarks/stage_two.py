@@ -23,18 +23,30 @@ import click
 import torch
 
 import cache_format
-from benchmarks.stage_one import PRESETS, device_name, save_random_teacher, write_corpus
+from benchmarks.stage_one import (
+    PRESETS,
+    device_name,
+    save_random_teacher,
+    teacher_in,
+    text_in,
+    write_corpus,
+)
 from benchmarks.trainings import WAYS, Training, Way
 from cache_format.reader import Cache
 from stages.compute.device import choose_device
+from stages.compute.peak_flops import peak_operations
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.losses.objective import PRECISIONS
 from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
 from stages.train_student.new_student import load_student
+from stages.train_student.students.registry import student_kind
+from stages.train_student.students.student import Student
 from stages.train_student.tracking.throughput import peak_bytes
 
 _TEACHER_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "bfloat16"}
 _TOKENS_OF_A_DOCUMENT = 500  # of the corpus of stage one's benchmark, at the least
 _TRAINING_UNITS = 3
+_MOST_UNITS = 4 * (1 + _TRAINING_UNITS)  # of a text that is longer than is needed
 _LOADER_STEPS = 8  # for each step of training: it is faster, and its start should not show
 
 
@@ -101,10 +113,25 @@ class Setup:
     type=click.Path(file_okay=False, path_type=Path),
     help="Keeps teacher and cache; what is there from the same options is taken.",
 )
+@click.option(
+    "--inputs",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A directory that `inputs` wrote: its teacher and text in place of new ones.",
+)
+@click.option(
+    "--peaks/--no-peaks", default=True, show_default=True, help="Memory, which takes long."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--peak-of", type=click.Choice(WAYS), hidden=True)
 def stage_two(
-    steps: int, repeats: int, work: Path | None, as_json: bool, peak_of: Way | None, **options: Any
+    steps: int,
+    repeats: int,
+    work: Path | None,
+    inputs: Path | None,
+    peaks: bool,
+    as_json: bool,
+    peak_of: Way | None,
+    **options: Any,
 ) -> None:
     setup = Setup(**options)
     with ExitStack() as stack:
@@ -113,8 +140,10 @@ def stage_two(
         if peak_of is not None:
             click.echo(peak_of_training(work, setup, peak_of))
             return
-        make_cache(work, setup)
+        make_cache(work, setup, inputs)
         figures = measure(work, setup, steps, repeats)
+        if peaks:
+            figures |= measure_peaks(work, setup)
     if as_json:
         click.echo(json.dumps(figures))
         return
@@ -122,22 +151,25 @@ def stage_two(
         click.echo(f"{name:32}{value!s:>36}")
 
 
-def make_cache(work: Path, setup: Setup) -> None:
-    """A teacher and a finished cache of it in ``work``, with rows for two steps at least.
+def make_cache(work: Path, setup: Setup, inputs: Path | None = None) -> None:
+    """A finished cache in ``work``, with rows for two steps at least, and its teacher and text,
+    unless these are in ``inputs``.
 
     Raises SpecMismatchError if there is one from other options.
     """
     from stages.cache_teacher.config import CacheTeacherConfig
     from stages.cache_teacher.run import cache_teacher
 
-    teacher = (work / f"teacher-{setup.preset}").resolve()
+    teacher = teacher_in(inputs or work, setup.preset)
     if not teacher.exists():
         save_random_teacher(teacher, setup.preset)
     num_tokens = 2 * setup.batch_size * setup.gradient_accumulation_steps * setup.sequence_length
     documents_per_unit = 1 + num_tokens // _TOKENS_OF_A_DOCUMENT // _TRAINING_UNITS
     num_documents = (1 + _TRAINING_UNITS) * documents_per_unit  # the first unit is for validation
     corpus = work / f"{num_documents}-documents.parquet"
-    if not corpus.exists():
+    if inputs is not None:
+        corpus = text_in(inputs)
+    elif not corpus.exists():
         write_corpus(corpus, num_documents)
     config = CacheTeacherConfig(
         teacher=str(teacher),
@@ -147,6 +179,7 @@ def make_cache(work: Path, setup: Setup) -> None:
         sequence_length=setup.sequence_length,
         documents_per_unit=documents_per_unit,
         compile=setup.compile,
+        num_tokens=_MOST_UNITS * documents_per_unit * _TOKENS_OF_A_DOCUMENT,
     )
     recipe = f"[cache_teacher]\nteacher = {json.dumps(config.teacher)}\n"
     cache_teacher(config, work / "cache", recipe_toml=recipe, report=lambda _: None)
@@ -154,7 +187,7 @@ def make_cache(work: Path, setup: Setup) -> None:
 
 def measure(work: Path, setup: Setup, steps: int, repeats: int) -> dict[str, Any]:
     """All figures. The first turn of each is not counted: it compiles, and fills caches."""
-    cache, config, device = _opened(work, setup)
+    cache, config, device = opened(work, setup)
     model = load_student(config, cache).to(device)
     runs = {way: Training(way, cache, config, device, model) for way in WAYS}
     seconds: dict[str, list[float]] = {name: [] for name in (*WAYS, "loader")}
@@ -165,7 +198,6 @@ def measure(work: Path, setup: Setup, steps: int, repeats: int) -> dict[str, Any
         seconds["loader"].append(read / (steps * _LOADER_STEPS))
     seconds = {name: values[1:] for name, values in seconds.items()}
     tokens = runs["cache"].tokens_per_step
-    peaks = {way: peak_in_new_process(work, setup, way) for way in WAYS}
     return {
         "teacher": setup.preset,
         "blocks": setup.blocks,
@@ -180,9 +212,29 @@ def measure(work: Path, setup: Setup, steps: int, repeats: int) -> dict[str, Any
             f"{name}_tokens_per_s": round(tokens / statistics.median(values), 1)
             for name, values in seconds.items()
         },
+        "mfu": _mfu(model, setup, device, tokens / statistics.median(seconds["cache"])),
         **_ratios("ratio_to_labels_only", seconds["labels"], seconds["cache"]),
         **_ratios("speedup_over_online", seconds["online"], seconds["cache"]),
         **_ratios("loader_ratio", seconds["cache"], seconds["loader"]),
+    }
+
+
+def _mfu(
+    model: Student, setup: Setup, device: torch.device, tokens_per_second: float
+) -> float | None:
+    """Operations that the student needs over those that a known GPU could do; of the whole head."""
+    if device.type != "cuda" or setup.sampled_softmax_size is not None:
+        return None
+    dtype = str(PRECISIONS[setup.precision]).removeprefix("torch.")
+    peak = peak_operations(torch.cuda.get_device_name(device), dtype)
+    needed = student_kind(setup.config().student.kind).operations_per_token(model)
+    return None if peak is None else round(needed * tokens_per_second / peak, 4)
+
+
+def measure_peaks(work: Path, setup: Setup) -> dict[str, Any]:
+    """The most memory of each way to train, and its ratios."""
+    peaks = {way: peak_in_new_process(work, setup, way) for way in WAYS}
+    return {
         **{f"{way}_peak_bytes": peak for way, peak in peaks.items()},
         "peak_bytes_ratio_to_online": round(peaks["cache"] / peaks["online"], 4),
         "peak_bytes_ratio_to_labels": round(peaks["cache"] / peaks["labels"], 4),
@@ -210,12 +262,13 @@ def peak_in_new_process(work: Path, setup: Setup, way: Way) -> int:
 
 def peak_of_training(work: Path, setup: Setup, way: Way) -> int:
     """The most memory that this process has had after two steps, loading included."""
-    cache, config, device = _opened(work, setup)
+    cache, config, device = opened(work, setup)
     Training(way, cache, config, device).run(2)
     return peak_bytes(device)
 
 
-def _opened(work: Path, setup: Setup) -> tuple[Cache, TrainStudentConfig, torch.device]:
+def opened(work: Path, setup: Setup) -> tuple[Cache, TrainStudentConfig, torch.device]:
+    """The cache that ``make_cache`` made, what trains on it, and where."""
     return cache_format.open(work / "cache"), setup.config(), choose_device(setup.device)
 
 
