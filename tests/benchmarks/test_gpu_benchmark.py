@@ -60,7 +60,7 @@ def test_a_part_s_last_line_is_its_figures(monkeypatch: pytest.MonkeyPatch, tmp_
     found = run_script(monkeypatch, tmp_path, "print('compiling'); print('{\"mfu\": 0.5}')")
     assert found["figures"] == {"mfu": 0.5}
     assert found["arguments"] == "slstm --heads 2"
-    assert found["seconds"] > 0
+    assert 0 <= found["seconds"] < 60
 
 
 @pytest.mark.parametrize(

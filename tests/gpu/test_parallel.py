@@ -16,6 +16,7 @@ from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.distributed.sharding import whole
 from stages.train_student.losses.loss_term import LossNormalizer
 from stages.train_student.losses.objective import make_objective
+from stages.train_student.losses.schedules import LearningRates
 from stages.train_student.losses.terms import LossWeights
 from stages.train_student.new_student import load_student
 from stages.train_student.students.registry import student_kind
@@ -64,7 +65,7 @@ def steps(
         (step,) = copied_ahead([tuple(read)], device)
         normalizer = LossNormalizer(sum(batch.num_scored for batch in step), 4)
         sums = updater.accumulate(step, WEIGHTS, normalizer, repeat(0, len(step)))
-        found.append(updater.update(sums, 3e-3)["loss"])
+        found.append(updater.update(sums, LearningRates(3e-3, 3e-3))["loss"])
     trained = [whole(p.detach()).cpu() for p in model.parameters() if p.requires_grad]
     return found, trained
 

@@ -17,6 +17,7 @@ from stages.train_student.checkpoints import checkpoint
 from stages.train_student.data.loader import Loader
 from stages.train_student.losses.loss_term import LossNormalizer
 from stages.train_student.losses.objective import Objective
+from stages.train_student.losses.schedules import LearningRates
 from stages.train_student.losses.terms import LossWeights
 from stages.train_student.tracking.run_progress import TrainProgress
 from stages.train_student.trainer.stopping import StoppedError
@@ -155,7 +156,7 @@ def require_no_waits(training: Training, temperature: float) -> None:
             with no_host_waits(training.device):
                 sums = training._updater.accumulate(step, weights, normalizer, repeat(0, len(step)))
             # The one wait of a step is for its figures.
-            figures = training._updater.update(sums, 1e-3)
+            figures = training._updater.update(sums, LearningRates(1e-3, 1e-3))
             assert figures["loss"] > 0
         else:  # a scaler of processors asks where one of GPUs does not
             for batch in step:
