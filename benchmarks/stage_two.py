@@ -1,12 +1,13 @@
 """Stage two beside a run on labels alone, beside one with the teacher in the loop, and its loader.
 
 A teacher of random weights with the full Qwen vocabulary is cached by stage one (64 ids, five
-temperatures, a sketch of 64). From that cache the paper's student takes optimizer steps: ``cache``
-on KL, cross-entropy and the Frobenius term; ``labels`` on cross-entropy alone, without the sketches
-being read; ``online`` like ``cache``, but with KL over the whole vocabulary and hidden states from
-the teacher itself. ``loader`` reads what ``cache`` reads, and trains nothing. All is timed from the
-opening of the loader to the end of the last step, by turns; a ratio is that of neighbours, figures
-are medians. Memory is the peak of a process of its own. Neither depends on what the weights are.
+temperatures, a sketch of 64; other targets if told so). From that cache the paper's student takes
+optimizer steps: ``cache`` on KL, cross-entropy and the Frobenius term; ``labels`` on cross-entropy
+alone, without the sketches being read; ``online`` like ``cache``, but with KL over the whole
+vocabulary and hidden states from the teacher itself. ``loader`` reads what ``cache`` reads, and
+trains nothing. All is timed from the opening of the loader to the end of the last step, by turns; a
+ratio is that of neighbours, figures are medians. Memory is the peak of a process of its own.
+Neither depends on what the weights are.
 """
 
 import json
@@ -65,6 +66,8 @@ class Setup:
     heads: int
     compile: Any
     sampled_softmax_size: int | None
+    targets: Any
+    tail_moment_dim: int
 
     def config(self) -> TrainStudentConfig:
         """The paper's student but for the number of blocks."""
@@ -106,6 +109,8 @@ class Setup:
 @click.option("--sequence-length", type=int, default=512, show_default=True)
 @click.option("--compile", default="auto", show_default=True)
 @click.option("--sampled-softmax-size", type=int, help="Of cache and labels, as train_student's.")
+@click.option("--targets", default="top_k", show_default=True, help="Of the cache.")
+@click.option("--tail-moment-dim", type=int, default=0, show_default=True, help="Of the cache.")
 @click.option("--steps", type=int, default=2, show_default=True, help="Of one turn.")
 @click.option("--repeats", type=int, default=5, show_default=True)
 @click.option(
@@ -180,6 +185,9 @@ def make_cache(work: Path, setup: Setup, inputs: Path | None = None) -> None:
         documents_per_unit=documents_per_unit,
         compile=setup.compile,
         num_tokens=_MOST_UNITS * documents_per_unit * _TOKENS_OF_A_DOCUMENT,
+        targets=setup.targets,
+        tail_moment_dim=setup.tail_moment_dim,
+        hidden_quantization="nearest",  # of no consequence to stage two, and the faster one
     )
     recipe = f"[cache_teacher]\nteacher = {json.dumps(config.teacher)}\n"
     cache_teacher(config, work / "cache", recipe_toml=recipe, report=lambda _: None)
@@ -250,6 +258,7 @@ def peak_in_new_process(work: Path, setup: Setup, way: Way) -> int:
         *("--gradient-accumulation-steps", setup.gradient_accumulation_steps),
         *("--chunk", setup.chunk, "--sequence-length", setup.sequence_length),
         *("--heads", setup.heads, "--compile", setup.compile),
+        *("--targets", setup.targets, "--tail-moment-dim", setup.tail_moment_dim),
         *(
             ("--sampled-softmax-size", setup.sampled_softmax_size)
             if setup.sampled_softmax_size

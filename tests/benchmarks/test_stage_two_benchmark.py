@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import cache_format
 from benchmarks import online, stage_one, stage_two
 from benchmarks.__main__ import main
 from benchmarks.trainings import WAYS
@@ -55,6 +56,16 @@ def test_the_stage_two_benchmark_prints_its_figures(
         assert figures[f"{name}_tokens_per_s"] > 0
     again = CliRunner().invoke(main, [*arguments, "--sequence-length", "32"])
     assert "sequence_length" in str(again.exception)  # another cache than that in --work
+
+
+@pytest.mark.usefixtures("tiny_preset")
+def test_the_cache_of_the_stage_two_benchmark_has_the_targets_that_are_named(
+    tmp_path: Path,
+) -> None:
+    chosen = ("--targets", "hidden", "--no-peaks", "--work", str(tmp_path))
+    result = CliRunner().invoke(main, [*ARGUMENTS, *chosen], catch_exceptions=False)
+    assert json.loads(result.stdout)["ratio_to_labels_only"] > 0
+    assert cache_format.open(tmp_path / "cache").spec.targets.kind == "hidden"
 
 
 @pytest.mark.slow
