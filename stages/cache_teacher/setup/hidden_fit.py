@@ -12,7 +12,7 @@ of positions, X values of a coefficient.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
 import torch
@@ -234,18 +234,30 @@ class _Losses:
         self._head, self._states_ND = head, states_ND
         self._mean_D, self._synthesis_DD = mean_D, synthesis_DD
 
+    @cached_property
+    def _at_one(self) -> list[Tensor]:
+        """log p at T = 1, which every step that is tried is compared with; float32."""
+        return [log_p_nV.float() for log_p_nV in self._log_probabilities(self._states_ND, 1.0)]
+
     def kl(self, coefficients_ND: Tensor, step: float, temperature: float = 1.0) -> float:
         """KL(teacher ‖ decoded), nats, a mean over positions."""
         decoded_ND = (coefficients_ND * step) @ self._synthesis_DD + self._mean_D
-        return math.fsum(self._sums(decoded_ND, temperature)) / len(decoded_ND)
-
-    def _sums(self, decoded_ND: Tensor, temperature: float) -> Iterator[float]:
-        for states_nD, decoded_nD in zip(
-            torch.split(self._states_ND, _CHUNK), torch.split(decoded_ND, _CHUNK), strict=True
+        exact: Iterable[Tensor] = self._at_one
+        if temperature != 1.0:
+            exact = self._log_probabilities(self._states_ND, temperature)
+        sums = []
+        for log_p_nV, log_q_nV in zip(
+            exact, self._log_probabilities(decoded_ND, temperature), strict=True
         ):
-            log_p_nV = torch.log_softmax(self._head.logits(states_nD).double() / temperature, 1)
-            log_q_nV = torch.log_softmax(self._head.logits(decoded_nD).double() / temperature, 1)
-            yield float((log_p_nV.exp() * (log_p_nV - log_q_nV)).sum())
+            # Both in place: these are large.
+            log_ratio_nV = log_q_nV.neg_().add_(log_p_nV)
+            sums.append(float(log_ratio_nV.mul_(log_p_nV.exp()).sum()))
+        return math.fsum(sums) / len(decoded_ND)
+
+    def _log_probabilities(self, states_ND: Tensor, temperature: float) -> Iterator[Tensor]:
+        for states_nD in torch.split(states_ND, _CHUNK):
+            logits_nV = self._head.logits(states_nD).double()
+            yield torch.log_softmax(logits_nV.div_(temperature), 1)
 
 
 def _find_step(kl_of: Callable[[float], float], max_kl: float, width: int) -> float:
