@@ -19,6 +19,7 @@ from pipeline.commands.merge import merge
 from pipeline.commands.pack import pack, unpack
 from pipeline.commands.push import push
 from pipeline.commands.recipes import recipes
+from pipeline.commands.students.compare import compare
 from pipeline.commands.students.convert import convert
 from pipeline.commands.students.merge_students import merge_students
 from pipeline.commands.students.win_and_tie import win_and_tie
@@ -46,7 +47,7 @@ def main(debug: bool) -> None:
 
 for command in (
     *(cache_teacher, estimate, convert, train_student, recipes, inspect_cache, generate),
-    *(evaluate, win_and_tie, merge_students, push, verify, pack, unpack, merge, extend, export),
-    demo,
+    *(evaluate, compare, win_and_tie, merge_students, push, verify, pack, unpack),
+    *(merge, extend, export, demo),
 ):
     main.add_command(command)
