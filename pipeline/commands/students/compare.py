@@ -67,7 +67,7 @@ def compare(
     device: str,
     as_json: bool,
 ) -> None:
-    """Compare two students of one teacher on the same validation rows.
+    """Tell whether one student is better than another.
 
     \b
       pipeline compare run run-2

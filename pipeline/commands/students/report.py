@@ -30,7 +30,7 @@ from pipeline.options.cache_location import LocalPath
     help="The validation metric by which recipes are ranked.",
 )
 def report(runs: Sequence[Path], out: Path, rank_by: str) -> None:
-    """Write a page on runs: ranked results, curves, costs, differences of the recipes.
+    """Put runs side by side: results, curves, costs.
 
     \b
       pipeline report runs --out report

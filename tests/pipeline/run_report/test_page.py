@@ -235,6 +235,31 @@ def test_strangers_texts_are_text(tmp_path: Path) -> None:
     assert not re.search(r"(?<!\\)[<>`]", tables.replace("\n> ", "\n").replace("\\\\", ""))
 
 
+_ODD: list[Any] = [None, True, -1, 2**63 - 1, 1.5, "x", [1], {"a": {"b": [{}]}}]
+
+
+def test_identities_of_other_types_are_shown(tmp_path: Path) -> None:
+    """Each setting that a report computes with may be anything."""
+    keys = (
+        *("max_steps", "seed", "batch_size", "num_train_epochs", "num_train_rows"),
+        *("num_validation_rows", "teacher", "student", "shards_sha256", "initial_weights_sha256"),
+    )
+    for number, value in enumerate(_ODD):
+        settings: dict[str, Any] = dict.fromkeys(keys, value)
+        write_run(tmp_path / f"run-{number}", **settings)
+    found = parse(made(tmp_path))
+    require_harmless(found)
+    assert "8 runs of " in found.shown
+
+
+def test_a_report_of_unreadable_runs_says_so(tmp_path: Path) -> None:
+    (write_run(tmp_path / "run") / "run.json").write_text("{}")
+    found = parse(made(tmp_path))
+    require_harmless(found)
+    assert "1 run of 0 recipes" in found.shown
+    assert "run.json: damaged" in found.shown
+
+
 def test_names_of_any_bytes_can_be_written(tmp_path: Path) -> None:
     write_run(tmp_path / "a\udcff\nb")
     write_run(tmp_path / "c", beta_end=0.0)
