@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.run_report.charts.make_charts import Chart, make_charts
+from pipeline.run_report.recorded.recorded_run import RecordedRun
+from pipeline.run_report.recorded.seed_groups import SeedGroup, comparable, group_runs
 from pipeline.run_report.report_tables import (
     Table,
     costs_table,
@@ -17,8 +19,6 @@ from pipeline.run_report.report_tables import (
     runs_table,
     settings_table,
 )
-from pipeline.run_report.runs.recorded_run import RecordedRun
-from pipeline.run_report.runs.seed_groups import SeedGroup, comparable, group_runs
 
 RANKS = {"loss": True, "kl": True, "agreement": False, "accuracy": False}
 """What groups can be ranked by, and whether lower is better."""

@@ -7,10 +7,10 @@ environment.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.run_report.runs.recorded_run import RecordedRun
-from pipeline.run_report.runs.run_costs import RunCosts, run_costs, run_data
-from pipeline.run_report.runs.seed_groups import ComparableGroups, SeedGroup, Spread
-from pipeline.run_report.runs.settings import (
+from pipeline.run_report.recorded.recorded_run import RecordedRun
+from pipeline.run_report.recorded.run_costs import RunCosts, run_costs, run_data
+from pipeline.run_report.recorded.seed_groups import ComparableGroups, SeedGroup, Spread
+from pipeline.run_report.recorded.settings import (
     ABSENT,
     SEED,
     all_settings,

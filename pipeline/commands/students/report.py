@@ -48,8 +48,8 @@ def report(runs: Sequence[Path], out: Path, rank_by: str) -> None:
 
     from pipeline.reporting.printable import printable
     from pipeline.reporting.progress_bar import Bar
+    from pipeline.run_report.recorded.find_runs import find_runs
     from pipeline.run_report.report import make_report
-    from pipeline.run_report.runs.find_runs import find_runs
     from pipeline.run_report.write_report import require_report_directory, write_report
 
     require_report_directory(out)

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.run_report.runs.metric_series import Series
-from pipeline.run_report.runs.recorded_run import RecordedRun
-from pipeline.run_report.runs.seed_groups import SeedGroup
+from pipeline.run_report.recorded.metric_series import Series
+from pipeline.run_report.recorded.recorded_run import RecordedRun
+from pipeline.run_report.recorded.seed_groups import SeedGroup
 
 Point = tuple[float, float]
 

@@ -13,8 +13,8 @@ from pipeline.run_report.charts.chart_svg import HEIGHT, WIDTH
 from pipeline.run_report.markdown import markdown
 from pipeline.run_report.page import page
 from pipeline.run_report.page_style import SCRIPT, STYLE
+from pipeline.run_report.recorded.find_runs import find_runs
 from pipeline.run_report.report import make_report
-from pipeline.run_report.runs.find_runs import find_runs
 from stages.train_student.checkpoints.run_record import read_record, write_record
 from tests.support.html_pages import PageParts, parse
 from tests.support.run_directories import write_run
