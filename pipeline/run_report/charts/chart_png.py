@@ -36,7 +36,7 @@ def write_png(chart: Chart, target: Path) -> None:
             marker="o" if len(xs) == 1 else None,
             label=label,
         )
-    for _, y in chart.references:
+    for y in chart.references:
         axes.axhline(y, color="0.4", linestyle="--", linewidth=1, label=f"teacher {y:.4f}")
     axes.set(title=_literal(chart.title), xlabel=chart.x_label, ylabel=_literal(chart.y_label))
     axes.set_xlim(x_scale.low, x_scale.high)

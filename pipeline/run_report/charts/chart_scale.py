@@ -39,8 +39,7 @@ def scales(chart: Chart) -> tuple[Scale, Scale]:
     it may lie outside of the frame.
     """
     xs = [x for line in chart.lines for x, _ in line.points]
-    references = [y for _, y in chart.references]
-    ys = references + [
+    ys = list(chart.references) + [
         y
         for line in chart.lines
         for x, y in line.points

@@ -28,7 +28,7 @@ def svg(chart: Chart) -> str:
         f'height="{bottom - _TOP}"/></clipPath>',
         *_grid(x_scale, y_scale),
         f'<g clip-path="url(#{frame})">',
-        *(_reference(y, y_scale) for _, y in chart.references),
+        *(_reference(loss, y_scale) for loss in chart.references),
         *(_polyline(line, x_scale, y_scale) for line in chart.lines),
         "</g>",
         f'<text x="{(_LEFT + right) / 2:.0f}" y="{HEIGHT - 6}" '

@@ -6,8 +6,8 @@ speed) and over depth (alignment error and output gate of each layer).
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from pipeline.run_report.recorded.metric_series import Series
 from pipeline.run_report.recorded.recorded_run import RecordedRun
@@ -68,8 +68,8 @@ class Chart:
     x_label: str
     y_label: str
     lines: tuple[Line, ...]
-    references: tuple[Point, ...] = ()
-    """The teacher's line, as two points, for every cache."""
+    references: tuple[float, ...] = ()
+    """What the teachers reach on the rows of each cache."""
 
 
 def make_charts(groups: Sequence[SeedGroup]) -> list[Chart]:
@@ -119,7 +119,7 @@ def _over_steps(name: str, groups: Sequence[SeedGroup], most: int) -> Chart:
             points = thinned(_mean(list(curves.values())), most)
             label = f"{group.name} (mean)"
             lines.append(Line(label=label, group=number, points=points, is_mean=True))
-    references = _teacher_lines(groups) if name == "validation/loss" else ()
+    references = _teacher_losses(groups) if name == "validation/loss" else ()
     return Chart(
         slug=_slug(name),
         title=title,
@@ -138,14 +138,10 @@ def _mean(curves: Sequence[Series]) -> list[Point]:
     ]
 
 
-def _teacher_lines(groups: Sequence[SeedGroup]) -> tuple[Point, ...]:
-    runs = [run for group in groups for run in group.runs]
-    losses = {round(loss, 6) for run in runs if (loss := run.metrics.last(TEACHER_LOSS))}
-    longest = max(run.metrics.last_step for run in runs)
-    return tuple((float(longest), loss) for loss in sorted(losses))
-
-
-TEACHER_LOSS = "validation/teacher_loss"
+def _teacher_losses(groups: Sequence[SeedGroup]) -> tuple[float, ...]:
+    runs = (run for group in groups for run in group.runs)
+    losses = (run.metrics.last("validation/teacher_loss") for run in runs)
+    return tuple(sorted({round(loss, 6) for loss in losses if loss is not None}))
 
 
 def _layer_kinds(groups: Sequence[SeedGroup]) -> list[str]:
@@ -192,17 +188,12 @@ def _slug(name: str) -> str:
 
 
 def _with_own_slugs(charts: Iterable[Chart]) -> list[Chart]:
-    return list(_numbered(charts))
-
-
-def _numbered(charts: Iterable[Chart]) -> Iterator[Chart]:
-    from dataclasses import replace
-
-    taken: set[str] = set()
+    """Names that differ in other signs alone would be one file."""
+    found: dict[str, Chart] = {}
     for chart in charts:
-        slug, number = chart.slug or "chart", 1
-        while slug in taken:
+        slug, number = chart.slug, 1
+        while slug in found:
             number += 1
-            slug = f"{chart.slug or 'chart'}-{number}"
-        taken.add(slug)
-        yield replace(chart, slug=slug)
+            slug = f"{chart.slug}-{number}"
+        found[slug] = replace(chart, slug=slug)
+    return list(found.values())

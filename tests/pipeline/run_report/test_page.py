@@ -172,6 +172,13 @@ def test_light_dark_and_print_have_all_colours() -> None:
     assert STYLE.count("{") == STYLE.count("}")
 
 
+def test_metrics_whose_names_are_alike_have_charts_of_their_own(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", figures={"validation/a.b": 1.0, "validation/a-b": 2.0})
+    slugs = [chart.slug for chart in make_report(find_runs([tmp_path]), "loss").charts]
+    assert {"validation-a-b", "validation-a-b-2"} <= set(slugs)
+    assert len(set(slugs)) == len(slugs)
+
+
 def test_a_page_without_figures_says_so(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", is_finished=False)
     (path / "metrics.jsonl").unlink()
