@@ -6,7 +6,7 @@ what it said of these positions lies in the cache.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,9 @@ from stages.train_student.tracking.metric_labels import VALIDATION, MetricLabel,
 if TYPE_CHECKING:
     from cache_format.reader import Cache
     from stages.train_student.data.batch import Batch
-    from stages.train_student.students.student import StudentModelConfig
+    from stages.train_student.evaluation.row_scores import RowScores
+    from stages.train_student.losses.objective import Objective
+    from stages.train_student.students.student import Student, StudentModelConfig
 
 _COLUMNS = tuple(label for label in VALIDATION if label.column is not None)
 _LOSS_CHUNK = 256  # positions whose full logits exist at once
@@ -43,23 +45,15 @@ def evaluate_student(
     Raises ValueError if ``run`` holds no student, or one whose figures are not finite, or ``cache``
     is not of its teacher. A perplexity that is too large for a float is left out.
     """
-    from stages.compute.device import choose_device
-    from stages.train_student.config import TrainStudentConfig
     from stages.train_student.data.targets.kinds import kind_of, kl_note
     from stages.train_student.data.temperatures import validation_temperature
     from stages.train_student.evaluation.validation import score, validation_batches
-    from stages.train_student.losses.objective import make_objective
 
-    device = choose_device(extent.device)
     path = model_directory(run)
-    model = load_student_model(run)
-    _require_same_teacher(path, model.config, cache)
     num_rows = cache.num_rows("validation")
+    model, objective = _load(run, cache, extent.device)
     if num_rows == 0:
         raise ValueError(f"{cache.path}: its validation split is empty")
-    model.to(device)
-    settings = TrainStudentConfig(precision="fp32", loss_chunk=_LOSS_CHUNK, compile="off")
-    objective = make_objective(model, cache, settings, device)
     num_chosen = min(extent.num_rows or num_rows, num_rows)
     batches = validation_batches(cache, num_rows, num_chosen, extent.batch_size)
     counted = _Counted(batches, num_chosen, report)
@@ -80,6 +74,45 @@ def evaluate_student(
         | ({"kl": 0.0, "agreement": 1.0} if kind.KNOWS_PROBABILITIES else {}),
         "notes": _notes(model.config, cache, kl_note(cache.spec.targets)),
     }
+
+
+def evaluate_rows(
+    run: Path,
+    cache: "Cache",
+    rows: Sequence[int],
+    extent: EvalOptions,
+    report: Callable[[int, int], None],
+) -> "RowScores":
+    """What the student scores on each of ``rows`` of the validation split; see ``row_scores``.
+
+    Raises ValueError as ``evaluate_student`` does.
+    """
+    from stages.train_student.data.batch import read_batch
+    from stages.train_student.evaluation.row_scores import score_rows
+
+    model, objective = _load(run, cache, extent.device)
+    batches = (
+        read_batch(cache, "validation", rows[start : start + extent.batch_size], with_sketch=False)
+        for start in range(0, len(rows), extent.batch_size)
+    )
+    scores = score_rows(model, objective, _Counted(batches, len(rows), report))
+    sums = {"loss": sum(scores.cross_entropy), "kl": sum(scores.kl)}
+    _require_finite(model_directory(run), {f"validation/{name}": sums[name] for name in sums})
+    return scores
+
+
+def _load(run: Path, cache: "Cache", device_name: str) -> "tuple[Student, Objective]":
+    """The student of ``run`` on its device, and what scores it there in float32."""
+    from stages.compute.device import choose_device
+    from stages.train_student.config import TrainStudentConfig
+    from stages.train_student.losses.objective import make_objective
+
+    device = choose_device(device_name)
+    model = load_student_model(run)
+    _require_same_teacher(model_directory(run), model.config, cache)
+    model.to(device)
+    settings = TrainStudentConfig(precision="fp32", loss_chunk=_LOSS_CHUNK, compile="off")
+    return model, make_objective(model, cache, settings, device)
 
 
 def evaluation_text(evaluation: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from stages.train_student.distributed.context import distributed_context
 from stages.train_student.losses.teacher_signal import LoadTeacher
 from stages.train_student.losses.terms import cache_needs
 from stages.train_student.new_student import load_student
+from stages.train_student.tracking.environment import run_environment
 from stages.train_student.tracking.run_progress import Report
 from stages.train_student.tracking.trackers import require_trackers
 from stages.train_student.trainer import run_directory
@@ -104,7 +105,8 @@ def train_student(
             whole_teacher = checked_teacher(teacher, cache) if teacher else None
             initial = load_initial_weights(init, config, cache) if init else None
         prepare = partial(run_directory.prepare, resume=resume, recipe_toml=recipe_toml)
-        prepare = partial(prepare, online=is_online, initial=initial)
+        environment = run_environment(device, context.num_ranks)
+        prepare = partial(prepare, online=is_online, initial=initial, environment=environment)
         record = context.run_on_rank0(partial(prepare, out, cache, config))
         with stopping.interruptible():
             online = load_teacher(device) if load_teacher else None

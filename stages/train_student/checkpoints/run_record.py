@@ -27,6 +27,16 @@ class RunRows:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunData:
+    """How much a pass over the training rows reads."""
+
+    sequence_length: int
+    """Positions of a row."""
+    train_bytes: int
+    """Size of the shards that the training rows are in."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """What ``run.json`` says."""
 
@@ -38,6 +48,10 @@ class RunRecord:
     """Where the initial weights lay; absent where they were random."""
     extensions: tuple[Extension, ...] = ()
     """What was added after the run had begun, in order."""
+    data: RunData | None = None
+    """Absent in runs of older versions."""
+    environment: dict[str, str] | None = None
+    """Versions and machine that the run began with; absent in runs of older versions."""
 
     @property
     def rows(self) -> RunRows:

@@ -34,6 +34,11 @@ class Divergence:
         self._sums += torch.stack((sums.cross_entropy, sums.kl, sums.num_agreeing)).cpu()
         self._num_scored += len(positions.labels_N)
 
+    @property
+    def sums(self) -> list[float]:
+        """Over the positions until now: cross-entropy, KL, and how many first choices agree."""
+        return self._sums.tolist()
+
     def values(self) -> dict[str, float]:
         """See ``ValidationMetric``."""
         loss, kl, agreement = (self._sums / self._num_scored).tolist()

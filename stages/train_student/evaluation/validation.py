@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cache_format.reader import Cache
 from stages.train_student.data.batch import Batch, read_batch
@@ -37,11 +38,17 @@ from stages.train_student.students.student import Student
 def validation_batches(
     cache: Cache, num_rows: int, max_rows: int, batch_size: int
 ) -> Iterator[Batch]:
-    """At most ``max_rows``, spread evenly over the first ``num_rows`` of the split, in batches."""
-    indices = np.unique(np.linspace(0, num_rows - 1, min(max_rows, num_rows)).round().astype(int))
+    """The rows ``validation_rows`` of the split, in batches."""
+    indices = validation_rows(num_rows, max_rows)
     for start in range(0, len(indices), batch_size):
-        chosen = indices[start : start + batch_size].tolist()
+        chosen = indices[start : start + batch_size]
         yield read_batch(cache, "validation", chosen, with_sketch=False)
+
+
+def validation_rows(num_rows: int, max_rows: int) -> list[int]:
+    """At most ``max_rows``, spread evenly over the first ``num_rows``."""
+    spread = np.linspace(0, num_rows - 1, min(max_rows, num_rows))
+    return [int(row) for row in np.unique(spread.round())]
 
 
 def validate(
@@ -70,9 +77,8 @@ def score(model: Student, objective: Objective, batches: Iterable[Batch]) -> dic
         if not batch.num_scored:
             continue
         on_device = batch.to(device)
-        autocast = torch.autocast(device.type, objective.dtype, enabled=objective.uses_autocast)
-        with autocast, watch.gates() as gates:
-            hidden_BTD = model.hidden_states(on_device.input_ids, on_device.is_document_start)
+        with watch.gates() as gates:
+            hidden_BTD = hidden_states(model, objective, on_device)
         positions = ScoredPositions(
             hidden_ND=scored(hidden_BTD, on_device),
             head_VD=objective.head_of(model),  # after the forward pass, which may gather it
@@ -96,6 +102,13 @@ def score(model: Student, objective: Objective, batches: Iterable[Batch]) -> dic
             "or head are damaged, or were made to be: make the cache again."
         )
     return {f"validation/{name}": value for name, value in found.items()}
+
+
+def hidden_states(model: Student, objective: Objective, batch: Batch) -> Tensor:
+    """What ``model`` makes of ``batch``, in the precision of ``objective``: [B, T, D]."""
+    dtype, uses_autocast = objective.dtype, objective.uses_autocast
+    with torch.autocast(objective.device.type, dtype, enabled=uses_autocast):
+        return model.hidden_states(batch.input_ids, batch.is_document_start)
 
 
 def validation_metrics(objective: Objective) -> list[ValidationMetric]:

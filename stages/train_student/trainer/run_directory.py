@@ -22,6 +22,7 @@ from stages.next_steps import StageAction
 from stages.train_student.checkpoints.extension import extended
 from stages.train_student.checkpoints.run_record import (
     RUN_FILE,
+    RunData,
     RunRecord,
     location_of,
     read_record,
@@ -76,11 +77,13 @@ def prepare(
     recipe_toml: str,
     online: bool = False,
     initial: "InitialWeights | None" = None,
+    environment: dict[str, str] | None = None,
 ) -> RunRecord:
     """Make ``out``, or make sure that it holds this very run. Raises ValueError if it does not.
 
     ``online``: the run asks a teacher in the loop, which is part of what it is. ``initial`` are the
-    weights that a new run begins from; one that is resumed has had them.
+    weights that a new run begins from; one that is resumed has had them. ``environment`` is what is
+    recorded of a new run.
     """
     _require_own_checkpoints(out)
     identity_file = out / RUN_FILE
@@ -110,6 +113,11 @@ def prepare(
         identity=identity,
         cache_location=location_of(cache),
         init_location=None if initial is None else initial.location,
+        data=RunData(
+            sequence_length=cache.spec.sequence_length,
+            train_bytes=sum(shard.num_bytes for shard in cache.shards("train")),
+        ),
+        environment=environment,
     )
     make_directory(out)
     publish_bytes(out / "recipe.toml", recipe_toml.encode())

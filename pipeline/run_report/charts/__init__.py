@@ -1,0 +1,1 @@
+"""Curves of runs: as data, as SVG for a page, as PNG."""

@@ -1,0 +1,1 @@
+"""Runs as their directories record them, grouped over seeds."""

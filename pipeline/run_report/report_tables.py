@@ -1,0 +1,298 @@
+"""The tables of a report, as cells of text; ``page`` and ``markdown`` write them.
+
+In: groups of runs. Out: results (ranked), costs, differences of the recipes, runs, data and
+environment.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipeline.run_report.recorded.recorded_run import RecordedRun
+from pipeline.run_report.recorded.run_costs import RunCosts, run_costs, run_data
+from pipeline.run_report.recorded.seed_groups import ComparableGroups, SeedGroup, Spread
+from pipeline.run_report.recorded.settings import (
+    ABSENT,
+    SEED,
+    all_settings,
+    deciding_settings,
+    differing_settings,
+    usual_value,
+)
+from stages.train_student.tracking.metric_labels import VALIDATION
+
+_SHOWN_OF_HASH = 12
+_LEFT_OUT = ("validation/teacher_loss",)
+_COLUMNS = {
+    label.key: (label.column or label.progress or "", label.format)
+    for label in VALIDATION
+    if label.key not in _LEFT_OUT
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell."""
+
+    text: str
+    is_name: bool = False
+    """Text that is read from the left."""
+    is_marked: bool = False
+    """It is what is looked for: the best of a column, or a setting that differs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table; every row has as many cells as there are headings."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+
+def results_table(found: ComparableGroups) -> Table:
+    """Final figures of groups that compare, best first; and the teacher's loss on these rows."""
+    keys = [key for key in _COLUMNS if any(group.final(key) for group in found.groups)]
+    best = {key: _best(found.groups, key) for key in keys}
+    rows = []
+    for number, group in enumerate(found.groups, 1):
+        is_ranked = group.is_finished and group.final("validation/loss") is not None
+        cells = [
+            Cell(text=str(number) if is_ranked else ABSENT),
+            Cell(text=group.name, is_name=True),
+            Cell(text=_runs_text(group), is_name=True),
+        ]
+        for key in keys:
+            spread = group.final(key)
+            is_best = len(found.groups) > 1 and group.name == best[key] and group.is_finished
+            cells.append(Cell(text=spread_text(spread, _COLUMNS[key][1]), is_marked=is_best))
+        rows.append(tuple(cells))
+    headings = [_COLUMNS[key][0].replace("(T={T})", "") for key in keys]
+    return Table(
+        title=f"Results on cache {found.cache_id[:_SHOWN_OF_HASH]}",
+        headings=("rank", "recipe", "runs", *headings),
+        rows=tuple(rows),
+        note=_results_note(found),
+    )
+
+
+def costs_table(groups: Sequence[SeedGroup]) -> Table:
+    """Means over the counted runs of each group."""
+    costs = {run.path: run_costs(run) for group in groups for run in group.runs}
+
+    def cell(group: SeedGroup, figure: Callable[[RunCosts], float | None], kind: str) -> Cell:
+        spread = group.spread(lambda run: figure(costs[run.path]))
+        return Cell(text=ABSENT if spread is None else quantity(spread.mean, kind))
+
+    rows = [
+        (
+            Cell(text=group.name, is_name=True),
+            cell(group, lambda each: each.tokens, "count"),
+            cell(group, lambda each: each.bytes_read, "bytes"),
+            cell(group, lambda each: each.seconds, "seconds"),
+            cell(group, lambda each: each.tokens_per_second, "count"),
+            cell(group, lambda each: each.loader_wait_share, "share"),
+            cell(group, lambda each: each.peak_bytes, "bytes"),
+        )
+        for group in groups
+    ]
+    return Table(
+        title="Cost of a run",
+        headings=(
+            *("recipe", "tokens", "read from the cache", "training time", "tokens/s"),
+            *("waiting for the cache", "peak memory"),
+        ),
+        rows=tuple(rows),
+        note="Means over runs. Training time is that of optimizer steps, by the speed of the "
+        "reported ones; validation and saving are not counted. What is read is the size of the "
+        "shards for each pass over them.",
+    )
+
+
+def differences_table(groups: Sequence[SeedGroup]) -> Table | None:
+    """Settings in which the recipes differ, what is unusual marked; None where none does."""
+    tables = [deciding_settings(group.runs[0]) for group in groups]
+    keys = [key for key in differing_settings(tables) if key != SEED]
+    if not keys:
+        return None
+    usual = {key: usual_value(tables, key) for key in keys}
+    rows = [
+        (
+            Cell(text=group.name, is_name=True),
+            *(
+                Cell(
+                    text=table.get(key, ABSENT),
+                    is_marked=table.get(key, ABSENT) != usual[key],
+                )
+                for key in keys
+            ),
+        )
+        for group, table in zip(groups, tables, strict=True)
+    ]
+    return Table(
+        title="Differences of the recipes",
+        headings=("recipe", *keys),
+        rows=tuple(rows),
+        note="Marked: not what most have. All other settings that decide a result are equal.",
+    )
+
+
+def runs_table(groups: Sequence[SeedGroup]) -> Table:
+    """Every run and what has become of it."""
+    rows = [
+        (
+            Cell(text=run.name, is_name=True),
+            Cell(text=group.name, is_name=True),
+            Cell(text=str(run.identity.get(SEED, ABSENT))),
+            Cell(
+                text=run.state_text,
+                is_name=True,
+                is_marked=run.state in ("stopped", "unreadable"),
+            ),
+            Cell(text=run.cache_id[:_SHOWN_OF_HASH], is_name=True),
+        )
+        for group in groups
+        for run in group.runs
+    ]
+    headings = ("run", "recipe", "seed", "state", "cache")
+    return Table(title="Runs", headings=headings, rows=tuple(rows))
+
+
+def data_table(runs: Sequence[RecordedRun]) -> Table:
+    """The caches, and the teachers that made them."""
+    by_cache: dict[str, list[RecordedRun]] = {}
+    for run in runs:
+        if run.record is not None:
+            by_cache.setdefault(run.cache_id, []).append(run)
+    rows = []
+    for cache_id, found in by_cache.items():
+        record, data = found[0].record, run_data(found[0])
+        teacher = found[0].identity.get("teacher")
+        teacher = teacher if isinstance(teacher, dict) else {}
+        names = [str(teacher[key]) for key in ("source", "revision") if teacher.get(key)]
+        rows.append(
+            (
+                Cell(text=cache_id, is_name=True),
+                Cell(text="" if record is None else record.cache_location, is_name=True),
+                Cell(text=" at ".join(names) or ABSENT, is_name=True),
+                Cell(text=str(teacher.get("weights_sha256", ABSENT))[:_SHOWN_OF_HASH]),
+                Cell(text=_count(found[0].identity.get("num_train_rows"))),
+                Cell(text=_count(found[0].identity.get("num_validation_rows"))),
+                Cell(text=ABSENT if data is None else _count(data.sequence_length)),
+                Cell(text=str(len(found))),
+            )
+        )
+    return Table(
+        title="Caches",
+        headings=(
+            *("cache_id", "location", "teacher", "teacher's weights"),
+            *("training rows", "validation rows", "positions of a row", "runs"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def environment_table(runs: Sequence[RecordedRun]) -> Table:
+    """What the runs recorded of versions and machines; runs of equal ones share a row."""
+    found: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for run in runs:
+        if run.record is not None:
+            environment = dict(run.record.environment or {})
+            for key in ("precision", "parallel"):
+                if key in (settings := all_settings(run)):
+                    environment[key] = settings[key]
+            found.setdefault(tuple(sorted(environment.items())), []).append(run.name)
+    keys = sorted({key for environment in found for key, _ in environment})
+    rows = [
+        (
+            Cell(text=_listed(names), is_name=True),
+            *(Cell(text=dict(environment).get(key, ABSENT), is_name=True) for key in keys),
+        )
+        for environment, names in found.items()
+    ]
+    return Table(
+        title="Environment",
+        headings=("runs", *keys),
+        rows=tuple(rows),
+        note="As it was when a run began. Runs of older versions recorded less.",
+    )
+
+
+def settings_table(groups: Sequence[SeedGroup]) -> Table:
+    """The settings that all recipes have in common."""
+    tables = [all_settings(run) for group in groups for run in group.runs if run.record is not None]
+    differing = set(differing_settings(tables))
+    common = {key: text for key, text in (tables or [{}])[0].items() if key not in differing}
+    rows = [(Cell(text=key, is_name=True), Cell(text=common[key])) for key in sorted(common)]
+    return Table(title="Settings that all have", headings=("setting", "value"), rows=tuple(rows))
+
+
+def spread_text(spread: Spread | None, form: str) -> str:
+    """ "MEAN ± DEVIATION"."""
+    if spread is None:
+        return ABSENT
+    if spread.deviation is None:
+        return format(spread.mean, form)
+    return f"{spread.mean:{form}} ± {spread.deviation:{form}}"
+
+
+def quantity(value: float, kind: str) -> str:
+    """A count, bytes, seconds or a share as people read it."""
+    if kind == "share":
+        return f"{value:.1%}"
+    if kind == "seconds":
+        minutes, seconds = divmod(round(value), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}{'B' if kind == 'bytes' else ''}"
+    return f"{value:.0f}{' B' if kind == 'bytes' else ''}"
+
+
+def _best(groups: Sequence[SeedGroup], key: str) -> str:
+    """The name of the group with the best mean of ``key``, of those that have finished."""
+    sign = -1 if key in _HIGHER_IS_BETTER else 1
+    means = [
+        (sign * spread.mean, group.name)
+        for group in groups
+        if group.is_finished and (spread := group.final(key)) is not None
+    ]
+    return min(means)[1] if means and key not in _NEITHER else ""
+
+
+_HIGHER_IS_BETTER = ("validation/agreement", "validation/accuracy")
+_NEITHER = ("validation/mlstm_share",)
+
+
+def _runs_text(group: SeedGroup) -> str:
+    counted = group.counted
+    text = f"{len(counted)} (seed{'' if len(group.runs) == 1 else 's'} {group.seeds})"
+    others = len(group.runs) - len(counted)
+    if others:
+        return f"{len(counted)} of {len(group.runs)} finished (seeds {group.seeds})"
+    return text if group.is_finished else f"{text}, not finished"
+
+
+def _results_note(found: ComparableGroups) -> str:
+    rows = "" if found.num_rows is None else f", {found.num_rows:,} rows"
+    losses = {
+        f"{loss:.4f}"
+        for group in found.groups
+        for run in group.runs
+        if (loss := run.metrics.last("validation/teacher_loss")) is not None
+    }
+    teacher = f" The teacher's loss on these rows is {' or '.join(sorted(losses))}."
+    return (
+        f"Last validation on cache {found.cache_id}{rows}. ± is the sample standard deviation "
+        f"over seeds.{teacher if losses else ''}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:6])
+    return shown if len(names) <= 6 else f"{shown} and {len(names) - 6} more"
+
+
+def _count(value: object) -> str:
+    return f"{value:,}" if type(value) is int else ABSENT

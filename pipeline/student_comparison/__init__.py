@@ -1,0 +1,1 @@
+"""Two students on the same validation rows: is the difference between them real?"""
