@@ -18,7 +18,8 @@ GPU_OUT ?= gpu-out
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-teacher test test-slow lint types check bench gpu wheelhouse clean
+.PHONY: help setup demo demo-hybrid demo-teacher test test-slow lint types check bench gpu \
+	wheelhouse clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +28,9 @@ setup: $(STAMP) ## make the virtual environment (.venv) with the pinned versions
 
 demo: $(STAMP) ## cache a teacher, train students from the cache, print the table (in demo-out/)
 	$(BIN)/pipeline demo --out demo-out
+
+demo-hybrid: $(STAMP) ## the same with a hybrid student (minutes more)
+	$(BIN)/pipeline demo --out demo-out --hybrid
 
 demo-teacher: $(STAMP) ## train the demo's teacher anew (hours; PARQUET=DIR adds a corpus)
 	$(BIN)/python -m pipeline.demo.make_teacher --out pipeline/demo/teacher \

@@ -156,7 +156,7 @@ def test_only_its_own_kind_imports_the_code_of_a_student() -> None:
         for found in imports()
         if _is_within(found.imported, models) and not _is_within(found.importer, models)
     }
-    own = {"registry", "distil_xlstm", "hybrid_xlstm", "stored_teacher"}
+    own = {"registry", "distil_xlstm", "hybrid_xlstm", "low_rank", "stored_teacher"}
     assert users == {f"{kinds}.{name}" for name in own}
 
 

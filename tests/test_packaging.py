@@ -45,7 +45,7 @@ def test_every_import_is_declared() -> None:
     from tests.support.import_graph import imports
 
     extras = project()["optional-dependencies"]
-    requirements = [*project()["dependencies"], *extras["ray"], *extras["eval"]]
+    requirements = [*project()["dependencies"], *extras["ray"], *extras["eval"], *extras["lora"]]
     declared = {Requirement(text).name.replace("-", "_") for text in requirements}
     declared.add("triton")  # comes with PyTorch where it is used, and is done without elsewhere
     ours = {"pipeline", "stages", "cache_format"}

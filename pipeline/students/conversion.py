@@ -44,6 +44,12 @@ def require_new(config: TrainStudentConfig, out: Path) -> None:
             'its teacher: expected "hybrid_xlstm". Choose such a recipe, or train a student from a '
             "cache."
         )
+    for key in config.student.extra_packages:
+        raise ValueError(
+            f"train_student.student.{key}: {getattr(config.student, key)!r} is a way to train, of "
+            'which an untrained student has nothing. Set it to "new" here; a training that begins '
+            "with the student may set it as it likes."
+        )
     if os.path.lexists(out):
         raise AdvisedError(
             f"{out}: is there already. Nothing was changed.",

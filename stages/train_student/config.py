@@ -36,6 +36,10 @@ class TrainStudentConfig:
     """Weight β of the Frobenius term at step 0."""
     beta_end: float = 0.1
     """What β is annealed to."""
+    state_mse_weight: float = 0.0
+    """Weight of the mean square between the student's states before the head and the teacher's, of
+    a cache that holds these (``hidden``, ``top_k+hidden``). What it, α and β leave is the labels'.
+    """
     epoch_rule: Literal["subtract", "scale_restart"] = "subtract"
     """After an epoch: lower the start values by ``epoch_delta`` (the paper), or scale them by
     1 − ``epoch_delta`` and restart the annealing (the authors' code)."""
@@ -131,12 +135,17 @@ class TrainStudentConfig:
             "columns",
         )
         _require(len(set(self.report_to)) == len(self.report_to), "report_to", "each named once")
-        for key in ("alpha_start", "alpha_end", "beta_start", "beta_end", "epoch_delta"):
+        for key in (
+            *("alpha_start", "alpha_end", "beta_start", "beta_end"),
+            *("state_mse_weight", "epoch_delta"),
+        ):
             _require(0.0 <= getattr(self, key) <= 1.0, key, "from 0 to 1")
-        beta = max(self.beta_start, self.beta_end)
+        beta, state = max(self.beta_start, self.beta_end), self.state_mse_weight
+        others = beta + state
         for key in ("alpha_start", "alpha_end"):
-            at_most = f"at most 1 − β = {1 - beta:g}, or the labels' weight would be negative"
-            _require(getattr(self, key) + beta <= 1.0 + 1e-9, key, at_most)
+            formula = "1 − β − state_mse_weight" if state else "1 − β"
+            at_most = f"at most {formula} = {1 - others:g}, or the labels' weight would be negative"
+            _require(getattr(self, key) + others <= 1.0 + 1e-9, key, at_most)
         for key in ("temperature_start", "temperature_end"):
             _require(1.0 <= getattr(self, key) <= 8.0, key, "from 1 to 8")
         for name in ("alpha", "temperature"):
@@ -158,6 +167,11 @@ class TrainStudentConfig:
     def _require_objective(self) -> None:
         if self.objective != "alignment":
             return
+        _require(
+            self.state_mse_weight == 0.0,
+            "state_mse_weight",
+            "0 with the objective alignment, which reads token ids alone",
+        )
         _require(
             self.student.holds_teacher,
             "objective",

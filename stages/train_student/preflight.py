@@ -12,6 +12,7 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.requirements import require_targets
 from stages.train_student.data.teacher_weights import require_teacher_weights
 from stages.train_student.losses.terms import cache_needs
+from stages.train_student.students.required_packages import require_packages
 from stages.train_student.tracking.trackers import require_trackers
 from stages.train_student.trainer import run_directory
 
@@ -32,6 +33,7 @@ def check_early(
     require_teacher_weights(config.student, cache, teacher)
     require_targets(config, cache, cache_needs(config), online=online)
     require_trackers(config.report_to)
+    require_packages(config.student)
     if not _begins_anew(out):  # then this refuses, or finds the run that is resumed
         if config.precision == "auto" and (precision := run_directory.recorded_precision(out)):
             config = replace(config, precision=precision)

@@ -22,6 +22,7 @@ from stages.train_student.distributed.context import distributed_context
 from stages.train_student.losses.teacher_signal import LoadTeacher
 from stages.train_student.losses.terms import cache_needs
 from stages.train_student.new_student import load_student
+from stages.train_student.students.required_packages import require_packages
 from stages.train_student.tracking.environment import run_environment
 from stages.train_student.tracking.run_progress import Report
 from stages.train_student.tracking.trackers import require_trackers
@@ -95,6 +96,7 @@ def train_student(
     require_teacher_weights(config.student, cache, teacher)
     require_targets(config, cache, cache_needs(config), online=is_online)
     require_trackers(config.report_to)
+    require_packages(config.student)
     with distributed_context(config.device) as (context, device), ExitStack() as stack:
         require_processes(config, context.num_ranks)
         choice = context.run_on_rank0(lambda: choose_precision(config.precision, out, device))

@@ -75,6 +75,11 @@ def distill_config(**changes: Any) -> TrainStudentConfig:
     return _config(distillation, changes)
 
 
+def lora_config(**changes: Any) -> TrainStudentConfig:
+    """A distillation through adapters of rank 2; see ``align_config``."""
+    return distill_config(**({"trained": "lora", "lora_rank": 2, "learning_rate": 1e-2} | changes))
+
+
 _STUDENT = {field.name for field in fields(HybridXLSTMSettings)}
 
 

@@ -9,10 +9,13 @@ import cache_format
 from stages.train_student.run import train_student
 from stages.train_student.tracking.run_progress import TrainProgress
 from stages.train_student.trainer.stopping import StopRequest
-from tests.support.hybrid_runs import align_config, distill_config
+from tests.support.hybrid_runs import align_config, distill_config, lora_config
 from tests.support.train_configs import tiny_train_config
 
-_CONFIGS = {"tiny": tiny_train_config, "align": align_config, "distill": distill_config}
+_CONFIGS = {
+    **{"tiny": tiny_train_config, "align": align_config},
+    **{"distill": distill_config, "lora": lora_config},
+}
 """By what the settings call ``kind``."""
 
 

@@ -19,6 +19,8 @@ class CacheNeeds:
     """The teacher's distribution at the temperatures of these settings; none: it is not needed."""
     hidden_states_for: tuple[str, ...]
     """The settings whose term needs the teacher's hidden states; none: they are not needed."""
+    coded_states_for: tuple[str, ...] = ()
+    """The settings whose term needs the states that the teacher's head is applied to."""
 
 
 def require_targets(
@@ -62,6 +64,13 @@ def require_targets(
         )
     for key, asked in needs.temperatures.items():
         require_temperature(cache.spec.targets, key, asked)
+    if needs.coded_states_for and cache.spec.targets.hidden is None:
+        raise ValueError(
+            f"train_student.{needs.coded_states_for[0]}: the cache does not hold the states that "
+            f"its teacher's head is applied to (cache_teacher.targets is "
+            f"{cache.spec.targets.kind!r}). Set it to 0, or make a cache with "
+            "cache_teacher.targets 'hidden' or 'top_k+hidden'."
+        )
     if needs.hidden_states_for and cache.spec.sketch.kind == "none":
         settings = " and ".join(needs.hidden_states_for)
         raise ValueError(

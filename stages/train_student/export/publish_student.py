@@ -17,6 +17,7 @@ from stages.train_student.config import TrainStudentConfig
 from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.export.publish_model import publish_model, published_step
 from stages.train_student.export.published_files import is_complete
+from stages.train_student.students.registry import student_kind
 from stages.train_student.students.student import Student
 
 
@@ -45,6 +46,7 @@ def publish_student(
         if is_shared:
             student = make_student()
             restore_weights(student, trained)
+        student = student_kind(config.student.kind).publishable(student)
         is_there = target.exists() and published_step(target) == step
         if is_there and is_complete(target) and _holds(target, student):
             return ()

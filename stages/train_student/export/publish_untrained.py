@@ -24,7 +24,7 @@ _GENERATION = "generation_config.json"
 def publish_untrained(
     model: Any, config: TrainStudentConfig, teacher: Path, tokenizer: Path, target: Path
 ) -> None:
-    """Write ``model`` to the new directory ``target``.
+    """Write ``model`` to the new directory ``target``, and make those above it.
 
     ``tokenizer`` is a directory that holds the tokenizer's files, ``teacher`` the teacher's own,
     whose settings of generation are passed on. Raises ValueError where these cannot be.
@@ -32,6 +32,7 @@ def publish_untrained(
     if (teacher / _GENERATION).is_file():
         model.generation_config = _generation_config(teacher / _GENERATION)
     card = untrained_card(model, config)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with publish_directory(target) as temporary:
         model.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")

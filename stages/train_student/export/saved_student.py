@@ -62,6 +62,7 @@ def publish_checkpoint(checkpoint: Checkpoint, cache: Cache, target: Path) -> No
     _require_fit(checkpoint, config, weights, cache)
     student = load_student(config, cache)
     restore_weights(student, weights)
+    student = student_kind(config.student.kind).publishable(student)
     student.config.cache_id = state.identity.get("cache_id")
     student.config.num_steps = checkpoint.step
     publish_model(student, cache, target, config=config, metrics=state.validation)

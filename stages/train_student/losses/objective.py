@@ -126,7 +126,7 @@ def make_objective(
             compile=config.compile,
             columns=columns,
         ),
-        further_terms=further_terms(),
+        further_terms=further_terms(config),
         decode=decode,
         signal=CachedSignal(cache.spec, decode) if teacher is None else OnlineSignal(teacher),
         compares_layers=config.objective == "alignment",

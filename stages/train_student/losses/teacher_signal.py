@@ -20,8 +20,8 @@ from stages.train_student.data.batch import Batch
 from stages.train_student.data.scored import scored
 from stages.train_student.data.targets.dense_targets import DenseTargets
 from stages.train_student.data.targets.kind import TargetDecoder
-from stages.train_student.losses.frobenius import ProjectedStates, WholeStates
 from stages.train_student.losses.loss_term import HiddenStateTargets, TeacherTargets
+from stages.train_student.losses.states.frobenius import ProjectedStates, WholeStates
 from stages.train_student.losses.terms import LossWeights
 
 
@@ -74,7 +74,9 @@ class CachedSignal:
 
     def targets(self, batch: Batch, weights: LossWeights) -> TeacherTargets:
         """See ``TeacherSignal``."""
-        distribution = self.decode(batch.targets, batch.scored) if weights.alpha else None
+        distribution = None
+        if weights.reads_distribution:
+            distribution = self.decode(batch.targets, batch.scored)
         return TeacherTargets(distribution, self._hidden_states(batch))
 
     def _hidden_states(self, batch: Batch) -> HiddenStateTargets | None:
@@ -102,7 +104,7 @@ class OnlineSignal:
             return TeacherTargets()
         states = self.teacher.states(batch.input_ids, batch.is_document_start)
         distribution = None
-        if weights.alpha:
+        if weights.reads_distribution:
             distribution = DenseTargets(scored(states.last_BTD, batch), self.teacher.head_VD)
         mean = None if states.mean_BTD is None else WholeStates(states.mean_BTD)
         return TeacherTargets(distribution, mean)

@@ -1,6 +1,9 @@
 """The terms of the loss: their weights at a step, and what they need of a cache.
 
-    (1−α−β)·CE + α·T²·KL + β·L_F        (Distil-xLSTM, arXiv 2503.18565, section 3)
+    (1−α−β−γ)·CE + α·T²·KL + β·L_F + γ·L_S
+
+as in Distil-xLSTM (arXiv 2503.18565, section 3), and with a further term of weight γ, which is 0 if
+it is not asked for.
 
 To add a term, write its class in a file of its own (see ``loss_term``), and give it a weight, an
 entry in ``further_terms`` and, if it needs more than the labels, a need here. Its settings belong
@@ -22,16 +25,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """(1−α−β)·CE + α·T²·KL + β·L_F at one step; metrics have them as ``schedule/NAME``."""
+    """Those of the terms of one step; metrics have them as ``schedule/NAME``."""
 
     alpha: float
     beta: float
     temperature: float
+    state_mse: float = 0.0
+    """γ."""
 
     @property
     def cross_entropy(self) -> float:
         """What the terms that need a teacher leave to the labels."""
-        return 1 - self.alpha - self.beta
+        return 1 - self.alpha - self.beta - self.state_mse
+
+    @property
+    def reads_distribution(self) -> bool:
+        """Whether a term compares with the teacher's distribution, or the states it is made of."""
+        return bool(self.alpha or self.state_mse)
 
     @property
     def uses_teacher(self) -> bool:
@@ -47,11 +57,15 @@ class WeightedTerm:
     weight: Callable[[LossWeights], float]
 
 
-def further_terms() -> tuple[WeightedTerm, ...]:
+def further_terms(config: TrainStudentConfig) -> tuple[WeightedTerm, ...]:
     """The terms beside cross-entropy and KL, in the order of their metrics."""
-    from stages.train_student.losses.frobenius import FrobeniusTerm
+    from stages.train_student.losses.states.frobenius import FrobeniusTerm
+    from stages.train_student.losses.states.mean_square import StateMSETerm
 
-    return (WeightedTerm(FrobeniusTerm(), lambda weights: weights.beta),)
+    frobenius = WeightedTerm(FrobeniusTerm(), lambda weights: weights.beta)
+    if not config.state_mse_weight:
+        return (frobenius,)
+    return frobenius, WeightedTerm(StateMSETerm(), lambda weights: weights.state_mse)
 
 
 def loss_weights(config: TrainStudentConfig, step: int, steps_per_epoch: int) -> LossWeights:
@@ -70,6 +84,7 @@ def loss_weights(config: TrainStudentConfig, step: int, steps_per_epoch: int) ->
             config.temperature_end,
             k,
         ),
+        state_mse=config.state_mse_weight,
     )
 
 
@@ -89,4 +104,5 @@ def cache_needs(config: TrainStudentConfig) -> CacheNeeds:
     return CacheNeeds(
         temperatures=temperatures if has_kl else {},
         hidden_states_for=("beta_start", "beta_end") if has_frobenius else (),
+        coded_states_for=("state_mse_weight",) if config.state_mse_weight else (),
     )

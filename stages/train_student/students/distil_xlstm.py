@@ -53,6 +53,9 @@ class _DistilXLSTM:
             seed=seed,
         )
 
+    def publishable(self, model: DistilXLSTMForCausalLM) -> DistilXLSTMForCausalLM:
+        return model
+
     def prepare(
         self, settings: DistilXLSTMSettings, model: DistilXLSTMForCausalLM, device: torch.device
     ) -> str:

@@ -22,9 +22,10 @@ from stages.train_student.modeling.hybrid_xlstm.build import build_student
 from stages.train_student.modeling.hybrid_xlstm.configuration import HybridXLSTMConfig
 from stages.train_student.modeling.hybrid_xlstm.directory_code import AUTO_MAP, directory_code
 from stages.train_student.modeling.hybrid_xlstm.mixer import Mixer
-from stages.train_student.modeling.hybrid_xlstm.modeling import HybridXLSTMForCausalLM
+from stages.train_student.modeling.hybrid_xlstm.modeling import MERGED, HybridXLSTMForCausalLM
 from stages.train_student.modeling.hybrid_xlstm.pattern import is_for_all, parse_pattern
 from stages.train_student.modeling.hybrid_xlstm.settings import HybridXLSTMSettings
+from stages.train_student.students.low_rank import add_adapters, is_adapter, merge_adapters
 from stages.train_student.students.parameter_count import count_parameters
 from stages.train_student.students.stored_teacher import is_teacher_config
 from stages.train_student.students.stored_values import is_size
@@ -49,7 +50,7 @@ class _HybridXLSTM:
         "window": lambda value: is_size(value) and int(value) <= 2**20,  # type: ignore[call-overload]
         "num_sinks": lambda value: is_size(value, 0) and int(value) <= 4096,  # type: ignore[call-overload]
         "feature_map": ("two_signed", "one_signed").__contains__,
-        "trained": ("new", "mixers", "all").__contains__,
+        "trained": ("new", "mixers", "all", MERGED).__contains__,
     }
 
     @property
@@ -81,7 +82,12 @@ class _HybridXLSTM:
                     f"{weights.directory}: expected {key} = {expected}, as in the cache, found "
                     f"{found}. Give the teacher that the cache was made with."
                 )
+        if settings.trained == "lora":
+            add_adapters(student, settings.lora_rank, seed)
         return student
+
+    def publishable(self, model: HybridXLSTMForCausalLM) -> HybridXLSTMForCausalLM:
+        return merge_adapters(model) if any(map(is_adapter, model.state_dict())) else model
 
     def prepare(
         self, settings: HybridXLSTMSettings, model: HybridXLSTMForCausalLM, device: torch.device
@@ -110,12 +116,13 @@ class _HybridXLSTM:
     def description(self, model: HybridXLSTMForCausalLM) -> str:
         config = model.config
         trainable, total = count_parameters(model)
+        how = ", the projections by adapters of low rank," if config.trained == MERGED else ""
         sinks = f" and the document's first {config.num_sinks}" if config.num_sinks else ""
         return (
             f"{config.num_hidden_layers} layers of the teacher, its attention replaced "
             f"({config.pattern}) by mLSTM heads beside attention to the last {config.window} "
-            f"positions{sinks}: {trainable:,} of {total:,} parameters were trained, as in hybrid "
-            "xLSTM distillation (arXiv 2603.15590)"
+            f"positions{sinks}: {trainable:,} of {total:,} parameters were trained{how} as in "
+            "hybrid xLSTM distillation (arXiv 2603.15590)"
         )
 
     def blocks_differ(self, settings: Any, weights: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ A new kind is registered here: its settings in ``SETTINGS``, the rest in the mod
 beside this file. Imports nothing heavy, so that a wrong recipe is refused at once.
 """
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -37,6 +38,10 @@ class StudentSettings(Protocol):
     @property
     def trains_new_alone(self) -> bool:
         """Whether all that a student holds of its teacher is left as it is."""
+
+    @property
+    def extra_packages(self) -> Mapping[str, str]:
+        """Packages beside the dependencies that training needs, by the setting that needs them."""
 
 
 SETTINGS: dict[str, type[StudentSettings]] = {

@@ -179,6 +179,9 @@ class StudentKind(Protocol[Settings, Model]):
         Raises ValueError where settings or shapes do not fit.
         """
 
+    def publishable(self, model: Model) -> Model:
+        """``model`` with plain weights alone, as its ``model_class`` reads them; mostly itself."""
+
     def prepare(self, settings: Settings, model: Model, device: torch.device) -> str:
         """Choose what computes the model on ``device``; says what that is, if it is a choice.
 

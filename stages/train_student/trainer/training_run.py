@@ -209,6 +209,8 @@ class TrainingRun:
         found = {"learning_rate": rates.base}
         if self.config.objective == "distillation":
             found = dataclasses.asdict(weights) | found
+            if not weights.state_mse:
+                del found["state_mse"]
         if self.config.mixer_learning_rate is not None:
             found["mixer_learning_rate"] = rates.mixer
         return {f"schedule/{name}": value for name, value in found.items()}

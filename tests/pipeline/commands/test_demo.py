@@ -11,12 +11,14 @@ from tests.support.command_line import fail_with, run
 def test_the_demo_command_runs_the_commands_it_is_given(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def demo(out: Path, command: Callable[[list[str]], None], *, seed: int) -> None:
-        assert (out, seed) == (tmp_path / "out", 3)
+    def demo(
+        out: Path, command: Callable[[list[str]], None], *, seed: int, with_hybrid: bool
+    ) -> None:
+        assert (out, seed, with_hybrid) == (tmp_path / "out", 3, True)
         command(["recipes"])
 
     monkeypatch.setattr("pipeline.demo.run.run_demo", demo)
-    result = run("demo", "--out", tmp_path / "out", "--seed", "3")
+    result = run("demo", "--out", tmp_path / "out", "--seed", "3", "--hybrid")
     assert result.exit_code == 0, result.output
     assert "distil-xlstm" in result.output
 
@@ -35,7 +37,7 @@ def test_a_failure_of_a_command_within_the_demo_is_reported_once(
     code: int,
     expected: str,
 ) -> None:
-    def demo(out: Path, command: Callable[[list[str]], None], *, seed: int) -> None:
+    def demo(out: Path, command: Callable[[list[str]], None], **_: object) -> None:
         command(["cache-teacher", "--recipe", "distil-xlstm", "--out", str(out)])
         pytest.fail("went on after a failure")
 
@@ -50,7 +52,7 @@ def test_a_failure_of_a_command_within_the_demo_is_reported_once(
 def test_wrong_usage_within_the_demo_exits_2(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def demo(out: Path, command: Callable[[list[str]], None], *, seed: int) -> None:
+    def demo(out: Path, command: Callable[[list[str]], None], **_: object) -> None:
         command(["cache-teacher"])
 
     monkeypatch.setattr("pipeline.demo.run.run_demo", demo)

@@ -301,7 +301,7 @@ class TestSettings:
         with pytest.raises(ValueError, match="to the peak, 1e-05"):
             distill_config(mixer_learning_rate=1e-5, min_learning_rate=1e-4)
 
-    @pytest.mark.parametrize("trained", ["mixers", "all"])
+    @pytest.mark.parametrize("trained", ["mixers", "all", "lora"])
     def test_an_alignment_leaves_the_copies_alone(self, trained: str) -> None:
         with pytest.raises(
             ValueError, match=r'^objective: must be "distillation" unless student\.'
@@ -310,6 +310,6 @@ class TestSettings:
 
     def test_a_pattern_without_new_weights_cannot_train_them_alone(self) -> None:
         with pytest.raises(
-            ValueError, match=r'^trained: must be "mixers" or "all" with the pattern'
+            ValueError, match=r'^trained: must be "mixers", "all" or "lora" with the p'
         ):
             align_config(pattern="window")

@@ -3,6 +3,7 @@
 Imports nothing heavy, so that a wrong recipe is refused at once.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -48,6 +49,11 @@ class DistilXLSTMSettings:
     def trains_new_alone(self) -> bool:
         """Whether all that is the teacher's is left as it is."""
         return not self.train_head
+
+    @property
+    def extra_packages(self) -> Mapping[str, str]:
+        """None: its dependencies are those of the package."""
+        return {}
 
     def __post_init__(self) -> None:
         for key in ("num_blocks", "num_heads", "conv_kernel", "qkv_block_size"):

@@ -66,7 +66,7 @@ def build_student(
     if not named:
         return student
     _take_over(student, named)
-    _make_rotation(student)
+    make_rotation(student)
     generator = torch.Generator().manual_seed(seed)
     for layer in student.layers:
         _initialise(layer.self_attn, settings, generator)
@@ -118,7 +118,8 @@ def _replace(student: nn.Module, name: str, parameter: nn.Parameter) -> None:
     setattr(student.get_submodule(owner), last, parameter)
 
 
-def _make_rotation(student: HybridXLSTMForCausalLM) -> None:
+def make_rotation(student: HybridXLSTMForCausalLM) -> None:
+    """Compute the angles of positions, which are no weights, where they have no memory yet."""
     rotary = student.model.rotary_emb
     student.model.rotary_emb = type(rotary)(config=rotary.config)
 

@@ -12,6 +12,7 @@ Shapes: B batch, T positions, D width, R rows of the head (padding included), L 
 parameters.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,10 @@ from stages.train_student.modeling.hybrid_xlstm.settings import Trained
 from stages.train_student.modeling.hybrid_xlstm.state import HybridState
 from stages.train_student.modeling.hybrid_xlstm.teacher_family import family_config, family_model
 from stages.train_student.modeling.layers.document_masks import DocumentLayout
+
+MERGED = "projections"
+"""What was ``trained`` where adapters have become part of the layers' projections."""
+_PROJECTION = re.compile(r"\.layers\.\d+\.\w+\.\w+_proj\.weight$")
 
 
 class Alignment(NamedTuple):
@@ -211,7 +216,13 @@ class HybridXLSTMForCausalLM(CausalStudent):
 
 def is_trained(name: str, trained: str) -> bool:
     """Whether the parameter ``name`` is trained, by the setting of that name."""
-    return trained == "all" or is_new(name) or (trained == "mixers" and ".self_attn." in name)
+    if trained == "all" or is_new(name):
+        return True
+    if trained == "lora":
+        return ".lora_" in name  # adapters, which are not part of this code
+    if trained == MERGED:
+        return _PROJECTION.search(name) is not None
+    return trained == "mixers" and ".self_attn." in name
 
 
 def _positions(layout: DocumentLayout, state: HybridState | None) -> Tensor:

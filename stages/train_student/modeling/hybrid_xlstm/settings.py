@@ -3,13 +3,14 @@
 Imports nothing heavy, so that a wrong recipe is refused at once.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from stages.train_student.modeling.hybrid_xlstm.pattern import parse_pattern
 
 FeatureMapKind = Literal["two_signed", "one_signed"]
-Trained = Literal["new", "mixers", "all"]
+Trained = Literal["new", "mixers", "all", "lora"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,11 @@ class HybridXLSTMSettings:
     chunk_length: int | None = None
     """Positions in a chunk of the mLSTM, chosen if not given. Speed only."""
     trained: Trained = "new"
-    """What is trained: what the teacher does not have, the whole mixers, or everything."""
+    """What is trained: what the teacher does not have, the whole mixers, everything, or what the
+    teacher does not have and adapters of low rank beside each projection of its layers (LoRA,
+    through the package peft), which are merged into the weights that are published."""
+    lora_rank: int = 256
+    """Rank of the adapters, and their α; no other kind of training has any."""
     output_gate_bias: float = -2.0
     """Where the gate between window (0) and mLSTM (1) begins: at σ of this. The window alone is
     close to the teacher; −2 gives it 88%, and lets the mLSTM's gradient through."""
@@ -52,8 +57,10 @@ class HybridXLSTMSettings:
         _require(
             has_new or self.trained != "new",
             "trained",
-            f'"mixers" or "all" with the pattern {self.pattern!r}, in which no layer has an mLSTM',
+            f'"mixers", "all" or "lora" with the pattern {self.pattern!r}, in which no layer has '
+            "an mLSTM",
         )
+        _require(1 <= self.lora_rank <= 2**16, "lora_rank", "from 1 to 2^16")
         _require(1 <= self.window <= 2**20, "window", "from 1 to 2^20 positions")
         _require(0 <= self.num_sinks <= 4096, "num_sinks", "from 0 to 4096 positions")
         _require(
@@ -73,6 +80,11 @@ class HybridXLSTMSettings:
     def trains_new_alone(self) -> bool:
         """Whether all that is the teacher's is left as it is."""
         return self.trained == "new"
+
+    @property
+    def extra_packages(self) -> Mapping[str, str]:
+        """Packages beside the dependencies that training needs, by the setting that needs them."""
+        return {"trained": "peft"} if self.trained == "lora" else {}
 
 
 def _require(holds: bool, key: str, allowed: str) -> None:

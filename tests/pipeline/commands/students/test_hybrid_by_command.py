@@ -53,7 +53,7 @@ def cache(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def untrained(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("converted") / "untrained"
+    out = tmp_path_factory.mktemp("converted") / "new" / "untrained"
     said = done(
         *("convert", teacher, "--recipe", "demo-hybrid-align", "--out", out),
         *("--set", "train_student.student.window=6"),

@@ -23,6 +23,7 @@ from tests.support.hybrid_runs import (
     align_config,
     distill_config,
     hybrid_cache,
+    lora_config,
     save_tiny_llama,
 )
 from tests.support.train_configs import tiny_train_config
@@ -179,6 +180,8 @@ def teacher_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("align", align_config, "ddp"),
         ("align", align_config, "fsdp"),
         ("distill", distill_config, "fsdp"),
+        ("lora", lora_config, "ddp"),
+        ("lora", lora_config, "fsdp"),
     ],
 )
 def test_a_student_that_holds_its_teacher_is_shared(

@@ -11,8 +11,8 @@ from stages.compute.compiling import has_compiler
 from stages.train_student.data.targets.dense_targets import DenseTargets
 from stages.train_student.losses import vocabulary_pass
 from stages.train_student.losses.dense_kl import DenseDistillationLoss
-from stages.train_student.losses.frobenius import frobenius
 from stages.train_student.losses.sparse_kl import LossSums, sparse_distillation_loss
+from stages.train_student.losses.states.frobenius import frobenius
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from tests.support.dense_teachers import make_problem, sparse
 

@@ -15,8 +15,8 @@ from stages.train_student.data.scored import scored
 from stages.train_student.data.targets.dense_targets import DenseTargets
 from stages.train_student.data.targets.ids import sparse_targets
 from stages.train_student.data.targets.sparse_targets import SparseTargets
-from stages.train_student.losses.frobenius import ProjectedStates, WholeStates
 from stages.train_student.losses.loss_term import TeacherTargets
+from stages.train_student.losses.states.frobenius import ProjectedStates, WholeStates
 from stages.train_student.losses.teacher_signal import CachedSignal, OnlineSignal, TeacherStates
 from stages.train_student.losses.terms import LossWeights
 from tests.support.batches import ids_of
@@ -85,3 +85,12 @@ def test_an_online_teacher_computes_no_targets_of_zero_weight(tiny_cache: Path) 
     targets = signal.targets(batch, _LABELS)
     assert targets == TeacherTargets()
     assert teacher.num_asked == 1
+
+
+def test_a_term_on_states_alone_asks_for_them(tiny_cache: Path) -> None:
+    batch = read_batch(cache_format.open(tiny_cache), "train", [0], with_sketch=True)
+    teacher = Teacher(has_mean=True)
+    targets = OnlineSignal(teacher).targets(batch, LossWeights(0.0, 0.0, 1.0, state_mse=0.5))
+    last_BTD = teacher.states(batch.input_ids, batch.is_document_start).last_BTD
+    assert isinstance(targets.distribution, DenseTargets)
+    assert torch.equal(targets.distribution.hidden_ND, scored(last_BTD, batch))

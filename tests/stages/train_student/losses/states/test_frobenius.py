@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stages.train_student.losses.frobenius import frobenius, sketched_frobenius
+from stages.train_student.losses.states.frobenius import frobenius, sketched_frobenius
 
 
 def test_frobenius_from_sketches_is_unbiased_over_scored_positions() -> None:

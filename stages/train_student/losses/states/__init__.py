@@ -1,0 +1,1 @@
+"""Terms that compare hidden states of student and teacher."""
