@@ -30,10 +30,13 @@ from cache_format.reader import Cache
 COMPARED: tuple[Mapping[str, Any], ...] = (
     {"targets": "top_k", "top_k": 32},
     {"targets": "top_k", "top_k": 32, "tail_moment_dim": 16},
-    {"targets": "hidden", "hidden_kl": 0.05},
-    {"targets": "hidden", "hidden_kl": 0.05, "hidden_quantization": "nearest"},
-    {"targets": "hidden", "hidden_kl": 0.2},
-    {"targets": "hidden", "hidden_kl": 0.02},
+    *(
+        {"targets": "hidden", "hidden_kl": kl, "hidden_quantization": quantization}
+        for kl, quantization in (
+            *((0.05, "rate_distortion"), (0.05, "nearest")),
+            *((0.2, "rate_distortion"), (0.02, "rate_distortion")),
+        )
+    ),
     {"targets": "top_k+hidden", "top_k": 32, "hidden_kl": 0.2},
 )
 """Settings of ``[cache_teacher]``."""

@@ -89,7 +89,7 @@ def test_the_plot_names_all_rows(tmp_path: Path, trained: list[tuple[str, list[s
     picture = tmp_path / "curve.svg"
     run(tmp_path / "work", "--seeds", "2", "--plot", str(picture))
     drawn = picture.read_text()
-    for name in ("teacher in the loop", "labels alone", "hidden, 0.05", "top_k, 32"):
+    for name in ("teacher in the loop", "labels alone", "hidden, 0.05, nearest", "top_k, 32"):
         assert name in drawn
 
 
