@@ -46,6 +46,6 @@ def save_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         )
     axes.set_xlabel("bytes per token of the targets")
     axes.set_ylabel("validation loss of the student, nats")
-    axes.set_xlim(left=0)
-    axes.margins(x=0.25)
+    most = max(row["bytes_per_token"] or 0.0 for row in rows)
+    axes.set_xlim(0, 1.25 * most)  # with room for the last name
     figure.savefig(path)
