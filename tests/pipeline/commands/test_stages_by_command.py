@@ -61,6 +61,7 @@ def test_estimate_prints_text_or_json_for_a_tiny_teacher(tmp_path: Path) -> None
         *("estimate", "--recipe", "demo", "--tokens", "1M", "--seconds", "0"),
         *("--set", f"cache_teacher.teacher={teacher}", "--set", f"cache_teacher.corpus={corpus}"),
         *("--set", "cache_teacher.sequence_length=32", "--set", "cache_teacher.compile=off"),
+        *("--set", "cache_teacher.targets=top_k"),
     )
     text = run(*command)
     assert text.exit_code == 0, text.output
@@ -84,6 +85,7 @@ def test_estimate_compares_targets_as_text_or_json(tmp_path: Path) -> None:
         *("estimate", "--recipe", "demo", "--tokens", "1M", "--compare-targets"),
         *("--set", f"cache_teacher.teacher={teacher}", "--set", f"cache_teacher.corpus={corpus}"),
         *("--set", "cache_teacher.sequence_length=32", "--set", "cache_teacher.top_k=64"),
+        *("--set", "cache_teacher.targets=top_k"),
     )
     text = run(*command)
     assert text.exit_code == 0, text.output

@@ -48,7 +48,7 @@ def test_repeated_options_are_refused_within_the_demo_too(
 ) -> None:
     monkeypatch.setattr(
         "pipeline.demo.run.run_demo",
-        lambda out, command, seed: command(["estimate", "--seconds", "1", "--seconds", "2"]),
+        lambda out, command, **_: command(["estimate", "--seconds", "1", "--seconds", "2"]),
     )
     result = CliRunner().invoke(main, ["demo", "--out", str(tmp_path)])
     assert result.exit_code == 2
