@@ -15,8 +15,8 @@ from pipeline.student_comparison.paired_bootstrap import Difference, paired_diff
 from pipeline.student_comparison.row_figures import RowFigures
 
 FEW_ROWS = 30
-"""Fewer give an interval that is itself too uncertain to say whether a difference is real: of one row
-it has no width at all."""
+"""Fewer give an interval too uncertain to say whether a difference is real: of one row it has no
+width at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
