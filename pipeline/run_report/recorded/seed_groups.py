@@ -13,6 +13,7 @@ from itertools import takewhile
 from pipeline.run_report.recorded.recorded_run import RecordedRun, count_of
 from pipeline.run_report.recorded.settings import SEED, deciding_settings
 
+_INITIAL_WEIGHTS = "initial_weights_sha256"
 _SEED_IN_NAME = re.compile(r"(^|[\W_]+)(seed|s)?[\W_]*$", re.IGNORECASE)
 
 
@@ -120,6 +121,13 @@ def validation_rows(run: RecordedRun) -> int | None:
     return None if there is None or most is None else min(there, most)
 
 
+def initial_weights(group: SeedGroup) -> tuple[str, ...]:
+    """Hashes of the weights that its runs begin from, each once; empty for random ones."""
+    identities = [run.identity for run in group.runs]
+    found = [str(each[_INITIAL_WEIGHTS]) for each in identities if _INITIAL_WEIGHTS in each]
+    return tuple(dict.fromkeys(found))
+
+
 def group_name(names: Sequence[str]) -> str:
     """What the names of a group's runs have in common, without the word "seed"."""
     if len(names) == 1:
@@ -149,14 +157,14 @@ def _recipe_key(run: RecordedRun) -> str:
     settings = deciding_settings(run)
     settings.pop(SEED, None)
     data = [str(run.identity.get(key)) for key in ("cache_id", "shards_sha256")]
-    is_initialized = "initial_weights_sha256" in run.identity
+    is_initialized = _INITIAL_WEIGHTS in run.identity
     return repr((sorted(settings.items()), data, validation_rows(run), is_initialized))
 
 
 def _by_initial_weights(runs: list[RecordedRun]) -> list[list[RecordedRun]]:
     """Runs that begin from another run's weights: one group if each seed has weights of its own."""
     seeds = [repr(run.identity.get(SEED)) for run in runs]
-    weights = [str(run.identity.get("initial_weights_sha256")) for run in runs]
+    weights = [str(run.identity.get(_INITIAL_WEIGHTS)) for run in runs]
     if len(set(weights)) == 1 or len(set(weights)) == len(set(seeds)) == len(runs):
         return [runs]
     found: dict[str, list[RecordedRun]] = {}
