@@ -281,10 +281,13 @@ _NEITHER = ("validation/mlstm_share",)
 
 def _runs_text(group: SeedGroup) -> str:
     counted = group.counted
-    text = f"{len(counted)} (seed{'' if len(group.runs) == 1 else 's'} {group.seeds})"
+    seeds = f"seed{'' if group.num_seeds == 1 else 's'} {group.seeds}"
+    if group.has_repeats:
+        seeds += ": repeats or copies"
     others = len(group.runs) - len(counted)
     if others:
-        return f"{len(counted)} of {len(group.runs)} finished (seeds {group.seeds})"
+        return f"{len(counted)} of {len(group.runs)} finished ({seeds})"
+    text = f"{len(counted)} ({seeds})"
     return text if group.is_finished else f"{text}, not finished"
 
 
@@ -297,9 +300,12 @@ def _results_note(found: ComparableGroups) -> str:
         if (loss := run.metrics.last("validation/teacher_loss")) is not None
     }
     teacher = f" The teacher's loss on these rows is {' or '.join(sorted(losses))}."
+    repeats = ""
+    if any(group.has_repeats for group in found.groups):
+        repeats = " Runs of one seed are repeats or copies, over which there is no ±."
     return (
         f"Last validation on cache {found.cache_id}{rows}. ± is the sample standard deviation "
-        f"over seeds.{teacher if losses else ''}"
+        f"over seeds.{repeats}{teacher if losses else ''}"
     )
 
 

@@ -6,6 +6,7 @@ of groups that were validated on the same rows, in which alone figures compare.
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -23,7 +24,8 @@ class Spread:
 
     mean: float
     deviation: float | None
-    """Sample standard deviation; None of a single run."""
+    """Sample standard deviation over seeds; None of a single run, and where runs share a seed:
+    repeats and copies say nothing of other seeds."""
     num_runs: int
 
 
@@ -47,16 +49,34 @@ class SeedGroup:
 
     @property
     def seeds(self) -> str:
-        """Those of its runs, as text."""
-        return ", ".join(str(run.identity.get(SEED, "?")) for run in self.runs)
+        """Those of its runs, as text; "0 ×3" of three runs."""
+        counts = Counter(map(_seed, self.runs))
+        return ", ".join(
+            seed if count == 1 else f"{seed} ×{count}" for seed, count in counts.items()
+        )
+
+    @property
+    def num_seeds(self) -> int:
+        """How many seeds its runs have."""
+        return len(set(map(_seed, self.runs)))
+
+    @property
+    def has_repeats(self) -> bool:
+        """Whether several of its runs have the same seed."""
+        return self.num_seeds < len(self.runs)
 
     def spread(self, figure: Callable[[RecordedRun], float | None]) -> Spread | None:
         """``figure`` over the counted runs; None where none has it."""
-        found = [value for run in self.counted if (value := figure(run)) is not None]
+        found = [(run, value) for run in self.counted if (value := figure(run)) is not None]
         if not found:
             return None
-        deviation = statistics.stdev(found) if len(found) > 1 else None
-        return Spread(mean=statistics.fmean(found), deviation=deviation, num_runs=len(found))
+        values = [value for _, value in found]
+        are_seeds = 1 < len(found) == len({_seed(run) for run, _ in found})
+        return Spread(
+            mean=statistics.fmean(values),
+            deviation=statistics.stdev(values) if are_seeds else None,
+            num_runs=len(found),
+        )
 
     def final(self, metric: str) -> Spread | None:
         """The newest value of ``metric``."""
@@ -148,6 +168,10 @@ def _unique(names: Sequence[str]) -> list[str]:
             unique = f"{name} ({number})"
         found.append(unique)
     return found
+
+
+def _seed(run: RecordedRun) -> str:
+    return str(run.identity.get(SEED, "?"))
 
 
 def _recipe_key(run: RecordedRun) -> str:

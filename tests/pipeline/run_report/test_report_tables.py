@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from pipeline.run_report.recorded.find_runs import find_runs
-from pipeline.run_report.recorded.seed_groups import group_runs
-from pipeline.run_report.report_tables import differences_table
+from pipeline.run_report.recorded.seed_groups import comparable, group_runs
+from pipeline.run_report.report_tables import Table, differences_table, results_table
 from tests.support.run_directories import write_run
 
 
@@ -20,6 +20,15 @@ def differences(place: Path) -> dict[str, dict[str, tuple[str, bool]]]:
         }
         for row in table.rows
     }
+
+
+def results(place: Path) -> tuple[Table, dict[str, str]]:
+    """The only table of results, and its first row by headings."""
+    groups = group_runs(find_runs([place]))
+    (found,) = comparable(groups, "validation/loss", is_lower_better=True)
+    table = results_table(found)
+    texts = [cell.text for cell in table.rows[0]]
+    return table, dict(zip(table.headings, texts, strict=True))
 
 
 def test_initial_weights_are_a_difference(tmp_path: Path) -> None:
@@ -52,3 +61,28 @@ def test_equal_weights_in_other_places_are_no_difference(tmp_path: Path) -> None
             tmp_path / name, beta_end=beta, initial_weights_sha256="12" * 32, init_location=name
         )
     assert set(differences(tmp_path)["a"]) == {"beta_end"}
+
+
+def test_repeats_of_a_seed_are_no_spread_over_seeds(tmp_path: Path) -> None:
+    for number, loss in enumerate((4.0, 4.0, 4.3)):
+        write_run(tmp_path / f"run-{number}", loss=loss)
+    table, row = results(tmp_path)
+    assert (row["runs"], row["loss"]) == ("3 (seed 0 ×3: repeats or copies)", "4.1000")
+    assert "Runs of one seed are repeats or copies, over which there is no ±." in table.note
+    assert "±" not in " ".join(row.values())
+
+
+def test_a_copy_beside_other_seeds_is_said(tmp_path: Path) -> None:
+    for number, seed in enumerate((0, 1, 0)):
+        write_run(tmp_path / f"run-{number}", seed=seed, loss=4.0 + seed)
+    _, row = results(tmp_path)
+    assert row["runs"] == "3 (seeds 0 ×2, 1: repeats or copies)"
+    assert "±" not in row["loss"]
+
+
+def test_seeds_are_a_spread(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path / f"run-{seed}", seed=seed, loss=4.0 + seed / 5)
+    table, row = results(tmp_path)
+    assert (row["runs"], row["loss"]) == ("2 (seeds 0, 1)", "4.1000 ± 0.1414")
+    assert "repeats" not in table.note
