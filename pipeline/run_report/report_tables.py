@@ -71,7 +71,10 @@ def results_table(found: ComparableGroups) -> Table:
         for key in keys:
             spread = group.final(key)
             is_best = len(found.groups) > 1 and group.name == best[key] and group.is_finished
-            cells.append(Cell(text=spread_text(spread, _COLUMNS[key][1]), is_marked=is_best))
+            text = spread_text(spread, _COLUMNS[key][1])
+            if spread is not None and spread.num_runs < len(group.counted):
+                text += f" ({spread.num_runs} of {len(group.counted)} runs)"
+            cells.append(Cell(text=text, is_marked=is_best))
         rows.append(tuple(cells))
     headings = [_COLUMNS[key][0].replace("(T={T})", "") for key in keys]
     return Table(

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 
 from pipeline.run_report.recorded.recorded_run import RecordedRun, count_of
 from pipeline.run_report.recorded.settings import SEED, deciding_settings
@@ -95,9 +96,10 @@ class ComparableGroups:
 
 def group_runs(runs: Sequence[RecordedRun]) -> list[SeedGroup]:
     """Groups in the order of their first runs."""
+    num_rows = _rows_of_each(runs)
     found: dict[str, list[RecordedRun]] = {}
     for run in runs:
-        found.setdefault(_recipe_key(run), []).append(run)
+        found.setdefault(_recipe_key(run, num_rows[run.path]), []).append(run)
     parts = [part for group in found.values() for part in _by_initial_weights(group)]
     names = _unique([group_name([run.name for run in part]) for part in parts])
     return [SeedGroup(name=name, runs=tuple(part)) for name, part in zip(names, parts, strict=True)]
@@ -118,11 +120,12 @@ def comparable(
     groups: Sequence[SeedGroup], metric: str, *, is_lower_better: bool
 ) -> list[ComparableGroups]:
     """``groups`` by cache and validation rows, each set ranked by ``metric``."""
+    num_rows_of = _rows_of_each([run for group in groups for run in group.runs])
     sets: dict[tuple[str, int | None, str], list[SeedGroup]] = {}
     for group in groups:
         run = group.runs[0]
-        num_there = str(run.identity.get("num_validation_rows"))
-        key = (run.cache_id, validation_rows(run), num_there)
+        cache_id, num_there = _validation_split(run)
+        key = (cache_id, num_rows_of[run.path], num_there)
         sets.setdefault(key, []).append(group)
     return [
         ComparableGroups(
@@ -136,6 +139,8 @@ def comparable(
 
 def validation_rows(run: RecordedRun) -> int | None:
     """How many rows each of its validations reads; None where that is not recorded."""
+    if not run.has_recipe:
+        return None
     there = count_of(run.identity.get("num_validation_rows"))
     most = count_of(run.recipe.get("validation_rows", 256))
     return None if there is None or most is None else min(there, most)
@@ -170,11 +175,33 @@ def _unique(names: Sequence[str]) -> list[str]:
     return found
 
 
+def _validation_split(run: RecordedRun) -> tuple[str, str]:
+    """The cache, and how many validation rows it had."""
+    return run.cache_id, str(run.identity.get("num_validation_rows"))
+
+
+def _rows_of_each(runs: Sequence[RecordedRun]) -> dict[Path, int | None]:
+    """Validation rows by the paths of ``runs``.
+
+    A run whose recipe is lost has those of the other runs of its cache, if these agree.
+    """
+    by_split: dict[tuple[str, str], set[int | None]] = {}
+    for run in runs:
+        if run.has_recipe:
+            by_split.setdefault(_validation_split(run), set()).add(validation_rows(run))
+    found: dict[Path, int | None] = {}
+    for run in runs:
+        others = by_split.get(_validation_split(run), set())
+        is_told = not run.has_recipe and len(others) == 1
+        found[run.path] = next(iter(others)) if is_told else validation_rows(run)
+    return found
+
+
 def _seed(run: RecordedRun) -> str:
     return str(run.identity.get(SEED, "?"))
 
 
-def _recipe_key(run: RecordedRun) -> str:
+def _recipe_key(run: RecordedRun, num_rows: int | None) -> str:
     """Equal for runs of the same recipe and data, whatever their seed."""
     if run.record is None:
         return f"unreadable {run.path}"
@@ -182,7 +209,7 @@ def _recipe_key(run: RecordedRun) -> str:
     settings.pop(SEED, None)
     data = [str(run.identity.get(key)) for key in ("cache_id", "shards_sha256")]
     is_initialized = _INITIAL_WEIGHTS in run.identity
-    return repr((sorted(settings.items()), data, validation_rows(run), is_initialized))
+    return repr((sorted(settings.items()), data, num_rows, is_initialized))
 
 
 def _by_initial_weights(runs: list[RecordedRun]) -> list[list[RecordedRun]]:

@@ -86,3 +86,15 @@ def test_seeds_are_a_spread(tmp_path: Path) -> None:
     table, row = results(tmp_path)
     assert (row["runs"], row["loss"]) == ("2 (seeds 0, 1)", "4.1000 ± 0.1414")
     assert "repeats" not in table.note
+
+
+def test_a_mean_of_fewer_runs_says_so(tmp_path: Path) -> None:
+    for seed in range(3):
+        path = write_run(tmp_path / f"run-{seed}", seed=seed, loss=4.0 + seed)
+        if seed:
+            text = (path / "metrics.jsonl").read_text()
+            damaged = text.replace(f'"validation/loss": {4.0 + seed},', '"validation/loss": NaN,')
+            (path / "metrics.jsonl").write_text(damaged)
+    _, row = results(tmp_path)
+    assert (row["runs"], row["loss"]) == ("3 (seeds 0, 1, 2)", "4.0000 (1 of 3 runs)")
+    assert "runs)" not in row["KL"]
