@@ -107,12 +107,13 @@ def read_run(path: Path, name: str) -> RecordedRun:
         problems.append(str(error))
     else:
         problems += _metrics_problems(path, metrics)
+    consequence = "" if record is None else _NO_RECIPE
     try:
         recipe = _train_student_table(path / "recipe.toml")
     except FileNotFoundError:
-        problems.append(f"{path / 'recipe.toml'}: missing. {_NO_RECIPE}")
+        problems.append(f"{path / 'recipe.toml'}: missing. {consequence}".rstrip())
     except (ValueError, OSError, RuntimeError) as error:  # nested too deep is a RuntimeError, too
-        problems.append(f"{path / 'recipe.toml'}: not read: {error}. {_NO_RECIPE}")
+        problems.append(f"{path / 'recipe.toml'}: not read: {error}. {consequence}".rstrip())
     num_steps = None if record is None else planned_steps(record)
     return RecordedRun(
         path=path,

@@ -85,7 +85,10 @@ def test_a_lost_recipe_is_said(tmp_path: Path, text: str | None, expected: str) 
     found = read_run(path, "run")
     assert len(found.problems) == 1
     assert f"{path / 'recipe.toml'}: {expected}" in found.problems[0]
+    assert "those of the other runs" in found.problems[0]
     assert (found.state, found.has_recipe) == ("finished", False)
+    (path / "run.json").write_text("{}")
+    assert "other runs" not in read_run(path, "run").problems[1]
 
 
 @pytest.mark.parametrize(
