@@ -47,9 +47,11 @@ def make_report(runs: Sequence[RecordedRun], rank_by: str) -> Report:
     # In the order of the results, so that a group's colour follows its rank.
     groups = [group for found in sets for group in found.groups]
     unreadable = group_runs([run for run in runs if run.record is None])
-    num_recipes = f"{len(groups)} recipe{'' if len(groups) == 1 else 's'}"
+    num_recipes = f"of {len(groups)} recipe{'' if len(groups) == 1 else 's'}"
+    if not groups:
+        num_recipes = "that cannot be read"
     return Report(
-        title=f"{len(runs)} run{'' if len(runs) == 1 else 's'} of {num_recipes}",
+        title=f"{len(runs)} run{'' if len(runs) == 1 else 's'} {num_recipes}",
         notes=tuple(_notes(runs, [found.cache_id for found in sets])),
         results=tuple(results_table(found) for found in sets),
         costs=costs_table(groups),

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 
 from pipeline.run_report.recorded.recorded_run import RecordedRun
 from pipeline.run_report.recorded.run_costs import RunCosts, run_costs, run_data
-from pipeline.run_report.recorded.seed_groups import ComparableGroups, SeedGroup, Spread
+from pipeline.run_report.recorded.seed_groups import (
+    ComparableGroups,
+    SeedGroup,
+    Spread,
+    initial_weights,
+)
 from pipeline.run_report.recorded.settings import (
     ABSENT,
     SEED,
@@ -21,6 +26,7 @@ from pipeline.run_report.recorded.settings import (
 from stages.train_student.tracking.metric_labels import VALIDATION
 
 _SHOWN_OF_HASH = 12
+_BEGINS_FROM = "begins from"
 _LEFT_OUT = ("validation/teacher_loss",)
 _COLUMNS = {
     label.key: (label.column or label.progress or "", label.format)
@@ -65,7 +71,10 @@ def results_table(found: ComparableGroups) -> Table:
         for key in keys:
             spread = group.final(key)
             is_best = len(found.groups) > 1 and group.name == best[key] and group.is_finished
-            cells.append(Cell(text=spread_text(spread, _COLUMNS[key][1]), is_marked=is_best))
+            text = spread_text(spread, _COLUMNS[key][1])
+            if spread is not None and spread.num_runs < len(group.counted):
+                text += f" ({spread.num_runs} of {len(group.counted)} runs)"
+            cells.append(Cell(text=text, is_marked=is_best))
         rows.append(tuple(cells))
     headings = [_COLUMNS[key][0].replace("(T={T})", "") for key in keys]
     return Table(
@@ -110,8 +119,16 @@ def costs_table(groups: Sequence[SeedGroup]) -> Table:
 
 
 def differences_table(groups: Sequence[SeedGroup]) -> Table | None:
-    """Settings in which the recipes differ, what is unusual marked; None where none does."""
+    """Settings in which the recipes differ, what is unusual marked; None where none does.
+
+    Initial weights are one of them. Which they are, their hash tells: the place alone may differ.
+    """
     tables = [deciding_settings(group.runs[0]) for group in groups]
+    if len({initial_weights(group) for group in groups}) > 1:
+        tables = [
+            {_BEGINS_FROM: _beginning(group), **table}
+            for group, table in zip(groups, tables, strict=True)
+        ]
     keys = [key for key in differing_settings(tables) if key != SEED]
     if not keys:
         return None
@@ -267,10 +284,13 @@ _NEITHER = ("validation/mlstm_share",)
 
 def _runs_text(group: SeedGroup) -> str:
     counted = group.counted
-    text = f"{len(counted)} (seed{'' if len(group.runs) == 1 else 's'} {group.seeds})"
+    seeds = f"seed{'' if group.num_seeds == 1 else 's'} {group.seeds}"
+    if group.has_repeats:
+        seeds += ": repeats or copies"
     others = len(group.runs) - len(counted)
     if others:
-        return f"{len(counted)} of {len(group.runs)} finished (seeds {group.seeds})"
+        return f"{len(counted)} of {len(group.runs)} finished ({seeds})"
+    text = f"{len(counted)} ({seeds})"
     return text if group.is_finished else f"{text}, not finished"
 
 
@@ -283,10 +303,26 @@ def _results_note(found: ComparableGroups) -> str:
         if (loss := run.metrics.last("validation/teacher_loss")) is not None
     }
     teacher = f" The teacher's loss on these rows is {' or '.join(sorted(losses))}."
+    repeats = ""
+    if any(group.has_repeats for group in found.groups):
+        repeats = " Runs of one seed are repeats or copies, over which there is no ±."
     return (
         f"Last validation on cache {found.cache_id}{rows}. ± is the sample standard deviation "
-        f"over seeds.{teacher if losses else ''}"
+        f"over seeds.{repeats}{teacher if losses else ''}"
     )
+
+
+def _beginning(group: SeedGroup) -> str:
+    """What the runs of ``group`` begin from, in words."""
+    weights = initial_weights(group)
+    if not weights:
+        return "random weights"
+    hashes = ", ".join(each[:_SHOWN_OF_HASH] for each in weights)
+    if len(weights) > 1:
+        return f"weights of its own for each seed ({hashes})"
+    record = group.runs[0].record
+    place = None if record is None else record.init_location
+    return f"weights {hashes}" if place is None else f"{place} (weights {hashes})"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -15,7 +15,8 @@ from pipeline.student_comparison.paired_bootstrap import Difference, paired_diff
 from pipeline.student_comparison.row_figures import RowFigures
 
 FEW_ROWS = 30
-"""Fewer give an interval that is itself uncertain."""
+"""Fewer give an interval too uncertain to say whether a difference is real: of one row it has no
+width at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,11 @@ class Comparison:
     kl_temperature: float
     options: BootstrapOptions
     notes: tuple[str, ...] = ()
+
+    @property
+    def has_few_rows(self) -> bool:
+        """Whether its rows are too few for a verdict."""
+        return self.num_rows < FEW_ROWS
 
 
 _FIGURES: tuple[tuple[str, Callable[[RowFigures], tuple[float, ...]], bool], ...] = (
@@ -99,7 +105,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
                 "difference": figure.difference.value,
                 "interval": [figure.difference.low, figure.difference.high],
                 "share": figure.difference.share,
-                "is_real": figure.difference.is_real,
+                "is_real": None if comparison.has_few_rows else figure.difference.is_real,
             }
             for figure in comparison.figures
         },
@@ -139,9 +145,9 @@ def comparison_text(comparison: Comparison) -> str:
     ]
     names = [f"{letter}: {name}" for letter, name in zip("AB", comparison.names, strict=True)]
     extent = (
-        f"{comparison.cache}: {comparison.num_rows:,} validation rows, "
-        f"{comparison.num_scored:,} scored positions, "
-        f"{comparison.options.num_resamples:,} resamples of the rows."
+        f"{comparison.cache}: {_counted(comparison.num_rows, 'validation row')}, "
+        f"{_counted(comparison.num_scored, 'scored position')}, "
+        f"{_counted(comparison.options.num_resamples, 'resample')} of the rows."
     )
     verdicts = [verdict(comparison, figure) for figure in comparison.figures]
     return "\n".join([*names, "", *table, "", *verdicts, "", extent, *comparison.notes])
@@ -150,6 +156,11 @@ def comparison_text(comparison: Comparison) -> str:
 def verdict(comparison: Comparison, figure: ComparedFigure) -> str:
     """Whether the difference is real, in a sentence."""
     label, gap = _label(figure, comparison.kl_temperature), figure.difference
+    if comparison.has_few_rows:
+        return (
+            f"{label}: too few rows to tell: {_counted(comparison.num_rows, 'row')}, and a verdict "
+            f"takes {FEW_ROWS}."
+        )
     if gap.is_real:
         is_second_better = (gap.value < 0) == figure.is_lower_better
         better, worse = ("B", "A") if is_second_better else ("A", "B")
@@ -161,6 +172,10 @@ def verdict(comparison: Comparison, figure: ComparedFigure) -> str:
 
 def _label(figure: ComparedFigure, temperature: float) -> str:
     return f"KL(T={temperature:.3g})" if figure.name == "kl" else figure.name
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _size(figure: ComparedFigure) -> str:

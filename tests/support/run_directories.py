@@ -24,6 +24,7 @@ def write_run(
     figures: dict[str, float] | None = None,
     extensions: tuple[Extension, ...] = (),
     environment: dict[str, str] | None = None,
+    init_location: str | None = None,
     **settings: Any,
 ) -> Path:
     """A run of ``steps`` of 8 steps of 4 rows of 32 positions whose validation loss ends at
@@ -45,6 +46,7 @@ def write_run(
     record = RunRecord(
         identity=identity | settings,
         cache_location="/nowhere/cache",
+        init_location=init_location,
         extensions=extensions,
         data=RunData(sequence_length=32, train_bytes=1000),
         environment=environment,

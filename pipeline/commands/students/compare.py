@@ -74,7 +74,8 @@ def compare(
       pipeline compare run run-2 --rows 256 --json
 
     A and B are runs, checkpoints or model directories. Prints loss, KL and agreement of both, the
-    difference with its 95% interval from a paired bootstrap over rows, and whether it is real.
+    difference with its 95% interval from a paired bootstrap over rows, and whether it is real, for
+    which it takes 30 rows at least.
     SHARE is twice the share of resamples on the other side of zero, like a p-value.
 
     What each row scored is kept in A/row-figures and B/row-figures: comparing the same students
@@ -94,7 +95,6 @@ def compare(
         require_one_teacher,
     )
     from pipeline.student_comparison.comparison import (
-        FEW_ROWS,
         Comparison,
         compare_figures,
         comparison_json,
@@ -124,8 +124,6 @@ def compare(
         for origin in origins
         if origin.cache_id is not None and origin.cache_id != opened.cache_id
     ]
-    if len(one.rows) < FEW_ROWS:
-        notes.append(f"{len(one.rows)} rows are few: the interval is rough. Use more.")
     if one.model_sha256 == other.model_sha256:
         notes.append("A and B are the same student.")
     comparison = Comparison(

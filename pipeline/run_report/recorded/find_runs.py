@@ -55,7 +55,7 @@ def _readable(name: str) -> str:
 
 
 def _runs_below(place: Path, depth: int = 0) -> Iterable[Path]:
-    if (place / _RUN_FILE).is_file():
+    if os.path.lexists(place / _RUN_FILE):  # also what is no file: the report says so
         yield place
         return
     if depth == _DEEPEST:

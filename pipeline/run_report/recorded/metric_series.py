@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,8 @@ class MetricSeries:
     by_name: dict[str, Series] = field(default_factory=dict)
     num_unreadable: int = 0
     """Lines that are no JSON object with a step."""
+    damaged: dict[str, int] = field(default_factory=dict)
+    """Curves with a value that is no finite number, and the last step where they have one."""
 
     @property
     def last_step(self) -> int:
@@ -35,9 +38,11 @@ class MetricSeries:
         return self.by_name.get(name, {})
 
     def last(self, name: str) -> float | None:
-        """The newest value of ``name``."""
+        """The newest value of ``name``; None where it is damaged: an older one is not its end."""
         series = self.of(name)
-        return next(reversed(series.values())) if series else None
+        if not series or self.damaged.get(name, -1) > next(reversed(series)):
+            return None
+        return next(reversed(series.values()))
 
 
 def read_series(path: Path) -> MetricSeries:
@@ -52,6 +57,7 @@ def read_series(path: Path) -> MetricSeries:
     if len(data) > _MOST_BYTES:
         raise ValueError(f"{path}: more than {_MOST_BYTES:,} bytes, which no run writes")
     found: dict[str, Series] = {}
+    damaged: dict[str, int] = {}
     num_unreadable = 0
     for line in data[: data.rfind(b"\n") + 1].splitlines():
         row = _parsed(line)
@@ -60,13 +66,16 @@ def read_series(path: Path) -> MetricSeries:
             num_unreadable += 1
             continue
         for name, value in row.items():
-            if (number := _number(value)) is not None and _is_known(name, found):
+            if (number := _number(value)) is None:
+                if _is_known(name, damaged):
+                    damaged[name] = max(step, damaged.get(name, 0))
+            elif _is_known(name, found):
                 found.setdefault(name, {})[step] = number
     ordered = {name: dict(sorted(series.items())) for name, series in found.items()}
-    return MetricSeries(by_name=ordered, num_unreadable=num_unreadable)
+    return MetricSeries(by_name=ordered, num_unreadable=num_unreadable, damaged=damaged)
 
 
-def _is_known(name: str, found: dict[str, Series]) -> bool:
+def _is_known(name: str, found: Mapping[str, object]) -> bool:
     if name == "step" or len(name) > _LONGEST_NAME:
         return False
     return name in found or len(found) < _MOST_NAMES

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cache_format.errors import AdvisedError
 from cache_format.storage.atomic import open_regular
 from pipeline.run_report.recorded.metric_series import MetricSeries, read_series
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 State = Literal["finished", "running", "stopped", "unreadable"]
 _MOST_TOML_BYTES = 1 << 20
+_MOST_DAMAGED = 5
+_NO_RECIPE = (
+    "Its validation rows are taken to be those of the other runs of its cache, if these agree."
+)
 _ROWS_OF_STEP = ("batch_size", "gradient_accumulation_steps")
 
 
@@ -37,7 +42,9 @@ class RecordedRun:
     record: "RunRecord | None" = None
     """None where ``run.json`` cannot be read."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    """The table [train_student]."""
+    """The table [train_student]; empty where it cannot be read."""
+    has_recipe: bool = False
+    """Whether ``recipe.toml`` could be read."""
     metrics: MetricSeries = field(default_factory=MetricSeries)
     num_steps: int | None = None
     """The last step that is planned."""
@@ -69,7 +76,7 @@ class RecordedRun:
             return "unreadable"
         done = f"{self.metrics.last_step:,}"
         if self.state == "finished":
-            return f"finished, {done} steps"
+            return f"finished, {done} steps" if self.metrics.by_name else "finished, figures lost"
         of = "" if self.num_steps is None else f" of {self.num_steps:,}"
         if self.state == "running":
             return f"running, step {done}{of}"
@@ -87,28 +94,34 @@ def read_run(path: Path, name: str) -> RecordedRun:
     from stages.train_student.checkpoints.run_record import read_record
 
     problems: list[str] = []
-    record, metrics, recipe = None, MetricSeries(), {}
+    record, metrics, recipe = None, MetricSeries(), None
     try:
         record = read_record(path)
+    except AdvisedError as error:
+        problems.append(error.problem)  # what to do concerns who trains on, and may not be there
     except (ValueError, OSError, RuntimeError) as error:
         problems.append(str(error))
     try:
         metrics = read_series(path / "metrics.jsonl")
     except (ValueError, OSError, RuntimeError) as error:
         problems.append(str(error))
+    else:
+        problems += _metrics_problems(path, metrics)
+    consequence = "" if record is None else _NO_RECIPE
     try:
         recipe = _train_student_table(path / "recipe.toml")
+    except FileNotFoundError:
+        problems.append(f"{path / 'recipe.toml'}: missing. {consequence}".rstrip())
     except (ValueError, OSError, RuntimeError) as error:  # nested too deep is a RuntimeError, too
-        problems.append(f"{path / 'recipe.toml'}: not read: {error}")
-    if metrics.num_unreadable:
-        problems.append(f"{path / 'metrics.jsonl'}: {metrics.num_unreadable} lines are damaged")
+        problems.append(f"{path / 'recipe.toml'}: not read: {error}. {consequence}".rstrip())
     num_steps = None if record is None else planned_steps(record)
     return RecordedRun(
         path=path,
         name=name,
-        state="unreadable" if record is None else _state(path, metrics.last_step, num_steps),
+        state="unreadable" if record is None else _state(path, record, metrics),
         record=record,
-        recipe=recipe,
+        recipe=recipe or {},
+        has_recipe=recipe is not None,
         metrics=metrics,
         num_steps=num_steps,
         written=_written(path / "metrics.jsonl"),
@@ -131,11 +144,36 @@ def planned_steps(record: "RunRecord") -> int | None:
     return rows // (batch * accumulated) * epochs
 
 
-def _state(path: Path, last_step: int, num_steps: int | None) -> State:
-    has_model = (path / "model" / "config.json").is_file()
-    if has_model and (num_steps is None or last_step >= num_steps):
+def _state(path: Path, record: "RunRecord", metrics: MetricSeries) -> State:
+    num_steps = planned_steps(record)
+    has_ended = num_steps is None or metrics.last_step >= num_steps
+    # Where the figures are lost, the model alone tells; before an extension there was one, too.
+    if _has_model(path) and (has_ended or not (metrics.by_name or record.extensions)):
         return "finished"
     return "running" if _is_held(path) else "stopped"
+
+
+def _has_model(path: Path) -> bool:
+    return (path / "model" / "config.json").is_file()
+
+
+def _metrics_problems(path: Path, metrics: MetricSeries) -> list[str]:
+    """What is damaged in the curves of the run in ``path``."""
+    file = path / "metrics.jsonl"
+    found = []
+    if metrics.num_unreadable:
+        lines = (
+            "1 line is" if metrics.num_unreadable == 1 else f"{metrics.num_unreadable} lines are"
+        )
+        found.append(f"{file}: {lines} damaged")
+    elif not metrics.by_name and (_has_model(path) or any(path.glob("checkpoints/step-*"))):
+        lost = "holds no figure" if file.exists() else "missing"
+        found.append(f"{file}: {lost}, so the run's figures are lost")
+    for name, step in list(metrics.damaged.items())[:_MOST_DAMAGED]:
+        found.append(f"{file}: {name} is no finite number, at step {step:,} for the last time")
+    if (others := len(metrics.damaged) - _MOST_DAMAGED) > 0:
+        found.append(f"{file}: neither are values of {others:,} other metrics")
+    return found
 
 
 def _is_held(path: Path) -> bool:
@@ -155,8 +193,6 @@ def _is_held(path: Path) -> bool:
 
 
 def _train_student_table(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
     with open_regular(path) as file:
         data = file.read(_MOST_TOML_BYTES + 1)
     if len(data) > _MOST_TOML_BYTES:

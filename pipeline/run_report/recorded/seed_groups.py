@@ -6,13 +6,16 @@ of groups that were validated on the same rows, in which alone figures compare.
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 
 from pipeline.run_report.recorded.recorded_run import RecordedRun, count_of
 from pipeline.run_report.recorded.settings import SEED, deciding_settings
 
+_INITIAL_WEIGHTS = "initial_weights_sha256"
 _SEED_IN_NAME = re.compile(r"(^|[\W_]+)(seed|s)?[\W_]*$", re.IGNORECASE)
 
 
@@ -22,7 +25,8 @@ class Spread:
 
     mean: float
     deviation: float | None
-    """Sample standard deviation; None of a single run."""
+    """Sample standard deviation over seeds; None of a single run, and where runs share a seed:
+    repeats and copies say nothing of other seeds."""
     num_runs: int
 
 
@@ -46,16 +50,34 @@ class SeedGroup:
 
     @property
     def seeds(self) -> str:
-        """Those of its runs, as text."""
-        return ", ".join(str(run.identity.get(SEED, "?")) for run in self.runs)
+        """Those of its runs, as text; "0 ×3" of three runs."""
+        counts = Counter(map(_seed, self.runs))
+        return ", ".join(
+            seed if count == 1 else f"{seed} ×{count}" for seed, count in counts.items()
+        )
+
+    @property
+    def num_seeds(self) -> int:
+        """How many seeds its runs have."""
+        return len(set(map(_seed, self.runs)))
+
+    @property
+    def has_repeats(self) -> bool:
+        """Whether several of its runs have the same seed."""
+        return self.num_seeds < len(self.runs)
 
     def spread(self, figure: Callable[[RecordedRun], float | None]) -> Spread | None:
         """``figure`` over the counted runs; None where none has it."""
-        found = [value for run in self.counted if (value := figure(run)) is not None]
+        found = [(run, value) for run in self.counted if (value := figure(run)) is not None]
         if not found:
             return None
-        deviation = statistics.stdev(found) if len(found) > 1 else None
-        return Spread(mean=statistics.fmean(found), deviation=deviation, num_runs=len(found))
+        values = [value for _, value in found]
+        are_seeds = 1 < len(found) == len({_seed(run) for run, _ in found})
+        return Spread(
+            mean=statistics.fmean(values),
+            deviation=statistics.stdev(values) if are_seeds else None,
+            num_runs=len(found),
+        )
 
     def final(self, metric: str) -> Spread | None:
         """The newest value of ``metric``."""
@@ -74,9 +96,10 @@ class ComparableGroups:
 
 def group_runs(runs: Sequence[RecordedRun]) -> list[SeedGroup]:
     """Groups in the order of their first runs."""
+    num_rows = _rows_of_each(runs)
     found: dict[str, list[RecordedRun]] = {}
     for run in runs:
-        found.setdefault(_recipe_key(run), []).append(run)
+        found.setdefault(_recipe_key(run, num_rows[run.path]), []).append(run)
     parts = [part for group in found.values() for part in _by_initial_weights(group)]
     names = _unique([group_name([run.name for run in part]) for part in parts])
     return [SeedGroup(name=name, runs=tuple(part)) for name, part in zip(names, parts, strict=True)]
@@ -97,11 +120,12 @@ def comparable(
     groups: Sequence[SeedGroup], metric: str, *, is_lower_better: bool
 ) -> list[ComparableGroups]:
     """``groups`` by cache and validation rows, each set ranked by ``metric``."""
+    num_rows_of = _rows_of_each([run for group in groups for run in group.runs])
     sets: dict[tuple[str, int | None, str], list[SeedGroup]] = {}
     for group in groups:
         run = group.runs[0]
-        num_there = str(run.identity.get("num_validation_rows"))
-        key = (run.cache_id, validation_rows(run), num_there)
+        cache_id, num_there = _validation_split(run)
+        key = (cache_id, num_rows_of[run.path], num_there)
         sets.setdefault(key, []).append(group)
     return [
         ComparableGroups(
@@ -115,9 +139,18 @@ def comparable(
 
 def validation_rows(run: RecordedRun) -> int | None:
     """How many rows each of its validations reads; None where that is not recorded."""
+    if not run.has_recipe:
+        return None
     there = count_of(run.identity.get("num_validation_rows"))
     most = count_of(run.recipe.get("validation_rows", 256))
     return None if there is None or most is None else min(there, most)
+
+
+def initial_weights(group: SeedGroup) -> tuple[str, ...]:
+    """Hashes of the weights that its runs begin from, each once; empty for random ones."""
+    identities = [run.identity for run in group.runs]
+    found = [str(each[_INITIAL_WEIGHTS]) for each in identities if _INITIAL_WEIGHTS in each]
+    return tuple(dict.fromkeys(found))
 
 
 def group_name(names: Sequence[str]) -> str:
@@ -142,21 +175,47 @@ def _unique(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _recipe_key(run: RecordedRun) -> str:
+def _validation_split(run: RecordedRun) -> tuple[str, str]:
+    """The cache, and how many validation rows it had."""
+    return run.cache_id, str(run.identity.get("num_validation_rows"))
+
+
+def _rows_of_each(runs: Sequence[RecordedRun]) -> dict[Path, int | None]:
+    """Validation rows by the paths of ``runs``.
+
+    A run whose recipe is lost has those of the other runs of its cache, if these agree.
+    """
+    by_split: dict[tuple[str, str], set[int | None]] = {}
+    for run in runs:
+        if run.has_recipe:
+            by_split.setdefault(_validation_split(run), set()).add(validation_rows(run))
+    found: dict[Path, int | None] = {}
+    for run in runs:
+        others = by_split.get(_validation_split(run), set())
+        is_told = not run.has_recipe and len(others) == 1
+        found[run.path] = next(iter(others)) if is_told else validation_rows(run)
+    return found
+
+
+def _seed(run: RecordedRun) -> str:
+    return str(run.identity.get(SEED, "?"))
+
+
+def _recipe_key(run: RecordedRun, num_rows: int | None) -> str:
     """Equal for runs of the same recipe and data, whatever their seed."""
     if run.record is None:
         return f"unreadable {run.path}"
     settings = deciding_settings(run)
     settings.pop(SEED, None)
     data = [str(run.identity.get(key)) for key in ("cache_id", "shards_sha256")]
-    is_initialized = "initial_weights_sha256" in run.identity
-    return repr((sorted(settings.items()), data, validation_rows(run), is_initialized))
+    is_initialized = _INITIAL_WEIGHTS in run.identity
+    return repr((sorted(settings.items()), data, num_rows, is_initialized))
 
 
 def _by_initial_weights(runs: list[RecordedRun]) -> list[list[RecordedRun]]:
     """Runs that begin from another run's weights: one group if each seed has weights of its own."""
     seeds = [repr(run.identity.get(SEED)) for run in runs]
-    weights = [str(run.identity.get("initial_weights_sha256")) for run in runs]
+    weights = [str(run.identity.get(_INITIAL_WEIGHTS)) for run in runs]
     if len(set(weights)) == 1 or len(set(weights)) == len(set(seeds)) == len(runs):
         return [runs]
     found: dict[str, list[RecordedRun]] = {}

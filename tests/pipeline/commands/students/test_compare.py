@@ -33,15 +33,31 @@ def runs(trained: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     return Path(short), Path(long)
 
 
-def test_the_longer_trained_student_is_better(runs: tuple[Path, Path]) -> None:
+def test_the_longer_trained_student_is_better(
+    runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.student_comparison.comparison.FEW_ROWS", 27)
+    result = done("compare", *runs)
+    assert "loss: the difference is real: B is better than A, by " in result.stdout
+    assert json.loads(done("compare", *runs, "--json").stdout)["figures"]["loss"]["is_real"] is True
+
+
+def test_few_rows_are_no_verdict(runs: tuple[Path, Path]) -> None:
     result = done("compare", *runs)
     lines = result.stdout.splitlines()
     assert lines[:2] == [f"A: {runs[0]}", f"B: {runs[1]}"]
     assert lines[3].split() == ["A", "B", "B", "−", "A", "95%", "interval", "share"]
-    assert "loss: the difference is real: B is better than A, by " in result.stdout
     assert "27 validation rows" in result.stdout
-    assert "27 rows are few" in result.stdout
+    assert "loss: too few rows to tell: 27 rows, and a verdict takes 30." in result.stdout
+    assert "real" not in result.stdout
     assert "evaluate A: 27 of 27 rows" in result.stderr
+
+
+def test_one_row_is_one_row(runs: tuple[Path, Path]) -> None:
+    result = done("compare", *runs, "--rows", "1", "--resamples", "1")
+    assert "1 validation row, " in result.stdout
+    assert "1 resample of" in result.stdout
+    assert "loss: too few rows to tell: 1 row, and a verdict takes 30." in result.stdout
 
 
 def test_json_has_the_figures_that_evaluate_has(runs: tuple[Path, Path], tiny_cache: Path) -> None:
@@ -55,7 +71,7 @@ def test_json_has_the_figures_that_evaluate_has(runs: tuple[Path, Path], tiny_ca
     loss = found["figures"]["loss"]
     assert loss["difference"] == pytest.approx(loss["b"] - loss["a"])
     assert loss["interval"][0] < loss["difference"] < loss["interval"][1] < 0
-    assert loss["is_real"]
+    assert loss["is_real"] is None
     assert found["bootstrap"] == {"resamples": 500, "level": 0.95, "seed": 0}
 
 
@@ -87,7 +103,6 @@ def test_a_changed_student_is_evaluated_again(runs: tuple[Path, Path]) -> None:
     result = done("compare", *runs)
     assert "evaluate A: 27 of 27 rows" in result.stderr
     assert "A and B are the same student." in result.stdout
-    assert "loss: no difference is shown: the interval includes 0." in result.stdout
 
 
 def test_a_damaged_file_is_made_anew(runs: tuple[Path, Path]) -> None:
@@ -134,7 +149,8 @@ def test_an_unfinished_run_is_its_newest_checkpoint(runs: tuple[Path, Path]) -> 
     shutil.rmtree(runs[1] / "model")
     result = done("compare", *runs)
     assert "step 9 of an unfinished run" in result.stderr
-    assert "B is better than A" in result.stdout
+    gap = next(line for line in result.stdout.splitlines() if line.startswith("loss")).split()[3]
+    assert float(gap) < 0
 
 
 def test_runs_of_different_caches_need_one_named(runs: tuple[Path, Path], tiny_cache: Path) -> None:

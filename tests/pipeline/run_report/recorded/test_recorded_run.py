@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.run_report.recorded.find_runs import find_runs
 from pipeline.run_report.recorded.metric_series import read_series
 from pipeline.run_report.recorded.recorded_run import planned_steps, read_run
 from pipeline.run_report.recorded.run_costs import run_costs
@@ -65,12 +66,82 @@ def test_a_damaged_record_is_said(tmp_path: Path) -> None:
     assert found.metrics.last_step == 8
 
 
-def test_a_recipe_that_is_no_toml_is_said(tmp_path: Path) -> None:
+def test_a_record_that_is_a_directory_is_said(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "runs/bad")
+    write_run(tmp_path / "runs/good")
+    (path / "run.json").unlink()
+    (path / "run.json").mkdir()
+    bad, good = find_runs([tmp_path / "runs"])
+    assert (bad.state, good.state) == ("unreadable", "finished")
+    assert f"{path / 'run.json'}: could not be read" in bad.problems[0]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("[", "not read"), (None, "missing")])
+def test_a_lost_recipe_is_said(tmp_path: Path, text: str | None, expected: str) -> None:
     path = write_run(tmp_path / "run")
-    (path / "recipe.toml").write_text("[")
+    (path / "recipe.toml").unlink()
+    if text is not None:
+        (path / "recipe.toml").write_text(text)
     found = read_run(path, "run")
-    assert "recipe.toml: not read" in found.problems[0]
-    assert found.state == "finished"
+    assert len(found.problems) == 1
+    assert f"{path / 'recipe.toml'}: {expected}" in found.problems[0]
+    assert "those of the other runs" in found.problems[0]
+    assert (found.state, found.has_recipe) == ("finished", False)
+    (path / "run.json").write_text("{}")
+    assert "other runs" not in read_run(path, "run").problems[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, "missing, so the run's figures are lost"),
+        ("", "holds no figure, so the run's figures are lost"),
+        ("x\n", "1 line is damaged"),
+        ("x\ny\n", "2 lines are damaged"),
+    ],
+)
+def test_lost_figures_of_a_finished_run_are_said(
+    tmp_path: Path, text: str | None, expected: str
+) -> None:
+    path = write_run(tmp_path / "run")
+    (path / "metrics.jsonl").unlink()
+    if text is not None:
+        (path / "metrics.jsonl").write_text(text)
+    found = read_run(path, "run")
+    assert found.problems == (f"{path / 'metrics.jsonl'}: {expected}",)
+    assert found.state_text == "finished, figures lost"
+
+
+def test_a_run_that_has_not_reported_yet_is_not_damaged(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", is_finished=False)
+    (path / "metrics.jsonl").unlink()
+    assert read_run(path, "run").problems == ()
+    (path / "checkpoints/step-00000004").mkdir(parents=True)
+    assert "missing" in read_run(path, "run").problems[0]
+
+
+@pytest.mark.parametrize("value", ["NaN", '"abc"', "null"])
+def test_a_figure_that_is_no_number_is_said(tmp_path: Path, value: str) -> None:
+    path = write_run(tmp_path / "run")
+    file = path / "metrics.jsonl"
+    damaged = file.read_text().replace('"validation/loss": 4.0,', f'"validation/loss": {value},')
+    file.write_text(damaged)
+    found = read_run(path, "run")
+    assert found.problems == (
+        f"{file}: validation/loss is no finite number, at step 8 for the last time",
+    )
+    assert found.metrics.last("validation/loss") is None  # step 7 is not the end
+    assert found.metrics.last("validation/kl") == 1.0
+
+
+def test_many_damaged_figures_are_counted(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run")
+    row = {"step": 8} | {f"m{number}": "x" for number in range(7)}
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    problems = read_run(path, "run").problems
+    assert len(problems) == 6
+    assert "2 other metrics" in problems[-1]
 
 
 def test_lines_that_no_run_writes_are_passed_over(tmp_path: Path) -> None:
@@ -89,6 +160,7 @@ def test_lines_that_no_run_writes_are_passed_over(tmp_path: Path) -> None:
     found = read_series(file)
     assert found.by_name == {"a": {1: 5.0}}
     assert found.num_unreadable == 4
+    assert found.damaged == {"b": 2, "c": 2, "d": 1, "e": 1, "a": 2}
 
 
 def test_the_line_that_is_being_written_is_no_damage(tmp_path: Path) -> None:

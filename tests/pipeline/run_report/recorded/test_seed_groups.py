@@ -102,6 +102,27 @@ def test_groups_of_other_caches_or_rows_are_sets_of_their_own(tmp_path: Path) ->
     ]
 
 
+@pytest.mark.parametrize("text", [None, "["])
+def test_a_run_whose_recipe_is_lost_stays_with_its_seeds(tmp_path: Path, text: str | None) -> None:
+    for seed in range(3):
+        write_run(tmp_path / f"a-{seed}", seed=seed)
+    (tmp_path / "a-0/recipe.toml").unlink()
+    if text is not None:
+        (tmp_path / "a-0/recipe.toml").write_text(text)
+    (found,) = comparable(list(grouped(tmp_path).values()), "validation/loss", is_lower_better=True)
+    assert [group.name for group in found.groups] == ["a"]
+    assert (len(found.groups[0].runs), found.num_rows) == (3, 8)
+
+
+def test_a_lost_recipe_is_not_guessed_where_the_others_disagree(tmp_path: Path) -> None:
+    for name in "abc":
+        write_run(tmp_path / name)
+    (tmp_path / "b/recipe.toml").write_text("[train_student]\nvalidation_rows = 2\n")
+    (tmp_path / "c/recipe.toml").unlink()
+    sets = comparable(list(grouped(tmp_path).values()), "validation/loss", is_lower_better=True)
+    assert [found.num_rows for found in sets] == [8, 2, None]
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
