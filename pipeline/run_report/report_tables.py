@@ -16,6 +16,7 @@ from pipeline.run_report.recorded.settings import (
     all_settings,
     deciding_settings,
     differing_settings,
+    initial_weights,
     usual_value,
 )
 from stages.train_student.tracking.metric_labels import VALIDATION
@@ -111,7 +112,7 @@ def costs_table(groups: Sequence[SeedGroup]) -> Table:
 
 def differences_table(groups: Sequence[SeedGroup]) -> Table | None:
     """Settings in which the recipes differ, what is unusual marked; None where none does."""
-    tables = [deciding_settings(group.runs[0]) for group in groups]
+    tables = [deciding_settings(group.runs[0]) | _beginning(group) for group in groups]
     keys = [key for key in differing_settings(tables) if key != SEED]
     if not keys:
         return None
@@ -135,6 +136,12 @@ def differences_table(groups: Sequence[SeedGroup]) -> Table | None:
         rows=tuple(rows),
         note="Marked: not what most have. All other settings that decide a result are equal.",
     )
+
+
+def _beginning(group: SeedGroup) -> dict[str, str]:
+    """The initial weights of its runs, of which each seed may have its own."""
+    found = [text for run in group.runs if (text := initial_weights(run)) is not None]
+    return {"begins from": ", ".join(dict.fromkeys(found))} if found else {}
 
 
 def runs_table(groups: Sequence[SeedGroup]) -> Table:

@@ -18,6 +18,7 @@ _NO_SETTINGS = {
 }
 """What a run's identity holds beside settings."""
 _LONGEST = 200
+_SHOWN_OF_HASH = 12
 
 
 def deciding_settings(run: RecordedRun) -> dict[str, str]:
@@ -31,6 +32,16 @@ def deciding_settings(run: RecordedRun) -> dict[str, str]:
         steps = [(each.from_step, each.to_step) for each in run.record.extensions]
         found["extended"] = ", ".join(f"{start} to {end}" for start, end in steps)
     return found
+
+
+def initial_weights(run: RecordedRun) -> str | None:
+    """Where the weights that ``run`` began from came from; None where they were drawn."""
+    sha256 = run.identity.get("initial_weights_sha256")
+    if sha256 is None:
+        return None
+    location = None if run.record is None else run.record.init_location
+    shown = f"weights {_text(sha256)[:_SHOWN_OF_HASH]}"
+    return shown if location is None else f"{_text(location)} ({shown})"
 
 
 def all_settings(run: RecordedRun) -> dict[str, str]:

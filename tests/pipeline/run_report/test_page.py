@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -95,6 +96,18 @@ def test_recipes_are_ranked(runs: Path) -> None:
     table = parse(made(runs)).shown.partition("Results on cache")[2].partition("Last validation")[0]
     places = [table.index(name) for name in ("hybrid", "annealed", "labels", "broken")]
     assert places == sorted(places)
+
+
+def test_runs_that_begin_from_other_weights_are_told_apart(tmp_path: Path) -> None:
+    write_run(tmp_path / "drawn")
+    for name, letter in (("one", "a"), ("two", "b")):
+        path = write_run(tmp_path / name, initial_weights_sha256=letter * 64)
+        record = read_record(path)
+        write_record(path, replace(record, init_location=f"/runs/{letter}"))
+    shown = parse(made(tmp_path)).shown
+    assert "begins from" in shown
+    for letter in "ab":
+        assert f"/runs/{letter} (weights {letter * 12})" in shown
 
 
 def test_other_caches_are_told_apart(runs: Path) -> None:
