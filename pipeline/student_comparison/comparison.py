@@ -15,7 +15,7 @@ from pipeline.student_comparison.paired_bootstrap import Difference, paired_diff
 from pipeline.student_comparison.row_figures import RowFigures
 
 FEW_ROWS = 30
-"""Fewer give an interval that is itself uncertain."""
+"""Fewer give an interval that is too narrow (of one row, a point), so nothing is concluded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,16 @@ class Comparison:
     kl_temperature: float
     options: BootstrapOptions
     notes: tuple[str, ...] = ()
+
+    @property
+    def has_few_rows(self) -> bool:
+        """Whether the rows are too few to tell whether a difference is real."""
+        return self.num_rows < FEW_ROWS
+
+    @property
+    def rows_text(self) -> str:
+        """How many rows, in words."""
+        return "1 row" if self.num_rows == 1 else f"{self.num_rows:,} rows"
 
 
 _FIGURES: tuple[tuple[str, Callable[[RowFigures], tuple[float, ...]], bool], ...] = (
@@ -99,7 +109,7 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
                 "difference": figure.difference.value,
                 "interval": [figure.difference.low, figure.difference.high],
                 "share": figure.difference.share,
-                "is_real": figure.difference.is_real,
+                "is_real": None if comparison.has_few_rows else figure.difference.is_real,
             }
             for figure in comparison.figures
         },
@@ -139,7 +149,7 @@ def comparison_text(comparison: Comparison) -> str:
     ]
     names = [f"{letter}: {name}" for letter, name in zip("AB", comparison.names, strict=True)]
     extent = (
-        f"{comparison.cache}: {comparison.num_rows:,} validation rows, "
+        f"{comparison.cache}: {comparison.rows_text} of the validation split, "
         f"{comparison.num_scored:,} scored positions, "
         f"{comparison.options.num_resamples:,} resamples of the rows."
     )
@@ -150,6 +160,8 @@ def comparison_text(comparison: Comparison) -> str:
 def verdict(comparison: Comparison, figure: ComparedFigure) -> str:
     """Whether the difference is real, in a sentence."""
     label, gap = _label(figure, comparison.kl_temperature), figure.difference
+    if comparison.has_few_rows:
+        return f"{label}: too few rows to tell: {comparison.rows_text}, expected {FEW_ROWS} or more."
     if gap.is_real:
         is_second_better = (gap.value < 0) == figure.is_lower_better
         better, worse = ("B", "A") if is_second_better else ("A", "B")

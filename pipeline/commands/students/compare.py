@@ -94,7 +94,6 @@ def compare(
         require_one_teacher,
     )
     from pipeline.student_comparison.comparison import (
-        FEW_ROWS,
         Comparison,
         compare_figures,
         comparison_json,
@@ -124,8 +123,6 @@ def compare(
         for origin in origins
         if origin.cache_id is not None and origin.cache_id != opened.cache_id
     ]
-    if len(one.rows) < FEW_ROWS:
-        notes.append(f"{len(one.rows)} rows are few: the interval is rough. Use more.")
     if one.model_sha256 == other.model_sha256:
         notes.append("A and B are the same student.")
     comparison = Comparison(

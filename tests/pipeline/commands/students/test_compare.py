@@ -27,8 +27,11 @@ def trained(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 @pytest.fixture
-def runs(trained: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
-    """Copies that a test may change."""
+def runs(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, Path]:
+    """Copies that a test may change; 27 rows, which is all that the cache has, are enough."""
+    monkeypatch.setattr("pipeline.student_comparison.comparison.FEW_ROWS", 27)
     short, long = (shutil.copytree(path, tmp_path / path.name) for path in trained)
     return Path(short), Path(long)
 
@@ -39,9 +42,18 @@ def test_the_longer_trained_student_is_better(runs: tuple[Path, Path]) -> None:
     assert lines[:2] == [f"A: {runs[0]}", f"B: {runs[1]}"]
     assert lines[3].split() == ["A", "B", "B", "−", "A", "95%", "interval", "share"]
     assert "loss: the difference is real: B is better than A, by " in result.stdout
-    assert "27 validation rows" in result.stdout
-    assert "27 rows are few" in result.stdout
+    assert "27 rows of the validation split" in result.stdout
     assert "evaluate A: 27 of 27 rows" in result.stderr
+
+
+@pytest.mark.parametrize(("num_rows", "shown"), [(1, "1 row"), (2, "2 rows"), (26, "26 rows")])
+def test_few_rows_tell_nothing(runs: tuple[Path, Path], num_rows: int, shown: str) -> None:
+    text = done("compare", *runs, "--rows", num_rows).stdout
+    assert f"loss: too few rows to tell: {shown}, expected 27 or more." in text
+    assert f": {shown} of the validation split" in text
+    assert "real" not in text
+    found = json.loads(done("compare", *runs, "--rows", num_rows, "--json").stdout)
+    assert {figure["is_real"] for figure in found["figures"].values()} == {None}
 
 
 def test_json_has_the_figures_that_evaluate_has(runs: tuple[Path, Path], tiny_cache: Path) -> None:
