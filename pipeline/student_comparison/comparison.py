@@ -161,7 +161,8 @@ def verdict(comparison: Comparison, figure: ComparedFigure) -> str:
     """Whether the difference is real, in a sentence."""
     label, gap = _label(figure, comparison.kl_temperature), figure.difference
     if comparison.has_few_rows:
-        return f"{label}: too few rows to tell: {comparison.rows_text}, expected {FEW_ROWS} or more."
+        found = comparison.rows_text
+        return f"{label}: too few rows to tell: {found}, expected {FEW_ROWS} or more."
     if gap.is_real:
         is_second_better = (gap.value < 0) == figure.is_lower_better
         better, worse = ("B", "A") if is_second_better else ("A", "B")

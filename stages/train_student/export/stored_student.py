@@ -154,7 +154,8 @@ def _require_fit(directory: Path, kind: _Kind, config: Any, found: Mapping[str, 
                 for name, tensor in kind.model_class(config).state_dict().items()
             }
     except _WRONG_SIZES as error:
-        raise ValueError(f"{path}: its settings make no student: {_clause(error)}. {_STEP}") from error
+        reason = _clause(error)
+        raise ValueError(f"{path}: its settings make no student: {reason}. {_STEP}") from error
     if config.tie_word_embeddings and _HEAD not in found:
         del expected[_HEAD]
     if missing := sorted(expected.keys() - found.keys()):

@@ -74,7 +74,7 @@ def test_an_impossible_setting_is_refused_by_name(directory: Path, key: str, val
         ({"code": "x"}, "teacher_config: code: expected no such field, found 'x'. Copy"),
         (
             {"num_attention_heads": 0},
-            r"teacher_config: num_attention_heads: expected a whole number from 1 to 2\^31, found 0",
+            r"teacher_config: num_attention_heads: expected a .* from 1 to 2\^31, found 0",
         ),
         ({"head_dim": -4}, "teacher_config: head_dim: expected a whole number .*, found -4"),
         ({"hidden_act": "nope"}, "teacher_config: hidden_act: expected one of silu, .*'nope'"),
@@ -98,9 +98,7 @@ def test_a_teacher_config_that_does_not_fit_is_refused(
         (None, r"expected an object, found None\. Copy"),
     ],
 )
-def test_what_is_no_teacher_config_is_refused(
-    directory: Path, value: object, message: str
-) -> None:
+def test_what_is_no_teacher_config_is_refused(directory: Path, value: object, message: str) -> None:
     change(directory, teacher_config=value)
     with pytest.raises(ValueError, match=f"teacher_config.*{message}"):
         load_stored_student(directory)
