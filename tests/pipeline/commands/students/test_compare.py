@@ -48,11 +48,11 @@ def test_the_longer_trained_student_is_better(runs: tuple[Path, Path]) -> None:
 
 @pytest.mark.parametrize(("num_rows", "shown"), [(1, "1 row"), (2, "2 rows"), (26, "26 rows")])
 def test_few_rows_tell_nothing(runs: tuple[Path, Path], num_rows: int, shown: str) -> None:
-    text = done("compare", *runs, "--rows", num_rows).stdout
+    text = done("compare", *runs, "--rows", str(num_rows)).stdout
     assert f"loss: too few rows to tell: {shown}, expected 27 or more." in text
     assert f": {shown} of the validation split" in text
     assert "real" not in text
-    found = json.loads(done("compare", *runs, "--rows", num_rows, "--json").stdout)
+    found = json.loads(done("compare", *runs, "--rows", str(num_rows), "--json").stdout)
     assert {figure["is_real"] for figure in found["figures"].values()} == {None}
 
 
