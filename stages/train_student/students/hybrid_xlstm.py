@@ -56,6 +56,15 @@ class _HybridXLSTM:
     def stored_problem(self, key: str, value: object) -> str:
         return teacher_config_problem(value) if key == "teacher_config" else ""
 
+    def row_warning(self, settings: HybridXLSTMSettings, sequence_length: int) -> str:
+        if settings.window < sequence_length or "hybrid" not in parse_pattern(settings.pattern):
+            return ""
+        return (
+            f"train_student.student.window is {settings.window}, so every row of {sequence_length} "
+            "positions fits into it: nothing is left for the mLSTM of the hybrid layers to learn. "
+            "Set a smaller window, or use a cache of longer rows."
+        )
+
     @property
     def directory_code(self) -> DirectoryCode:
         return DirectoryCode(auto_map=AUTO_MAP, files=directory_code())
