@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.options.cache_location import RUN, CacheLocation, LocalPath
+from pipeline.options.reporting_options import require_writable_place
 from pipeline.options.token_lengths import token_lengths
 from pipeline.runtime.silence_libraries import silence_libraries
 
@@ -141,6 +142,8 @@ def evaluate(
     for option, value in (("--teacher", teacher), ("--needle-picture", needle_picture)):
         if value is not None and needle is None:
             raise click.UsageError(f"{option} goes with --needle, which is missing")
+    if needle_picture is not None:
+        require_writable_place(needle_picture, "--needle-picture")
     import json
 
     import cache_format
@@ -183,14 +186,16 @@ def evaluate(
             texts.append(tasks_text(found["tasks"]))
         if needle is not None:
             from pipeline.students.needles.probe import NeedleOptions
-            from pipeline.students.needles.report import draw_needles, needle_text
+            from pipeline.students.needles.report import needle_text
 
             asked = NeedleOptions(lengths=needle, num_trials=needle_trials, device=device)
             found["needle"] = _look_for_needles(model.directory, teacher, asked)
             texts.append(needle_text(found["needle"]))
-            if needle_picture is not None:
-                draw_needles(needle_picture, found["needle"])
     click.echo(json.dumps(found, indent=1) if as_json else "\n\n".join(texts))
+    if needle_picture is not None:  # last: where drawing fails, the figures have been printed
+        from pipeline.students.needles.report import draw_needles
+
+        draw_needles(needle_picture, found["needle"])
 
 
 def _say(line: str) -> None:

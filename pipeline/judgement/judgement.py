@@ -51,6 +51,21 @@ class Judgement:
         """Whether C_0 ≥ 1/2."""
         return self.rate(0.0) >= 0.5
 
+    @property
+    def unit_warning(self) -> str:
+        """What to say where one model's scores look like percent and the other's like fractions."""
+        are_above = {
+            "student": any(benchmark.student > 1 for benchmark in self.benchmarks),
+            "teacher": any(benchmark.teacher > 1 for benchmark in self.benchmarks),
+        }
+        if len(set(are_above.values())) == 1:
+            return ""
+        percent, fractions = sorted(are_above, key=lambda who: not are_above[who])
+        return (
+            f"Warning: scores of the {percent} are above 1, but none of the {fractions}: if these "
+            "are percent and fractions, nothing here holds. Give both in the same unit."
+        )
+
     def rate(self, alpha: float) -> float:
         """C_α."""
         return sum(needed <= alpha for needed in self.tolerances) / len(self.tolerances)
@@ -112,7 +127,10 @@ def judgement_json(judgement: Judgement) -> dict[str, Any]:
             "over_benchmarks": _band_json(judgement.over_benchmarks),
             "over_items": judgement.over_items and _band_json(judgement.over_items),
         },
-        "notes": [benchmark.note for benchmark in judgement.benchmarks if benchmark.note],
+        "notes": [
+            *filter(None, [judgement.unit_warning]),
+            *(benchmark.note for benchmark in judgement.benchmarks if benchmark.note),
+        ],
     }
 
 

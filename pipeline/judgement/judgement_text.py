@@ -25,6 +25,7 @@ def summary_lines(judgement: Judgement) -> list[str]:
     verdict = "lossless" if judgement.is_lossless else "not lossless"
     options = judgement.options
     lines = [
+        *filter(None, [judgement.unit_warning]),
         f"α* = {judgement.alpha_star:.4f} on {judgement.set_name} ({size} benchmarks); on another "
         "set it is another number.",
         f"{verdict}: C_0 = {num_won}/{size} = {judgement.rate(0.0):.3f}; lossless is C_0 ≥ 0.5.",

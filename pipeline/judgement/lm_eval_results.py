@@ -6,7 +6,6 @@ counts, and whether two models were asked alike, is in ``paired_scores``.
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ class BenchmarkResult:
     name: str
     file: Path
     metrics: Mapping[str, float]
-    """Scores by ``METRIC``, or ``METRIC,FILTER``; NaN where the harness wrote NaN."""
+    """Scores by ``METRIC``, or ``METRIC,FILTER``; NaN or infinite where the harness wrote that."""
     higher_is_better: Mapping[str, bool]
     """By metric, without filter; only where the file says."""
     num_fewshot: int | None
@@ -86,6 +85,12 @@ def _result(
 ) -> BenchmarkResult:
     leaves = tuple(task for task in _below(name, groups) if not groups.get(task)) or (name,)
     entry = _section(fields, "results").get(name, {}) | _section(fields, "groups").get(name, {})
+    for key, value in entry.items():
+        if _is_metric(key) and isinstance(value, str) and _is_number(value):
+            raise ValueError(
+                f"{path}: {name}: {key}: expected a number, found the string {value!r:.100}. "
+                "Write it without quotation marks."
+            )
     shots = [_section(fields, "n-shot").get(task) for task in (name, *leaves)]
     version = _section(fields, "versions").get(name)
     counts = [_section(fields, "n-samples").get(task) for task in leaves]
@@ -115,6 +120,15 @@ def _result(
     )
 
 
+def _is_number(text: str) -> bool:
+    """Whether it is a number; "N/A", which the harness writes where there is none, is not."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _is_metric(key: str) -> bool:
     """``METRIC,FILTER``, and no standard error."""
     metric, comma, _ = key.partition(",")
@@ -140,13 +154,14 @@ def _section(fields: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in the file; NaN, which the harness writes where there is no score, is read."""
+    """The object in the file; NaN, which the harness writes where there is no score, is read, and
+    so is Infinity."""
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ValueError(f"more than {_MAX_BYTES:,} bytes")
-        fields = json.loads(data.decode("utf-8"), parse_constant=_constant)
+        fields = json.loads(data.decode("utf-8"), parse_constant=float)
     except FileNotFoundError as error:
         raise ValueError(
             f"{path}: there is no such file. Give a result file of lm-evaluation-harness, or a "
@@ -157,7 +172,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(fields).__name__}.")
     return fields
-
-
-def _constant(_: str) -> float:
-    return math.nan

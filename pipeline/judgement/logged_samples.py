@@ -7,6 +7,7 @@ the date of the result file, ``samples_TASK_DATE.jsonl``.
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ Items = dict[tuple[str, int], tuple[float, str | None]]
 """Score, and hash of the question where it is logged, by task and document id."""
 
 _NO_FILTER = "none"
+_UNSAFE = re.compile(r"[^\w.-]", re.ASCII)
+
+
+def safe_name(task: str) -> str:
+    """``task`` as the name of a file, as ``pipeline evaluate --out`` writes it."""
+    return _UNSAFE.sub("_", task)
 
 
 def read_items(result: BenchmarkResult, metric: str) -> Items | None:
@@ -42,8 +49,9 @@ def _split(metric: str) -> tuple[str, str]:
 
 def _samples_file(results: Path, task: str) -> Path | None:
     date = results.stem.removeprefix("results")  # _2026-11-29T21-04-11.178, or nothing
-    path = results.with_name(f"samples_{task}{date}.jsonl")
-    return path if path.is_file() else None
+    names = [safe_name(task)] if "/" in task or "\0" in task else [task, safe_name(task)]
+    paths = [results.with_name(f"samples_{name}{date}.jsonl") for name in names]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _read_task(path: Path, metric: str, filter_name: str) -> dict[int, tuple[float, str | None]]:

@@ -1,5 +1,6 @@
 """``--quiet``, ``--log-file`` and ``--json``, for the commands that run a stage."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -66,6 +67,20 @@ def require_place(file: Path, out: Path | str, option: str) -> None:
         raise click.BadParameter(f"{file} is inside {out}; choose another place", param_hint=option)
     if not file.resolve().parent.is_dir():
         raise click.BadParameter(f"{file.parent}: no such directory", param_hint=option)
+
+
+def require_writable_place(file: Path, option: str) -> None:
+    """Raise BadParameter where ``file``, a result, cannot be published: before the work is done."""
+    parent = file.resolve().parent
+    if not parent.is_dir():
+        raise click.BadParameter(
+            f"{file.parent}: no such directory; create it, or choose another place",
+            param_hint=option,
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise click.BadParameter(
+            f"{file.parent}: not writable; make it so, or choose another place", param_hint=option
+        )
 
 
 def send_start(reporter: "Reporter", command: str, **fields: str) -> None:

@@ -50,11 +50,26 @@ _RENAMED = {
 """Keys of earlier versions, and what they are called now."""
 
 
+_SHOWN_BY = {"hybrid_xlstm": "hybrid-align"}
+"""The shipped recipe with all keys of a kind of student that is not the default."""
+
 _MAX_BYTES = 1 << 20  # of a recipe; the shipped ones have a few thousand
 
 
 class RecipeError(ValueError):
     """A recipe or an override that cannot be used: where, which key, what was expected."""
+
+    student_kind: str | None = None
+    """The kind of the recipe's student, as far as that could be read."""
+
+    @property
+    def advice(self) -> str:
+        """Which shipped recipes show the keys."""
+        text = "`pipeline recipes distil-xlstm` prints every key with its default"
+        shown_by = _SHOWN_BY.get(self.student_kind or "")
+        if shown_by is None:
+            return f"{text}."
+        return f"{text}, `pipeline recipes {shown_by}` those of a {self.student_kind} student."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,17 +121,22 @@ def load_recipe(name_or_file: str, overrides: Sequence[Override] = ()) -> Recipe
 def parse_recipe(source: str, text: str, overrides: Sequence[Override] = ()) -> Recipe:
     """The recipe ``text``, which errors call ``source``; see ``load_recipe``."""
     (description, used_by), tables = _parse(source, text)
-    # The kind first, as it says which keys a student has.
-    for override in sorted(overrides, key=lambda override: override.key != "kind"):
-        value = _value_of(override, tables)
-        tables[override.table][override.key] = _Setting(value, override.option)
-    student = _config(_STUDENT, source, tables)
-    return Recipe(
-        description=description,
-        used_by=used_by,
-        cache_teacher=_config("cache_teacher", source, tables),
-        train_student=_config("train_student", source, tables, student=student),
-    )
+    try:
+        # The kind first, as it says which keys a student has.
+        for override in sorted(overrides, key=lambda override: override.key != "kind"):
+            value = _value_of(override, tables)
+            tables[override.table][override.key] = _Setting(value, override.option)
+        student = _config(_STUDENT, source, tables)
+        return Recipe(
+            description=description,
+            used_by=used_by,
+            cache_teacher=_config("cache_teacher", source, tables),
+            train_student=_config("train_student", source, tables, student=student),
+        )
+    except RecipeError as error:
+        kind = tables[_STUDENT].get("kind")
+        error.student_kind = None if kind is None else str(kind.value)
+        raise
 
 
 def parse_override(text: str) -> Override:

@@ -155,7 +155,7 @@ def _report_failure(error: Exception, command: str, session: Session) -> int:
     is_known = isinstance(error, ValueError | OSError | RuntimeError | MemoryError)
     message, exit_code = printable(explain(error, command, session.recipe)), 1
     if isinstance(error, RecipeError):
-        message += "\n`pipeline recipes distil-xlstm` prints every key with its default."
+        message += f"\n{error.advice}"
         exit_code = 2
     session.report_error(message, exit_code)
     if not is_known and not session.is_debug:

@@ -7,13 +7,13 @@ directory holds scores that belong together.
 """
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline.judgement.lm_eval_results import RESULTS
+from pipeline.judgement.logged_samples import safe_name
 from pipeline.judgement.suite import SuiteTask
 from pipeline.students.evaluated_model import EvaluatedModel
 from pipeline.students.lm_eval_harness import Harness, HarnessOptions, harness_version
@@ -25,7 +25,6 @@ _MERGED = (
     *("results", "groups", "group_subtasks", "configs", "versions", "n-shot"),
     *("higher_is_better", "n-samples"),
 )
-_UNSAFE = re.compile(r"[^\w.-]", re.ASCII)
 _NOT_COMPARED = ("metric", "part", "runs_generated_code")  # they change no score
 
 
@@ -79,8 +78,8 @@ def _publish(out: Path, task: str, results: dict[str, Any], samples: dict[str, l
     make_directory(out / _TASKS)
     for name, lines in samples.items():
         data = "".join(f"{line}\n" for line in lines).encode("utf-8")
-        publish_bytes(out / f"samples_{_file_name(name)}.jsonl", data)
-    publish_bytes(out / _TASKS / f"{_file_name(task)}.json", _json_bytes(results))
+        publish_bytes(out / f"samples_{safe_name(name)}.jsonl", data)
+    publish_bytes(out / _TASKS / f"{safe_name(task)}.json", _json_bytes(results))
 
 
 def _read_done(
@@ -126,7 +125,3 @@ def _merge(of_tasks: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _json_bytes(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
-
-
-def _file_name(task: str) -> str:
-    return _UNSAFE.sub("_", task)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.options.cache_location import LocalPath
+from pipeline.options.reporting_options import require_writable_place
 
 if TYPE_CHECKING:
     from pipeline.judgement.lm_eval_results import BenchmarkResult
@@ -85,6 +86,9 @@ def win_and_tie(
     """
     if suite is not None and named:
         raise click.UsageError("give --suite or --benchmark, not both")
+    for option, file in (("--png", png), ("--html", html)):
+        if file is not None:
+            require_writable_place(file, option)
     import json
 
     from pipeline.judgement.bootstrap import BootstrapOptions

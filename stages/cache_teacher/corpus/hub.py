@@ -61,9 +61,10 @@ def model_snapshot(config: CacheTeacherConfig, tokenizer_files: tuple[str, ...])
             f"teacher {config.teacher!r}",
         )
     except _HUB_ERRORS as error:
+        reason = str(error).rstrip(". \n")  # a sentence with its own full stop
         raise ValueError(
             f"teacher {config.teacher!r} (revision {config.teacher_revision!r}): no such local "
-            f"directory, and it cannot be fetched from the Hub: {error}. On a machine without "
+            f"directory, and it cannot be fetched from the Hub: {reason}. On a machine without "
             "access, set teacher to a directory with the model's files."
         ) from error
     return Path(snapshot)

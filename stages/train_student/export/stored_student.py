@@ -113,7 +113,8 @@ def read_config(path: Path) -> tuple[_Kind, Any]:
     settings = {name: fields[name] for name in allowed if name in fields}
     for name, value in settings.items():
         if not allowed[name](value):
-            raise ValueError(f"{path}: {name}: impossible value {value!r:.200}. {_STEP}")
+            problem = kind.stored_problem(name, value) or f"impossible value {value!r:.200}"
+            raise ValueError(f"{path}: {name}: {problem}. {_STEP}")
     if settings.get("vocab_size", 0) > settings.get("head_rows", 0):
         raise ValueError(
             f"{path}: vocab_size is {settings.get('vocab_size')}, more than head_rows, which is "
@@ -122,7 +123,12 @@ def read_config(path: Path) -> tuple[_Kind, Any]:
     try:
         return kind, kind.config_class(**settings)
     except Exception as error:  # of a type that only transformers knows
-        raise ValueError(f"{path}: {error}. {_STEP}") from error
+        raise ValueError(f"{path}: {_clause(error)}. {_STEP}") from error
+
+
+def _clause(error: Exception) -> str:
+    """What ``error`` says, without the full stop of a sentence."""
+    return str(error).rstrip(". ")
 
 
 def _kind(path: Path, model_type: object) -> _Kind:
@@ -148,7 +154,8 @@ def _require_fit(directory: Path, kind: _Kind, config: Any, found: Mapping[str, 
                 for name, tensor in kind.model_class(config).state_dict().items()
             }
     except _WRONG_SIZES as error:
-        raise ValueError(f"{path}: its settings make no student: {error}. {_STEP}") from error
+        reason = _clause(error)
+        raise ValueError(f"{path}: its settings make no student: {reason}. {_STEP}") from error
     if config.tie_word_embeddings and _HEAD not in found:
         del expected[_HEAD]
     if missing := sorted(expected.keys() - found.keys()):

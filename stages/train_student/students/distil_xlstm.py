@@ -35,6 +35,12 @@ class _DistilXLSTM:
         "slstm_at": is_list_of_ids,
     }
 
+    def stored_problem(self, key: str, value: object) -> str:
+        return ""
+
+    def row_warning(self, settings: DistilXLSTMSettings, sequence_length: int) -> str:
+        return ""
+
     @property
     def directory_code(self) -> DirectoryCode:
         return DirectoryCode(auto_map=AUTO_MAP, files=directory_code())

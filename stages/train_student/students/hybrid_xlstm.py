@@ -27,7 +27,7 @@ from stages.train_student.modeling.hybrid_xlstm.pattern import is_for_all, parse
 from stages.train_student.modeling.hybrid_xlstm.settings import HybridXLSTMSettings
 from stages.train_student.students.low_rank import add_adapters, is_adapter, merge_adapters
 from stages.train_student.students.parameter_count import count_parameters
-from stages.train_student.students.stored_teacher import is_teacher_config
+from stages.train_student.students.stored_teacher import is_teacher_config, teacher_config_problem
 from stages.train_student.students.stored_values import is_size
 from stages.train_student.students.student import DirectoryCode, Sharding, StudentKind, TeacherParts
 
@@ -52,6 +52,18 @@ class _HybridXLSTM:
         "feature_map": ("two_signed", "one_signed").__contains__,
         "trained": ("new", "mixers", "all", MERGED).__contains__,
     }
+
+    def stored_problem(self, key: str, value: object) -> str:
+        return teacher_config_problem(value) if key == "teacher_config" else ""
+
+    def row_warning(self, settings: HybridXLSTMSettings, sequence_length: int) -> str:
+        if settings.window < sequence_length or "hybrid" not in parse_pattern(settings.pattern):
+            return ""
+        return (
+            f"train_student.student.window is {settings.window}, so every row of {sequence_length} "
+            "positions fits into it: nothing is left for the mLSTM of the hybrid layers to learn. "
+            "Set a smaller window, or use a cache of longer rows."
+        )
 
     @property
     def directory_code(self) -> DirectoryCode:

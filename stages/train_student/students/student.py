@@ -169,6 +169,12 @@ class StudentKind(Protocol[Settings, Model]):
     def stored_settings(self) -> Mapping[str, Callable[[object], bool]]:
         """Settings that a config.json may have beside those of all kinds, and which values."""
 
+    def stored_problem(self, key: str, value: object) -> str:
+        """What is wrong inside the ``value`` of such a setting; empty if it is plain to see."""
+
+    def row_warning(self, settings: Settings, sequence_length: int) -> str:
+        """What rows of ``sequence_length`` positions leave unused of a student; mostly empty."""
+
     @property
     def directory_code(self) -> DirectoryCode:
         """The code that ``save_pretrained`` writes beside the weights."""

@@ -158,6 +158,9 @@ class TrainingRun:
         """Let the student choose what computes it on this device."""
         if sentence := self.kind.prepare(self.config.student, self.model, self.device):
             self._say(sentence)
+        num_positions = self.cache.spec.sequence_length
+        if warning := self.kind.row_warning(self.config.student, num_positions):
+            self._warn(warning)
 
     def _open_log(self) -> MetricsLog:
         settings = dataclasses.asdict(self.config) | {"cache_id": self.cache.cache_id}

@@ -102,3 +102,22 @@ def test_a_damaged_line_of_items_is_named(tmp_path: Path) -> None:
     path.write_text(path.read_text() + '{"doc_id": ')
     with pytest.raises(ValueError, match=r"samples_a\.jsonl, line 3: damaged"):
         read_items(result, "acc")
+
+
+def test_items_of_a_task_whose_name_is_no_file_name_are_found(tmp_path: Path) -> None:
+    result = read_results([write_results(tmp_path / "results.json", {"org/a b": 1.0})])["org/a b"]
+    assert read_items(result, "acc") is None
+    write_samples(tmp_path / "samples_org_a_b.jsonl", [1.0])
+    assert read_items(result, "acc") == {("org/a b", 0): (1.0, "hash 0")}
+
+
+def test_infinity_is_read_as_what_it_is(tmp_path: Path) -> None:
+    path = write_results(tmp_path / "results.json", {"a": float("-inf")})
+    assert read_results([path])["a"].metrics["acc"] == float("-inf")
+
+
+def test_a_score_that_is_a_string_is_named(tmp_path: Path) -> None:
+    path = write_results(tmp_path / "results.json", {"a": 0.5})
+    path.write_text(path.read_text().replace("0.5", '"0.4"'))
+    with pytest.raises(ValueError, match=r"a: acc,none: expected a number, found the string '0.4'"):
+        read_results([path])

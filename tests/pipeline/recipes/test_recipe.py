@@ -536,3 +536,28 @@ print(sorted(heavy & set(sys.modules)))
 
 def test_an_override_is_parsed_into_table_key_and_value() -> None:
     assert parse_override("a.b=c") == Override("--set a.b=c", "a", "b", "c")
+
+
+def test_the_recipe_of_a_kind_shows_all_of_its_keys() -> None:
+    for key in get_type_hints(HybridXLSTMSettings):
+        is_setting = key not in ("weight_keys", "speed_keys", "holds_teacher")
+        assert not is_setting or key in recipe_text("hybrid-align"), key
+
+
+@pytest.mark.parametrize(
+    ("recipe", "setting", "advice"),
+    [
+        ("hybrid-distill", "train_student.student.window=0", "hybrid-align` those of a hybrid_xl"),
+        ("hybrid-distill", "train_student.student.windoow=9", "hybrid-align` those of a hybrid_xl"),
+        ("hybrid-distill", "train_student.student.pattern=a", "hybrid-align` those of a hybrid_xl"),
+        ("distil-xlstm", "train_student.student.num_heads=0", "with its default."),
+        ("distil-xlstm", "train_student.student.kind=x", "with its default."),
+    ],
+)
+def test_a_refusal_names_the_recipe_that_shows_the_keys(
+    recipe: str, setting: str, advice: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe, [parse_override(setting)])
+    assert "`pipeline recipes distil-xlstm` prints every key" in caught.value.advice
+    assert advice in caught.value.advice

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -313,3 +314,21 @@ class TestSettings:
             ValueError, match=r'^trained: must be "mixers", "all" or "lora" with the p'
         ):
             align_config(pattern="window")
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_warned"),
+    [
+        ({"window": 5000}, True),
+        ({"window": 32}, True),
+        ({"window": 31}, False),
+        ({"window": 32, "pattern": "mlstm"}, False),
+    ],
+)
+def test_a_window_as_long_as_a_row_is_warned_of(
+    cache: Path, tmp_path: Path, changes: dict[str, Any], is_warned: bool
+) -> None:
+    heard: list[TrainProgress] = []
+    run(align_config(max_steps=1, **changes), cache, tmp_path / "run", report=heard.append)
+    warnings = [each.message for each in heard if each.event == "warning"]
+    assert any("every row of 32 positions fits into it" in each for each in warnings) is is_warned

@@ -91,3 +91,23 @@ def test_refusals(places: tuple[Path, Path], tmp_path: Path) -> None:
     assert "paper-base: the student's results lack piqa" in lacking.stderr
     empty = run("win-and-tie", tmp_path, "--teacher", teacher)
     assert (empty.exit_code, "there is no such file" in empty.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("option", ["--html", "--png"])
+def test_a_picture_needs_a_directory(
+    places: tuple[Path, Path], tmp_path: Path, option: str
+) -> None:
+    student, teacher = places
+    result = run("win-and-tie", student, "--teacher", teacher, option, tmp_path / "none/x.html")
+    assert (result.exit_code, "no such directory" in result.stderr) == (2, True)
+
+
+def test_percent_against_fractions_is_warned_of(tmp_path: Path) -> None:
+    student = write_results(tmp_path / "student.json", {"a": 50.0, "b": 1.0})
+    teacher = write_results(tmp_path / "teacher.json", {"a": 0.5, "b": 0.6})
+    words = "Warning: scores of the student are above 1, but none of the teacher"
+    assert words in done("win-and-tie", student, "--teacher", teacher).stdout
+    found = json.loads(done("win-and-tie", student, "--teacher", teacher, "--json").stdout)
+    assert found["notes"][0].startswith(words)
+    assert "Warning" not in done("win-and-tie", student, "--teacher", student).stdout
+    assert "Warning" not in done("win-and-tie", teacher, "--teacher", teacher).stdout

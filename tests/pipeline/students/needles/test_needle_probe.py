@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -157,6 +158,35 @@ def test_the_command_prints_tables_or_json_and_draws(
     alone = json.loads(invoke(run, *common, "--json").stdout)["needle"]
     assert alone["student"] == found["student"]
     assert "teacher" not in alone
+
+
+def test_a_picture_that_has_no_place_is_refused_before_the_work(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(*_: Any) -> dict[str, Any]:
+        raise AssertionError("the prompts were evaluated")
+
+    monkeypatch.setattr("pipeline.commands.evaluate._look_for_needles", look)
+    words = ("--needle", "100", "--needle-picture")
+    nowhere = invoke(run, *words, tmp_path / "none/needle.png")
+    assert (nowhere.exit_code, "none: no such directory" in nowhere.stderr) == (2, True)
+    # A superuser may write anywhere.
+    monkeypatch.setattr("os.access", lambda _, mode: not mode & os.W_OK)
+    read_only = invoke(run, *words, tmp_path / "needle.png")
+    assert (read_only.exit_code, "not writable; make it so" in read_only.stderr) == (2, True)
+
+
+def test_the_tables_are_printed_even_if_the_picture_cannot_be(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(*_: Any) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr("pipeline.students.needles.report.draw_needles", draw)
+    words = ("--needle", "100", "--needle-trials", "1", "--device", "cpu")
+    result = invoke(run, *words, "--needle-picture", tmp_path / "needle.png")
+    assert "the disk is gone" in str(result.exception)
+    assert "student, number generated" in result.stdout
 
 
 def test_another_teacher_is_refused(run: Path, tmp_path: Path) -> None:

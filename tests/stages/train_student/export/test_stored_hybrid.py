@@ -51,8 +51,6 @@ def test_a_stored_student_is_the_one_that_was_saved(name: str, tmp_path: Path) -
         ("feature_map", "exec"),
         ("feature_map", ["two_signed"]),
         ("trained", "everything"),
-        ("teacher_config", {"model_type": "llama"}),
-        ("teacher_config", "llama"),
         ("embedding_dtype", "float8"),
     ],
 )
@@ -73,7 +71,14 @@ def test_an_impossible_setting_is_refused_by_name(directory: Path, key: str, val
         ({"head_dim": 7}, "its settings make no student|weights|expected the shape"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 0.0, "factor": -1.0}}, "config"),
-        ({"code": "x"}, "teacher_config: impossible value"),
+        ({"code": "x"}, "teacher_config: code: expected no such field, found 'x'. Copy"),
+        (
+            {"num_attention_heads": 0},
+            r"teacher_config: num_attention_heads: expected a .* from 1 to 2\^31, found 0",
+        ),
+        ({"head_dim": -4}, "teacher_config: head_dim: expected a whole number .*, found -4"),
+        ({"hidden_act": "nope"}, "teacher_config: hidden_act: expected one of silu, .*'nope'"),
+        ({"tie_word_embeddings": False}, r"student anew\. Copy"),
     ],
 )
 def test_a_teacher_config_that_does_not_fit_is_refused(
@@ -82,6 +87,20 @@ def test_a_teacher_config_that_does_not_fit_is_refused(
     stored = json.loads((directory / "config.json").read_text())["teacher_config"]
     change(directory, teacher_config=stored | changes)
     with pytest.raises(ValueError, match=message):
+        load_stored_student(directory)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"model_type": "llama"}, "vocab_size is missing"),
+        ("llama", "expected an object, found 'llama'"),
+        (None, r"expected an object, found None\. Copy"),
+    ],
+)
+def test_what_is_no_teacher_config_is_refused(directory: Path, value: object, message: str) -> None:
+    change(directory, teacher_config=value)
+    with pytest.raises(ValueError, match=f"teacher_config.*{message}"):
         load_stored_student(directory)
 
 
