@@ -4,6 +4,7 @@ In: a teacher, the student's settings and row lengths. Out: figures. A step is f
 the optimizer's update, of one row.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -59,7 +60,7 @@ def training(
     return figures
 
 
-class _Step:
+class _Step(ABC):
     """A step of one row of random ids."""
 
     def __init__(self, student: Any) -> None:
@@ -73,8 +74,9 @@ class _Step:
         self.loss(input_ids_1T).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
 
+    @abstractmethod
     def loss(self, input_ids_1T: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What the step lowers."""
 
 
 class _Alignment(_Step):

@@ -24,7 +24,7 @@ _OF_OTHER_LANGUAGES = re.compile(r"\(os error ([0-9]+)\)")
 
 
 def _again(first: str) -> NextStep:
-    text = f"{first}, then run again: it resumes after the finished work."
+    text = f"{first}, then run again: what was finished is kept."
     return NextStep(text, Action.RUN_AGAIN)
 
 

@@ -1,6 +1,6 @@
 """``pipeline evaluate``: compare a student with its teacher, evaluate it on tasks or by needles."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.options.cache_location import RUN, CacheLocation, LocalPath
+from pipeline.options.evaluation_options import batch_size_option, device_option, rows_option
 from pipeline.options.reporting_options import require_writable_place
 from pipeline.options.token_lengths import token_lengths
 from pipeline.runtime.silence_libraries import silence_libraries
@@ -26,12 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--cache", type=CacheLocation(exists=True), help="A cache of the student's teacher, or its URL."
 )
-@click.option(
-    "--rows",
-    type=click.IntRange(min=1, max=2**31 - 1),
-    metavar="N",
-    help="Number of validation rows to use, evenly spaced; by default all.",
-)
+@rows_option()
 @click.option(
     "--tasks",
     metavar="NAME,…",
@@ -65,13 +61,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Limit on examples per task.",
 )
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1, max=2**31 - 1),
-    default=8,
-    show_default=True,
-    metavar="N",
-)
+@batch_size_option
 @click.option(
     "--needle",
     callback=token_lengths,
@@ -94,7 +84,7 @@ if TYPE_CHECKING:
     type=LocalPath(exists=True, file_okay=False),
     help="The teacher's directory: with --needle, it is asked as well.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
     run: Path,
@@ -131,19 +121,7 @@ def evaluate(
     how often the student, and the --teacher, find a number again that a long prompt names once, by
     the prompt's length and by where it names it.
     """
-    if cache is None and not tasks and needle is None:
-        raise click.UsageError("give --cache, --tasks, --needle, or several of them")
-    if not tasks and (out is not None or is_teacher or run_generated_code):
-        raise click.UsageError("--out, --is-teacher and --run-generated-code need --tasks")
-    if is_teacher and (cache is not None or needle is not None):
-        raise click.UsageError(
-            "--is-teacher goes with --tasks alone: leave out --cache and --needle"
-        )
-    for option, value in (("--teacher", teacher), ("--needle-picture", needle_picture)):
-        if value is not None and needle is None:
-            raise click.UsageError(f"{option} goes with --needle, which is missing")
-    if needle_picture is not None:
-        require_writable_place(needle_picture, "--needle-picture")
+    _refuse_unfit_options(click.get_current_context().params)
     import json
 
     import cache_format
@@ -196,6 +174,27 @@ def evaluate(
         from pipeline.students.needles.report import draw_needles
 
         draw_needles(needle_picture, found["needle"])
+
+
+def _refuse_unfit_options(given: Mapping[str, Any]) -> None:
+    """Raise UsageError or BadParameter where options do not go together, or lead nowhere."""
+    tasks, needle = given["tasks"], given["needle"]
+    if given["cache"] is None and not tasks and needle is None:
+        raise click.UsageError("give --cache, --tasks, --needle, or several of them")
+    if not tasks and (
+        given["out"] is not None or given["is_teacher"] or given["run_generated_code"]
+    ):
+        raise click.UsageError("--out, --is-teacher and --run-generated-code need --tasks")
+    if given["is_teacher"] and (given["cache"] is not None or needle is not None):
+        raise click.UsageError(
+            "--is-teacher goes with --tasks alone: leave out --cache and --needle"
+        )
+    for option in ("teacher", "needle_picture"):
+        if given[option] is not None and needle is None:
+            name = option.replace("_", "-")
+            raise click.UsageError(f"--{name} goes with --needle, which is missing")
+    if given["needle_picture"] is not None:
+        require_writable_place(given["needle_picture"], "--needle-picture")
 
 
 def _say(line: str) -> None:

@@ -15,6 +15,9 @@ from tests.support.tiny import (
     write_fineweb_parquet,
 )
 
+NEW = ("feature_q", "feature_k", "input_gate", "forget_gate", "output_gate")
+"""Parts of a mixer that the teacher does not have."""
+
 
 def save_tiny_llama(
     directory: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any

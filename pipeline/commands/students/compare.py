@@ -6,6 +6,13 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.options.cache_location import RUN, CacheLocation
+from pipeline.options.evaluation_options import (
+    batch_size_option,
+    device_option,
+    resamples_option,
+    rows_option,
+    seed_option,
+)
 from pipeline.runtime.silence_libraries import silence_libraries
 
 if TYPE_CHECKING:
@@ -22,38 +29,14 @@ if TYPE_CHECKING:
     help="A cache of both students' teacher, or its URL; by default the one that both learned "
     "from, if it is a directory that is still there.",
 )
-@click.option(
-    "--rows",
-    type=click.IntRange(min=1, max=2**31 - 1),
-    metavar="N",
-    help="Number of validation rows to use, evenly spaced; by default all.",
-)
-@click.option(
-    "--resamples",
-    type=click.IntRange(min=1, max=10**6),
-    default=10_000,
-    show_default=True,
-    metavar="N",
-    help="Bootstrap resamples of the rows.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0, max=2**32 - 1),
-    default=0,
-    show_default=True,
-    help="Seed of the bootstrap.",
-)
+@rows_option()
+@resamples_option(10_000, of="the rows")
+@seed_option
 @click.option(
     "--fresh", is_flag=True, help="Evaluate both anew, whatever was kept of an earlier comparison."
 )
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1, max=2**31 - 1),
-    default=8,
-    show_default=True,
-    metavar="N",
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@batch_size_option
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(
     first: Path,

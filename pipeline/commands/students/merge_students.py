@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.options.cache_location import CacheLocation, LocalPath
+from pipeline.options.evaluation_options import batch_size_option, device_option, rows_option
 from pipeline.runtime.silence_libraries import silence_libraries
 
 if TYPE_CHECKING:
@@ -40,20 +41,9 @@ if TYPE_CHECKING:
     metavar="N",
     help="Merges that the search may try.",
 )
-@click.option(
-    "--rows",
-    type=click.IntRange(min=1, max=2**31 - 1),
-    metavar="N",
-    help="Validation rows of each cache that the search uses, evenly spaced; by default all.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1, max=2**31 - 1),
-    default=8,
-    show_default=True,
-    metavar="N",
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@rows_option("Validation rows of each cache that the search uses")
+@batch_size_option
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def merge_students(
     students: Sequence[str],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.options.cache_location import LocalPath
+from pipeline.options.evaluation_options import resamples_option, seed_option
 from pipeline.options.reporting_options import require_writable_place
 
 if TYPE_CHECKING:
@@ -38,21 +39,8 @@ _RESULTS = LocalPath(exists=True)
     help="Judge by this benchmark; repeat it for each. METRIC is one of the result file's, with "
     "its filter if it has one.",
 )
-@click.option(
-    "--resamples",
-    type=click.IntRange(min=1, max=10**6),
-    default=2000,
-    show_default=True,
-    metavar="N",
-    help="Bootstrap resamples of each band.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0, max=2**32 - 1),
-    default=0,
-    show_default=True,
-    help="Seed of the bootstrap.",
-)
+@resamples_option(2000, of="each band")
+@seed_option
 @click.option("--png", type=LocalPath(dir_okay=False), help="Write the C_α curve as a picture.")
 @click.option(
     "--html",

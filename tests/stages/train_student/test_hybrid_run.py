@@ -15,11 +15,15 @@ from stages.train_student.export.published_files import published_files
 from stages.train_student.export.saved_student import find_checkpoint, publish_checkpoint
 from stages.train_student.tracking.run_progress import TrainProgress
 from stages.train_student.trainer.stopping import StoppedError
-from tests.support.hybrid_runs import align_config, distill_config, hybrid_cache, save_tiny_llama
+from tests.support.hybrid_runs import (
+    NEW,
+    align_config,
+    distill_config,
+    hybrid_cache,
+    save_tiny_llama,
+)
 from tests.support.train_configs import tiny_train_config
 from tests.support.train_runs import metrics, run, weights
-
-NEW = ("feature_q", "feature_k", "input_gate", "forget_gate", "output_gate")
 
 
 @pytest.fixture(scope="module")

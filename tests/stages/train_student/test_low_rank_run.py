@@ -14,10 +14,8 @@ from stages.train_student.export.saved_student import find_checkpoint, publish_c
 from stages.train_student.students.low_rank import is_adapter
 from stages.train_student.tracking.run_progress import TrainProgress
 from tests.support.command_line import run as run_command
-from tests.support.hybrid_runs import align_config, distill_config, hybrid_cache, lora_config
+from tests.support.hybrid_runs import NEW, align_config, distill_config, hybrid_cache, lora_config
 from tests.support.train_runs import metrics, run, weights
-
-NEW = ("feature_q", "feature_k", "input_gate", "forget_gate", "output_gate")
 
 
 @pytest.fixture(scope="module")
