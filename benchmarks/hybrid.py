@@ -1,7 +1,7 @@
 """A hybrid student beside the teacher that it was converted from: prompts, generation, training.
 
-The teacher is a Hugging Face model of random weights in float32 with its usual cache of keys and
-values, or one read from --teacher; the student is what conversion makes of it. Neither speed nor
+The teacher is a Hugging Face model of random weights with its usual cache of keys and values, or
+one read from --teacher; the student is what conversion makes of it. Neither speed nor
 memory depends on what the weights are. Contenders alternate and medians are printed, because
 machines are noisy. A ratio is the teacher's time over the student's: above 1 the student is
 faster. Bytes of the training are the most that PyTorch has allocated within one step beyond
@@ -22,7 +22,7 @@ QUICK = {"width": 128, "layers": 4, "vocabulary": 2048, "repeats": 1}
 @click.command("hybrid", help=__doc__)
 @click.option(
     "--teacher",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     help="A model directory; replaces the sizes of a random one.",
 )
 @click.option("--family", type=click.Choice(FAMILIES), default="llama", show_default=True)
@@ -36,21 +36,28 @@ QUICK = {"width": 128, "layers": 4, "vocabulary": 2048, "repeats": 1}
 @click.option("--contexts", default="512,2048,8192", show_default=True)
 @click.option("--train-lengths", default="1024,2048", show_default=True, help="Positions of a row.")
 @click.option("--repeats", type=int, default=3, show_default=True, help="16 tokens in each.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="fp32", show_default=True)
 @click.option("--quick", is_flag=True, help="A smaller teacher and fewer repeats: below 2 minutes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def hybrid(as_json: bool, quick: bool, teacher: Path | None, **sizes: Any) -> None:
+def hybrid(
+    as_json: bool, quick: bool, teacher: Path | None, device: str, precision: str, **sizes: Any
+) -> None:
     import torch
 
     from benchmarks.hybrid_generation import TOKENS_PER_REPEAT, generation
-    from benchmarks.hybrid_models import make_teacher, read_teacher
+    from benchmarks.hybrid_models import Place, make_teacher, read_teacher
     from benchmarks.hybrid_training import training
     from pipeline.reporting.progress_bar import Bar
+    from stages.compute.device import choose_device
     from stages.train_student.modeling.hybrid_xlstm.settings import HybridXLSTMSettings
 
     if quick:
         sizes |= QUICK
     contexts, lengths = (_numbers(sizes[key]) for key in ("contexts", "train_lengths"))
     repeats = sizes["repeats"]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    place = Place(choose_device(device), dtype)
     model = make_teacher(sizes) if teacher is None else read_teacher(teacher)
     settings = HybridXLSTMSettings(pattern=sizes["pattern"], window=sizes["window"], trained="all")
     progress = _Progress(
@@ -62,9 +69,9 @@ def hybrid(as_json: bool, quick: bool, teacher: Path | None, **sizes: Any) -> No
     figures: dict[str, Any] = {"threads": torch.get_num_threads()}
     with Bar("hybrid") as progress.bar:
         progress.say("prompts and generated tokens, student and teacher in turn")
-        figures |= generation(model, settings, contexts, repeats, progress.add)
+        figures |= generation(model, settings, place, contexts, repeats, progress.add)
         progress.say("training: alignment, and all weights")
-        figures |= training(model, settings, lengths, repeats, progress.add)
+        figures |= training(model, settings, place, lengths, repeats, progress.add)
     click.echo(json.dumps(figures) if as_json else _table(figures))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.alternating import median_seconds
-from benchmarks.hybrid_models import convert
+from benchmarks.hybrid_models import Place, convert
 from stages.train_student.modeling.hybrid_xlstm.settings import HybridXLSTMSettings
 
 TOKENS_PER_REPEAT = 16
@@ -44,14 +44,20 @@ class _Generation:
 def generation(
     teacher: Any,
     settings: HybridXLSTMSettings,
+    place: Place,
     contexts: Sequence[int],
     repeats: int,
     add: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Figures; ``add`` is told how many tokens of a prompt as much has been done as."""
-    student: Any = convert(teacher, settings)
-    models = {"student": (student.eval(), "state"), "teacher": (teacher, "past_key_values")}
-    prompt_1T = torch.randint(teacher.config.vocab_size, (1, max(contexts)))
+    """Figures; ``add`` is told how many tokens of a prompt as much has been done as.
+
+    ``teacher`` is moved to ``place``.
+    """
+    models = {
+        "student": (place.of_generation(convert(teacher, settings)), "state"),
+        "teacher": (place.of_generation(teacher), "past_key_values"),
+    }
+    prompt_1T = torch.randint(teacher.config.vocab_size, (1, max(contexts)), device=place.device)
     runs = {
         f"{who} {context}": _Generation(*models[who], prompt_1T[:, :context])
         for context in contexts
@@ -62,12 +68,14 @@ def generation(
             {name: run.read for name, run in runs.items()},
             repeats,
             lambda name: add(int(name.split()[1])),
+            place.device,
         )
         num_bytes = {name: _held_bytes(run.kept) for name, run in runs.items()}
         stepping = median_seconds(
             {name: run.step for name, run in runs.items()},
             TOKENS_PER_REPEAT * repeats,
             lambda _: add(_TOKENS_AS_LONG),
+            place.device,
         )
     first, last = min(contexts), max(contexts)
     return {

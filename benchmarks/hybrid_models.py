@@ -1,9 +1,10 @@
 """The teacher of the hybrid student's benchmark, and the student made from it.
 
-In: sizes, or a model directory. Out: models on the CPU in float32.
+In: sizes, or a model directory. Out: models on the CPU.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ def make_teacher(sizes: Mapping[str, Any]) -> Any:
 
 
 def read_teacher(directory: Path) -> Any:
-    """The model of ``directory``; no code of it is run."""
+    """The model of ``directory``, in float32; no code of it is run. Raises FileNotFoundError."""
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: no such directory")
     auto: Any = AutoModelForCausalLM
     model = auto.from_pretrained(
         directory, dtype=torch.float32, use_safetensors=True, local_files_only=True
@@ -55,3 +58,21 @@ def convert(teacher: Any, settings: HybridXLSTMSettings) -> HybridXLSTMForCausal
         eos_token_id=None,
         seed=0,
     )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where models run, and in which precision."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """Of all numbers when text is read or generated; when a student is trained, of products."""
+
+    def of_generation(self, model: Any) -> Any:
+        """The same model there, in that precision."""
+        return model.to(self.device, self.dtype).eval()
+
+    def autocast(self) -> Any:
+        """A context for the steps of a training."""
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.alternating import median_seconds, peak_allocated_bytes
-from benchmarks.hybrid_models import convert
+from benchmarks.hybrid_models import Place, convert
 from benchmarks.loss import Size, make_inputs
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
@@ -29,6 +29,7 @@ _SPEED = {"training": "train_tokens_per_s", "alignment": "align_tokens_per_s"}
 def training(
     teacher: Any,
     settings: HybridXLSTMSettings,
+    place: Place,
     lengths: Sequence[int],
     repeats: int,
     add: Callable[[int], None],
@@ -38,19 +39,24 @@ def training(
     ``add`` is told how many tokens of a prompt as much has been done as.
     """
     first, last = min(lengths), max(lengths)
-    trained: dict[str, _Step] = {"training": _Distillation(convert(teacher, settings), last)}
+    trained: dict[str, _Step] = {"training": _Distillation(convert(teacher, settings), place, last)}
     if trained["training"].student.converted_layers:
-        trained["alignment"] = _Alignment(convert(teacher, replace(settings, trained="new")))
+        aligned = convert(teacher, replace(settings, trained="new"))
+        trained["alignment"] = _Alignment(aligned, place)
     peak: dict[tuple[str, int], int] = {}
     for name, step in trained.items():
         step(_WARM_UP)
         for length in (first, last):
-            peak[name, length] = peak_allocated_bytes(lambda step=step, n=length: step(n))  # type: ignore[misc]
+            peak[name, length] = peak_allocated_bytes(
+                lambda step=step, n=length: step(n),  # type: ignore[misc]
+                place.device,
+            )
             add(_TOKENS_AS_LONG * length)
     median = median_seconds(
         {name: lambda step=step: step(last) for name, step in trained.items()},  # type: ignore[misc]
         repeats,
         lambda _: add(_TOKENS_AS_LONG * last),
+        place.device,
     )
     figures: dict[str, Any] = {}
     for name in trained:
@@ -63,13 +69,14 @@ def training(
 class _Step(ABC):
     """A step of one row of random ids."""
 
-    def __init__(self, student: Any) -> None:
-        self.student = student.train()
+    def __init__(self, student: Any, place: Place) -> None:
+        self.student, self.place = student.to(place.device).train(), place
         parameters = [p for p in student.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(parameters, lr=1e-5)
 
     def __call__(self, length: int) -> None:
-        input_ids_1T = torch.randint(self.student.config.vocab_size, (1, length))
+        vocab_size, device = self.student.config.vocab_size, self.place.device
+        input_ids_1T = torch.randint(vocab_size, (1, length), device=device)
         self._optimizer.zero_grad(set_to_none=False)
         self.loss(input_ids_1T).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
@@ -81,15 +88,16 @@ class _Step(ABC):
 
 class _Alignment(_Step):
     def loss(self, input_ids_1T: Tensor) -> Tensor:
-        found: Tensor = self.student.alignment(input_ids_1T).errors_LBT.mean()
+        with self.place.autocast():
+            found: Tensor = self.student.alignment(input_ids_1T).errors_LBT.mean()
         return found
 
 
 class _Distillation(_Step):
     """Labels and KL over k = 256 kept ids, or fewer of a small vocabulary."""
 
-    def __init__(self, student: Any, most: int) -> None:
-        super().__init__(student)
+    def __init__(self, student: Any, place: Place, most: int) -> None:
+        super().__init__(student, place)
         config = student.config
         size = Size(
             tokens=most,
@@ -98,16 +106,17 @@ class _Distillation(_Step):
             top_k=min(256, config.vocab_size // 4),
             chunk=_CHUNK,
             moment_dim=1,
-            precision="fp32",
-            device="cpu",
+            precision="fp32" if place.dtype == torch.float32 else "bf16",
+            device=str(place.device),
         )
         self._inputs = make_inputs(size)
         self._loss = SparseDistillationLoss(
-            chunk=_CHUNK, dtype=torch.float32, compile="off", device=torch.device("cpu")
+            chunk=_CHUNK, dtype=place.dtype, compile="off", device=place.device
         )
 
     def loss(self, input_ids_1T: Tensor) -> Tensor:
-        hidden_ND = self.student.hidden_states(input_ids_1T)[0]
+        with self.place.autocast():
+            hidden_ND = self.student.hidden_states(input_ids_1T)[0]
         length = len(hidden_ND)
         head_VD = self.student.lm_head.weight
         labels_N, targets = self._inputs.labels_N[:length], self._inputs.targets.chunk(0, length)

@@ -8,15 +8,17 @@ imported before it runs, and nothing before its recipe has been checked. Only th
 import click
 
 from pipeline.commands.cache_teacher import cache_teacher
+from pipeline.commands.caches.export import export
+from pipeline.commands.caches.extend import extend
+from pipeline.commands.caches.inspect_cache import inspect_cache
+from pipeline.commands.caches.merge import merge
+from pipeline.commands.caches.pack import pack, unpack
+from pipeline.commands.caches.verify import verify
 from pipeline.commands.demo import demo
+from pipeline.commands.doctor import doctor
 from pipeline.commands.estimate import estimate
 from pipeline.commands.evaluate import evaluate
-from pipeline.commands.export import export
-from pipeline.commands.extend import extend
 from pipeline.commands.generate import generate
-from pipeline.commands.inspect_cache import inspect_cache
-from pipeline.commands.merge import merge
-from pipeline.commands.pack import pack, unpack
 from pipeline.commands.push import push
 from pipeline.commands.recipes import recipes
 from pipeline.commands.students.compare import compare
@@ -25,7 +27,6 @@ from pipeline.commands.students.merge_students import merge_students
 from pipeline.commands.students.report import report
 from pipeline.commands.students.win_and_tie import win_and_tie
 from pipeline.commands.train_student import train_student
-from pipeline.commands.verify import verify
 from pipeline.runtime.session import PipelineGroup
 
 
@@ -49,6 +50,6 @@ def main(debug: bool) -> None:
 for command in (
     *(cache_teacher, estimate, convert, train_student, recipes, inspect_cache, generate),
     *(evaluate, report, compare, win_and_tie, merge_students, push, verify, pack, unpack),
-    *(merge, extend, export, demo),
+    *(merge, extend, export, demo, doctor),
 ):
     main.add_command(command)

@@ -57,8 +57,8 @@ _STAGE_TWO_LAYERS = (
     "evaluation export merging trainer preflight run"
 )
 _COMMAND_LINE_LAYERS = (
-    "recipes reporting runtime options comparison judgement reports students student_comparison "
-    "run_report demo commands cli"
+    "recipes reporting runtime options diagnosis comparison judgement reports students "
+    "student_comparison run_report demo commands cli"
 )
 
 

@@ -72,7 +72,7 @@ def _run(parts: Iterable[Part], end: float, out: Path, document: dict[str, Any])
 
 def _of_part(part: Part, seconds_left: float, lacks_inputs: bool, out: Path) -> dict[str, Any]:
     skipped = ""
-    if lacks_inputs and "--inputs" in part.arguments:
+    if lacks_inputs and part.needs_inputs:
         skipped = "there is no teacher"
     elif seconds_left < part.expected_seconds:
         skipped = f"{max(0.0, seconds_left):.0f} s are left, and it takes {part.expected_seconds}"

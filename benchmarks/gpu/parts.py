@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.stage_one import teacher_in
+
 INPUTS = "inputs"
 _KINDS = ("hidden", "top_k+hidden", "top_k+sampled", "sampled")
 _LENGTHS = (512, 2048)
@@ -21,6 +23,8 @@ class Part:
     arguments: tuple[str, ...]
     """Of ``python -m benchmarks``."""
     expected_seconds: int
+    needs_inputs: bool = False
+    """Whether it reads what the part ``INPUTS`` writes."""
 
     @property
     def limit_seconds(self) -> int:
@@ -61,7 +65,7 @@ def all_parts(scale: Scale) -> Iterator[Part]:
     yield _stage_one(scale, "hidden", _LENGTHS[0])
     sampled = ("--no-peaks", "--sampled-softmax-size", "64" if scale.is_tiny else "4096")
     yield _stage_two(scale, "stage_two_sampled_softmax", *turns, *sampled, expected_seconds=45)
-    # The hybrid student's parts go here: its training, and prefill and decode beside its teacher.
+    yield _hybrid(scale)
     yield _loss(scale)
     yield _stage_two(scale, "kernels", command="kernels", expected_seconds=40)
     yield _stage_one(scale, "top_k", _LENGTHS[1])
@@ -86,6 +90,7 @@ def _stage_one(scale: Scale, kind: str, length: int) -> Part:
             *("--sequence-length", str(length), *sizes),
         ),
         expected_seconds=35,
+        needs_inputs=True,
     )
 
 
@@ -108,6 +113,7 @@ def _stage_two(
             *options,
         ),
         expected_seconds=expected_seconds,
+        needs_inputs=True,
     )
 
 
@@ -115,6 +121,23 @@ def _slstm(scale: Scale) -> Part:
     sizes = ("--heads", "2", "--width", "8", "--positions", "16") if scale.is_tiny else ()
     arguments = ("slstm", "--device", scale.device, *sizes)
     return Part(name="slstm", arguments=arguments, expected_seconds=25)
+
+
+def _hybrid(scale: Scale) -> Part:
+    sizes: tuple[str, ...] = (
+        *("--contexts", "1024,8192,32768", "--train-lengths", "1024,2048", "--repeats", "2"),
+    )
+    if scale.is_tiny:
+        sizes = ("--contexts", "16,32", "--train-lengths", "32,64", "--repeats", "1")
+    return Part(
+        name="hybrid",
+        arguments=(
+            *("hybrid", "--teacher", str(teacher_in(scale.work, scale.teacher))),
+            *("--device", scale.device, "--precision", "bf16", *sizes),
+        ),
+        expected_seconds=60,
+        needs_inputs=True,
+    )
 
 
 def _loss(scale: Scale) -> Part:

@@ -104,6 +104,19 @@ def _section(document: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from _table(
         document,
+        "hybrid",
+        {
+            "prefill_ratio_32768": "prefill to teacher, 32k",
+            "decode_ratio_32768": "decode to teacher, 32k",
+            "decode_growth": "decode, 32k to 1k",
+            "train_tokens_per_s": "training, tokens/s",
+            "align_tokens_per_s": "alignment, tokens/s",
+            "peak_bytes_training": "peak bytes",
+        },
+    )
+    yield ""
+    yield from _table(
+        document,
         "loss",
         {
             "ours_seconds": "seconds",

@@ -144,7 +144,8 @@ def test_without_a_teacher_what_needs_one_is_skipped(
 ) -> None:
     result, written = invoke(monkeypatch, tmp_path, {"inputs": {"failed": "no room"}})
     assert result.exit_code == 1
-    assert written["parts"]["stage_two"]["skipped"] == "there is no teacher"
+    for name in ("stage_two", "stage_one_hidden_64", "hybrid"):
+        assert written["parts"][name]["skipped"] == "there is no teacher"
     assert "figures" in written["parts"]["slstm"]
 
 

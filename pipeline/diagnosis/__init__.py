@@ -1,0 +1,1 @@
+"""What this machine has, and what each recipe would run on it: ``pipeline doctor``."""
