@@ -10,8 +10,8 @@ pipeline/comparison/gradient_errors.py. Samples serve the temperature that they 
 other.
 
 `kinds` has, for every kind of target, `hidden` among them, its size and the KL of the teacher to
-what the cache holds; see target_kinds.py. --teacher and --corpus choose whose, --compare which; then
-it is all that is printed.
+what the cache holds; see target_kinds.py. --teacher and --corpus choose whose, --compare which;
+then it is all that is printed.
 """
 
 import json
