@@ -15,6 +15,7 @@ from stages.train_student.checkpoints.checkpoint import (
     load_newest,
     newest,
 )
+from stages.train_student.checkpoints.recorded_caches import CACHES
 from stages.train_student.checkpoints.saved_tensors import (
     require_alike,
     restore_weights,
@@ -64,6 +65,8 @@ def publish_checkpoint(checkpoint: Checkpoint, cache: Cache, target: Path) -> No
     restore_weights(student, weights)
     student = student_kind(config.student.kind).publishable(student)
     student.config.cache_id = state.identity.get("cache_id")
+    caches = state.identity.get(CACHES)
+    student.config.cache_ids = sorted(caches) if isinstance(caches, dict) else None
     student.config.num_steps = checkpoint.step
     publish_model(student, cache, target, config=config, metrics=state.validation)
 

@@ -84,6 +84,7 @@ def _write_config(parent: Parent, ancestry: list[dict[str, Any]], path: Path) ->
         "architectures": [parent.kind.model_class.__name__],
         "auto_map": dict(parent.kind.directory_code.auto_map),
         "cache_id": None,
+        "cache_ids": None,
         "num_steps": None,
         "merged_from": ancestry,
     }

@@ -25,7 +25,9 @@ class StudentModelConfig(Protocol):
     teacher: dict[str, str] | None
     """Source, revision and hashes of the teacher that it learned from."""
     cache_id: str | None
-    """The cache that it learned from."""
+    """The cache that it learned from; of several, a hash of their ids."""
+    cache_ids: list[str] | None
+    """Those of several caches; None where it learned from one."""
     num_steps: int | None
     """Optimizer steps that it was trained for."""
 
