@@ -26,7 +26,7 @@ def write_run(
     extensions: tuple[Extension, ...] = (),
     environment: dict[str, str] | None = None,
     init_location: str | None = None,
-    caches: tuple[RecordedCache, ...] | None = None,
+    recorded_caches: tuple[RecordedCache, ...] | None = None,
     **settings: Any,
 ) -> Path:
     """A run of ``steps`` of 8 steps of 4 rows of 32 positions whose validation loss ends at
@@ -48,7 +48,7 @@ def write_run(
     record = RunRecord(
         identity=identity | settings,
         cache_location="/nowhere/cache",
-        caches=caches,
+        caches=recorded_caches,
         init_location=init_location,
         extensions=extensions,
         data=RunData(sequence_length=32, train_bytes=1000),

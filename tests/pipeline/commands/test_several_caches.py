@@ -8,6 +8,7 @@ import pytest
 import cache_format
 from tests.support import tiny
 from tests.support.command_line import done, run
+from tests.support.train_runs import metrics
 
 _RECIPE = """
 [train_student.student]
@@ -51,10 +52,10 @@ def test_events_have_the_figures_of_each_cache(root: Path, tmp_path: Path) -> No
     result = done(*command(root, tmp_path / "run"), "--json", "--quiet")
     events = [json.loads(line) for line in result.stdout.splitlines()]
     assert events[0]["cache"] == f"{root / 'web'}=0.7, {root / 'math'}=0.3"
-    metrics = events[-1]["metrics"]
+    found = events[-1]["metrics"]
     for label in ("web", "math"):
-        assert metrics[f"validation/{label}/loss"] > 0
-    assert metrics["validation/loss"] > 0
+        assert found[f"validation/{label}/loss"] > 0
+    assert found["validation/loss"] > 0
 
 
 def test_the_last_line_shows_the_whole_and_each_cache(root: Path, tmp_path: Path) -> None:
@@ -89,9 +90,9 @@ def test_the_teacher_in_the_loop_trains_on_the_rows_of_all_caches(
 ) -> None:
     teacher = str(root / "teacher")
     done(*command(root, tmp_path / "run"), "--teacher-in-the-loop", teacher)
-    metrics = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
-    assert metrics[-1]["validation/math/kl"] > 0
-    assert "train/kl" in metrics[1]
+    found = metrics(tmp_path / "run")
+    assert found[-1]["validation/math/kl"] > 0
+    assert found[1]["train/kl"] > 0
 
 
 def test_caches_of_other_targets_are_refused_by_name(root: Path, tmp_path: Path) -> None:

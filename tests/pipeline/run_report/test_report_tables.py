@@ -113,7 +113,7 @@ def mixed_run(place: Path, seed: int, web_weight: float, math_loss: float) -> No
     write_run(
         place,
         seed=seed,
-        caches=caches,
+        recorded_caches=caches,
         figures={"validation/web/loss": 3.5, "validation/math/loss": math_loss},
         **{
             "caches": {

@@ -136,7 +136,9 @@ def test_several_caches_are_evaluated_one_by_one_and_together(
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     each = [evaluated(run, cache) for cache in (tiny_cache, math)]
-    assert [one["student"] for one in found["caches"]] == [one["student"] for one in each]
+    for shown, alone in zip(found["caches"], each, strict=True):
+        assert shown["cache_id"] == alone["cache_id"]
+        assert shown["student"] == pytest.approx(alone["student"])
     total = sum(one["student"]["loss"] * one["positions"] for one in each)
     assert found["student"]["loss"] == pytest.approx(total / found["positions"])
     text = invoke(run, "--cache", tiny_cache, "--cache", math).stdout

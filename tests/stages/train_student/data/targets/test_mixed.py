@@ -77,7 +77,7 @@ def test_each_cache_decodes_its_own_rows(tmp_path: Path, kind: str) -> None:
     ]
     assert found
     for name, tensor in found.items():
-        if tensor.shape[0] == batch.num_scored:
+        if tensor.shape[:1] == (batch.num_scored,):
             joined = torch.cat([part[name] for part in expected])
             assert torch.equal(tensor, joined), name
         else:  # of no position: the same in both
