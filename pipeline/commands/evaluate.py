@@ -160,7 +160,7 @@ def evaluate(
     opened = [cache_format.open(cache) for cache in caches]
     silence_libraries()
     found: dict[str, Any] = {}
-    texts = []
+    texts: list[str] = []
     with _model_files(run, caches[0] if caches else None, is_teacher) as model:
         if opened:
             extent = EvalOptions(num_rows=rows, batch_size=batch_size, device=device)

@@ -177,7 +177,9 @@ def _notes(config: "StudentModelConfig", cache: "Cache", kl_note: str) -> list[s
 
 
 def _is_trained_on(config: "StudentModelConfig", cache: "Cache") -> bool:
-    return cache.cache_id in (config.cache_id, *(config.cache_ids or ()))
+    from stages.train_student.students.student import named_caches
+
+    return cache.cache_id in named_caches(config)
 
 
 def _require_finite(path: Path, figures: dict[str, float]) -> None:

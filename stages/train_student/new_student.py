@@ -10,7 +10,12 @@ from stages.train_student.data.mixture import CacheMixture, mixture_of
 from stages.train_student.data.teacher_files import teacher_embedding
 from stages.train_student.data.teacher_weights import require_teacher_weights, teacher_directory
 from stages.train_student.students.registry import student_kind
-from stages.train_student.students.student import Student, TeacherParts, TeacherWeights
+from stages.train_student.students.student import (
+    Student,
+    TeacherParts,
+    TeacherWeights,
+    name_caches,
+)
 
 
 def load_student(
@@ -28,8 +33,7 @@ def load_student(
     student: Student = student_kind(config.student.kind).build(
         config.student, _teacher_parts(config, mixture.reference, teacher), config.seed
     )
-    student.config.cache_id = mixture.cache_id
-    student.config.cache_ids = mixture.cache_ids
+    name_caches(student.config, mixture.cache_id, mixture.cache_ids)
     student.config.teacher = teacher_identity(mixture.reference)
     return student
 

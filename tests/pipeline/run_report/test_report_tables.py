@@ -115,11 +115,9 @@ def mixed_run(place: Path, seed: int, web_weight: float, math_loss: float) -> No
         seed=seed,
         recorded_caches=caches,
         figures={"validation/web/loss": 3.5, "validation/math/loss": math_loss},
-        **{
-            "caches": {
-                ids[label]: {"weight": weight, "num_validation_rows": 5}
-                for label, weight in weights.items()
-            }
+        caches={
+            ids[label]: {"weight": weight, "num_validation_rows": 5}
+            for label, weight in weights.items()
         },
     )
 

@@ -35,7 +35,6 @@ class DistilXLSTMConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     train_head: bool = False
     teacher: dict[str, str] | None = None
     cache_id: str | None = None
-    cache_ids: list[str] | None = None
     num_steps: int | None = None
     use_cache: bool = True
     tie_word_embeddings: bool = True

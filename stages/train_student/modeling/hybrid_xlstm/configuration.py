@@ -33,7 +33,6 @@ class HybridXLSTMConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     trained: str = "new"
     teacher: dict[str, str] | None = None
     cache_id: str | None = None
-    cache_ids: list[str] | None = None
     num_steps: int | None = None
     use_cache: bool = True
     tie_word_embeddings: bool = False

@@ -14,7 +14,7 @@ from stages.train_student.data.loader import mixed_order
 from stages.train_student.data.mixed_sampler import located
 from stages.train_student.data.mixture import CacheMixture, mix
 from stages.train_student.data.targets.kind import HeadOnDevice
-from stages.train_student.data.targets.mixed import MixedDecoder, make_decoders
+from stages.train_student.data.targets.mixed import MixedDecoder, MixedTargets, make_decoders
 from stages.train_student.data.teacher_files import teacher_head
 from tests.support.sample_cache import pca_sketch, sample_transform
 from tests.support.student_caches import TARGETS, write_cache
@@ -61,6 +61,7 @@ def test_each_cache_decodes_its_own_rows(tmp_path: Path, kind: str) -> None:
     decoders = make_decoders(mixture.caches, head)
     indices = [2 * 3, 2 * 0, 2 * 4 + 1, 2 * 1 + 1, 2 * 2 + 1]  # rows 3, 0 and rows 4, 1, 2
     batch = read_mixed_batch(mixture, indices, with_sketch=True)
+    assert isinstance(batch.targets, MixedTargets)
     found = tensors(MixedDecoder(decoders)(batch.targets, batch.scored))
     alone = [
         read_batch(
