@@ -60,7 +60,7 @@ def test_documented_commands_are_accepted_by_the_command_line(
         "sampled-cache",
         "part-a",
         "part-b",
-        *("run", "run-2", "runs", "no-frobenius", "four-blocks"),
+        *("run", "run-2", "runs", "mixed", "no-frobenius", "four-blocks"),
         "my-parquet-directory",
         "my-model",
         *("student-results", "teacher-results", "math-cache", "code-cache"),

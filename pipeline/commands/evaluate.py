@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("run", type=RUN)
 @click.option(
-    "--cache", type=CacheLocation(exists=True), help="A cache of the student's teacher, or its URL."
+    "--cache",
+    "caches",
+    type=CacheLocation(exists=True),
+    multiple=True,
+    metavar="CACHE",
+    help="A cache of the student's teacher, or its URL. Repeat it for the figures on several, and "
+    "on all together.",
 )
 @rows_option()
 @click.option(
@@ -88,7 +94,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
     run: Path,
-    cache: Path | str | None,
+    caches: tuple[Path | str, ...],
     rows: int | None,
     tasks: str | None,
     out: Path | None,
@@ -108,6 +114,7 @@ def evaluate(
 
     \b
       pipeline evaluate run --cache cache
+      pipeline evaluate run --cache web-cache --cache math-cache
       pipeline evaluate run --tasks hellaswag,arc_easy --limit 100
       pipeline evaluate run --tasks paper-base:understanding --out student-results
       pipeline evaluate run --needle 512,1024,2048 --teacher my-model
@@ -126,6 +133,7 @@ def evaluate(
 
     import cache_format
     from pipeline.students.evaluation import EvalOptions, evaluation_text
+    from pipeline.students.joint_evaluation import joint_evaluation, joint_text
     from pipeline.students.lm_eval_harness import (
         HarnessOptions,
         metrics_by_task,
@@ -149,15 +157,17 @@ def evaluate(
     )
     if not is_teacher:
         require_student(run)  # or a refusal, before what takes long to import
-    opened = None if cache is None else cache_format.open(cache)
+    opened = [cache_format.open(cache) for cache in caches]
     silence_libraries()
     found: dict[str, Any] = {}
-    texts = []
-    with _model_files(run, cache, is_teacher) as model:
-        if opened is not None:
+    texts: list[str] = []
+    with _model_files(run, caches[0] if caches else None, is_teacher) as model:
+        if opened:
             extent = EvalOptions(num_rows=rows, batch_size=batch_size, device=device)
-            found = _evaluate_on_cache(model, opened, extent)
-            texts.append(evaluation_text(found))
+            each = [_evaluate_on_cache(model, cache, extent) for cache in opened]
+            found = each[0] if len(each) == 1 else joint_evaluation(each)
+            texts += map(evaluation_text, each)
+            texts += [] if len(each) == 1 else [joint_text(found)]
         if suite.tasks:
             results = _run_tasks(model.directory, is_teacher, suite, options, out)
             found["tasks"] = metrics_by_task(results)
@@ -179,13 +189,13 @@ def evaluate(
 def _refuse_unfit_options(given: Mapping[str, Any]) -> None:
     """Raise UsageError or BadParameter where options do not go together, or lead nowhere."""
     tasks, needle = given["tasks"], given["needle"]
-    if given["cache"] is None and not tasks and needle is None:
+    if not given["caches"] and not tasks and needle is None:
         raise click.UsageError("give --cache, --tasks, --needle, or several of them")
     if not tasks and (
         given["out"] is not None or given["is_teacher"] or given["run_generated_code"]
     ):
         raise click.UsageError("--out, --is-teacher and --run-generated-code need --tasks")
-    if given["is_teacher"] and (given["cache"] is not None or needle is not None):
+    if given["is_teacher"] and (given["caches"] or needle is not None):
         raise click.UsageError(
             "--is-teacher goes with --tasks alone: leave out --cache and --needle"
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.options.cache_location import CacheLocation, LocalPath
+from pipeline.options.cache_location import LocalPath
 from pipeline.options.finite_range import FiniteRange
 from pipeline.options.recipe_options import load_session_recipe, recipe_options
 from pipeline.options.reporting_options import (
@@ -19,14 +19,15 @@ from pipeline.options.reporting_options import (
     require_place,
     send_start,
 )
+from pipeline.options.weighted_caches import WeightedCache, WeightedCacheLocation, weights_of
 from pipeline.runtime.session import Session
 from pipeline.runtime.silence_libraries import silence_libraries
 
 if TYPE_CHECKING:
-    from cache_format.reader import Cache
     from pipeline.recipes.recipe import Recipe
     from pipeline.reporting.events import Event
     from pipeline.reporting.stages import TrainReport
+    from stages.train_student.data.mixture import CacheMixture
     from stages.train_student.losses.teacher_signal import LoadTeacher
 
 _DIRECTORY = LocalPath(file_okay=False, expected="a directory, or a new one")
@@ -50,9 +51,15 @@ class _RunOptions:
 @recipe_options
 @click.option(
     "--cache",
-    type=CacheLocation(exists=True),
+    "named",
+    type=WeightedCacheLocation(),
     required=True,
-    help="The cache to train on, or its URL.",
+    multiple=True,
+    metavar="CACHE[=WEIGHT]",
+    help="The cache to train on, or its URL. Repeat it to train on several caches of one teacher: "
+    "rows are drawn from each in proportion to its WEIGHT or, if none has one, to its number of "
+    "rows. Weights need not add up to 1. Only a number after the last '=' is a weight, and an "
+    "existing directory of the whole name is never taken apart.",
 )
 @click.option("--out", type=_DIRECTORY, required=True, help="Directory of the run.")
 @click.option(
@@ -106,7 +113,7 @@ class _RunOptions:
     default=20.0,
     show_default=True,
     metavar="GIB",
-    help="Maximum disk space for these copies.",
+    help="Maximum disk space for these copies; several caches at URLs share it evenly.",
 )
 @reporting_options
 @click.pass_obj
@@ -115,20 +122,22 @@ def train_student(
     /,
     recipe_name: str,
     settings: Sequence[str],
-    cache: Path | str,
+    named: tuple[WeightedCache, ...],
     local_directory: Path | None,
     local_gib: float,
     **options: Any,
 ) -> None:
-    """Train a student from a cache. The teacher is not needed and not loaded.
+    """Train a student from a cache, or from several. The teacher is not needed and not loaded.
 
     \b
       pipeline train-student --recipe distil-xlstm --cache cache --out run
       torchrun --nproc-per-node 4 -m pipeline train-student …      # 4 GPUs, the same student
       pipeline train-student --recipe distil-xlstm --cache cache --out run --resume --extend-to 9000
       pipeline train-student --recipe distil-xlstm --cache cache --out run-2 --init run
+      pipeline train-student --recipe distil-xlstm --cache web=0.7 --cache math=0.3 --out mixed
 
-    The third command continues a finished run; the last one starts a new run from its weights.
+    The third command continues a finished run; the fourth one starts a new run from its weights.
+    The last one draws 7 of 10 rows from the cache web, 3 from math, and validates on each.
 
     Writes run/recipe.toml, run/metrics.jsonl, run/tensorboard, run/checkpoints and, at the end,
     run/model: a Hugging Face model directory.
@@ -141,28 +150,50 @@ def train_student(
     run = _RunOptions(**options)
     if run.extend_to is not None and not run.resume:
         raise click.UsageError("--extend-to continues a run: add --resume")
+    weights = weights_of(named)
     if reporting["log_file"] is not None:
-        require_place(reporting["log_file"], cache, "--log-file")
+        for cache in named:
+            require_place(reporting["log_file"], cache.place, "--log-file")
     reporter = open_reporter(session, "train", run.out, is_first=_is_first(), **reporting)
     recipe = load_session_recipe(session, recipe_name, settings, ignored="cache_teacher")
-    send_start(reporter, "train-student", recipe=recipe_name, cache=str(cache), out=str(run.out))
-    import cache_format
-
-    opened = cache_format.open(
-        cache, local_directory=local_directory, local_bytes=max(1, int(local_gib * 2**30))
-    )
-    _check_early(recipe, opened, run)
+    caches = ", ".join(map(_shown, named))
+    send_start(reporter, "train-student", recipe=recipe_name, cache=caches, out=str(run.out))
+    mixture = _opened(named, weights, local_directory, int(local_gib * 2**30))
+    _check_early(recipe, mixture, run)
     silence_libraries(show_downloads=not reporter.is_quiet)
     from pipeline.reporting.stages import TrainReport
     from stages.train_student.data.temperatures import validation_temperature
 
-    report = TrainReport(
-        reporter.send, validation_temperature(opened.spec.targets.inverse_temperatures)
-    )
+    targets = mixture.reference.spec.targets
+    report = TrainReport(reporter.send, validation_temperature(targets.inverse_temperatures))
     with reporter:
-        metrics = _run_stage_two(recipe, opened, run, report)
+        metrics = _run_stage_two(recipe, mixture, run, report)
     if _is_first():
         reporter.send(_done(run.out, metrics, report))
+
+
+def _shown(cache: WeightedCache) -> str:
+    return str(cache.place) if cache.weight is None else f"{cache.place}={cache.weight:g}"
+
+
+def _opened(
+    named: Sequence[WeightedCache],
+    weights: Sequence[float] | None,
+    directory: Path | None,
+    local_bytes: int,
+) -> "CacheMixture":
+    """The caches, opened. Each at a URL has an equal part of the space for copies."""
+    import cache_format
+    from cache_format.storage.base import is_url
+    from stages.train_student.data.mixture import mix
+
+    num_remote = sum(is_url(cache.place) for cache in named)
+    room = max(1, local_bytes // max(1, num_remote))
+    opened = [
+        cache_format.open(cache.place, local_directory=directory, local_bytes=room)
+        for cache in named
+    ]
+    return mix(opened, weights)
 
 
 def _is_first() -> bool:
@@ -170,7 +201,7 @@ def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _check_early(recipe: "Recipe", cache: "Cache", run: _RunOptions) -> None:
+def _check_early(recipe: "Recipe", mixture: "CacheMixture", run: _RunOptions) -> None:
     """Refuse what can be refused before torch is imported."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         return  # of several processes all have to refuse, not one
@@ -179,12 +210,12 @@ def _check_early(recipe: "Recipe", cache: "Cache", run: _RunOptions) -> None:
     is_online = run.online is not None
     teacher = None if run.teacher is None else Path(run.teacher)
     check_early(
-        recipe.train_student, cache, run.out, resume=run.resume, online=is_online, teacher=teacher
+        recipe.train_student, mixture, run.out, resume=run.resume, online=is_online, teacher=teacher
     )
 
 
 def _run_stage_two(
-    recipe: "Recipe", cache: "Cache", run: _RunOptions, report: "TrainReport"
+    recipe: "Recipe", mixture: "CacheMixture", run: _RunOptions, report: "TrainReport"
 ) -> dict[str, float]:
     """Train, and return the last validation's metrics. A signal ends the command."""
     from pipeline.runtime.signals import asked_to_stop
@@ -196,15 +227,15 @@ def _run_stage_two(
         try:
             return train_student(
                 recipe.train_student,
-                cache,
+                mixture,
                 run.out,
                 resume=run.resume,
                 recipe_toml=recipe.to_toml(),
                 report=report if _is_first() else lambda _: None,
                 stop=StopRequest(is_made=request.is_made, interruptible=request.interruptible),
-                load_teacher=_teacher_loader(recipe, cache, run),
+                load_teacher=_teacher_loader(recipe, mixture, run),
                 init=run.init,
-                teacher=_teacher_directory(cache, run),
+                teacher=_teacher_directory(mixture, run),
                 extend_to=run.extend_to,
             )
         except (StoppedError, StopNow):
@@ -215,16 +246,18 @@ def _run_stage_two(
             raise click.exceptions.Exit(1) from None
 
 
-def _teacher_directory(cache: "Cache", run: _RunOptions) -> Path | None:
+def _teacher_directory(mixture: "CacheMixture", run: _RunOptions) -> Path | None:
     """The directory that --teacher names, fetched from the Hub if need be."""
     if run.teacher is None:
         return None
     from pipeline.students.teacher_directory import find_teacher_directory
 
-    return find_teacher_directory(run.teacher, cache)
+    return find_teacher_directory(run.teacher, mixture.reference)
 
 
-def _teacher_loader(recipe: "Recipe", cache: "Cache", run: _RunOptions) -> "LoadTeacher | None":
+def _teacher_loader(
+    recipe: "Recipe", mixture: "CacheMixture", run: _RunOptions
+) -> "LoadTeacher | None":
     """What loads the teacher in the loop, if there is to be one."""
     if run.online is None:
         return None
@@ -232,6 +265,7 @@ def _teacher_loader(recipe: "Recipe", cache: "Cache", run: _RunOptions) -> "Load
     from stages.train_student.losses.terms import cache_needs
 
     with_mean = bool(cache_needs(recipe.train_student).hidden_states_for)
+    cache = mixture.reference
     return partial(load_online_teacher, cache, with_mean=with_mean, place=run.online or None)
 
 

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 from pipeline.reporting.events import Event
 from pipeline.reporting.lines import short, size
-from stages.train_student.tracking.metric_labels import STEP, VALIDATION, progress_figures
+from stages.train_student.tracking.metric_labels import (
+    STEP,
+    VALIDATION,
+    cache_labels,
+    of_cache,
+    progress_figures,
+)
 
 if TYPE_CHECKING:
     from stages.cache_teacher.reporting.progress import CacheProgress
@@ -15,6 +21,7 @@ if TYPE_CHECKING:
 Send = Callable[[Event], None]
 
 _WORTH_SAYING = 0.05  # of the time, spent waiting for the loader
+_OF_CACHE = ("validation/loss", "validation/kl")
 _PHASES = {
     "resolving": "resolving the teacher and the corpus",
     "loading teacher": "loading the teacher",
@@ -80,8 +87,16 @@ class TrainReport:
             self._send(Event(name=progress.event, text=text, fields=at_step | fields))
 
     def validation_figures(self, metrics: Mapping[str, float]) -> str:
-        """A validation on one line."""
-        return ", ".join(progress_figures(VALIDATION, metrics, self._kl_temperature))
+        """A validation on one line; of several caches, loss and KL of each follow the whole."""
+        whole = progress_figures(VALIDATION, metrics, self._kl_temperature)
+        parts = [", ".join(whole)]
+        for label in cache_labels(metrics):
+            own = {
+                key: metrics[name] for key in _OF_CACHE if (name := of_cache(label, key)) in metrics
+            }
+            figures = progress_figures(VALIDATION, own, self._kl_temperature)
+            parts.append(f"{label}: {', '.join(figures)}")
+        return "; ".join(parts)
 
 
 def cache_figures(progress: "CacheProgress") -> str:

@@ -8,9 +8,15 @@ from dataclasses import dataclass
 
 from pipeline.run_report.charts.make_charts import Chart, make_charts
 from pipeline.run_report.recorded.recorded_run import RecordedRun
-from pipeline.run_report.recorded.seed_groups import SeedGroup, comparable, group_runs
+from pipeline.run_report.recorded.seed_groups import (
+    ComparableGroups,
+    SeedGroup,
+    comparable,
+    group_runs,
+)
 from pipeline.run_report.report_tables import (
     Table,
+    caches_table,
     costs_table,
     data_table,
     differences_table,
@@ -31,7 +37,8 @@ class Report:
     title: str
     notes: tuple[str, ...]
     results: tuple[Table, ...]
-    """One for each set of runs that compare."""
+    """One for each set of runs that compare, and another one for each cache if there are several.
+    """
     costs: Table
     differences: Table | None
     charts: tuple[Chart, ...]
@@ -53,7 +60,7 @@ def make_report(runs: Sequence[RecordedRun], rank_by: str) -> Report:
     return Report(
         title=f"{len(runs)} run{'' if len(runs) == 1 else 's'} {num_recipes}",
         notes=tuple(_notes(runs, [found.cache_id for found in sets])),
-        results=tuple(results_table(found) for found in sets),
+        results=tuple(table for found in sets for table in _results(found)),
         costs=costs_table(groups),
         differences=differences_table(groups),
         charts=tuple(make_charts(groups)),
@@ -65,6 +72,11 @@ def make_report(runs: Sequence[RecordedRun], rank_by: str) -> Report:
             settings_table(groups),
         ),
     )
+
+
+def _results(found: ComparableGroups) -> list[Table]:
+    by_cache = caches_table(found)
+    return [results_table(found), *([] if by_cache is None else [by_cache])]
 
 
 def _notes(runs: Sequence[RecordedRun], cache_ids: Sequence[str]) -> list[str]:

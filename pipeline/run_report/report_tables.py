@@ -6,6 +6,7 @@ environment.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pipeline.run_report.recorded.recorded_run import RecordedRun
 from pipeline.run_report.recorded.run_costs import RunCosts, run_costs, run_data
@@ -23,11 +24,15 @@ from pipeline.run_report.recorded.settings import (
     differing_settings,
     usual_value,
 )
-from stages.train_student.tracking.metric_labels import VALIDATION
+from stages.train_student.tracking.metric_labels import VALIDATION, cache_labels, of_cache
+
+if TYPE_CHECKING:
+    from stages.train_student.checkpoints.run_record import RunRecord
 
 _SHOWN_OF_HASH = 12
 _BEGINS_FROM = "begins from"
 _LEFT_OUT = ("validation/teacher_loss",)
+_OF_CACHE = ("validation/loss", "validation/kl", "validation/agreement", "validation/accuracy")
 _COLUMNS = {
     label.key: (label.column or label.progress or "", label.format)
     for label in VALIDATION
@@ -76,12 +81,39 @@ def results_table(found: ComparableGroups) -> Table:
                 text += f" ({spread.num_runs} of {len(group.counted)} runs)"
             cells.append(Cell(text=text, is_marked=is_best))
         rows.append(tuple(cells))
-    headings = [_COLUMNS[key][0].replace("(T={T})", "") for key in keys]
+    headings = map(_heading, keys)
     return Table(
         title=f"Results on cache {found.cache_id[:_SHOWN_OF_HASH]}",
         headings=("rank", "recipe", "runs", *headings),
         rows=tuple(rows),
         note=_results_note(found),
+    )
+
+
+def caches_table(found: ComparableGroups) -> Table | None:
+    """Final figures of groups on each of several caches; None where they learned from one."""
+    labels = cache_labels(
+        name for group in found.groups for run in group.counted for name in run.metrics.by_name
+    )
+    if not labels:
+        return None
+    rows = [
+        (
+            Cell(text=label, is_name=True),
+            Cell(text=group.name, is_name=True),
+            *(
+                Cell(text=spread_text(group.final(of_cache(label, key)), _COLUMNS[key][1]))
+                for key in _OF_CACHE
+            ),
+        )
+        for label in labels
+        for group in found.groups
+    ]
+    return Table(
+        title=f"Results by cache ({found.cache_id[:_SHOWN_OF_HASH]})",
+        headings=("cache", "recipe", *map(_heading, _OF_CACHE)),
+        rows=tuple(rows),
+        note="Each on its own validation rows; the figures above are over all of these positions.",
     )
 
 
@@ -190,7 +222,7 @@ def data_table(runs: Sequence[RecordedRun]) -> Table:
         rows.append(
             (
                 Cell(text=cache_id, is_name=True),
-                Cell(text="" if record is None else record.cache_location, is_name=True),
+                Cell(text=_locations(record), is_name=True),
                 Cell(text=" at ".join(names) or ABSENT, is_name=True),
                 Cell(text=str(teacher.get("weights_sha256", ABSENT))[:_SHOWN_OF_HASH]),
                 Cell(text=_count(found[0].identity.get("num_train_rows"))),
@@ -242,6 +274,10 @@ def settings_table(groups: Sequence[SeedGroup]) -> Table:
     common = {key: text for key, text in (tables or [{}])[0].items() if key not in differing}
     rows = [(Cell(text=key, is_name=True), Cell(text=common[key])) for key in sorted(common)]
     return Table(title="Settings that all have", headings=("setting", "value"), rows=tuple(rows))
+
+
+def _heading(metric: str) -> str:
+    return _COLUMNS[metric][0].replace("(T={T})", "")
 
 
 def spread_text(spread: Spread | None, form: str) -> str:
@@ -323,6 +359,10 @@ def _beginning(group: SeedGroup) -> str:
     record = group.runs[0].record
     place = None if record is None else record.init_location
     return f"weights {hashes}" if place is None else f"{place} (weights {hashes})"
+
+
+def _locations(record: "RunRecord | None") -> str:
+    return "" if record is None else ", ".join(record.cache_locations)
 
 
 def _listed(names: Sequence[str]) -> str:

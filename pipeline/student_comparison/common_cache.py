@@ -22,6 +22,12 @@ class Origin:
     teacher: Mapping[str, Any]
     cache_location: str | None
     """Where its run read the cache; None of a model directory outside of a run."""
+    cache_ids: tuple[str, ...] = ()
+    """Of a student of several caches theirs; ``cache_id`` is then that of no cache."""
+
+    def learned_from(self, cache_id: str) -> bool:
+        """Whether a cache with this id is among those that it learned from, if it says so."""
+        return cache_id in (self.cache_id, *self.cache_ids)
 
 
 def origin_of(place: Path) -> Origin:
@@ -43,11 +49,13 @@ def origin_of(place: Path) -> Origin:
             raise no_student(place)
         identity, location = read_object(model / "config.json", "Copy the directory again."), None
     cache_id, teacher = identity.get("cache_id"), identity.get("teacher")
+    several = identity.get("caches", identity.get("cache_ids")) or ()
     return Origin(
         name=str(place),
         cache_id=cache_id if isinstance(cache_id, str) else None,
         teacher=teacher if isinstance(teacher, dict) else {},
         cache_location=location,
+        cache_ids=tuple(key for key in several if isinstance(key, str)),
     )
 
 
@@ -68,6 +76,12 @@ def common_cache(first: Origin, second: Origin) -> str:
 
     A URL that only a run's file names is not contacted.
     """
+    for origin in (first, second):
+        if origin.cache_ids:
+            raise ValueError(
+                f"{origin.name} learned from {len(origin.cache_ids)} caches. Give the one to "
+                "compare on with --cache."
+            )
     if first.cache_id != second.cache_id:
         raise ValueError(
             f"{first.name} learned from cache {first.cache_id!r:.20}, {second.name} from "

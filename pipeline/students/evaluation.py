@@ -64,7 +64,7 @@ def evaluate_student(
         "model": str(path),
         "cache": str(cache.path),
         "cache_id": cache.cache_id,
-        "is_training_cache": model.config.cache_id == cache.cache_id,
+        "is_training_cache": _is_trained_on(model.config, cache),
         "rows": counted.num_rows,
         "rows_in_split": num_rows,
         "positions": counted.num_scored,
@@ -168,12 +168,18 @@ def _name(label: MetricLabel) -> str:
 def _notes(config: "StudentModelConfig", cache: "Cache", kl_note: str) -> list[str]:
     notes = [kl_note]
     is_trained = config.cache_id is not None or config.num_steps is not None
-    if is_trained and config.cache_id != cache.cache_id:
+    if is_trained and not _is_trained_on(config, cache):
         notes.append(
             "This is not the cache that the student was trained on, so the student may have been "
             "trained on these documents."
         )
     return notes
+
+
+def _is_trained_on(config: "StudentModelConfig", cache: "Cache") -> bool:
+    from stages.train_student.students.student import named_caches
+
+    return cache.cache_id in named_caches(config)
 
 
 def _require_finite(path: Path, figures: dict[str, float]) -> None:

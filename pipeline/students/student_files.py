@@ -121,7 +121,7 @@ def student_files(
 
 
 def _cache_location(checkpoint: Path) -> str:
-    """The directory from which the run of ``checkpoint`` has read its cache.
+    """The directory from which the run of ``checkpoint`` has read its cache, or one of several.
 
     Whoever wrote the run may have put a URL there, and a request says who asks: it is named, and
     never opened. Raises ValueError where there is no directory to use.
@@ -132,15 +132,21 @@ def _cache_location(checkpoint: Path) -> str:
     needed = f"{checkpoint}: the student's embedding, head and tokenizer are in its cache"
     if not (run / RUN_FILE).is_file():
         raise ValueError(f"{needed}. Give its location with --cache.")
-    location = read_record(run).cache_location
+    record = read_record(run)
+    known = (record.cache_location, *record.cache_locations)
+    location = next(filter(_is_directory, known), record.cache_location)
     if "://" in location:
         raise ValueError(
             f"{needed}, which {run / RUN_FILE} says is at {location!r}. An address that only "
             "a file names is not contacted: if you trust it, give it with --cache."
         )
-    if not (Path(location).is_absolute() and Path(location).is_dir()):
+    if not _is_directory(location):
         raise ValueError(
             f"{needed}, which was at {location} and is no longer there. Give its new location with "
             "--cache; another cache of the same teacher also works."
         )
     return location
+
+
+def _is_directory(location: str) -> bool:
+    return "://" not in location and Path(location).is_absolute() and Path(location).is_dir()

@@ -70,7 +70,7 @@ class TrainStudentConfig:
     gradient_accumulation_steps: int = 4
     """Forward passes in one optimizer step, all processes taken together."""
     num_train_epochs: int = 10
-    """Passes over the cache's training rows."""
+    """Passes over the cache's training rows; of several caches, times as many rows as all have."""
     max_steps: int | None = None
     """Stop after this many optimizer steps, and fit the schedules to them; absent: all epochs."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -94,8 +94,8 @@ class TrainStudentConfig:
     seed: int = 0
     """Seed of the weights, the dropout and the order of the rows."""
     shuffle_shards: int | None = None
-    """Shards whose rows are mixed at a time, drawn anew every epoch; absent: all. A cache at a URL
-    that is larger than its local copies may be needs a number."""
+    """Shards of a cache whose rows are mixed at a time, drawn anew every pass; absent: all. A cache
+    at a URL that is larger than its local copies may be needs a number."""
     reader_threads: int = 2
     """Threads that read the cache ahead of the training, in each process."""
 
@@ -106,7 +106,7 @@ class TrainStudentConfig:
     eval_steps: int = 2000
     """Optimizer steps between two validations; the last step is always validated."""
     validation_rows: int = 256
-    """The most rows of the validation split that a validation reads."""
+    """The most rows of the validation split that a validation reads, of each cache."""
     save_steps: int = 2000
     """Optimizer steps between two checkpoints; the last step always gets one."""
     save_total_limit: int = 2

@@ -6,25 +6,35 @@ from cache_format.metadata.strict_json import read_object
 from cache_format.reader import Cache
 from stages.train_student.checkpoints.teacher_identity import teacher_identity
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.data.mixture import CacheMixture, mixture_of
 from stages.train_student.data.teacher_files import teacher_embedding
 from stages.train_student.data.teacher_weights import require_teacher_weights, teacher_directory
 from stages.train_student.students.registry import student_kind
-from stages.train_student.students.student import Student, TeacherParts, TeacherWeights
+from stages.train_student.students.student import (
+    Student,
+    TeacherParts,
+    TeacherWeights,
+    name_caches,
+)
 
 
-def load_student(config: TrainStudentConfig, cache: Cache, teacher: Path | None = None) -> Student:
+def load_student(
+    config: TrainStudentConfig, cache: Cache | CacheMixture, teacher: Path | None = None
+) -> Student:
     """A new student around the teacher's embedding and head or, if its kind asks, all its weights.
 
-    They lie in the cache; all weights may also lie in ``teacher``, a directory that has been
-    compared with the cache (``checked_teacher``). The student's config names cache and teacher.
+    They lie in the cache, or in each of a mixture; all weights may also lie in ``teacher``, a
+    directory that has been compared with the cache (``checked_teacher``). The student's config
+    names cache and teacher.
 
     Raises ValueError where weights are needed that are in neither.
     """
+    mixture = mixture_of(cache)
     student: Student = student_kind(config.student.kind).build(
-        config.student, _teacher_parts(config, cache, teacher), config.seed
+        config.student, _teacher_parts(config, mixture.reference, teacher), config.seed
     )
-    student.config.cache_id = cache.cache_id
-    student.config.teacher = teacher_identity(cache)
+    name_caches(student.config, mixture.cache_id, mixture.cache_ids)
+    student.config.teacher = teacher_identity(mixture.reference)
     return student
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from cache_format.reader import Cache
 from stages.recipe_table import table_toml
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.data.requirements import require_targets
-from stages.train_student.data.teacher_weights import checked_teacher, require_teacher_weights
+from stages.train_student.data.mixture import CacheMixture, mixture_of
+from stages.train_student.data.teacher_weights import checked_teacher
 from stages.train_student.distributed.context import distributed_context
 from stages.train_student.losses.teacher_signal import LoadTeacher
-from stages.train_student.losses.terms import cache_needs
 from stages.train_student.new_student import load_student
+from stages.train_student.preflight import require_caches
 from stages.train_student.students.required_packages import require_packages
 from stages.train_student.tracking.environment import run_environment
 from stages.train_student.tracking.run_progress import Report
@@ -36,7 +36,7 @@ from stages.train_student.trainer.training_run import TrainingRun
 
 def train_student(
     config: TrainStudentConfig,
-    cache: Cache,
+    cache: Cache | CacheMixture,
     out: Path,
     *,
     resume: bool = False,
@@ -75,6 +75,9 @@ def train_student(
     >>> Path("my-run/model/config.json").is_file()
     True
 
+    Several caches of one teacher are given as a mixture, ``mix([one, other], [0.4, 0.6])``: rows
+    are drawn from each in proportion to its weight, see ``data.mixed_sampler``.
+
     With ``load_teacher``, the loss uses that teacher's full distribution on the same rows, for
     comparison. A new run begins from the weights of the student at ``init``, if given; a resumed
     run continues to the step ``extend_to``, if given (see ``extension``). A kind of student that
@@ -93,8 +96,8 @@ def train_student(
     if recipe_toml is None:
         recipe_toml = table_toml("train_student", config)
     is_online = load_teacher is not None
-    require_teacher_weights(config.student, cache, teacher)
-    require_targets(config, cache, cache_needs(config), online=is_online)
+    mixture = mixture_of(cache)
+    require_caches(config, mixture, teacher, online=is_online)
     require_trackers(config.report_to)
     require_packages(config.student)
     with distributed_context(config.device) as (context, device), ExitStack() as stack:
@@ -104,17 +107,17 @@ def train_student(
         stopping = Stopping(stop or StopRequest(), context)
         context.run_on_rank0(lambda: stack.enter_context(run_directory.held(out)))
         with stopping.interruptible():
-            whole_teacher = checked_teacher(teacher, cache) if teacher else None
-            initial = load_initial_weights(init, config, cache) if init else None
+            whole_teacher = checked_teacher(teacher, mixture.reference) if teacher else None
+            initial = load_initial_weights(init, config, mixture.reference) if init else None
         prepare = partial(run_directory.prepare, resume=resume, recipe_toml=recipe_toml)
         environment = run_environment(device, context.num_ranks)
         prepare = partial(prepare, online=is_online, initial=initial, environment=environment)
-        record = context.run_on_rank0(partial(prepare, out, cache, config))
+        record = context.run_on_rank0(partial(prepare, out, mixture, config))
         with stopping.interruptible():
             online = load_teacher(device) if load_teacher else None
-            make_student = partial(load_student, config, cache, whole_teacher)
+            make_student = partial(load_student, config, mixture, whole_teacher)
             run = TrainingRun(
-                *(config, cache, record, context, device, out, report, online, make_student)
+                *(config, mixture, record, context, device, out, report, online, make_student)
             )
             run.restore(initial)
         del initial, prepare  # their weights are in the model now

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.train_student.checkpoints.extension import Extension
+from stages.train_student.checkpoints.recorded_caches import RecordedCache
 from stages.train_student.checkpoints.run_record import RunData, RunRecord, write_record
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.trainer.run_directory import with_new_settings
@@ -25,6 +26,7 @@ def write_run(
     extensions: tuple[Extension, ...] = (),
     environment: dict[str, str] | None = None,
     init_location: str | None = None,
+    recorded_caches: tuple[RecordedCache, ...] | None = None,
     **settings: Any,
 ) -> Path:
     """A run of ``steps`` of 8 steps of 4 rows of 32 positions whose validation loss ends at
@@ -46,6 +48,7 @@ def write_run(
     record = RunRecord(
         identity=identity | settings,
         cache_location="/nowhere/cache",
+        caches=recorded_caches,
         init_location=init_location,
         extensions=extensions,
         data=RunData(sequence_length=32, train_bytes=1000),

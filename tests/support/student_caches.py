@@ -4,7 +4,9 @@ Rows are those of ``tests.support.sample_cache``: of 12 positions, 40 ids, width
 them are for training, five for validation.
 """
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -13,6 +15,7 @@ import cache_format
 from cache_format.metadata.spec_parts.sketch import SketchSpec
 from cache_format.metadata.spec_parts.targets import TargetSpec
 from cache_format.reader import Cache
+from cache_format.tables.hidden_transform import HiddenTransform
 from cache_format.writer import CacheWriter
 from tests.support.sample_cache import (
     ROWS_OF_UNIT,
@@ -41,11 +44,21 @@ TEMPERATURES = {"sampled": (1.0, 1.0), "sampled hot": (4 / 3, 4 / 3)}
 """The only ones allowed, start and end, where not all are."""
 
 
-def write_cache(path: Path, targets: TargetSpec, sketch: SketchSpec | None = None) -> Cache:
-    """A finished cache with an embedding, opened."""
+def write_cache(
+    path: Path,
+    targets: TargetSpec,
+    sketch: SketchSpec | None = None,
+    *,
+    transform: HiddenTransform | None = None,
+    **changes: Any,
+) -> Cache:
+    """A finished cache with an embedding, opened; ``changes`` replace fields of its spec."""
     sketch = sketch or sample_spec().sketch
-    spec = sample_spec(targets=targets, sketch=sketch)
-    writer = CacheWriter.create_or_open(path, spec, sample_shared(spec))
+    spec = sample_spec(targets=targets, sketch=sketch, **changes)
+    shared = sample_shared(spec)
+    if transform is not None:
+        shared = replace(shared, transform=transform)
+    writer = CacheWriter.create_or_open(path, spec, shared)
     writer.write_attachments(write_embedding)
     fill(writer, sorted(ROWS_OF_UNIT))
     writer.publish_manifest(num_tokens_requested=120, complete=True)

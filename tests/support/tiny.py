@@ -127,14 +127,20 @@ def tiny_cache_config(
 
 def tiny_cache(root: Path, num_documents: int = 80, **changes: Any) -> Path:
     """A finished cache at ``root/cache``, its teacher at ``root/teacher``."""
+    teacher = save_tiny_teacher(root / "teacher")
+    return cache_texts(teacher, root / "cache", tiny_texts(num_documents), **changes)
+
+
+def cache_texts(teacher: Path, out: Path, texts: Sequence[str], **changes: Any) -> Path:
+    """A finished cache of ``texts`` at ``out``, its corpus beside it."""
     from stages.cache_teacher.run import cache_teacher
 
-    teacher = save_tiny_teacher(root / "teacher")
-    corpus = write_fineweb_parquet(root / "corpus.parquet", tiny_texts(num_documents))
+    name = "corpus" if out.name == "cache" else out.name
+    corpus = write_fineweb_parquet(out.parent / f"{name}.parquet", texts)
     cache_teacher(
         tiny_cache_config(teacher, corpus, **changes),
-        root / "cache",
+        out,
         recipe_toml="# tiny\n",
         report=lambda _: None,
     )
-    return root / "cache"
+    return out

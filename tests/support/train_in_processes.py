@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import cache_format
+from stages.train_student.data.mixture import mix
 from stages.train_student.run import train_student
 from stages.train_student.tracking.run_progress import TrainProgress
 from stages.train_student.trainer.stopping import StopRequest
@@ -33,10 +34,11 @@ def main(cache: str, out: str, arguments: str) -> None:
             raise ValueError("the second process cannot go on")
         return bool(last == given["stop_after"]) and is_second
 
+    opened, other = cache_format.open(cache), given["changes"].pop("mixed_with", None)
     make_config = _CONFIGS[given["changes"].pop("kind", "tiny")]
     train_student(
         make_config(**given["changes"]),
-        cache_format.open(cache),
+        opened if other is None else mix([opened, cache_format.open(other)], [0.4, 0.6]),
         Path(out),
         resume=True,
         recipe_toml="# tiny\n",

@@ -105,7 +105,7 @@ def compare(
     notes += [
         f"{origin.name} was trained from another cache, so it may have been trained on these rows."
         for origin in origins
-        if origin.cache_id is not None and origin.cache_id != opened.cache_id
+        if origin.cache_id is not None and not origin.learned_from(opened.cache_id)
     ]
     if one.model_sha256 == other.model_sha256:
         notes.append("A and B are the same student.")

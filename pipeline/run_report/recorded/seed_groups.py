@@ -7,7 +7,7 @@ of groups that were validated on the same rows, in which alone figures compare.
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -138,12 +138,19 @@ def comparable(
 
 
 def validation_rows(run: RecordedRun) -> int | None:
-    """How many rows each of its validations reads; None where that is not recorded."""
+    """How many rows each of its validations reads, of all its caches; None where that is not
+    recorded."""
     if not run.has_recipe:
         return None
-    there = count_of(run.identity.get("num_validation_rows"))
-    most = count_of(run.recipe.get("validation_rows", 256))
-    return None if there is None or most is None else min(there, most)
+    caches = run.identity.get("caches")
+    several = caches.values() if isinstance(caches, dict) else [run.identity]
+    most, there = count_of(run.recipe.get("validation_rows", 256)), 0
+    for own in several:
+        found = count_of(own.get("num_validation_rows")) if isinstance(own, Mapping) else None
+        if found is None or most is None:
+            return None
+        there += min(found, most)
+    return there
 
 
 def initial_weights(group: SeedGroup) -> tuple[str, ...]:

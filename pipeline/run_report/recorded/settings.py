@@ -6,14 +6,19 @@ In: runs. Out: flat tables, "student.num_blocks" by its value as text.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.run_report.recorded.recorded_run import RecordedRun
 
+if TYPE_CHECKING:
+    from stages.train_student.checkpoints.recorded_caches import RecordedCache
+
 SEED = "seed"
+CACHE_WEIGHTS = "weights of the caches"
+"""Of a run of several caches; a name alone where rows are drawn in proportion to their number."""
 ABSENT = "–"
 _NO_SETTINGS = {
-    *("cache_id", "teacher", "shards_sha256", "initial_weights_sha256"),
+    *("cache_id", "caches", "teacher", "shards_sha256", "initial_weights_sha256"),
     *("num_train_rows", "num_train_shards", "num_validation_rows", "num_validation_shards"),
 }
 """What a run's identity holds beside settings."""
@@ -30,6 +35,8 @@ def deciding_settings(run: RecordedRun) -> dict[str, str]:
     if run.record is not None and run.record.extensions:
         steps = [(each.from_step, each.to_step) for each in run.record.extensions]
         found["extended"] = ", ".join(f"{start} to {end}" for start, end in steps)
+    if run.record is not None and run.record.caches is not None:
+        found[CACHE_WEIGHTS] = ", ".join(_weights(run, run.record.caches))
     return found
 
 
@@ -47,6 +54,21 @@ def differing_settings(tables: Sequence[Mapping[str, str]]) -> list[str]:
 def usual_value(tables: Sequence[Mapping[str, str]], key: str) -> str:
     """What most of ``tables`` have; of several the one that comes first."""
     return Counter(table.get(key, ABSENT) for table in tables).most_common(1)[0][0]
+
+
+def _weights(run: RecordedRun, caches: "Sequence[RecordedCache]") -> list[str]:
+    """How often rows are drawn from each of several caches, in words."""
+    recorded = run.identity.get("caches")
+    own = recorded if isinstance(recorded, dict) else {}
+    weights = [_value(own.get(cache.cache_id), "weight") for cache in caches]
+    return [
+        cache.label if weight is None else f"{cache.label} {weight}"
+        for cache, weight in zip(caches, weights, strict=True)
+    ]
+
+
+def _value(table: object, key: str) -> object:
+    return table.get(key) if isinstance(table, dict) else None
 
 
 def _with_defaults(identity: dict[str, Any]) -> dict[str, Any]:

@@ -3,16 +3,15 @@
 The file is sealed. ``identity`` alone is compared when a run is resumed.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cache_format.errors import NextStep
-from cache_format.reader import Cache
 from cache_format.storage.os_errors import reading
 from stages.next_steps import StageAction
 from stages.train_student.checkpoints.extension import Extension
+from stages.train_student.checkpoints.recorded_caches import RecordedCache, identity_of_cache
 from stages.train_student.run_files import parse_run_file, read_run_file, write_run_file
 
 RUN_FILE = "run.json"
@@ -33,7 +32,8 @@ class RunData:
     sequence_length: int
     """Positions of a row."""
     train_bytes: int
-    """Size of the shards that the training rows are in."""
+    """Size of the shards that the training rows are in; of several caches, by how often each is
+    read in an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,10 @@ class RunRecord:
     identity: dict[str, Any]
     """Cache, teacher, initial weights and settings: what makes the run's result what it is."""
     cache_location: str
-    """Where the cache lay when it was last used: an absolute path or a URL."""
+    """Where the cache lay when it was last used: an absolute path or a URL. Of several, that which
+    the teacher's parts were taken from."""
+    caches: tuple[RecordedCache, ...] | None = None
+    """Only where there are several."""
     init_location: str | None = None
     """Where the initial weights lay; absent where they were random."""
     extensions: tuple[Extension, ...] = ()
@@ -55,8 +58,23 @@ class RunRecord:
 
     @property
     def rows(self) -> RunRows:
-        """The rows that the run uses. Raises KeyError where the identity does not tell."""
+        """The rows that the run uses of its one cache; of several, their sums.
+
+        Raises KeyError where the identity does not tell.
+        """
         return RunRows(self.identity["num_train_rows"], self.identity["num_validation_rows"])
+
+    def rows_of(self, cache_id: str) -> RunRows:
+        """The rows that the run uses of one of its caches; raises KeyError as ``rows`` does."""
+        own = identity_of_cache(self.identity, cache_id)
+        return RunRows(own["num_train_rows"], own["num_validation_rows"])
+
+    @property
+    def cache_locations(self) -> list[str]:
+        """Where all of its caches lay."""
+        if self.caches is None:
+            return [self.cache_location]
+        return [cache.location for cache in self.caches]
 
 
 def read_record(run: Path) -> RunRecord:
@@ -75,9 +93,3 @@ def read_record(run: Path) -> RunRecord:
 def write_record(run: Path, record: RunRecord) -> None:
     """Make ``run.json`` hold ``record``."""
     write_run_file(run / RUN_FILE, record)
-
-
-def location_of(cache: Cache) -> str:
-    """Where ``cache`` lies, in a way that can be found from any directory."""
-    place = str(cache.path)
-    return place if "://" in place else os.path.abspath(place)

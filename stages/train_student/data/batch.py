@@ -1,6 +1,6 @@
 """A batch: rows of a cache as tensors.
 
-In: an open cache and row numbers. Out: a ``Batch``.
+In: an open cache, or a mixture of several, and row numbers. Out: a ``Batch``.
 
 Shapes: R rows of a batch, T positions, P of them scored, D width, L projected states of a
 position, d numbers of each.
@@ -8,7 +8,9 @@ position, d numbers of each.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +21,11 @@ from cache_format.codec.row_codec import Row
 from cache_format.metadata.spec import Split
 from cache_format.reader import Cache
 from cache_format.tables.random_projection import sketch_signs
+from stages.train_student.data.mixed_sampler import located
+from stages.train_student.data.mixture import CacheMixture
 from stages.train_student.data.targets.kind import BatchTargets
 from stages.train_student.data.targets.kinds import kind_of
+from stages.train_student.data.targets.mixed import MixedTargets, PartTargets
 
 _UNLABELLED = -100
 
@@ -87,12 +92,52 @@ class Batch:
 
 def read_batch(cache: Cache, split: Split, indices: Sequence[int], *, with_sketch: bool) -> Batch:
     """The rows ``indices`` of ``split`` as one batch."""
+    read = _read(cache, split, indices, with_sketch)
+    targets = kind_of(cache.spec.targets).batch_targets(read.rows, cache.spec.targets)
+    return _batch(read.rows, targets, read.projection)
+
+
+def read_mixed_batch(mixture: CacheMixture, indices: Sequence[int], *, with_sketch: bool) -> Batch:
+    """The training rows ``indices``, see ``located``, of which those of one cache are together.
+
+    Of one cache alone, indices are its rows.
+    """
+    if not mixture.is_mixed:
+        return read_batch(mixture.caches[0], "train", indices, with_sketch=with_sketch)
+    rows: list[Row] = []
+    parts, projections = [], []
+    for source, own in groupby(located(indices, len(mixture.caches)), key=itemgetter(0)):
+        cache = mixture.caches[source]
+        read = _read(cache, "train", [row for _, row in own], with_sketch)
+        part = PartTargets(
+            source=source,
+            first_row=len(rows),
+            num_scored=int(sum(row.scored().sum() for row in read.rows)),
+            targets=kind_of(cache.spec.targets).batch_targets(read.rows, cache.spec.targets),
+        )
+        parts.append(part)
+        projections.append(read.projection)
+        rows += read.rows
+    targets = MixedTargets(tuple(parts), mixture.reference.spec.sequence_length)
+    return _batch(rows, targets, _joined(projections))
+
+
+class _Read(NamedTuple):
+    rows: list[Row]
+    projection: Tensor | None
+    """See ``Batch.projection``; None where sketches are not read."""
+
+
+def _read(cache: Cache, split: Split, indices: Sequence[int], with_sketch: bool) -> _Read:
     read = [cache.read_row(split, index, with_sketch=with_sketch) for index in indices]
-    rows = [row for _, row in read]
-    sketch = projection = None
-    if with_sketch:
+    projection = _projection(cache, [unit for unit, _ in read]) if with_sketch else None
+    return _Read([row for _, row in read], projection)
+
+
+def _batch(rows: Sequence[Row], targets: BatchTargets, projection: Tensor | None) -> Batch:
+    sketch = None
+    if projection is not None:
         sketch = torch.from_numpy(np.stack([row.sketch for row in rows]))  # type: ignore[misc]
-        projection = _projection(cache, [unit for unit, _ in read])
     starts, labels = zip(*(_starts_and_labels(row) for row in rows), strict=True)
     labels_RT = np.stack(labels)
     return Batch(
@@ -100,11 +145,19 @@ def read_batch(cache: Cache, split: Split, indices: Sequence[int], *, with_sketc
         labels=torch.from_numpy(labels_RT),
         scored=torch.from_numpy(np.flatnonzero(labels_RT != _UNLABELLED)),
         is_document_start=torch.from_numpy(np.stack(starts)),
-        targets=kind_of(cache.spec.targets).batch_targets(rows, cache.spec.targets),
+        targets=targets,
         next_logprob=_next_logprob(rows),
         sketch=sketch,
         projection=projection,
     )
+
+
+def _joined(projections: Sequence[Tensor | None]) -> Tensor | None:
+    """That of all rows, from those of each cache's: one matrix for all is the same in each."""
+    found = [projection for projection in projections if projection is not None]
+    if not found or found[0].is_floating_point():
+        return found[0] if found else None
+    return torch.cat(found)
 
 
 def _next_logprob(rows: Sequence[Row]) -> Tensor | None:

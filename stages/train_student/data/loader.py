@@ -1,17 +1,19 @@
 """The loader: prefetches the batches of a run, in the order of ``row_order``.
 
-In: an open cache, the order, and which part of it this process trains on. Out: the micro-batches of
-each optimizer step, on the device.
+In: an open cache, or a mixture of several, the order, and which part of it this process trains on.
+Out: the micro-batches of each optimizer step, on the device.
 
 Threads read and decode; on a GPU the copy of the next step goes on while this one is at work.
 """
 
+import hashlib
 import heapq
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -20,8 +22,10 @@ from cache_format.errors import AdvisedError, NextStep
 from cache_format.reader import Cache
 from stages.next_steps import StageAction
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.data.batch import Batch, read_batch
-from stages.train_student.data.sampler import WHOLE, RankSlice, Sampler
+from stages.train_student.data.batch import Batch, read_mixed_batch
+from stages.train_student.data.mixed_sampler import MixedSampler
+from stages.train_student.data.mixture import CacheMixture, mixture_of
+from stages.train_student.data.sampler import WHOLE, RankSlice, RowOrder, Sampler
 
 Step = tuple[Batch, ...]
 """The micro-batches of one optimizer step that one process trains on, in order."""
@@ -62,13 +66,31 @@ def row_order(cache: Cache, config: TrainStudentConfig, num_rows: int) -> Sample
     )
 
 
+def mixed_order(
+    mixture: CacheMixture, config: TrainStudentConfig, num_rows: Sequence[int]
+) -> RowOrder:
+    """The order of the first ``num_rows`` training rows of each cache; raises as ``row_order``.
+
+    One cache alone is in the order of ``row_order``. Of several, each is shuffled by a seed of its
+    own: caches of the same sizes are not read in step.
+    """
+    if not mixture.is_mixed:
+        return row_order(mixture.caches[0], config, num_rows[0])
+    samplers = []
+    for cache, rows in zip(mixture.caches, num_rows, strict=True):
+        name = f"{config.seed} {cache.cache_id}".encode()
+        seed = int.from_bytes(hashlib.sha256(name).digest()[:8], "little")
+        samplers.append(replace(row_order(cache, config, rows), seed=seed))
+    return MixedSampler(samplers=tuple(samplers), weights=mixture.weights or tuple(num_rows))
+
+
 class Loader:
     """Reads steps ahead in threads; closing it, or leaving its ``with`` block, stops them."""
 
     def __init__(
         self,
-        cache: Cache,
-        order: Sampler,
+        cache: Cache | CacheMixture,
+        order: RowOrder,
         device: torch.device,
         part: RankSlice = WHOLE,
         *,
@@ -76,7 +98,8 @@ class Loader:
         with_sketch: bool,
     ) -> None:
         """``part`` is what this process trains on; ``device`` where its batches are wanted."""
-        self._cache, self._order, self._device, self._part = cache, order, device, part
+        self._mixture, self._order = mixture_of(cache), order
+        self._device, self._part = device, part
         self._with_sketch = with_sketch
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="cache-reader")
 
@@ -103,7 +126,7 @@ class Loader:
         """This process's micro-batches of a step."""
         rows_AB = self._order.rows_of_step(step, self._part).reshape(-1, self._order.batch_size)
         read = (
-            read_batch(self._cache, "train", rows_B.tolist(), with_sketch=self._with_sketch)
+            read_mixed_batch(self._mixture, rows_B.tolist(), with_sketch=self._with_sketch)
             for rows_B in rows_AB
         )
         return tuple(batch.pinned() if self._device.type == "cuda" else batch for batch in read)

@@ -8,6 +8,7 @@ it sorts by SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,25 @@ class RankSlice:
 
 
 WHOLE = RankSlice(0, 1)
+
+
+class RowOrder(Protocol):
+    """The order of a run's rows: a ``Sampler``, or of several caches a ``MixedSampler``."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a micro-batch: one forward pass."""
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of a step, those of all processes."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in an epoch, whole ones."""
+
+    def rows_of_step(self, step: int, part: RankSlice = WHOLE) -> npt.NDArray[np.int64]:
+        """Row indices of ``part`` of a step."""
 
 
 @dataclass(frozen=True, kw_only=True)

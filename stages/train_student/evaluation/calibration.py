@@ -31,6 +31,10 @@ class Calibration:
         for row, values_N in enumerate((torch.ones_like(confidence_N), confidence_N, is_right_N)):
             self._sums[row].index_add_(0, bins_N, values_N)
 
+    def merge(self, other: "Calibration") -> None:
+        """Count the positions of ``other`` as well."""
+        self._sums += other._sums
+
     @property
     def accuracy(self) -> float:
         """Share of positions whose first choice is right."""
@@ -54,6 +58,10 @@ class StudentCalibration:
         """See ``ValidationMetric``."""
         confidence_N, choice_N = first_choices(positions.hidden_ND, positions.head_VD, self._chunk)
         self._calibration.add(confidence_N, choice_N == positions.labels_N)
+
+    def merge(self, other: "StudentCalibration") -> None:
+        """See ``ValidationMetric``."""
+        self._calibration.merge(other._calibration)
 
     def values(self) -> dict[str, float]:
         """See ``ValidationMetric``."""
@@ -80,6 +88,10 @@ class TeacherCalibration:
             confidence_N = targets.logprobs(1.0)[0][:, 0].exp()
             choice_N = targets.kept_ids_NK[:, 0]
         self._calibration.add(confidence_N, choice_N == positions.labels_N)
+
+    def merge(self, other: "TeacherCalibration") -> None:
+        """See ``ValidationMetric``."""
+        self._calibration.merge(other._calibration)
 
     def values(self) -> dict[str, float]:
         """See ``ValidationMetric``."""

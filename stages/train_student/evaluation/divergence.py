@@ -34,6 +34,11 @@ class Divergence:
         self._sums += torch.stack((sums.cross_entropy, sums.kl, sums.num_agreeing)).cpu()
         self._num_scored += len(positions.labels_N)
 
+    def merge(self, other: "Divergence") -> None:
+        """See ``ValidationMetric``."""
+        self._sums += other._sums
+        self._num_scored += other._num_scored
+
     @property
     def sums(self) -> list[float]:
         """Over the positions until now: cross-entropy, KL, and how many first choices agree."""
@@ -61,6 +66,11 @@ class TeacherDivergence:
             logprobs_N = targets.label_logprobs(positions.labels_N, self._chunk)
         self._sum -= logprobs_N.double().sum().cpu()
         self._num_scored += len(logprobs_N)
+
+    def merge(self, other: "TeacherDivergence") -> None:
+        """See ``ValidationMetric``."""
+        self._sum += other._sum
+        self._num_scored += other._num_scored
 
     def values(self) -> dict[str, float]:
         """See ``ValidationMetric``."""

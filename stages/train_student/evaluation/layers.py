@@ -77,6 +77,12 @@ class LayerAlignments:
             self._sums[index] = self._sums.get(index, torch.zeros(())) + error.double().cpu()
         self._num_positions += layers.num_positions
 
+    def merge(self, other: "LayerAlignments") -> None:
+        """See ``ValidationMetric``."""
+        for index, error in other._sums.items():
+            self._sums[index] = self._sums.get(index, torch.zeros(())) + error
+        self._num_positions += other._num_positions
+
     def values(self) -> dict[str, float]:
         """See ``ValidationMetric``."""
         means = {index: float(total) / self._num_positions for index, total in self._sums.items()}
@@ -103,6 +109,13 @@ class OutputGates:
             self._counts[index] = self._counts.get(index, torch.zeros(())) + counts
             self._sum += gate.double().sum().cpu()
             self._num_gates += gate.numel()
+
+    def merge(self, other: "OutputGates") -> None:
+        """See ``ValidationMetric``."""
+        for index, counts in other._counts.items():
+            self._counts[index] = self._counts.get(index, torch.zeros(())) + counts
+        self._sum += other._sum
+        self._num_gates += other._num_gates
 
     def values(self) -> dict[str, float]:
         """See ``ValidationMetric``."""

@@ -16,7 +16,8 @@ the id that was drawn most.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -65,9 +66,66 @@ def validate(
     return score(model, objective, batches)
 
 
-@torch.no_grad()
 def score(model: Student, objective: Objective, batches: Iterable[Batch]) -> dict[str, float]:
     """``validate`` on ``batches``. Raises ValueError where none of their positions is scored."""
+    return _named(measure(model, objective, batches).values())
+
+
+def score_each(
+    model: Student, parts: Mapping[str, tuple[Objective, Iterable[Batch]]]
+) -> dict[str, float]:
+    """``score`` of several caches by their labels, and over all of their positions together.
+
+    The names are those of ``score`` for the whole, and ``validation/LABEL/NAME`` for a cache, which
+    has the number of its scored positions as well: weighted by these, its figures add up to those
+    of the whole (a perplexity and a calibration error are no means, and do not).
+    """
+    whole: Measured | None = None
+    found: dict[str, float] = {}
+    for label, (objective, batches) in parts.items():
+        measured = measure(model, objective, batches, f"validation of {label}")
+        values = {**measured.values(), "positions": measured.num_scored}
+        found |= _named(values, f"validation/{label}")
+        whole = measured if whole is None else whole.merged(measured)
+    assert whole is not None, "there are caches"
+    return _named(whole.values()) | found
+
+
+def _named(values: Mapping[str, float], prefix: str = "validation") -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The metrics of some positions."""
+
+    metrics: Sequence[ValidationMetric]
+    num_scored: int
+    name: str
+    """What errors call it."""
+
+    def merged(self, other: "Measured") -> "Measured":
+        """Those of the positions of both; these metrics are the ones that count them."""
+        for own, theirs in zip(self.metrics, other.metrics, strict=True):
+            own.merge(theirs)
+        return replace(self, num_scored=self.num_scored + other.num_scored)
+
+    def values(self) -> dict[str, float]:
+        """By their names. Raises ValueError where the teacher's loss is no number."""
+        found = {name: value for metric in self.metrics for name, value in metric.values().items()}
+        if not math.isfinite(found["teacher_loss"]):
+            raise ValueError(
+                f"{self.name}: the cache gives its teacher a loss that is no number. Its hidden "
+                "states or head are damaged, or were made to be: make the cache again."
+            )
+        return found
+
+
+@torch.no_grad()
+def measure(
+    model: Student, objective: Objective, batches: Iterable[Batch], name: str = "validation"
+) -> Measured:
+    """The metrics of ``model`` on ``batches``. Raises ValueError as ``score`` does."""
     was_training = model.training
     model.train(False)
     device, metrics = objective.device, validation_metrics(objective)
@@ -94,14 +152,8 @@ def score(model: Student, objective: Objective, batches: Iterable[Batch]) -> dic
         num_scored += batch.num_scored
     model.train(was_training)
     if num_scored == 0:
-        raise ValueError("validation: no position has a label of its own document")
-    found = {name: value for metric in metrics for name, value in metric.values().items()}
-    if not math.isfinite(found["teacher_loss"]):
-        raise ValueError(
-            "validation: the cache gives its teacher a loss that is no number. Its hidden states "
-            "or head are damaged, or were made to be: make the cache again."
-        )
-    return {f"validation/{name}": value for name, value in found.items()}
+        raise ValueError(f"{name}: no position has a label of its own document")
+    return Measured(metrics, num_scored, name)
 
 
 def hidden_states(model: Student, objective: Objective, batch: Batch) -> Tensor:

@@ -8,7 +8,7 @@ Shapes: N scored positions, V vocabulary, D width.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -51,6 +51,9 @@ class ValidationMetric(Protocol):
 
     def add(self, positions: ScoredPositions) -> None:
         """Count the positions of one more batch."""
+
+    def merge(self, other: Any) -> None:
+        """Count all positions that ``other``, a metric of the same class, has counted."""
 
     def values(self) -> dict[str, float]:
         """Means over all positions; ``validation/NAME`` in ``metrics.jsonl``.

@@ -1,6 +1,6 @@
 """The README.md of a published student: what it is, what it learned from, how to load it.
 
-In: the student, its cache, its recipe and its last validation. Out: Markdown with the front matter
+In: the student, its caches, its recipe and its last validation. Out: Markdown with the front matter
 that the Hub reads.
 
 The license is left to the teacher's page: most weights are the teacher's own, and this program does
@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from cache_format.metadata.spec import CacheSpec
-from cache_format.reader import Cache
 from stages.recipe_table import recipe_table
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.data.mixture import CacheMixture
 from stages.train_student.students.registry import settings_class, student_kind
 from stages.train_student.students.student import Student
 from stages.train_student.tracking.metric_labels import VALIDATION
@@ -48,12 +48,12 @@ _NOT_SHOWN = ("device", "reader_threads", "report_to", "compile", "parallel")
 
 def model_card(
     model: Student,
-    cache: Cache,
+    mixture: CacheMixture,
     config: TrainStudentConfig | None,
     metrics: Mapping[str, float],
 ) -> str:
     """The card, as Markdown."""
-    spec = cache.spec
+    spec = mixture.reference.spec
     sections = [
         _front_matter(spec.teacher.source, spec.teacher.revision)
         + f"# An xLSTM student of {_teacher(spec)}",
@@ -63,9 +63,10 @@ def model_card(
     shown = [label for label in VALIDATION if label.card is not None and label.key in metrics]
     if shown:
         lines = [f"| {label.card} | {metrics[label.key]:.4f} |" for label in shown]
-        head = "| on the cache's validation split | |\n|---|---|\n"
+        where = "caches' validation splits" if mixture.is_mixed else "cache's validation split"
+        head = f"| on the {where} | |\n|---|---|\n"
         sections.append("## Results\n\n" + head + "\n".join(lines))
-    sections.append("## Training data\n\n" + _sources(cache))
+    sections.append("## Training data\n\n" + _sources(mixture))
     if config is not None:
         sections.append(f"## Recipe\n\n```toml\n{_recipe(config)}\n```")
     holds_teacher = settings_class(model.config.model_type).holds_teacher
@@ -123,14 +124,22 @@ def _description(model: Student, spec: CacheSpec) -> str:
     return f"{what}, on rows of {spec.sequence_length} tokens{steps}."
 
 
-def _sources(cache: Cache) -> str:
-    teacher, corpus = cache.spec.teacher, cache.spec.corpus
+def _sources(mixture: CacheMixture) -> str:
+    spec = mixture.reference.spec
     lines = [
-        f"teacher: {_teacher(cache.spec)}{_at(teacher.revision)}, weights SHA-256 "
-        f"`{_UNUSUAL.sub('?', teacher.weights_sha256)}`",
-        f"corpus: {plain_name(corpus.source)}{_at(corpus.revision)}",
-        f"cache: `{cache.cache_id}`, targets {cache.spec.targets.kind}",
+        f"teacher: {_teacher(spec)}{_at(spec.teacher.revision)}, weights SHA-256 "
+        f"`{_UNUSUAL.sub('?', spec.teacher.weights_sha256)}`",
     ]
+    weights = mixture.weights or (None,) * len(mixture.caches)
+    for cache, weight in zip(mixture.caches, weights, strict=True):
+        corpus, targets = cache.spec.corpus, cache.spec.targets.kind
+        often = "" if weight is None else f", weight {weight:g}"
+        lines += [
+            f"corpus: {plain_name(corpus.source)}{_at(corpus.revision)}",
+            f"cache: `{cache.cache_id}`, targets {targets}{often}",
+        ]
+    if mixture.is_mixed and mixture.weights is None:
+        lines.append("rows are drawn from each cache in proportion to its number of rows")
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -1,7 +1,7 @@
 """The result of a run: a Hugging Face model directory.
 
-In: a student, the cache it learned from and, for its model card, recipe and figures. Out: a
-directory with weights, config, the code that finds them, tokenizer, model card and checksums,
+In: a student, the cache or caches it learned from and, for its model card, recipe and figures. Out:
+a directory with weights, config, the code that finds them, tokenizer, model card and checksums,
 published whole or not at all.
 """
 
@@ -14,6 +14,7 @@ from cache_format.reader import Cache
 from cache_format.storage.atomic import replace_directory
 from stages.model_files.tokenizer_files import pass_on_tokenizer
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.data.mixture import CacheMixture, mixture_of
 from stages.train_student.export.checksums import write_checksums
 from stages.train_student.export.model_card import model_card
 from stages.train_student.students.student import Student
@@ -21,7 +22,7 @@ from stages.train_student.students.student import Student
 
 def publish_model(
     model: Student,
-    cache: Cache,
+    cache: Cache | CacheMixture,
     target: Path,
     *,
     config: TrainStudentConfig | None = None,
@@ -33,11 +34,13 @@ def publish_model(
     Returns what was left out of the tokenizer's configuration, because it could make another
     program run code.
     """
-    card = model_card(model, cache, config, metrics or {})
+    mixture = mixture_of(cache)
+    reference = mixture.reference
+    card = model_card(model, mixture, config, metrics or {})
     with replace_directory(target) as temporary:
         model.save_pretrained(temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        left_out = pass_on_tokenizer(cache.attachments(), cache.attachment, temporary)
+        left_out = pass_on_tokenizer(reference.attachments(), reference.attachment, temporary)
         write_checksums(temporary)
         return left_out
 

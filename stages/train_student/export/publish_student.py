@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from cache_format.reader import Cache
 from stages.model_files.weight_files import weight_files
 from stages.train_student.checkpoints.saved_tensors import (
     restore_weights,
@@ -14,6 +13,7 @@ from stages.train_student.checkpoints.saved_tensors import (
     whole_tensors,
 )
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.data.mixture import CacheMixture
 from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.export.publish_model import publish_model, published_step
 from stages.train_student.export.published_files import is_complete
@@ -23,7 +23,7 @@ from stages.train_student.students.student import Student
 
 def publish_student(
     model: Student,
-    cache: Cache,
+    mixture: CacheMixture,
     target: Path,
     context: DistributedContext,
     *,
@@ -51,7 +51,7 @@ def publish_student(
         if is_there and is_complete(target) and _holds(target, student):
             return ()
         student.config.num_steps = step
-        return publish_model(student, cache, target, config=config, metrics=metrics)
+        return publish_model(student, mixture, target, config=config, metrics=metrics)
 
     return context.run_on_rank0(publish)
 

@@ -15,6 +15,7 @@ from stages.train_student.checkpoints.checkpoint import (
     load_newest,
     newest,
 )
+from stages.train_student.checkpoints.recorded_caches import CACHES
 from stages.train_student.checkpoints.saved_tensors import (
     require_alike,
     restore_weights,
@@ -27,6 +28,7 @@ from stages.train_student.export.model_directory import no_student
 from stages.train_student.export.publish_model import publish_model
 from stages.train_student.new_student import load_student
 from stages.train_student.students.registry import student_kind
+from stages.train_student.students.student import name_caches
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -63,7 +65,9 @@ def publish_checkpoint(checkpoint: Checkpoint, cache: Cache, target: Path) -> No
     student = load_student(config, cache)
     restore_weights(student, weights)
     student = student_kind(config.student.kind).publishable(student)
-    student.config.cache_id = state.identity.get("cache_id")
+    caches = state.identity.get(CACHES)
+    several = sorted(caches) if isinstance(caches, dict) else None
+    name_caches(student.config, state.identity.get("cache_id"), several)
     student.config.num_steps = checkpoint.step
     publish_model(student, cache, target, config=config, metrics=state.validation)
 

@@ -21,6 +21,7 @@ from stages.train_student.students.registry import SETTINGS, settings_class, stu
 from stages.train_student.students.stored_values import (
     are_ids,
     are_parents,
+    are_texts,
     is_count,
     is_flag,
     is_size,
@@ -53,6 +54,7 @@ _SETTINGS: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(("embedding_dtype", "dtype"), _DTYPES.__contains__),
     "teacher": _is_teacher,
     "cache_id": is_text,
+    "cache_ids": are_texts,
     "num_steps": is_count,
     "merged_from": are_parents,
 }

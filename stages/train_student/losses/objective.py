@@ -7,7 +7,7 @@ over a micro-batch, as in the paper, and averaged over them.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from cache_format.metadata.spec import CacheSpec
 from cache_format.reader import Cache
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.batch import Batch
+from stages.train_student.data.mixture import CacheMixture, mixture_of
 from stages.train_student.data.targets.kind import HeadOnDevice, TargetDecoder
-from stages.train_student.data.targets.kinds import kind_of
+from stages.train_student.data.targets.mixed import MixedDecoder, make_decoders
 from stages.train_student.losses.loss_term import LossNormalizer, TermInputs
 from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.teacher_signal import (
@@ -49,6 +50,8 @@ class Objective:
     """Makes the loss's targets of a batch's; validation takes them, whatever the signal."""
     signal: TeacherSignal
     """What the teacher says of a batch: from the cache, or from the teacher in the loop."""
+    decoders: tuple[TargetDecoder, ...] = ()
+    """Of each of several caches its own; ``decode`` is then made of them."""
     compares_layers: bool = False
     """Whether validation compares the student's layers with the teacher's, as an alignment does."""
 
@@ -62,6 +65,10 @@ class Objective:
     def uses_autocast(self) -> bool:
         """Whether the blocks run in lower precision than float32."""
         return self.dtype != torch.float32
+
+    def of_cache(self, number: int) -> "Objective":
+        """The objective for batches that are read from one of several caches alone."""
+        return replace(self, decode=self.decoders[number]) if self.decoders else self
 
     def head_of(self, model: Student) -> Tensor:
         """The head as the loss takes it: ``head_VD``, or the model's own if that is trained."""
@@ -95,29 +102,32 @@ class Objective:
 
 def make_objective(
     model: Student,
-    cache: Cache,
+    cache: Cache | CacheMixture,
     config: TrainStudentConfig,
     device: torch.device,
     teacher: OnlineTeacher | None = None,
 ) -> Objective:
-    """The objective of ``model``, which learns on ``device`` what ``cache`` holds.
+    """The objective of ``model``, which learns on ``device`` what ``cache``, or a mixture, holds.
 
     With ``teacher``, it learns from that, over the same rows.
     """
+    mixture = mixture_of(cache)
+    reference = mixture.reference
     dtype = PRECISIONS[config.precision]
     # On a processor, a head in half precision would be no faster, and would round the logits.
     head_dtype = dtype if device.type == "cuda" else torch.float32
     columns = None
     if config.sampled_softmax_size is not None:
-        ranks_V = torch.from_numpy(cache.ranks.ranks_by_id).to(device)
+        # Of several caches, those of one: which columns are drawn biases no sum over all ids.
+        ranks_V = torch.from_numpy(reference.ranks.ranks_by_id).to(device)
         columns = SampledColumns(ranks_V, config.sampled_softmax_size)
-    head_VD = frozen_head(model, cache.spec, head_dtype)
-    kind = kind_of(cache.spec.targets)
-    decode = kind.make_decoder(cache, HeadOnDevice(device, head_dtype, head_VD))
+    head_VD = frozen_head(model, reference.spec, head_dtype)
+    decoders = make_decoders(mixture.caches, HeadOnDevice(device, head_dtype, head_VD))
+    decode: TargetDecoder = MixedDecoder(decoders) if mixture.is_mixed else decoders[0]
     return Objective(
         head_VD=head_VD,
         device=device,
-        spec=cache.spec,
+        spec=reference.spec,
         dtype=dtype,
         vocabulary=VocabularyTerms(
             device=device,
@@ -128,7 +138,8 @@ def make_objective(
         ),
         further_terms=further_terms(config),
         decode=decode,
-        signal=CachedSignal(cache.spec, decode) if teacher is None else OnlineSignal(teacher),
+        decoders=decoders if mixture.is_mixed else (),
+        signal=CachedSignal(reference.spec, decode) if teacher is None else OnlineSignal(teacher),
         compares_layers=config.objective == "alignment",
     )
 

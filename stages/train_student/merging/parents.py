@@ -19,7 +19,7 @@ from cache_format.storage.atomic import open_regular
 from stages.train_student.export.stored_student import check_stored_student, stored_settings
 from stages.train_student.students.student import StudentKind
 
-_OWN = {"cache_id", "num_steps", "merged_from", "teacher", "use_cache", "dropout"}
+_OWN = {"cache_id", "cache_ids", "num_steps", "merged_from", "teacher", "use_cache", "dropout"}
 """Settings in which students of one origin may differ; the teacher is compared by its hashes."""
 _TEACHER = ("weights_sha256", "tokenizer_sha256", "files_sha256")
 _STEP = "Merge students that were trained from the same initial weights and the same teacher."

@@ -78,7 +78,7 @@ def _write_weights(parents: Sequence[Parent], weights: Sequence[float], director
 def _write_config(parent: Parent, ancestry: list[dict[str, Any]], path: Path) -> None:
     """The parent's settings; nothing else that its file may hold, and our own code's names."""
     fields = read_object(parent.directory / "config.json", "Copy the whole directory again.")
-    known = stored_settings(parent.kind).keys() | _KEPT
+    known = (stored_settings(parent.kind).keys() - {"cache_ids"}) | _KEPT
     kept = {key: value for key, value in fields.items() if key in known}
     kept |= {
         "architectures": [parent.kind.model_class.__name__],

@@ -40,6 +40,11 @@ def is_text(value: object) -> bool:
     return value is None or isinstance(value, str)
 
 
+def are_texts(value: object) -> bool:
+    """Several strings, or absent."""
+    return value is None or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+
+
 def are_parents(value: object) -> bool:
     """The students that a merged one was made of, or absent."""
     return value is None or (isinstance(value, list) and all(map(_is_parent, value)))

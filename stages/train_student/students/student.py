@@ -25,7 +25,7 @@ class StudentModelConfig(Protocol):
     teacher: dict[str, str] | None
     """Source, revision and hashes of the teacher that it learned from."""
     cache_id: str | None
-    """The cache that it learned from."""
+    """The cache that it learned from; of several, a hash of their ids, see ``name_caches``."""
     num_steps: int | None
     """Optimizer steps that it was trained for."""
 
@@ -67,6 +67,20 @@ class Student(Protocol):
 
     def save_pretrained(self, save_directory: Any) -> None:
         """Write ``config.json``, weights and what else finds the classes again."""
+
+
+def name_caches(
+    config: StudentModelConfig, cache_id: str | None, several: Sequence[str] | None
+) -> None:
+    """Make ``config`` name the cache of its student and, only where there are several, all ids."""
+    config.cache_id = cache_id
+    if several is not None:
+        config.cache_ids = list(several)  # type: ignore[attr-defined]
+
+
+def named_caches(config: StudentModelConfig) -> tuple[str | None, ...]:
+    """The ids of all caches that a student learned from."""
+    return tuple(getattr(config, "cache_ids", None) or (config.cache_id,))
 
 
 class LayerAlignment(Protocol):

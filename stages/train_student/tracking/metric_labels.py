@@ -4,7 +4,7 @@ Progress lines, the table of an evaluation and the model card look it up here, i
 metric that is not listed is still in ``metrics.jsonl`` and in the trackers. Imports nothing heavy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -24,6 +24,7 @@ class MetricLabel:
     """In the model card, where all numbers have four digits."""
 
 
+_SPLIT = "validation"
 STEP = (
     MetricLabel(key="train/loss", format=".3f", progress="loss"),
     MetricLabel(key="train/cross_entropy", format=".3f", progress="CE"),
@@ -90,6 +91,18 @@ VALIDATION = (
 def label_at(label: str, temperature: float) -> str:
     """``label`` with ``temperature`` in the place of "{T}", as in "KL(T=1.33)"."""
     return label.format(T=f"{temperature:.3g}")
+
+
+def cache_labels(metrics: Iterable[str]) -> list[str]:
+    """The labels of the caches that ``metrics``, names, are of; none of a run of one cache."""
+    parts = (name.split("/") for name in metrics)
+    return list(dict.fromkeys(part[1] for part in parts if part[0] == _SPLIT and len(part) == 3))
+
+
+def of_cache(label: str, metric: str) -> str:
+    """The name that ``metric``, such as ``validation/loss``, has for one of several caches."""
+    split, _, name = metric.partition("/")
+    return f"{split}/{label}/{name}"
 
 
 def progress_figures(

@@ -1,13 +1,12 @@
 """The output directory of a run: check that it is empty or holds the same run.
 
-``run.json`` states what must be the same for a run to be gone on with: the cache, its shards, the
-initial weights and every setting that shapes the result. A cache that has been extended since is
-still the same cache: the run keeps to the rows it began with.
+``run.json`` states what must be the same for a run to be gone on with: the cache or caches, their
+shards and weights, the initial weights and every setting that shapes the result. A cache that has
+been extended since is still the same cache: the run keeps to the rows it began with.
 """
 
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -20,16 +19,26 @@ from cache_format.reader import Cache
 from cache_format.storage.atomic import make_directory, publish_bytes
 from stages.next_steps import StageAction
 from stages.train_student.checkpoints.extension import extended
+from stages.train_student.checkpoints.recorded_caches import (
+    NumShards,
+    all_shards,
+    identity_of_caches,
+    location_of,
+    mixing_differs,
+    recorded_caches,
+    shards_before,
+    without_mixing,
+)
 from stages.train_student.checkpoints.run_record import (
     RUN_FILE,
     RunData,
     RunRecord,
-    location_of,
     read_record,
     write_record,
 )
 from stages.train_student.checkpoints.teacher_identity import teacher_identity
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.data.mixture import CacheMixture, mixture_of
 
 if TYPE_CHECKING:
     from stages.train_student.trainer.initial_weights import InitialWeights
@@ -70,7 +79,7 @@ def held(out: Path) -> Iterator[None]:
 
 def prepare(
     out: Path,
-    cache: Cache,
+    cache: Cache | CacheMixture,
     config: TrainStudentConfig,
     *,
     resume: bool,
@@ -86,6 +95,7 @@ def prepare(
     recorded of a new run.
     """
     _require_own_checkpoints(out)
+    mixture = mixture_of(cache)
     identity_file = out / RUN_FILE
     has_checkpoints = any((out / "checkpoints").glob("step-*"))
     if (out / "model").exists() and not has_checkpoints:
@@ -96,7 +106,7 @@ def prepare(
             ),
         )
     if identity_file.exists() and has_checkpoints:
-        return _check_same(out, cache, config, resume, online, initial)
+        return _check_same(out, mixture, config, resume, online, initial)
     # A run that ended before its first checkpoint has nothing to lose: it may begin anew, with
     # other settings where the first ones ran out of memory.
     if not identity_file.exists() and out.exists() and any(out.iterdir()):
@@ -105,17 +115,17 @@ def prepare(
             f"{out} is not empty, and not a run{lost}.",
             NextStep("Choose another directory.", Action.CHOOSE_DIRECTORY),
         )
-    num_shards = (len(cache.shards("train")), len(cache.shards("validation")))
-    identity = _identity(config, cache, *num_shards, online)
+    identity = _identity(config, mixture, all_shards, online)
     if initial is not None:
         identity["initial_weights_sha256"] = initial.sha256
     record = RunRecord(
         identity=identity,
-        cache_location=location_of(cache),
+        cache_location=location_of(mixture.reference),
+        caches=recorded_caches(mixture),
         init_location=None if initial is None else initial.location,
         data=RunData(
-            sequence_length=cache.spec.sequence_length,
-            train_bytes=sum(shard.num_bytes for shard in cache.shards("train")),
+            sequence_length=mixture.reference.spec.sequence_length,
+            train_bytes=_bytes_of_epoch(mixture),
         ),
         environment=environment,
     )
@@ -169,7 +179,7 @@ def _require_own_checkpoints(out: Path) -> None:
 
 def _check_same(
     out: Path,
-    cache: Cache,
+    mixture: CacheMixture,
     config: TrainStudentConfig,
     resume: bool,
     online: bool,
@@ -185,8 +195,7 @@ def _check_same(
         )
     record = read_record(out)
     before = with_new_settings(record.identity, config)
-    num_shards = (before.get("num_train_shards", 0), before.get("num_validation_shards", 0))
-    now = _identity(config, cache, *num_shards, online)
+    now = _identity(config, mixture, shards_before(before), online)
     key = "initial_weights_sha256"
     if initial is not None:
         now[key] = initial.sha256
@@ -194,7 +203,9 @@ def _check_same(
         now[key] = before[key]
     if isinstance(before.get("teacher"), dict):  # of an older version, it says less of the teacher
         now["teacher"] = {k: v for k, v in now["teacher"].items() if k in before["teacher"]}
-    differing = differences(before, now)
+    differing = mixing_differs(before, now, mixture, record.cache_locations)
+    rest = (before, now) if not differing else (without_mixing(before), without_mixing(now))
+    differing += differences(*rest)
     if differing:
         text, actions = "Restore these settings to resume it, or choose another directory.", []
         if before.get(key) != now.get(key):
@@ -207,7 +218,11 @@ def _check_same(
             f"{out} holds another run: {'; '.join(differing)}.",
             NextStep(text, Action.CHOOSE_DIRECTORY, *actions),
         )
-    moved = dataclasses.replace(record, cache_location=location_of(cache))
+    moved = dataclasses.replace(
+        record,
+        cache_location=location_of(mixture.reference),
+        caches=recorded_caches(mixture, record.caches),
+    )
     if moved != record:
         write_record(out, moved)
     return moved
@@ -233,23 +248,26 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _identity(
-    config: TrainStudentConfig, cache: Cache, num_train: int, num_validation: int, online: bool
+    config: TrainStudentConfig, mixture: CacheMixture, num_shards: NumShards, online: bool
 ) -> dict[str, Any]:
-    train = cache.shards("train")[:num_train]
-    validation = cache.shards("validation")[:num_validation]
-    hashes = "".join(shard.sha256 for shard in (*train, *validation))
-    identity: dict[str, Any] = {
-        "cache_id": cache.cache_id,
-        "teacher": teacher_identity(cache),
-        "num_train_shards": len(train),
-        "num_validation_shards": len(validation),
-        "num_train_rows": sum(len(cache.rows_of("train", shard)) for shard in train),
-        "num_validation_rows": sum(len(cache.rows_of("validation", shard)) for shard in validation),
-        "shards_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
-    }
+    identity = identity_of_caches(mixture, num_shards)
+    identity["teacher"] = teacher_identity(mixture.reference)
     if online:
         identity["teacher_in_the_loop"] = True
     return identity | _settings_of(config)
+
+
+def _bytes_of_epoch(mixture: CacheMixture) -> int:
+    """Bytes of the shards that an epoch reads; of several caches, by how often each is read."""
+    sizes = [sum(shard.num_bytes for shard in cache.shards("train")) for cache in mixture.caches]
+    if mixture.weights is None:
+        return sum(sizes)
+    num_rows = [cache.num_rows("train") for cache in mixture.caches]
+    passes = [
+        weight / sum(mixture.weights) * sum(num_rows) / rows
+        for weight, rows in zip(mixture.weights, num_rows, strict=True)
+    ]
+    return round(sum(size * number for size, number in zip(sizes, passes, strict=True)))
 
 
 def _settings_of(config: TrainStudentConfig) -> dict[str, Any]:

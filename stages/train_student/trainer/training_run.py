@@ -1,7 +1,7 @@
 """One training run: a student, its optimizer, and the step that they are at.
 
-In: settings, cache, the run's record and the processes that share it. Out: metrics, checkpoints and
-the model directory.
+In: settings, the cache or caches, the run's record and the processes that share it. Out: metrics,
+checkpoints and the model directory.
 """
 
 import dataclasses
@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from cache_format.reader import Cache
 from stages.train_student.checkpoints import checkpoint
 from stages.train_student.checkpoints.checkpoint import CheckpointState
 from stages.train_student.checkpoints.extension import extensions_before, num_steps_at
 from stages.train_student.checkpoints.run_record import RunRecord
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.data.loader import Loader, Step, row_order
+from stages.train_student.data.loader import Loader, Step, mixed_order
+from stages.train_student.data.mixture import CacheMixture
 from stages.train_student.data.sampler import RankSlice, micro_batch_seed
 from stages.train_student.data.targets.moment_tables import require_teachers_head
 from stages.train_student.distributed.context import DistributedContext
@@ -55,7 +55,7 @@ class TrainingRun:
     def __init__(
         self,
         config: TrainStudentConfig,
-        cache: Cache,
+        mixture: CacheMixture,
         record: RunRecord,
         context: DistributedContext,
         device: torch.device,
@@ -64,22 +64,23 @@ class TrainingRun:
         teacher: OnlineTeacher | None,
         make_student: Callable[[], Student],
     ) -> None:
-        self.config, self.cache, self.record, self.out = config, cache, record, out
-        self.rows = record.rows
+        self.config, self.mixture, self.record, self.out = config, mixture, record, out
+        self.cache = mixture.reference
+        self.rows = [record.rows_of(cache.cache_id) for cache in mixture.caches]
         self.context, self.device, self._report = context, device, report
-        self.order = row_order(cache, config, self.rows.train)
+        self.order = mixed_order(mixture, config, [rows.train for rows in self.rows])
         self.steps_per_epoch = self.order.steps_per_epoch
         self.num_planned = config.max_steps or self.steps_per_epoch * config.num_train_epochs
-        require_tokenizer(cache)
+        require_tokenizer(self.cache)
         self.kind = student_kind(config.student.kind)
         self._make_student = make_student
         self.model: Student = make_student().to(device)
         self.throughput = Throughput(
             self.kind.operations_per_token(self.model), device, config.precision, context.num_ranks
         )
-        self.objective = make_objective(self.model, cache, config, device, teacher)
+        self.objective = make_objective(self.model, mixture, config, device, teacher)
         if teacher is None and cache_needs(config).temperatures:
-            require_teachers_head(cache, self.objective.head_VD)
+            require_teachers_head(self.cache, self.objective.head_VD)
         self.reads_hidden_states = self.objective.signal.reads_hidden_states and bool(
             cache_needs(config).hidden_states_for
         )
@@ -163,7 +164,7 @@ class TrainingRun:
             self._warn(warning)
 
     def _open_log(self) -> MetricsLog:
-        settings = dataclasses.asdict(self.config) | {"cache_id": self.cache.cache_id}
+        settings = dataclasses.asdict(self.config) | {"cache_id": self.mixture.cache_id}
         return MetricsLog(
             self.out,
             from_step=self.step,
@@ -175,7 +176,7 @@ class TrainingRun:
 
     def _loader(self) -> Loader:
         return Loader(
-            self.cache,
+            self.mixture,
             self.order,
             self.device,
             RankSlice(self.context.rank, self.context.num_ranks),
@@ -236,14 +237,9 @@ class TrainingRun:
 
     def _validate(self) -> None:
         """Every process computes the same, so that none has to wait for another's figures."""
-        batches = validation.validation_batches(
-            self.cache, self.rows.validation, self.config.validation_rows, self.config.batch_size
-        )
         try:
             with self._stopping.interruptible():
-                found = validation.score(
-                    self.model, self.objective, self._stopping.checked(batches)
-                )
+                found = self._scored()
         finally:
             self.loss.release()
         self.validation, self._validation_is_due = found, False
@@ -252,6 +248,19 @@ class TrainingRun:
             raise self._diverged(f"validation loss of step {self.step}", loss)
         self._write(self.validation)
         self._tell("validation", self.validation)
+
+    def _scored(self) -> dict[str, float]:
+        """The figures of a validation: of several caches over all, and of each."""
+        parts = []
+        for number, (cache, rows) in enumerate(zip(self.mixture.caches, self.rows, strict=True)):
+            batches = validation.validation_batches(
+                cache, rows.validation, self.config.validation_rows, self.config.batch_size
+            )
+            parts.append((self.objective.of_cache(number), self._stopping.checked(batches)))
+        if self.record.caches is None:
+            return validation.score(self.model, *parts[0])
+        labels = (recorded.label for recorded in self.record.caches)
+        return validation.score_each(self.model, dict(zip(labels, parts, strict=True)))
 
     def _save(self) -> None:
         state = CheckpointState(
@@ -286,7 +295,7 @@ class TrainingRun:
     def _publish(self) -> None:
         for key in publish_student(
             self.model,
-            self.cache,
+            self.mixture,
             self.out / "model",
             self.context,
             make_student=self._make_student,

@@ -87,6 +87,18 @@ def test_a_validation_names_the_temperature_of_its_kl(temperature: float, shown:
     assert event.fields["kl_temperature"] == temperature
 
 
+def test_a_validation_of_several_caches_shows_each() -> None:
+    metrics = {
+        **{"validation/loss": 3.0, "validation/kl": 0.5},
+        **{"validation/web/loss": 2.0, "validation/web/kl": 0.25, "validation/web/positions": 9},
+        **{"validation/math/loss": 4.0, "validation/math/ece": 0.1},
+    }
+    assert report(training("validation", metrics=metrics)).text == (
+        "step 7: validation: loss 3.0000, KL(T=1) to teacher 0.5000; "
+        "web: loss 2.0000, KL(T=1) to teacher 0.2500; math: loss 4.0000"
+    )
+
+
 @pytest.mark.parametrize("name", ["message", "warning"])
 def test_messages_and_warnings_carry_the_step(name: str) -> None:
     event = report(training(name, message="resuming from x"))

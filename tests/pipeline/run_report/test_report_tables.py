@@ -4,7 +4,9 @@ from pathlib import Path
 
 from pipeline.run_report.recorded.find_runs import find_runs
 from pipeline.run_report.recorded.seed_groups import comparable, group_runs
+from pipeline.run_report.report import make_report
 from pipeline.run_report.report_tables import Table, differences_table, results_table
+from stages.train_student.checkpoints.recorded_caches import RecordedCache
 from tests.support.run_directories import write_run
 
 
@@ -98,3 +100,48 @@ def test_a_mean_of_fewer_runs_says_so(tmp_path: Path) -> None:
     _, row = results(tmp_path)
     assert (row["runs"], row["loss"]) == ("3 (seeds 0, 1, 2)", "4.0000 (1 of 3 runs)")
     assert "runs)" not in row["KL"]
+
+
+def mixed_run(place: Path, seed: int, web_weight: float, math_loss: float) -> None:
+    """A run of the caches web and math."""
+    ids = {"web": "a" * 64, "math": "b" * 64}
+    caches = tuple(
+        RecordedCache(cache_id=key, label=label, location=f"/nowhere/{label}")
+        for label, key in ids.items()
+    )
+    weights = {"web": web_weight, "math": round(1 - web_weight, 3)}
+    write_run(
+        place,
+        seed=seed,
+        recorded_caches=caches,
+        figures={"validation/web/loss": 3.5, "validation/math/loss": math_loss},
+        caches={
+            ids[label]: {"weight": weight, "num_validation_rows": 5}
+            for label, weight in weights.items()
+        },
+    )
+
+
+def test_figures_of_each_of_several_caches_have_a_table(tmp_path: Path) -> None:
+    mixed_run(tmp_path / "even-0", 0, 0.5, 4.0)
+    mixed_run(tmp_path / "even-1", 1, 0.5, 5.0)
+    mixed_run(tmp_path / "mostly-web", 0, 0.9, 6.0)
+    report = make_report(find_runs([tmp_path]), "loss")
+    whole, by_cache = report.results
+    assert len(whole.rows) == 2  # they compare, as their validation rows are the same
+    assert ", 10 rows." in whole.note
+    assert [[cell.text for cell in row][:3] for row in by_cache.rows] == [
+        ["web", "even", "3.5000 ± 0.0000"],
+        ["web", "mostly-web", "3.5000"],
+        ["math", "even", "4.5000 ± 0.7071"],
+        ["math", "mostly-web", "6.0000"],
+    ]
+    assert differences(tmp_path) == {
+        "even": {"weights of the caches": ("web 0.5, math 0.5", False)},
+        "mostly-web": {"weights of the caches": ("web 0.9, math 0.1", True)},
+    }
+
+
+def test_a_run_of_one_cache_has_no_table_by_cache(tmp_path: Path) -> None:
+    write_run(tmp_path / "one")
+    assert len(make_report(find_runs([tmp_path]), "loss").results) == 1

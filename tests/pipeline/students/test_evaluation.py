@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 import cache_format
 from pipeline.commands.evaluate import evaluate
 from pipeline.students.evaluation import EvalOptions, evaluate_student, evaluation_text
+from stages.train_student.data.mixture import mix
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
+from stages.train_student.run import train_student
 from tests.support import tiny
 from tests.support.command_line import run as invoke_main
 from tests.support.student_caches import TARGETS, write_cache
@@ -123,6 +125,43 @@ def test_evaluate_prints_a_table_or_json(run: Path, tiny_cache: Path) -> None:
     found = json.loads(invoke(run / "model", "--cache", tiny_cache, "--rows", "4", "--json").stdout)
     assert f"{found['student']['loss']:.4f}" == lines[2].split()[1]
     assert f"{found['positions']:,} scored positions" in lines[4]
+
+
+def test_several_caches_are_evaluated_one_by_one_and_together(
+    run: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    texts = tiny.tiny_texts(40, seed=5)
+    math = tiny.cache_texts(tiny_cache.parent / "teacher", tmp_path / "math", texts)
+    result = invoke(run, "--cache", tiny_cache, "--cache", math, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    each = [evaluated(run, cache) for cache in (tiny_cache, math)]
+    for shown, alone in zip(found["caches"], each, strict=True):
+        assert shown["cache_id"] == alone["cache_id"]
+        assert shown["student"] == pytest.approx(alone["student"])
+    total = sum(one["student"]["loss"] * one["positions"] for one in each)
+    assert found["student"]["loss"] == pytest.approx(total / found["positions"])
+    text = invoke(run, "--cache", tiny_cache, "--cache", math).stdout
+    assert f"{tiny_cache}: " in text
+    assert f"{math}: " in text
+    assert f"All 2 caches, {found['positions']:,} scored positions:" in text
+
+
+def test_each_cache_of_a_mixture_is_one_that_the_student_was_trained_on(
+    tiny_cache: Path, tmp_path: Path
+) -> None:
+    texts = tiny.tiny_texts(40, seed=5)
+    math = tiny.cache_texts(tiny_cache.parent / "teacher", tmp_path / "math", texts)
+    mixture = mix([cache_format.open(tiny_cache), cache_format.open(math)])
+    train_student(tiny_train_config(max_steps=1), mixture, tmp_path / "run")
+    for cache in (tiny_cache, math):
+        found = evaluated(tmp_path / "run", cache)
+        assert found["is_training_cache"]
+        assert len(found["notes"]) == 1
+    shutil.rmtree(tmp_path / "run/model")  # an unfinished one finds what it needs, and says so, too
+    result = invoke(tmp_path / "run", "--cache", math, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["is_training_cache"]
 
 
 def test_figures_unknown_for_sampled_targets_are_left_out(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import cache_format
 from pipeline.student_comparison.row_figures import FOLDER, RowFigures
 from stages.train_student.checkpoints.run_record import read_record, write_record
 from stages.train_student.run_files import parse_run_file, write_run_file
@@ -162,6 +163,20 @@ def test_runs_of_different_caches_need_one_named(runs: tuple[Path, Path], tiny_c
     assert "their validation rows are not the same" in refused.stderr
     result = done("compare", *runs, "--cache", tiny_cache, "--rows", "3")
     assert f"{runs[1]} was trained from another cache" in result.stdout
+
+
+def test_a_student_of_several_caches_needs_one_named(
+    runs: tuple[Path, Path], tiny_cache: Path
+) -> None:
+    cache_id = cache_format.open(tiny_cache).cache_id
+    record = read_record(runs[1])
+    record.identity.update(cache_id="0" * 64, caches={cache_id: {}, "1" * 64: {}})
+    write_record(runs[1], record)
+    refused = run("compare", *runs)
+    assert refused.exit_code == 1
+    assert f"{runs[1]} learned from 2 caches. Give the one to compare on" in refused.stderr
+    result = done("compare", *runs, "--cache", tiny_cache, "--rows", "3")
+    assert "was trained from another cache" not in result.stdout
 
 
 def test_a_cache_that_has_gone_is_asked_for(runs: tuple[Path, Path]) -> None:

@@ -13,7 +13,7 @@ from cache_format.reader import Cache
 from cache_format.writer import CacheWriter
 from stages.train_student.checkpoints.run_record import RunRows
 from stages.train_student.config import TrainStudentConfig
-from stages.train_student.data import loader
+from stages.train_student.data import batch
 from stages.train_student.data.batch import Batch, read_batch
 from stages.train_student.data.loader import Loader, row_order
 from stages.train_student.data.sampler import RankSlice
@@ -85,13 +85,13 @@ def test_a_cache_of_one_unit_trains_a_student(
         def read_and_note(
             cache: Cache, split: Split, indices: Sequence[int], *, with_sketch: bool
         ) -> Batch:
-            batch = read_batch(cache, split, indices, with_sketch=with_sketch)
-            read.update(input_ids_of(batch))
-            return batch
+            found = read_batch(cache, split, indices, with_sketch=with_sketch)
+            read.update(input_ids_of(found))
+            return found
 
         return read_and_note
 
-    monkeypatch.setattr(loader, "read_batch", watched(trained))
+    monkeypatch.setattr(batch, "read_batch", watched(trained))
     monkeypatch.setattr(validation, "read_batch", watched(validated))
     config = tiny_train_config(
         gradient_accumulation_steps=1, max_steps=None, num_train_epochs=2, validation_rows=10**6

@@ -14,11 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+import cache_format
 from stages.train_student.config import TrainStudentConfig
+from stages.train_student.data.mixture import mix
+from stages.train_student.run import train_student
 from stages.train_student.tracking.run_progress import TrainProgress
 from stages.train_student.trainer.rank_slice import require_processes
 from stages.train_student.trainer.stopping import StoppedError
-from tests.support import ROOT
+from tests.support import ROOT, tiny
 from tests.support.hybrid_runs import (
     align_config,
     distill_config,
@@ -135,6 +138,17 @@ def test_two_processes_train_the_same_student_as_one(
     done = two_processes.train(tiny_cache, tmp_path / "run", parallel="fsdp", **SIZES)
     assert done.returncode == 0, done.stderr
     assert_same_student(tmp_path / "run", single_process_run, 2e-5)
+
+
+def test_two_processes_train_the_same_student_from_several_caches(
+    two_processes: Launcher, tiny_cache: Path, tmp_path: Path
+) -> None:
+    other = tiny.cache_texts(tiny_cache.parent / "teacher", tmp_path / "math", tiny.tiny_texts(40))
+    caches = mix([cache_format.open(tiny_cache), cache_format.open(other)], [0.4, 0.6])
+    train_student(tiny_train_config(**SIZES), caches, tmp_path / "alone", recipe_toml="# tiny\n")
+    done = two_processes.train(tiny_cache, tmp_path / "run", mixed_with=str(other), **SIZES)
+    assert done.returncode == 0, done.stderr
+    assert_same_student(tmp_path / "run", tmp_path / "alone", 2e-5)
 
 
 def test_two_torchrun_processes_train_the_same_student_as_one(
