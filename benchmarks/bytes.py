@@ -23,6 +23,7 @@ import click
 import cache_format
 from benchmarks import online
 from benchmarks.bytes_plot import name_of, save_plot
+from benchmarks.compare_option import compare_option, compared_texts
 from benchmarks.trainings import Way
 from cache_format.codec.targets.kinds import kind_of
 from cache_format.reader import Cache
@@ -46,14 +47,7 @@ COMPARED: tuple[Mapping[str, Any], ...] = (
 @click.option("--steps", type=click.IntRange(min=2), default=200, show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--set", "settings", multiple=True, help="As pipeline takes it.")
-@click.option(
-    "--compare",
-    "compared",
-    multiple=True,
-    metavar="KEY=VALUE,…",
-    help="Compare settings of [cache_teacher], such as targets=hidden,hidden_kl=0.1; repeatable. "
-    "They replace the built-in ones.",
-)
+@compare_option
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Keeps all figures.")
 @click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write the curve as SVG or PNG."
@@ -68,7 +62,7 @@ def bytes_against_students(
     plot: Path | None,
     as_json: bool,
 ) -> None:
-    kinds = [_parsed(text) for text in compared] or COMPARED
+    kinds = compared_texts(compared) or COMPARED
     with ExitStack() as stack:
         if work is None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -82,14 +76,6 @@ def bytes_against_students(
     if plot is not None:
         save_plot(rows, plot)
     click.echo(json.dumps({"steps": steps, "rows": rows}) if as_json else _table(rows))
-
-
-def _parsed(text: str) -> dict[str, str]:
-    """``KEY=VALUE,…`` as settings."""
-    pairs = [pair.partition("=") for pair in text.split(",")]
-    if not all(key and value for key, _, value in pairs):
-        raise click.BadParameter(f"{text!r}: expected KEY=VALUE,…", param_hint="--compare")
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 class _Bench:

@@ -5,7 +5,7 @@ kind's ``self_kl`` is KL(teacher ‖ cache), see ``pipeline.comparison``, a mean
 what was fitted has not seen. It is None at temperatures that a cache does not hold.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.positions import make_spec
@@ -29,14 +29,17 @@ _KEYS = [f"self_kl_{temperature_key(temperature)}" for temperature in KL_TEMPERA
 
 
 def measure_kinds(
-    teacher: Teacher, packed: PackedUnit, ranks: RankTable
+    teacher: Teacher,
+    packed: PackedUnit,
+    ranks: RankTable,
+    compared: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Settings, size and KL of each kind."""
+    """Settings, size and KL of each kind; of all kinds if none is in ``compared``."""
     num_rows = len(packed.token_ids_RT)
     num_fit = num_rows - min(_MEASURED_ROWS, num_rows // 2)
     source = rows_of(teacher, packed.rows(0, num_fit), ranks)
     shown, head_VD = source.show(packed.rows(num_fit, num_rows)), teacher.head.weight_VD.float()
-    for settings in SETTINGS:
+    for settings in compared or SETTINGS:
         kept = Keeping.fitted(source, with_settings(_BASE, settings)).rows(shown)
         found = kept.self_kl(head_VD, _POSITIONS)
         yield {

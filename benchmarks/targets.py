@@ -10,14 +10,14 @@ pipeline/comparison/gradient_errors.py. Samples serve the temperature that they 
 other.
 
 `kinds` has, for every kind of target, `hidden` among them, its size and the KL of the teacher to
-what the cache holds; see target_kinds.py. --teacher and --corpus choose whose; then it is all that
-is printed.
+what the cache holds; see target_kinds.py. --teacher and --corpus choose whose, --compare which;
+then it is all that is printed.
 """
 
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 import cache_format
+from benchmarks.compare_option import compare_option, compared_settings
 from benchmarks.positions import SEQUENCE_LENGTH, demo_teacher, load_teacher, make_spec
 from benchmarks.target_kinds import kinds_table, measure_kinds
 from cache_format.codec.row import KeptIds, Row
@@ -113,17 +114,24 @@ _FILE = click.Path(exists=True, path_type=Path)
     show_default=True,
     help="Rows of 512 tokens for `kinds`; eight are measured, the others fitted to.",
 )
+@compare_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def targets(
-    repeats: int, teacher: Path | None, corpus: Path | None, rows: int, as_json: bool
+    repeats: int,
+    teacher: Path | None,
+    corpus: Path | None,
+    rows: int,
+    compared: Sequence[str],
+    as_json: bool,
 ) -> None:
     if repeats < 2:
         raise click.UsageError("--repeats: at least 2 are needed for a deviation")
     figures: dict[str, Any] = {}
-    if teacher is None and corpus is None:
+    settings = compared_settings(compared)
+    if teacher is None and corpus is None and not settings:
         figures |= _demo_figures(repeats)
     loaded = load_teacher(teacher, corpus, rows, NUM_DOCUMENTS)
-    figures["kinds"] = list(measure_kinds(*loaded))
+    figures["kinds"] = list(measure_kinds(*loaded, settings))
     if as_json:
         click.echo(json.dumps(figures))
         return

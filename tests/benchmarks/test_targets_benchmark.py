@@ -56,8 +56,9 @@ def kinds(text_corpus: Path) -> list[dict[str, Any]]:
         {"targets": "hidden", "hidden_kl": 0.05},
         {"targets": "top_k+hidden", "top_k": 32, "hidden_kl": 0.2},
     )
+    for asked in settings:
+        arguments += ["--compare", ",".join(f"{key}={value}" for key, value in asked.items())]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(target_kinds, "SETTINGS", settings)
         patch.setattr(target_kinds, "_POSITIONS", 64)
         result = CliRunner().invoke(main, [*arguments, "--json"], catch_exceptions=False)
     figures = json.loads(result.stdout)
