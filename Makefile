@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 # Without a package index: WHEELHOUSE names what `make wheelhouse` made; the rest is the machine's.
 WHEELHOUSE ?=
 ifneq ($(WHEELHOUSE),)
 VENV_OPTIONS := --system-site-packages
 INSTALL := --no-index --find-links $(WHEELHOUSE) --no-deps -r $(WHEELHOUSE)/requirements.txt
 else
-INSTALL := -e '.[dev]' -c constraints.txt
+INSTALL = -e '.[$(1)]' -c constraints.txt
 endif
 # Of `make gpu`, tests included; tests may take half.
 GPU_SECONDS ?= 540
@@ -19,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-hybrid demo-teacher test test-slow lint types check bench gpu \
-	wheelhouse clean
+	docs wheelhouse clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +55,11 @@ check: lint types test ## everything that must hold before a merge
 bench: $(STAMP) ## measure what the speed claims rest on
 	$(BIN)/python -m benchmarks $(ARGS)
 
+docs: $(DOCS_STAMP) ## build the documentation as a site (site/index.html), links checked
+	rm -rf site build/docs
+	$(BIN)/sphinx-build --fail-on-warning --quiet -c docs -d build/docs . site
+	@echo "Open site/index.html"
+
 gpu: $(STAMP) ## test and measure on this machine's GPU, in nine minutes (GPU_OUT=DIR)
 	@begin=$$(date +%s); status=0; \
 	XLSTM_DISTILL_GPU_TESTS=cuda timeout -k 10 $$(($(GPU_SECONDS) / 2)) $(BIN)/python -m pytest \
@@ -67,7 +73,7 @@ wheelhouse: $(STAMP) ## download what a machine without an index needs (PYTHON_V
 		--extras "$(EXTRAS)" --without "$(WITHOUT)"
 
 clean: ## remove the virtual environment and the tools' caches; results stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -not -path './demo-out/*' -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
@@ -76,5 +82,9 @@ $(STAMP): pyproject.toml constraints.txt
 			"$$($(PYTHON) --version 2>/dev/null || echo missing)." \
 			'Name another one: make $(MAKECMDGOALS) PYTHON=python3.12' >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV_OPTIONS) $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check $(INSTALL)
+	$(BIN)/python -m pip install --disable-pip-version-check $(call INSTALL,dev)
+	@touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check $(call INSTALL,docs)
 	@touch $@

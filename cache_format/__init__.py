@@ -21,7 +21,17 @@ def open(
     local_directory: str | Path | None = None,
     local_bytes: int | None = None,
 ) -> "Cache":
-    """Open the cache at ``path``, a directory or a URL; see ``cache_format.reader.open_cache``.
+    """Open the cache at ``path``, a directory or a URL, and check its manifest.
+
+    >>> import cache_format
+    >>> cache = cache_format.open("my-cache")
+    >>> unit, row = cache.read_row("train", 0)
+    >>> len(row.token_ids) == cache.spec.sequence_length + 1
+    True
+
+    With ``allow_incomplete``, a cache that is still being written can be opened too, with the
+    shards that are finished so far. Raises IncompleteCacheError otherwise, ForeignDirectoryError if
+    there is no cache, CorruptFileError if the manifest is damaged.
 
     Of a cache at a URL, shards are copied into ``local_directory`` (default: ``xlstm-distill`` in
     ``$XDG_CACHE_HOME`` or ``~/.cache``) as they are read, ``local_bytes`` of them at most (20 GiB).

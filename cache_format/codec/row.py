@@ -24,7 +24,8 @@ class KeptIds:
     """
 
     num_ids: NDArray[np.uint16]
-    """[T]"""
+    """[T], how many ids are kept at each position; the other arrays hold those of all positions one
+    after another."""
     ids: NDArray[np.int32]
     """[N], for each position in order of falling logit; on the way out, those of one level in order
     of falling frequency."""
@@ -47,18 +48,19 @@ class Row:
     """One packed sequence of T positions and what the teacher said at each."""
 
     token_ids: NDArray[np.int32]
-    """[T + 1]"""
+    """[T + 1]; position t reads ``token_ids[t]``, and its label is ``token_ids[t + 1]``."""
     document_starts: NDArray[np.int32]
     """Rising indices from 1 to T into token_ids at which a document begins; 0 always does."""
     is_context: NDArray[np.bool_] | None = None
     """[T], positions whose next token is given but not to be learned; None where there are none."""
     kept_ids: KeptIds | None = None
-    """Of kinds of target that keep ids."""
+    """What is kept of the distributions, of kinds of target that keep ids."""
     coefficients: NDArray[np.int16] | None = None
-    """[T, J], of the teacher's last hidden states, see ``hidden_transform.py``; at positions that
-    are not scored unspecified on the way in, 0 on the way out. Of kinds that keep states."""
+    """[T, J], of the teacher's last hidden states, which ``cache.transform.states`` makes of them;
+    at positions that are not scored unspecified on the way in, 0 on the way out. Of kinds that keep
+    states."""
     moment_coefficients: NDArray[np.int16] | None = None
-    """[T, J], of the tail's moments, see ``tail_moment.py``; at positions that are not scored as
+    """[T, J], of the tail's moments, for ``cache.moment``; at positions that are not scored as
     ``coefficients``. Of targets that have moments."""
     sketch: NDArray[np.float32] | None = None
     """[T, L, d], L projected hidden states of each position; None without hidden states."""
@@ -75,7 +77,8 @@ class Row:
         return PackedTokens(self.token_ids, self.document_starts, self.is_context)
 
     def scored(self) -> NDArray[np.bool_]:
-        """[T], whether the position has targets; see ``PackedTokens.scored``."""
+        """[T], whether the position has targets: its next token belongs to the same document and is
+        to be learned."""
         return self.tokens.scored()
 
 

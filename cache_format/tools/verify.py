@@ -29,6 +29,7 @@ class Problem(NamedTuple):
     path: Path | str
     """The file, as ``Storage.locate`` calls it."""
     message: str
+    """What is wrong, and what to do about it."""
     next_step: NextStep = NextStep("")
     """The part of ``message`` that says what to do."""
     is_damage: bool = True

@@ -79,10 +79,11 @@ class CacheTeacherConfig:
     or the last rows of every unit, one in n, so that a cache of few units has both splits."""
 
     targets: Kind = "top_k"
-    """What is kept of a distribution: the k largest logits and the mass of the rest; ids drawn from
-    all, with their counts (RS-KD, arXiv 2503.16870); the k largest, and draws from the rest;
-    ``hidden``: the state that the head is applied to, from which stage two rebuilds the whole
-    distribution; or the k largest, and that state for how the rest is spread."""
+    """What is kept of a distribution. ``top_k``: the k largest logits and the mass of the rest;
+    ``sampled``: ids drawn from all, with their counts (RS-KD, arXiv 2503.16870);
+    ``top_k+sampled``: the k largest, and draws from the rest; ``hidden``: the state that the head
+    is applied to, from which stage two rebuilds the whole distribution; ``top_k+hidden``: the k
+    largest, and that state for how the rest is spread."""
     top_k: int = 64
     """K: the most kept ids of a position; not used where all are drawn."""
     top_p: float = 1.0

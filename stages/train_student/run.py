@@ -80,7 +80,7 @@ def train_student(
 
     With ``load_teacher``, the loss uses that teacher's full distribution on the same rows, for
     comparison. A new run begins from the weights of the student at ``init``, if given; a resumed
-    run continues to the step ``extend_to``, if given (see ``extension``). A kind of student that
+    run continues to the step ``extend_to``, if given. A kind of student that
     begins with all of its teacher's weights takes them from the cache or, if it holds none, from
     the model directory ``teacher``, whose hash must be the cache's.
     Under torchrun, all processes train one student.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import cache_format
 from pipeline.recipes.recipe import load_recipe
 from tests.support import ROOT, tiny
 
@@ -26,7 +27,7 @@ def run_examples(function: object, name: str) -> None:
     assert doctest.DocTestRunner().run(example).failed == 0
 
 
-def test_the_python_examples_of_both_stages_run(
+def test_the_python_examples_of_both_stages_and_of_caches_run(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from stages.cache_teacher import CacheTeacherConfig, cache_teacher
@@ -34,6 +35,7 @@ def test_the_python_examples_of_both_stages_run(
 
     monkeypatch.chdir(directory)
     run_examples(cache_teacher, "cache_teacher")
+    run_examples(cache_format.open, "open")
     run_examples(train_student, "train_student")
     cached = load_recipe("my-cache/recipe.toml").cache_teacher
     assert cached != CacheTeacherConfig()
