@@ -102,5 +102,5 @@ class Training:
             self.device,
             num_threads=self.config.reader_threads,
             with_sketch=self.objective.signal.reads_hidden_states
-            and bool(cache_needs(self.config).hidden_states_for),
+            and cache_needs(self.config).reads_sketch,
         )

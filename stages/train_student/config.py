@@ -40,6 +40,10 @@ class TrainStudentConfig:
     """Weight of the mean square between the student's states before the head and the teacher's, of
     a cache that holds these (``hidden``, ``top_k+hidden``). What it, α and β leave is the labels'.
     """
+    layer_mse_weight: float = 0.0
+    """Weight of the mean square between single layers of a student that holds its teacher and the
+    teacher's, relative to the teacher's, of a cache that holds layers each by itself
+    (``hidden_states`` is ``each:…``). What it and the other weights leave is the labels'."""
     epoch_rule: Literal["subtract", "scale_restart"] = "subtract"
     """After an epoch: lower the start values by ``epoch_delta`` (the paper), or scale them by
     1 − ``epoch_delta`` and restart the annealing (the authors' code)."""
@@ -137,13 +141,15 @@ class TrainStudentConfig:
         _require(len(set(self.report_to)) == len(self.report_to), "report_to", "each named once")
         for key in (
             *("alpha_start", "alpha_end", "beta_start", "beta_end"),
-            *("state_mse_weight", "epoch_delta"),
+            *("state_mse_weight", "layer_mse_weight", "epoch_delta"),
         ):
             _require(0.0 <= getattr(self, key) <= 1.0, key, "from 0 to 1")
-        beta, state = max(self.beta_start, self.beta_end), self.state_mse_weight
-        others = beta + state
+        others = max(self.beta_start, self.beta_end)
+        formula = "1 − β"
+        for key in ("state_mse_weight", "layer_mse_weight"):
+            if weight := getattr(self, key):
+                others, formula = others + weight, f"{formula} − {key}"
         for key in ("alpha_start", "alpha_end"):
-            formula = "1 − β − state_mse_weight" if state else "1 − β"
             at_most = f"at most {formula} = {1 - others:g}, or the labels' weight would be negative"
             _require(getattr(self, key) + others <= 1.0 + 1e-9, key, at_most)
         for key in ("temperature_start", "temperature_end"):
@@ -155,6 +161,11 @@ class TrainStudentConfig:
                 f"{name}_start",
                 f"at least {name}_end under the epoch rule scale_restart, which only decreases it",
             )
+        _require(
+            self.layer_mse_weight == 0.0 or self.student.holds_teacher,
+            "layer_mse_weight",
+            f'0 for students of kind "{self.student.kind}", whose layers are not their teacher\'s',
+        )
         self._require_objective()
         self._require_learning_rates()
         _require(self.max_grad_norm > 0.0, "max_grad_norm", "above 0")
@@ -167,11 +178,12 @@ class TrainStudentConfig:
     def _require_objective(self) -> None:
         if self.objective != "alignment":
             return
-        _require(
-            self.state_mse_weight == 0.0,
-            "state_mse_weight",
-            "0 with the objective alignment, which reads token ids alone",
-        )
+        for key in ("state_mse_weight", "layer_mse_weight"):
+            _require(
+                getattr(self, key) == 0.0,
+                key,
+                "0 with the objective alignment, which reads token ids alone",
+            )
         _require(
             self.student.holds_teacher,
             "objective",

@@ -58,6 +58,6 @@ def _relied_on(cache: Cache, needs: CacheNeeds) -> Iterator[tuple[str, object]]:
     # The loss computes with these, not only with what is decoded by them.
     for name in ("dim", "transform_sha256"):
         yield f"targets.moment.{name}", getattr(moment, name, None)
-    if needs.hidden_states_for:
+    if needs.reads_sketch:
         for name in ("kind", "hidden_states", "dim", "projection_sha256"):
             yield f"sketch.{name}", getattr(spec.sketch, name)

@@ -21,6 +21,13 @@ class CacheNeeds:
     """The settings whose term needs the teacher's hidden states; none: they are not needed."""
     coded_states_for: tuple[str, ...] = ()
     """The settings whose term needs the states that the teacher's head is applied to."""
+    layers_for: tuple[str, ...] = ()
+    """The settings whose term needs states of single layers of the teacher."""
+
+    @property
+    def reads_sketch(self) -> bool:
+        """Whether rows are read with their projected hidden states."""
+        return bool(self.hidden_states_for or self.layers_for)
 
 
 def require_targets(
@@ -47,6 +54,11 @@ def require_targets(
                 "train_student.sampled_softmax_size: with a teacher in the loop, the loss needs "
                 "all logits of teacher and student. Set it to none."
             )
+        if needs.layers_for:
+            raise ValueError(
+                f"train_student.{needs.layers_for[0]}: a teacher in the loop does not give its "
+                "single layers. Set it to 0, or train from the cache alone."
+            )
         return
     if config.sampled_softmax_size is not None and cache.spec.targets.kind == "hidden":
         raise ValueError(
@@ -71,6 +83,8 @@ def require_targets(
             f"{cache.spec.targets.kind!r}). Set it to 0, or make a cache with "
             "cache_teacher.targets 'hidden' or 'top_k+hidden'."
         )
+    if needs.layers_for:
+        _require_single_layers(cache, needs.layers_for[0])
     if needs.hidden_states_for and cache.spec.sketch.kind == "none":
         settings = " and ".join(needs.hidden_states_for)
         raise ValueError(
@@ -85,3 +99,18 @@ def require_targets(
             f"one hidden state. Set {' and '.join(needs.hidden_states_for)} to 0, or make a cache "
             "with their mean ('layers:…')."
         )
+
+
+def _require_single_layers(cache: Cache, key: str) -> None:
+    """Raise ValueError where ``cache`` does not hold layers of the teacher, each by itself."""
+    sketch = cache.spec.sketch
+    if sketch.kind != "none" and sketch.hidden_states.startswith("each:"):
+        return
+    found = f"hidden_states is {sketch.hidden_states!r}"
+    if sketch.kind == "none":
+        found = "hidden_projection is 'none'"
+    raise ValueError(
+        f"train_student.{key}: the cache does not hold layers of its teacher, each by itself "
+        f"(cache_teacher.{found}). Set it to 0, or make a cache with cache_teacher.hidden_states "
+        "such as 'each:7,14,21', and a hidden_projection that is not 'none'."
+    )

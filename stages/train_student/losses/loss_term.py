@@ -3,9 +3,10 @@
 ``FrobeniusTerm`` is one. Cross-entropy and KL, which share one pass over the vocabulary and have
 two weights, are an object of their own: ``VocabularyTerms``.
 
-Shapes: B rows, T positions, N scored positions, D width, V vocabulary.
+Shapes: B rows, T positions, N scored positions, L layers, D width, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +32,13 @@ class HiddenStateTargets(Protocol):
         """L_F between them and the student's, over scored positions: a differentiable scalar."""
 
 
+class LayerTargets(Protocol):
+    """The teacher's states of several layers, each by itself."""
+
+    def relative_errors(self, layers_BTD: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Squares of the student's differences from them over their own, differentiable [N, L]."""
+
+
 @dataclass(frozen=True)
 class TeacherTargets:
     """What the teacher says of one batch; None for what it does not say or is not asked."""
@@ -38,6 +46,7 @@ class TeacherTargets:
     distribution: SparseTargets | DenseTargets | None = None
     """Of the next token, at the N scored positions."""
     hidden_states: HiddenStateTargets | None = None
+    layers: LayerTargets | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,8 @@ class TermInputs:
     head_VD: Tensor
     """The student's head without its padding rows."""
     targets: TeacherTargets
+    layers_BTD: tuple[Tensor, ...] = ()
+    """What the student's layers give of which the teacher's are there, if a term compares them."""
 
 
 @dataclass(frozen=True)

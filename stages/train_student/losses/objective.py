@@ -29,7 +29,7 @@ from stages.train_student.losses.teacher_signal import (
 )
 from stages.train_student.losses.terms import LossWeights, WeightedTerm, further_terms
 from stages.train_student.losses.vocabulary_terms import VocabularyTerms
-from stages.train_student.students.student import Student
+from stages.train_student.students.student import AlignableStudent, Student
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,6 +52,8 @@ class Objective:
     """What the teacher says of a batch: from the cache, or from the teacher in the loop."""
     decoders: tuple[TargetDecoder, ...] = ()
     """Of each of several caches its own; ``decode`` is then made of them."""
+    layers: tuple[int, ...] = ()
+    """Whose states a term compares with those of the teacher's layers in the cache; mostly none."""
     compares_layers: bool = False
     """Whether validation compares the student's layers with the teacher's, as an alignment does."""
 
@@ -90,14 +92,22 @@ class Objective:
         # The teacher first: it waits for the device, which has nothing of this batch to do yet.
         targets = self.signal.targets(batch, weights)
         with torch.autocast(self.device.type, self.dtype, enabled=self.uses_autocast):
-            hidden_BTD = model.hidden_states(batch.input_ids, batch.is_document_start)
-        inputs = TermInputs(batch, hidden_BTD, self.head_of(model), targets)
+            hidden_BTD, layers_BTD = self._student_states(model, batch)
+        inputs = TermInputs(batch, hidden_BTD, self.head_of(model), targets, layers_BTD)
         found = [self.vocabulary(inputs, weights, normalizer)]
         for further in self.further_terms:
             found.append(further.term(inputs, further.weight(weights), normalizer))
         loss = functools.reduce(torch.add, (term.weighted for term in found))
         values = (loss, *(value for term in found for value in term.values))
         return loss, torch.stack([value.detach().double() for value in values])
+
+    def _student_states(self, model: Student, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Those that the head is applied to, and those of ``layers``."""
+        if not self.layers:
+            return model.hidden_states(batch.input_ids, batch.is_document_start), ()
+        assert isinstance(model, AlignableStudent), "make_objective asks for layers of no other"
+        states = model.layer_states(batch.input_ids, batch.is_document_start, self.layers)
+        return states.hidden_BTD, states.layers_BTD
 
 
 def make_objective(
@@ -140,6 +150,7 @@ def make_objective(
         decode=decode,
         decoders=decoders if mixture.is_mixed else (),
         signal=CachedSignal(reference.spec, decode) if teacher is None else OnlineSignal(teacher),
+        layers=_compared_layers(model, reference.spec) if config.layer_mse_weight else (),
         compares_layers=config.objective == "alignment",
     )
 
@@ -148,3 +159,17 @@ def frozen_head(model: Student, spec: CacheSpec, dtype: torch.dtype) -> Tensor |
     """The head's rows that stand for ids, in ``dtype``; None where the head is trained."""
     weight: Tensor = model.lm_head.weight
     return None if weight.requires_grad else weight[: spec.teacher.vocab_size].detach().to(dtype)
+
+
+def _compared_layers(model: Student, spec: CacheSpec) -> tuple[int, ...]:
+    """The layers whose states are in the cache. Raises ValueError unless ``model`` has the same."""
+    assert isinstance(model, AlignableStudent), "the config refuses other kinds"
+    expected = (spec.teacher.num_layers, spec.teacher.hidden_size)
+    found = (model.num_layers, model.config.hidden_size)
+    if found != expected:
+        raise ValueError(
+            f"train_student.layer_mse_weight: the cache's teacher has {expected[0]} layers of "
+            f"width {expected[1]}, the student {found[0]} of width {found[1]}, which cannot be "
+            "compared. Set it to 0, or make the student from the cache's teacher."
+        )
+    return spec.sketch.named_layers

@@ -20,8 +20,9 @@ from stages.train_student.data.batch import Batch
 from stages.train_student.data.scored import scored
 from stages.train_student.data.targets.dense_targets import DenseTargets
 from stages.train_student.data.targets.kind import TargetDecoder
-from stages.train_student.losses.loss_term import HiddenStateTargets, TeacherTargets
+from stages.train_student.losses.loss_term import TeacherTargets
 from stages.train_student.losses.states.frobenius import ProjectedStates, WholeStates
+from stages.train_student.losses.states.layers import ProjectedLayers
 from stages.train_student.losses.terms import LossWeights
 
 
@@ -77,14 +78,15 @@ class CachedSignal:
         distribution = None
         if weights.reads_distribution:
             distribution = self.decode(batch.targets, batch.scored)
-        return TeacherTargets(distribution, self._hidden_states(batch))
-
-    def _hidden_states(self, batch: Batch) -> HiddenStateTargets | None:
         if batch.sketch is None or batch.projection is None:
-            return None
+            return TeacherTargets(distribution)
         sketch = self.spec.sketch
         scale = 1.0 if sketch.kind == "pca" else 1 / math.sqrt(sketch.dim)
-        return ProjectedStates(batch.sketch[:, :, 0], batch.projection, scale)
+        return TeacherTargets(
+            distribution,
+            ProjectedStates(batch.sketch[:, :, 0], batch.projection, scale),
+            ProjectedLayers(batch.sketch, batch.projection, scale),
+        )
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """The terms of the loss: their weights at a step, and what they need of a cache.
 
-    (1−α−β−γ)·CE + α·T²·KL + β·L_F + γ·L_S
+    (1−α−β−γ−δ)·CE + α·T²·KL + β·L_F + γ·L_S + δ·L_L
 
-as in Distil-xLSTM (arXiv 2503.18565, section 3), and with a further term of weight γ, which is 0 if
-it is not asked for.
+as in Distil-xLSTM (arXiv 2503.18565, section 3), and with further terms of the weights γ and δ,
+which are 0 if they are not asked for.
 
 To add a term, write its class in a file of its own (see ``loss_term``), and give it a weight, an
 entry in ``further_terms`` and, if it needs more than the labels, a need here. Its settings belong
@@ -32,11 +32,13 @@ class LossWeights:
     temperature: float
     state_mse: float = 0.0
     """γ."""
+    layer_mse: float = 0.0
+    """δ."""
 
     @property
     def cross_entropy(self) -> float:
         """What the terms that need a teacher leave to the labels."""
-        return 1 - self.alpha - self.beta - self.state_mse
+        return 1 - self.alpha - self.beta - self.state_mse - self.layer_mse
 
     @property
     def reads_distribution(self) -> bool:
@@ -60,12 +62,15 @@ class WeightedTerm:
 def further_terms(config: TrainStudentConfig) -> tuple[WeightedTerm, ...]:
     """The terms beside cross-entropy and KL, in the order of their metrics."""
     from stages.train_student.losses.states.frobenius import FrobeniusTerm
+    from stages.train_student.losses.states.layers import LayerMSETerm
     from stages.train_student.losses.states.mean_square import StateMSETerm
 
-    frobenius = WeightedTerm(FrobeniusTerm(), lambda weights: weights.beta)
-    if not config.state_mse_weight:
-        return (frobenius,)
-    return frobenius, WeightedTerm(StateMSETerm(), lambda weights: weights.state_mse)
+    terms = [WeightedTerm(FrobeniusTerm(), lambda weights: weights.beta)]
+    if config.state_mse_weight:
+        terms.append(WeightedTerm(StateMSETerm(), lambda weights: weights.state_mse))
+    if config.layer_mse_weight:
+        terms.append(WeightedTerm(LayerMSETerm(), lambda weights: weights.layer_mse))
+    return tuple(terms)
 
 
 def loss_weights(config: TrainStudentConfig, step: int, steps_per_epoch: int) -> LossWeights:
@@ -85,6 +90,7 @@ def loss_weights(config: TrainStudentConfig, step: int, steps_per_epoch: int) ->
             k,
         ),
         state_mse=config.state_mse_weight,
+        layer_mse=config.layer_mse_weight,
     )
 
 
@@ -105,4 +111,5 @@ def cache_needs(config: TrainStudentConfig) -> CacheNeeds:
         temperatures=temperatures if has_kl else {},
         hidden_states_for=("beta_start", "beta_end") if has_frobenius else (),
         coded_states_for=("state_mse_weight",) if config.state_mse_weight else (),
+        layers_for=("layer_mse_weight",) if config.layer_mse_weight else (),
     )

@@ -92,9 +92,25 @@ class LayerAlignment(Protocol):
         before the output projection, from the teacher's inputs. Only new weights have gradients."""
 
 
+class LayerStates(Protocol):
+    """What a student's layers give, beside the states after its final norm."""
+
+    @property
+    def hidden_BTD(self) -> Tensor:
+        """As of ``hidden_states``."""
+
+    @property
+    def layers_BTD(self) -> tuple[Tensor, ...]:
+        """Of the layers that were asked for, in their order."""
+
+
 @runtime_checkable
 class AlignableStudent(Student, Protocol):
     """A student that holds its teacher, whose layers it can be compared with."""
+
+    @property
+    def num_layers(self) -> int:
+        """As many as its teacher has."""
 
     @property
     def attention_width(self) -> int:
@@ -113,6 +129,14 @@ class AlignableStudent(Student, Protocol):
     ) -> LayerAlignment:
         """Teacher and student in each layer, from what the teacher's layer gets; documents as in
         ``hidden_states``."""
+
+    def layer_states(
+        self, input_ids: Tensor, is_document_start: Tensor | None, layers: tuple[int, ...]
+    ) -> LayerStates:
+        """``hidden_states``, and on the way what ``layers`` (rising, from 1) give the next one.
+
+        They are counted as in a cache: the last gives the state after the final norm.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

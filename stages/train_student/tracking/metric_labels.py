@@ -32,6 +32,7 @@ STEP = (
     MetricLabel(key="train/alignment", format=".3g", progress="alignment"),
     MetricLabel(key="train/frobenius", format=".3f", progress="L_F"),
     MetricLabel(key="train/state_mse", format=".3g", progress="state MSE"),
+    MetricLabel(key="train/layer_mse", format=".3g", progress="layer MSE"),
     MetricLabel(key="schedule/alpha", format=".2f", progress="α"),
     MetricLabel(key="train/gradient_norm", format=".2f", progress="grad norm"),
     MetricLabel(key="speed/mfu", format=".0%", progress="MFU"),

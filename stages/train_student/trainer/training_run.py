@@ -81,8 +81,8 @@ class TrainingRun:
         self.objective = make_objective(self.model, mixture, config, device, teacher)
         if teacher is None and cache_needs(config).temperatures:
             require_teachers_head(self.cache, self.objective.head_VD)
-        self.reads_hidden_states = self.objective.signal.reads_hidden_states and bool(
-            cache_needs(config).hidden_states_for
+        self.reads_hidden_states = (
+            self.objective.signal.reads_hidden_states and cache_needs(config).reads_sketch
         )
         sharding = self.kind.sharding(self.model) if config.parallel == "fsdp" else None
         self.loss = ParallelLoss(self.model, self._training_loss(), sharding, context)
@@ -213,8 +213,9 @@ class TrainingRun:
         found = {"learning_rate": rates.base}
         if self.config.objective == "distillation":
             found = dataclasses.asdict(weights) | found
-            if not weights.state_mse:
-                del found["state_mse"]
+            for name in ("state_mse", "layer_mse"):
+                if not found[name]:
+                    del found[name]
         if self.config.mixer_learning_rate is not None:
             found["mixer_learning_rate"] = rates.mixer
         return {f"schedule/{name}": value for name, value in found.items()}

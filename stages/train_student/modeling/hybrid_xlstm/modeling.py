@@ -49,11 +49,15 @@ class Alignment(NamedTuple):
 
 
 class StackOutput(NamedTuple):
-    """States [B, T, D] after the final norm, what a state became, and the rest of ``Alignment``."""
+    """States [B, T, D] after the final norm, what a state became, and the rest of ``Alignment``.
+
+    ``layers_BTD``: the residual stream after the layers that were asked for.
+    """
 
     hidden_BTD: Tensor
     state: HybridState | None
     errors_LBT: Tensor | None = None
+    layers_BTD: tuple[Tensor, ...] = ()
 
 
 class HybridXLSTMForCausalLM(CausalStudent):
@@ -104,6 +108,10 @@ class HybridXLSTMForCausalLM(CausalStudent):
     def layers(self) -> list[HybridLayer]:
         """First to last."""
         return list(self.model.layers)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.model.layers)
 
     @property
     def converted_layers(self) -> list[int]:
@@ -163,9 +171,20 @@ class HybridXLSTMForCausalLM(CausalStudent):
         as long as they are not trained.
         """
         layout = self.lay_out(input_ids, is_document_start, has_state=False)
-        hidden_BTD, _, errors_LBT = self.run_stack(input_ids, layout, None, follows_teacher=True)
-        assert errors_LBT is not None
-        return Alignment(hidden_BTD, errors_LBT)
+        found = self.run_stack(input_ids, layout, None, follows_teacher=True)
+        assert found.errors_LBT is not None
+        return Alignment(found.hidden_BTD, found.errors_LBT)
+
+    def layer_states(
+        self, input_ids: Tensor, is_document_start: Tensor | None, layers: tuple[int, ...]
+    ) -> StackOutput:
+        """``hidden_states``, and ``layers_BTD``: the residual stream after each of ``layers``.
+
+        They rise, and are counted from 1. After the last, it is the state after the final norm, as
+        in Hugging Face's ``output_hidden_states``.
+        """
+        layout = self.lay_out(input_ids, is_document_start, has_state=False)
+        return self.run_stack(input_ids, layout, None, layers=layers)
 
     def run_stack(
         self,
@@ -173,8 +192,10 @@ class HybridXLSTMForCausalLM(CausalStudent):
         layout: DocumentLayout,
         state: HybridState | None,
         follows_teacher: bool = False,
+        layers: tuple[int, ...] = (),
     ) -> StackOutput:
-        """``hidden_states`` or, with ``follows_teacher``, ``alignment`` of a batch laid out.
+        """``hidden_states`` or, with ``follows_teacher``, ``alignment`` of a batch laid out; with
+        ``layers``, ``layer_states``.
 
         What reads the weights of a training step, so that sharding has one method to hook into.
         """
@@ -183,7 +204,7 @@ class HybridXLSTMForCausalLM(CausalStudent):
         with torch.set_grad_enabled(has_gradient):
             x_BTD = model.embed_tokens(input_ids.to(self.stack_device))
         rotation: Rotation = model.rotary_emb(x_BTD, position_BT)
-        states, errors = [], []
+        states, errors, kept = [], [], []
         for index, layer in enumerate(self.layers):
             before = None if state is None else state.layers[index]
             mixed: Mixed = layer(x_BTD, rotation, layout, before, follows_teacher)
@@ -192,13 +213,17 @@ class HybridXLSTMForCausalLM(CausalStudent):
                 states.append(mixed.state)
             if mixed.error_BT is not None:
                 errors.append(mixed.error_BT)
+            if index + 1 in layers and index + 1 < self.num_layers:
+                kept.append(x_BTD)
         with torch.set_grad_enabled(has_gradient):
             hidden_BTD = model.norm(x_BTD)
+        if self.num_layers in layers:
+            kept.append(hidden_BTD)
         if follows_teacher:
             nothing = hidden_BTD.new_zeros(0, *hidden_BTD.shape[:2], dtype=torch.float32)
             return StackOutput(hidden_BTD, None, torch.stack(errors) if errors else nothing)
         if state is None:
-            return StackOutput(hidden_BTD, None)
+            return StackOutput(hidden_BTD, None, layers_BTD=tuple(kept))
         position_B = (position_BT[:, -1] + 1).expand(len(input_ids)).clone()
         return StackOutput(hidden_BTD, HybridState(position_B, tuple(states)))
 

@@ -182,10 +182,10 @@ def test_a_trained_head_and_scaled_gradients_are_synchronized(
 
 @pytest.fixture(scope="module")
 def teacher_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with all of its teacher's weights, which are in half precision."""
+    """A cache with two of its teacher's layers, and all of its weights, in half precision."""
     root = tmp_path_factory.mktemp("hybrid")
     save_tiny_llama(root / "teacher", dtype=torch.bfloat16)
-    return hybrid_cache(root)
+    return hybrid_cache(root, hidden_states="each:1,2", hidden_projection="rademacher")
 
 
 @pytest.mark.parametrize(
@@ -213,6 +213,25 @@ def test_a_student_that_holds_its_teacher_is_shared(
     )
     assert done.returncode == 0, done.stderr
     assert_same_student(tmp_path / "run", tmp_path / "alone", 2e-5)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_single_layers_are_compared_by_several_processes(
+    two_processes: Launcher, teacher_cache: Path, tmp_path: Path, parallel: str
+) -> None:
+    """The last layer is in no term of the loss. All weights are trained, so that all are float32:
+    in a residual stream of bfloat16, the order in which gradients are added shows."""
+    changes: dict[str, Any] = {
+        **{"alpha_start": 0.0, "alpha_end": 0.0, "layer_mse_weight": 1.0, "trained": "all"},
+        **{"gradient_checkpointing": True, "max_steps": 3, "eval_steps": 9},
+    }
+    run(distill_config(**changes), teacher_cache, tmp_path / "alone")
+    done = two_processes.train(
+        teacher_cache, tmp_path / "run", kind="distill", parallel=parallel, **changes
+    )
+    assert done.returncode == 0, done.stderr
+    # What decides on forgetting over so few positions has next to no gradient.
+    assert_same_student(tmp_path / "run", tmp_path / "alone", 2e-4)
 
 
 def test_sampled_softmax_columns_do_not_depend_on_the_process(
