@@ -6,10 +6,8 @@ still the same cache: the run keeps to the rows it began with.
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cache_format.errors import Action, AdvisedError, NextStep
 from cache_format.reader import Cache
-from cache_format.storage.atomic import make_directory, publish_bytes
+from cache_format.storage.atomic import lock_unless_held, make_directory, publish_bytes
 from stages.next_steps import StageAction
 from stages.train_student.checkpoints.extension import extended
 from stages.train_student.checkpoints.run_record import (
@@ -48,11 +46,8 @@ def held(out: Path) -> Iterator[None]:
     A file system without locks lets everyone in.
     """
     make_directory(out)
-    descriptor = os.open(out, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with lock_unless_held(out) as is_ours:
+        if not is_ours:
             raise AdvisedError(
                 f"{out}: another process is training into it.",
                 NextStep(
@@ -60,12 +55,8 @@ def held(out: Path) -> Iterator[None]:
                     "use torchrun.",
                     Action.CHOOSE_DIRECTORY,
                 ),
-            ) from error
-        except OSError:
-            pass
+            )
         yield
-    finally:
-        os.close(descriptor)
 
 
 def prepare(
@@ -85,26 +76,12 @@ def prepare(
     weights that a new run begins from; one that is resumed has had them. ``environment`` is what is
     recorded of a new run.
     """
-    _require_own_checkpoints(out)
-    identity_file = out / RUN_FILE
-    has_checkpoints = any((out / "checkpoints").glob("step-*"))
-    if (out / "model").exists() and not has_checkpoints:
-        raise AdvisedError(
-            f"{out} holds a finished student without checkpoints.",
-            NextStep(
-                f"Choose another directory, or move {out / 'model'} away.", Action.CHOOSE_DIRECTORY
-            ),
-        )
-    if identity_file.exists() and has_checkpoints:
-        return _check_same(out, cache, config, resume, online, initial)
-    # A run that ended before its first checkpoint has nothing to lose: it may begin anew, with
-    # other settings where the first ones ran out of memory.
-    if not identity_file.exists() and out.exists() and any(out.iterdir()):
-        lost = f" ({identity_file.name} is missing)" if has_checkpoints else ""
-        raise AdvisedError(
-            f"{out} is not empty, and not a run{lost}.",
-            NextStep("Choose another directory.", Action.CHOOSE_DIRECTORY),
-        )
+    record = require_same_or_new(out, cache, config, resume=resume, online=online, initial=initial)
+    if record is not None:
+        moved = dataclasses.replace(record, cache_location=location_of(cache))
+        if moved != record:
+            write_record(out, moved)
+        return moved
     num_shards = (len(cache.shards("train")), len(cache.shards("validation")))
     identity = _identity(config, cache, *num_shards, online)
     if initial is not None:
@@ -123,6 +100,50 @@ def prepare(
     publish_bytes(out / "recipe.toml", recipe_toml.encode())
     write_record(out, record)
     return record
+
+
+def require_same_or_new(
+    out: Path,
+    cache: Cache,
+    config: TrainStudentConfig,
+    *,
+    resume: bool,
+    online: bool = False,
+    initial: "InitialWeights | None" = None,
+) -> RunRecord | None:
+    """The record of this very run in ``out``; None where it begins. Nothing is written.
+
+    Raises ValueError as ``prepare`` does.
+    """
+    _require_own_checkpoints(out)
+    identity_file = out / RUN_FILE
+    has_checkpoints = any((out / "checkpoints").glob("step-*"))
+    if (out / "model").exists() and not has_checkpoints:
+        raise AdvisedError(
+            f"{out} holds a finished student without checkpoints.",
+            NextStep(
+                f"Choose another directory, or move {out / 'model'} away.", Action.CHOOSE_DIRECTORY
+            ),
+        )
+    if identity_file.exists() and has_checkpoints:
+        if not resume:
+            raise AdvisedError(
+                f"{out} already holds a run.",
+                NextStep(
+                    "Resume it, or choose another directory.",
+                    *(StageAction.RESUME, Action.CHOOSE_DIRECTORY),
+                ),
+            )
+        return require_same(out, cache, config, online=online, initial=initial)
+    # A run that ended before its first checkpoint has nothing to lose: it may begin anew, with
+    # other settings where the first ones ran out of memory.
+    if not identity_file.exists() and out.exists() and any(out.iterdir()):
+        lost = f" ({identity_file.name} is missing)" if has_checkpoints else ""
+        raise AdvisedError(
+            f"{out} is not empty, and not a run{lost}.",
+            NextStep("Choose another directory.", Action.CHOOSE_DIRECTORY),
+        )
+    return None
 
 
 def extend(out: Path, record: RunRecord, *, planned: int, step: int, to_step: int) -> RunRecord:
@@ -167,22 +188,15 @@ def _require_own_checkpoints(out: Path) -> None:
             )
 
 
-def _check_same(
+def require_same(
     out: Path,
     cache: Cache,
     config: TrainStudentConfig,
-    resume: bool,
-    online: bool,
-    initial: "InitialWeights | None",
+    *,
+    online: bool = False,
+    initial: "InitialWeights | None" = None,
 ) -> RunRecord:
-    if not resume:
-        raise AdvisedError(
-            f"{out} already holds a run.",
-            NextStep(
-                "Resume it, or choose another directory.",
-                *(StageAction.RESUME, Action.CHOOSE_DIRECTORY),
-            ),
-        )
+    """The record of the run in ``out``. Raises ValueError where it is not that of ``config``."""
     record = read_record(out)
     before = with_new_settings(record.identity, config)
     num_shards = (before.get("num_train_shards", 0), before.get("num_validation_shards", 0))
@@ -207,15 +221,12 @@ def _check_same(
             f"{out} holds another run: {'; '.join(differing)}.",
             NextStep(text, Action.CHOOSE_DIRECTORY, *actions),
         )
-    moved = dataclasses.replace(record, cache_location=location_of(cache))
-    if moved != record:
-        write_record(out, moved)
-    return moved
+    return record
 
 
 def with_new_settings(identity: dict[str, Any], config: TrainStudentConfig) -> dict[str, Any]:
     """``identity`` with the defaults of settings that ``config`` has and that are newer than it."""
-    defaults = _settings_of(TrainStudentConfig(student=type(config.student)()))
+    defaults = deciding_settings(TrainStudentConfig(student=type(config.student)()))
     student = defaults.pop("student") | identity.get("student", {})
     return defaults | identity | {"student": student}
 
@@ -249,10 +260,10 @@ def _identity(
     }
     if online:
         identity["teacher_in_the_loop"] = True
-    return identity | _settings_of(config)
+    return identity | deciding_settings(config)
 
 
-def _settings_of(config: TrainStudentConfig) -> dict[str, Any]:
+def deciding_settings(config: TrainStudentConfig) -> dict[str, Any]:
     """The settings that decide what a run computes, as they are on disk."""
     settings = {
         key: value
