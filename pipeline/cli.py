@@ -19,6 +19,7 @@ from pipeline.commands.merge import merge
 from pipeline.commands.pack import pack, unpack
 from pipeline.commands.push import push
 from pipeline.commands.recipes import recipes
+from pipeline.commands.students.ablate import ablate
 from pipeline.commands.students.compare import compare
 from pipeline.commands.students.convert import convert
 from pipeline.commands.students.merge_students import merge_students
@@ -47,8 +48,8 @@ def main(debug: bool) -> None:
 
 
 for command in (
-    *(cache_teacher, estimate, convert, train_student, recipes, inspect_cache, generate),
-    *(evaluate, report, compare, win_and_tie, merge_students, push, verify, pack, unpack),
-    *(merge, extend, export, demo),
+    *(cache_teacher, estimate, convert, train_student, ablate, recipes, inspect_cache),
+    *(generate, evaluate, report, compare, win_and_tie, merge_students, push, verify),
+    *(pack, unpack, merge, extend, export, demo),
 ):
     main.add_command(command)
