@@ -21,6 +21,7 @@ from pipeline.commands.evaluate import evaluate
 from pipeline.commands.generate import generate
 from pipeline.commands.push import push
 from pipeline.commands.recipes import recipes
+from pipeline.commands.students.ablate import ablate
 from pipeline.commands.students.compare import compare
 from pipeline.commands.students.convert import convert
 from pipeline.commands.students.merge_students import merge_students
@@ -48,8 +49,8 @@ def main(debug: bool) -> None:
 
 
 for command in (
-    *(cache_teacher, estimate, convert, train_student, recipes, inspect_cache, generate),
-    *(evaluate, report, compare, win_and_tie, merge_students, push, verify, pack, unpack),
-    *(merge, extend, export, demo, doctor),
+    *(cache_teacher, estimate, convert, train_student, ablate, recipes, inspect_cache),
+    *(generate, evaluate, report, compare, win_and_tie, merge_students, push, verify),
+    *(pack, unpack, merge, extend, export, demo, doctor),
 ):
     main.add_command(command)

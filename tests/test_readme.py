@@ -54,13 +54,14 @@ def test_documented_commands_are_accepted_by_the_command_line(
         "sampled-cache",
         "part-a",
         "part-b",
-        *("run", "run-2", "runs", "mixed", "no-frobenius", "four-blocks"),
+        *("run", "run-2", "runs", "mixed", "no-frobenius", "four-blocks", "sweep"),
         "my-parquet-directory",
         "my-model",
         *("student-results", "teacher-results", "math-cache", "code-cache"),
     ):
         Path(directory).mkdir(parents=True)
     Path("fineweb.tar.zst").touch()
+    Path("sweep.toml").touch()
     command = main.commands[words[0]]
     context: click.Context = command.make_context(words[0], words[1:])
     if "settings" in context.params:

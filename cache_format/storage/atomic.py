@@ -126,6 +126,26 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def lock_unless_held(path: Path) -> Iterator[bool]:
+    """``locked`` without waiting: False where another process holds the lock, which it then keeps.
+
+    A file system without locks lets everyone in.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        is_ours = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_ours = False
+        except OSError:
+            pass
+        yield is_ours
+    finally:
+        os.close(descriptor)
+
+
 def regular_descriptor(path: Path) -> int:
     """A descriptor of the file ``path``, to be read. Raises StorageError for a pipe or a device,
     which may come with a stranger's directory: one is waited for, the other has no end."""

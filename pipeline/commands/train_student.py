@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.options.cache_location import LocalPath
-from pipeline.options.finite_range import FiniteRange
 from pipeline.options.recipe_options import load_session_recipe, recipe_options
 from pipeline.options.reporting_options import (
     open_reporter,
@@ -19,6 +18,7 @@ from pipeline.options.reporting_options import (
     require_place,
     send_start,
 )
+from pipeline.options.training_options import local_copies_options, teacher_options
 from pipeline.options.weighted_caches import WeightedCache, WeightedCacheLocation, weights_of
 from pipeline.runtime.session import Session
 from pipeline.runtime.silence_libraries import silence_libraries
@@ -84,37 +84,8 @@ class _RunOptions:
     "0, it jumps back up to that run's value, then decays to 0 at STEPS. The run records STEPS, so "
     "a later --resume alone continues to it. At the end, the new model replaces the old one.",
 )
-@click.option(
-    "--teacher",
-    metavar="TEACHER",
-    help="Where all of the teacher's weights are, for a student that holds them, if the cache was "
-    "made without cache_teacher.keep_teacher_weights: its directory or Hub id. They have to be "
-    "those that the cache was made with.",
-)
-@click.option(
-    "--teacher-in-the-loop",
-    "online",
-    is_flag=False,
-    flag_value="",
-    metavar="[TEACHER]",
-    help="Load the cache's teacher and train on its full distribution at every position. For "
-    "comparison only: every run then needs the teacher's memory and time. TEACHER is its Hub id "
-    "or directory, if it has moved since the cache was made.",
-)
-@click.option(
-    "--local-directory",
-    type=_DIRECTORY,
-    help="Directory for local copies of the shards of a cache at a URL; by default in your user "
-    "cache directory. Does not affect the results.",
-)
-@click.option(
-    "--local-gib",
-    type=FiniteRange(min=0.0, min_open=True, max=1_000_000.0),
-    default=20.0,
-    show_default=True,
-    metavar="GIB",
-    help="Maximum disk space for these copies; several caches at URLs share it evenly.",
-)
+@teacher_options
+@local_copies_options
 @reporting_options
 @click.pass_obj
 def train_student(

@@ -1,10 +1,11 @@
-"""The events of ``cache-teacher`` and ``train-student``, and what receives them.
+"""The events of ``cache-teacher``, ``train-student`` and ``ablate``, and what receives them.
 
 With ``--json`` each is one JSON object on a line of standard output. All have ``event`` and
 ``time`` (ISO 8601, local time with its offset); the others, by ``event``:
 
 ``start``
     ``command``, ``version``, ``recipe`` (as given), ``out``; ``train-student``: ``cache``.
+    ``ablate``: ``sweep`` in place of ``recipe``, and ``cache``.
 ``phase``
     ``cache-teacher``: ``phase``, one of "resolving", "loading teacher", "fitting", "waiting for
     workers", "caching", "corpus ended".
@@ -14,17 +15,20 @@ With ``--json`` each is one JSON object on a line of standard output. All have `
     ``tokens_total``, ``tokens_cached_this_run``, ``bytes_written``, ``bytes_held``, ``unit``,
     ``units_made``, ``corpus_position``, ``documents``, ``seconds``, ``device_wait_share``, ``mfu``.
     ``train-student``: ``step``, ``num_steps``, ``tokens_done``, ``tokens_total`` and ``metrics``,
-    whose names are those of ``metrics.jsonl``.
+    whose names are those of ``metrics.jsonl``. ``ablate``: ``tokens_done`` and ``tokens_total`` of
+    all runs, ``runs_finished``, ``runs_failed``, ``runs_total``, ``running`` (names).
 ``validation``
     ``step``, ``metrics`` as in ``metrics.jsonl``, ``kl_temperature`` (T of "validation/kl").
 ``checkpoint``
     ``step``, ``path``.
 ``message``, ``warning``
-    ``message``; ``step`` where it came from a training run.
+    ``message``; ``step`` where it came from a training run, ``run`` where it is about one of a
+    sweep's.
 ``done``
     ``cache-teacher``: ``out`` and what ``--summary`` writes. ``cache-teacher --dry-run``: see
     ``pipeline/reports/dry_run.py``. ``train-student``: ``out``, ``model``, ``metrics`` of the last
-    validation. Always the last line of a run that succeeded.
+    validation. ``ablate``: ``out``, ``runs`` (their number). ``ablate --dry-run``: see
+    ``pipeline/ablation/planning/overview.py``. Always the last line of a run that succeeded.
 ``error``
     ``message``, ``exit_code``. The last line of a run that failed, or was interrupted. A usage
     error that comes before the command itself (an unknown option) is on standard error alone.

@@ -15,6 +15,7 @@ _INTERRUPTED = {
     "cache-teacher": "Finished shards are kept: run the same command again to continue.",
     "train-student": "Run the same command with --resume to continue from the newest "
     "checkpoint, or without it if there is none yet.",
+    "ablate": "Finished runs and checkpoints are kept: run the same command again to continue.",
     "pack": "No partial file was left: run the same command again to start over.",
     "unpack": "Files unpacked so far are kept: run the same command again to continue.",
     "merge": "Merged units are kept: run the same command again to continue.",

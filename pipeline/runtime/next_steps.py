@@ -37,7 +37,7 @@ _IN_COMMAND: dict[tuple[str, Enum], str] = {
     ("train-student", StageAction.RESUME): _RESUME,
     **{
         (command, Action.CHOOSE_DIRECTORY): "--out sets the directory."
-        for command in ("cache-teacher", "train-student", "convert", "merge", "demo")
+        for command in ("cache-teacher", "train-student", "ablate", "convert", "merge", "demo")
     },
 }
 """What goes before ``_HOW`` where one command says it in other words, or says it at all."""

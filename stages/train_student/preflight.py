@@ -39,7 +39,7 @@ def check_early(
     if not _begins_anew(out):  # then this refuses, or finds the run that is resumed
         if config.precision == "auto" and (precision := run_directory.recorded_precision(out)):
             config = replace(config, precision=precision)
-        run_directory.prepare(out, mixture, config, resume=resume, recipe_toml="", online=online)
+        run_directory.require_same_or_new(out, mixture, config, resume=resume, online=online)
 
 
 def require_caches(

@@ -6,9 +6,7 @@ been extended since is still the same cache: the run keeps to the rows it began 
 """
 
 import dataclasses
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cache_format.errors import Action, AdvisedError, NextStep
 from cache_format.reader import Cache
-from cache_format.storage.atomic import make_directory, publish_bytes
+from cache_format.storage.atomic import lock_unless_held, make_directory, publish_bytes
 from stages.next_steps import StageAction
 from stages.train_student.checkpoints.extension import extended
 from stages.train_student.checkpoints.recorded_caches import (
@@ -57,11 +55,8 @@ def held(out: Path) -> Iterator[None]:
     A file system without locks lets everyone in.
     """
     make_directory(out)
-    descriptor = os.open(out, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with lock_unless_held(out) as is_ours:
+        if not is_ours:
             raise AdvisedError(
                 f"{out}: another process is training into it.",
                 NextStep(
@@ -69,12 +64,8 @@ def held(out: Path) -> Iterator[None]:
                     "use torchrun.",
                     Action.CHOOSE_DIRECTORY,
                 ),
-            ) from error
-        except OSError:
-            pass
+            )
         yield
-    finally:
-        os.close(descriptor)
 
 
 def prepare(
@@ -94,27 +85,19 @@ def prepare(
     weights that a new run begins from; one that is resumed has had them. ``environment`` is what is
     recorded of a new run.
     """
-    _require_own_checkpoints(out)
     mixture = mixture_of(cache)
-    identity_file = out / RUN_FILE
-    has_checkpoints = any((out / "checkpoints").glob("step-*"))
-    if (out / "model").exists() and not has_checkpoints:
-        raise AdvisedError(
-            f"{out} holds a finished student without checkpoints.",
-            NextStep(
-                f"Choose another directory, or move {out / 'model'} away.", Action.CHOOSE_DIRECTORY
-            ),
+    record = require_same_or_new(
+        out, mixture, config, resume=resume, online=online, initial=initial
+    )
+    if record is not None:
+        moved = dataclasses.replace(
+            record,
+            cache_location=location_of(mixture.reference),
+            caches=recorded_caches(mixture, record.caches),
         )
-    if identity_file.exists() and has_checkpoints:
-        return _check_same(out, mixture, config, resume, online, initial)
-    # A run that ended before its first checkpoint has nothing to lose: it may begin anew, with
-    # other settings where the first ones ran out of memory.
-    if not identity_file.exists() and out.exists() and any(out.iterdir()):
-        lost = f" ({identity_file.name} is missing)" if has_checkpoints else ""
-        raise AdvisedError(
-            f"{out} is not empty, and not a run{lost}.",
-            NextStep("Choose another directory.", Action.CHOOSE_DIRECTORY),
-        )
+        if moved != record:
+            write_record(out, moved)
+        return moved
     identity = _identity(config, mixture, all_shards, online)
     if initial is not None:
         identity["initial_weights_sha256"] = initial.sha256
@@ -133,6 +116,50 @@ def prepare(
     publish_bytes(out / "recipe.toml", recipe_toml.encode())
     write_record(out, record)
     return record
+
+
+def require_same_or_new(
+    out: Path,
+    cache: Cache | CacheMixture,
+    config: TrainStudentConfig,
+    *,
+    resume: bool,
+    online: bool = False,
+    initial: "InitialWeights | None" = None,
+) -> RunRecord | None:
+    """The record of this very run in ``out``; None where it begins. Nothing is written.
+
+    Raises ValueError as ``prepare`` does.
+    """
+    _require_own_checkpoints(out)
+    identity_file = out / RUN_FILE
+    has_checkpoints = any((out / "checkpoints").glob("step-*"))
+    if (out / "model").exists() and not has_checkpoints:
+        raise AdvisedError(
+            f"{out} holds a finished student without checkpoints.",
+            NextStep(
+                f"Choose another directory, or move {out / 'model'} away.", Action.CHOOSE_DIRECTORY
+            ),
+        )
+    if identity_file.exists() and has_checkpoints:
+        if not resume:
+            raise AdvisedError(
+                f"{out} already holds a run.",
+                NextStep(
+                    "Resume it, or choose another directory.",
+                    *(StageAction.RESUME, Action.CHOOSE_DIRECTORY),
+                ),
+            )
+        return require_same(out, cache, config, online=online, initial=initial)
+    # A run that ended before its first checkpoint has nothing to lose: it may begin anew, with
+    # other settings where the first ones ran out of memory.
+    if not identity_file.exists() and out.exists() and any(out.iterdir()):
+        lost = f" ({identity_file.name} is missing)" if has_checkpoints else ""
+        raise AdvisedError(
+            f"{out} is not empty, and not a run{lost}.",
+            NextStep("Choose another directory.", Action.CHOOSE_DIRECTORY),
+        )
+    return None
 
 
 def extend(out: Path, record: RunRecord, *, planned: int, step: int, to_step: int) -> RunRecord:
@@ -177,23 +204,16 @@ def _require_own_checkpoints(out: Path) -> None:
             )
 
 
-def _check_same(
+def require_same(
     out: Path,
-    mixture: CacheMixture,
+    cache: Cache | CacheMixture,
     config: TrainStudentConfig,
-    resume: bool,
-    online: bool,
-    initial: "InitialWeights | None",
+    *,
+    online: bool = False,
+    initial: "InitialWeights | None" = None,
 ) -> RunRecord:
-    if not resume:
-        raise AdvisedError(
-            f"{out} already holds a run.",
-            NextStep(
-                "Resume it, or choose another directory.",
-                *(StageAction.RESUME, Action.CHOOSE_DIRECTORY),
-            ),
-        )
-    record = read_record(out)
+    """The record of the run in ``out``. Raises ValueError where it is not that of ``config``."""
+    mixture, record = mixture_of(cache), read_record(out)
     before = with_new_settings(record.identity, config)
     now = _identity(config, mixture, shards_before(before), online)
     key = "initial_weights_sha256"
@@ -218,19 +238,12 @@ def _check_same(
             f"{out} holds another run: {'; '.join(differing)}.",
             NextStep(text, Action.CHOOSE_DIRECTORY, *actions),
         )
-    moved = dataclasses.replace(
-        record,
-        cache_location=location_of(mixture.reference),
-        caches=recorded_caches(mixture, record.caches),
-    )
-    if moved != record:
-        write_record(out, moved)
-    return moved
+    return record
 
 
 def with_new_settings(identity: dict[str, Any], config: TrainStudentConfig) -> dict[str, Any]:
     """``identity`` with the defaults of settings that ``config`` has and that are newer than it."""
-    defaults = _settings_of(TrainStudentConfig(student=type(config.student)()))
+    defaults = deciding_settings(TrainStudentConfig(student=type(config.student)()))
     student = defaults.pop("student") | identity.get("student", {})
     return defaults | identity | {"student": student}
 
@@ -254,7 +267,7 @@ def _identity(
     identity["teacher"] = teacher_identity(mixture.reference)
     if online:
         identity["teacher_in_the_loop"] = True
-    return identity | _settings_of(config)
+    return identity | deciding_settings(config)
 
 
 def _bytes_of_epoch(mixture: CacheMixture) -> int:
@@ -270,7 +283,7 @@ def _bytes_of_epoch(mixture: CacheMixture) -> int:
     return round(sum(size * number for size, number in zip(sizes, passes, strict=True)))
 
 
-def _settings_of(config: TrainStudentConfig) -> dict[str, Any]:
+def deciding_settings(config: TrainStudentConfig) -> dict[str, Any]:
     """The settings that decide what a run computes, as they are on disk."""
     settings = {
         key: value

@@ -327,10 +327,26 @@ def test_a_lock_admits_one_process_at_a_time(tmp_path: Path) -> None:
     assert is_free()
 
 
+def test_a_lock_that_is_held_is_not_waited_for(tmp_path: Path) -> None:
+    with atomic.lock_unless_held(tmp_path) as is_ours:
+        assert is_ours
+        with atomic.lock_unless_held(tmp_path) as is_ours_too:
+            assert not is_ours_too
+        with atomic.lock_unless_held(tmp_path) as is_ours_too:  # the first still has it
+            assert not is_ours_too
+    with pytest.raises(KeyError), atomic.lock_unless_held(tmp_path):
+        raise KeyError
+    with atomic.lock_unless_held(tmp_path) as is_ours:
+        assert is_ours
+
+
 def test_locking_is_skipped_where_the_file_system_has_no_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", _raising(errno.ENOLCK))
+    with atomic.lock_unless_held(tmp_path) as one, atomic.lock_unless_held(tmp_path) as other:
+        assert one
+        assert other
     with atomic.locked(tmp_path), atomic.locked(tmp_path):
         _write_file(tmp_path / "target")
     assert _names(tmp_path) == ["target"]

@@ -1,6 +1,7 @@
 """What is refused early, and that nothing is written where nothing is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,20 @@ def test_a_run_passes_only_when_resumed_with_its_settings(tiny_cache: Path, run:
         check(tiny_cache, run, TrainStudentConfig(report_to=(), seed=7), resume=True)
     with pytest.raises(ValueError, match="teacher_in_the_loop"):
         check(tiny_cache, run, resume=True, online=True)
+
+
+def test_a_cache_that_has_moved_is_recorded_by_the_run_alone(
+    tiny_cache: Path, run: Path, tmp_path: Path
+) -> None:
+    (run / "checkpoints/step-0000001").mkdir(parents=True)
+    shutil.copytree(tiny_cache, tmp_path / "moved")
+    before = files(run)
+    check(tmp_path / "moved", run, resume=True)
+    assert files(run) == before
+    run_directory.prepare(
+        run, cache_format.open(tmp_path / "moved"), _CONFIG, resume=True, recipe_toml=""
+    )
+    assert str(tmp_path / "moved") in files(run)["run.json"]
 
 
 def test_on_resume_only_speed_settings_of_the_student_may_change(

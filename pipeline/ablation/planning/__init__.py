@@ -1,0 +1,1 @@
+"""From a sweep file to runs that have been checked, named and counted."""
