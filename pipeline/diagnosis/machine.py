@@ -42,7 +42,7 @@ def machine_sections(device: torch.device) -> list[Section]:
         "cores of this process": str(len(os.sched_getaffinity(0))) if _has_affinity() else _cores(),
         "threads of PyTorch": versions.pop("threads"),
         "memory": _memory(),
-        "free disk here": _gigabytes(shutil.disk_usage(Path.cwd()).free),
+        "free disk here": _free_disk(),
     }
     for name in ("device", "processes"):
         versions.pop(name, None)
@@ -62,12 +62,26 @@ def machine_problems(device: torch.device) -> Iterator[str]:
             f"This machine has an NVIDIA GPU ({_NVIDIA}), but PyTorch cannot use it: "
             f"{_why_no_gpu()}. Install a build of PyTorch for its CUDA driver."
         )
-    free = shutil.disk_usage(Path.cwd()).free
+    try:
+        here = Path.cwd()
+        free = shutil.disk_usage(here).free
+    except OSError as error:
+        yield f"The working directory cannot be read ({error.strerror}). Go to another."
+        return
+    if not os.access(here, os.W_OK):
+        yield f"{here} cannot be written. Write caches and runs elsewhere, with --out."
     if free < _FEW_BYTES:
         yield (
-            f"Only {_gigabytes(free)} are free on the disk of {Path.cwd()}. Write caches elsewhere "
+            f"Only {_gigabytes(free)} are free on the disk of {here}. Write caches elsewhere "
             "with --out; `pipeline estimate` says how much one takes."
         )
+
+
+def _free_disk() -> str:
+    try:
+        return _gigabytes(shutil.disk_usage(Path.cwd()).free)
+    except OSError as error:
+        return f"unknown: {error.strerror}"
 
 
 def _has_affinity() -> bool:
@@ -108,7 +122,7 @@ def _why_no_gpu() -> str:
 def _extra(name: str) -> str:
     module, use = _EXTRAS[name]
     if importlib.util.find_spec(module) is None:
-        return f"not installed; {use} needs it: pip install 'xlstm-distill[{name}]'"
+        return f"not installed; for {use}: pip install 'xlstm-distill[{name}]'"
     return f"{module} {_version(module) or 'of an unknown version'}"
 
 

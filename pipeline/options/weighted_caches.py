@@ -48,7 +48,11 @@ class WeightedCacheLocation(CacheLocation):
             return WeightedCache(place=super().convert(value, param, ctx), weight=None)
         weight = float(text)
         if not 0 < weight < math.inf:
-            self.fail(f"{value!r}: a weight must be above 0; leave out what has none.", param, ctx)
+            self.fail(
+                f"{value!r}: a weight must be above 0 and finite; leave out what has none.",
+                param,
+                ctx,
+            )
         return WeightedCache(place=super().convert(name, param, ctx), weight=weight)
 
 

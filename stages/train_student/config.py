@@ -144,6 +144,12 @@ class TrainStudentConfig:
             *("state_mse_weight", "layer_mse_weight", "epoch_delta"),
         ):
             _require(0.0 <= getattr(self, key) <= 1.0, key, "from 0 to 1")
+        _require(
+            self.layer_mse_weight == 0.0 or self.student.holds_teacher,
+            "layer_mse_weight",
+            f'0 for students of kind "{self.student.kind}", whose layers are not their teacher\'s',
+        )
+        self._require_objective()
         others = max(self.beta_start, self.beta_end)
         formula = "1 − β"
         for key in ("state_mse_weight", "layer_mse_weight"):
@@ -161,12 +167,6 @@ class TrainStudentConfig:
                 f"{name}_start",
                 f"at least {name}_end under the epoch rule scale_restart, which only decreases it",
             )
-        _require(
-            self.layer_mse_weight == 0.0 or self.student.holds_teacher,
-            "layer_mse_weight",
-            f'0 for students of kind "{self.student.kind}", whose layers are not their teacher\'s',
-        )
-        self._require_objective()
         self._require_learning_rates()
         _require(self.max_grad_norm > 0.0, "max_grad_norm", "above 0")
         for key in ("warmup_ratio", "adam_beta1", "adam_beta2"):

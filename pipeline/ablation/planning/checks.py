@@ -45,6 +45,9 @@ def check_runs(
 ) -> list[CheckedRun]:
     """Each run of ``plan`` that nothing speaks against; the others are among ``problems``."""
     problems.add("", _directory_problems(out))
+    if other := _other_cache(plan, cache, out):
+        problems.add("", [other])  # and not every hash in which every run differs
+        return []
     checked = []
     for run in plan.runs:
         place = out / run.name
@@ -93,6 +96,24 @@ def _directory_problems(out: Path) -> Iterator[str]:
             what = "holds a run" if RUN_FILE in names else "not empty"
             what = "holds a cache" if _OTHERS in names else what
             yield f"{out}: {what}, and not a sweep ({SWEEP_FILE} is missing). Choose another --out."
+
+
+def _other_cache(plan: Plan, cache: Cache, out: Path) -> str:
+    """That a run in ``out`` has begun on another cache; "" where none has."""
+    for run in plan.runs:
+        place = out / run.name
+        try:
+            if _state(place) == "new":
+                continue
+            record = read_record(place)
+        except (ValueError, OSError):
+            continue  # which is a problem of that run
+        if record.identity.get("cache_id") != cache.cache_id:
+            return (
+                f"{place}: began on another cache, {record.cache_location}, and not on "
+                f"{cache.path}. Give that one, or choose another --out."
+            )
+    return ""
 
 
 def _require_free_path(out: Path, place: Path) -> None:

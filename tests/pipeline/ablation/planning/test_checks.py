@@ -11,6 +11,7 @@ from pipeline.ablation.planning.checks import CheckedRun, check_runs, is_held, l
 from pipeline.ablation.planning.planned_runs import Plan, Problems
 from pipeline.ablation.planning.sweep_copy import write_copy
 from pipeline.ablation.planning.train_command import TrainCommand
+from stages.train_student.checkpoints.run_record import read_record, write_record
 from stages.train_student.trainer.run_directory import held
 from tests.support.sweeps import planned
 from tests.support.train_runs import run as train_run
@@ -77,6 +78,21 @@ def test_other_initial_weights_are_refused(plan: Plan, tiny_cache: Path, out: Pa
     assert "a: " in problems
     assert "began from random weights, and would now begin from " in problems
     assert [each.run.name for each in found] == ["b/seed=0"]
+
+
+def test_a_sweep_that_began_on_another_cache_is_refused_in_one_sentence(
+    plan: Plan, tiny_cache: Path, out: Path
+) -> None:
+    for run in plan.runs:
+        train_run(run.config, tiny_cache, out / run.name)
+        record = read_record(out / run.name)
+        identity = record.identity | {"cache_id": "0" * 64}
+        write_record(out / run.name, replace(record, identity=identity))
+    found, problems = checked(plan, tiny_cache, out)
+    assert found == []
+    assert problems.count("began on another cache, ") == 1
+    assert f"{out / plan.runs[0].name}: began on another cache, {tiny_cache}" in problems
+    assert "shards_sha256" not in problems
 
 
 def test_what_is_in_the_way_of_a_run_is_named(plan: Plan, tiny_cache: Path, out: Path) -> None:
