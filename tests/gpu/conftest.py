@@ -6,6 +6,7 @@
 import pytest
 import torch
 
+from stages.compute.device import choose_device
 from tests.support.devices import asked_device, obstacle
 
 
@@ -25,4 +26,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """The GPU, or the processor in its place."""
-    return torch.device("cuda", 0) if asked_device() == "cuda" else torch.device("cpu")
+    return choose_device("cuda:0" if asked_device() == "cuda" else "cpu")
