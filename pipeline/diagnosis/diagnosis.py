@@ -40,7 +40,7 @@ def diagnosis_text(found: Diagnosis) -> str:
 
 def _lines(found: Diagnosis, width: int) -> Iterator[str]:
     for section in found.sections:
-        yield f"{section.title}"
+        yield section.title
         for name, fact in section.facts.items():
             yield f"  {name:{width}}  {fact}"
         yield ""

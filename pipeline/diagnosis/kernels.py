@@ -8,8 +8,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 
@@ -18,9 +16,13 @@ from stages.cache_teacher.teacher.attention import has_kernel
 from stages.compute.compiling import Compiled
 from stages.compute.half_precision import multiplies_fast
 from stages.train_student.students.registry import student_kind, student_settings
+from stages.train_student.students.student import TeacherParts
 from stages.train_student.trainer.precision import choose_precision
 
-_WIDTH = 1536  # of the teacher of the recipe distil-xlstm
+# As wide as that of the recipe distil-xlstm; of its vocabulary nothing depends.
+_TEACHER = TeacherParts(
+    hidden_size=1536, vocab_size=8, head_rows=8, eos_token_id=None, embedding=None, head=None
+)
 _DTYPES = ("bfloat16", "float16")
 
 
@@ -46,8 +48,10 @@ def kernels_section(device: torch.device, compile_problem: str) -> Section:
 
 def _recurrence(device: torch.device) -> str:
     """Of the paper's student: the kernels are checked on ``device``."""
-    model: Any = SimpleNamespace(config=SimpleNamespace(hidden_size=_WIDTH))
-    return student_kind("distil_xlstm").prepare(student_settings(), model, device)
+    kind, settings = student_kind("distil_xlstm"), student_settings()
+    with torch.device("meta"):  # its shape is all that is needed
+        model = kind.build(settings, _TEACHER, seed=0)
+    return kind.prepare(settings, model, device)
 
 
 def compile_problem(device: torch.device) -> str:

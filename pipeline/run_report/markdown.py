@@ -8,7 +8,7 @@ import re
 
 from pipeline.reporting.printable import printable
 from pipeline.run_report.report import Report
-from pipeline.run_report.report_tables import Cell, Table
+from pipeline.run_report.table import Cell, Table
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#!|~&])")
 _ADDRESS = re.compile(r"\b(https?|ftp|www)(?=[:.])", re.IGNORECASE)

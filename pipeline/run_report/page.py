@@ -14,7 +14,7 @@ from pipeline.run_report.charts.chart_svg import group_classes, svg
 from pipeline.run_report.charts.make_charts import Chart
 from pipeline.run_report.page_style import SCRIPT, STYLE
 from pipeline.run_report.report import Report
-from pipeline.run_report.report_tables import Cell, Table
+from pipeline.run_report.table import Cell, Table
 
 
 def page(report: Report, made: str) -> str:

@@ -15,16 +15,15 @@ from pipeline.run_report.recorded.seed_groups import (
     group_runs,
 )
 from pipeline.run_report.report_tables import (
-    Table,
-    caches_table,
     costs_table,
     data_table,
     differences_table,
     environment_table,
-    results_table,
     runs_table,
     settings_table,
 )
+from pipeline.run_report.results_tables import caches_table, results_table
+from pipeline.run_report.table import Table
 
 RANKS = {"loss": True, "kl": True, "agreement": False, "accuracy": False}
 """What groups can be ranked by, and whether lower is better."""

@@ -1,21 +1,14 @@
-"""The tables of a report, as cells of text; ``page`` and ``markdown`` write them.
+"""The tables of a report beside its results: how runs differ, and what they took.
 
-In: groups of runs. Out: results (ranked), costs, differences of the recipes, runs, data and
-environment.
+In: groups of runs. Out: costs, differences of the recipes, runs, data and environment.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.run_report.recorded.recorded_run import RecordedRun
 from pipeline.run_report.recorded.run_costs import RunCosts, run_costs, run_data
-from pipeline.run_report.recorded.seed_groups import (
-    ComparableGroups,
-    SeedGroup,
-    Spread,
-    initial_weights,
-)
+from pipeline.run_report.recorded.seed_groups import SeedGroup, initial_weights
 from pipeline.run_report.recorded.settings import (
     ABSENT,
     SEED,
@@ -24,97 +17,12 @@ from pipeline.run_report.recorded.settings import (
     differing_settings,
     usual_value,
 )
-from stages.train_student.tracking.metric_labels import VALIDATION, cache_labels, of_cache
+from pipeline.run_report.table import SHOWN_OF_HASH, Cell, Table, quantity
 
 if TYPE_CHECKING:
     from stages.train_student.checkpoints.run_record import RunRecord
 
-_SHOWN_OF_HASH = 12
 _BEGINS_FROM = "begins from"
-_LEFT_OUT = ("validation/teacher_loss",)
-_OF_CACHE = ("validation/loss", "validation/kl", "validation/agreement", "validation/accuracy")
-_COLUMNS = {
-    label.key: (label.column or label.progress or "", label.format)
-    for label in VALIDATION
-    if label.key not in _LEFT_OUT
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One cell."""
-
-    text: str
-    is_name: bool = False
-    """Text that is read from the left."""
-    is_marked: bool = False
-    """It is what is looked for: the best of a column, or a setting that differs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """One table; every row has as many cells as there are headings."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    note: str = ""
-
-
-def results_table(found: ComparableGroups) -> Table:
-    """Final figures of groups that compare, best first; and the teacher's loss on these rows."""
-    keys = [key for key in _COLUMNS if any(group.final(key) for group in found.groups)]
-    best = {key: _best(found.groups, key) for key in keys}
-    rows = []
-    for number, group in enumerate(found.groups, 1):
-        is_ranked = group.is_finished and group.final("validation/loss") is not None
-        cells = [
-            Cell(text=str(number) if is_ranked else ABSENT),
-            Cell(text=group.name, is_name=True),
-            Cell(text=_runs_text(group), is_name=True),
-        ]
-        for key in keys:
-            spread = group.final(key)
-            is_best = len(found.groups) > 1 and group.name == best[key] and group.is_finished
-            text = spread_text(spread, _COLUMNS[key][1])
-            if spread is not None and spread.num_runs < len(group.counted):
-                text += f" ({spread.num_runs} of {len(group.counted)} runs)"
-            cells.append(Cell(text=text, is_marked=is_best))
-        rows.append(tuple(cells))
-    headings = map(_heading, keys)
-    return Table(
-        title=f"Results on cache {found.cache_id[:_SHOWN_OF_HASH]}",
-        headings=("rank", "recipe", "runs", *headings),
-        rows=tuple(rows),
-        note=_results_note(found),
-    )
-
-
-def caches_table(found: ComparableGroups) -> Table | None:
-    """Final figures of groups on each of several caches; None where they learned from one."""
-    labels = cache_labels(
-        name for group in found.groups for run in group.counted for name in run.metrics.by_name
-    )
-    if not labels:
-        return None
-    rows = [
-        (
-            Cell(text=label, is_name=True),
-            Cell(text=group.name, is_name=True),
-            *(
-                Cell(text=spread_text(group.final(of_cache(label, key)), _COLUMNS[key][1]))
-                for key in _OF_CACHE
-            ),
-        )
-        for label in labels
-        for group in found.groups
-    ]
-    return Table(
-        title=f"Results by cache ({found.cache_id[:_SHOWN_OF_HASH]})",
-        headings=("cache", "recipe", *map(_heading, _OF_CACHE)),
-        rows=tuple(rows),
-        note="Each on its own validation rows; the figures above are over all of these positions.",
-    )
 
 
 def costs_table(groups: Sequence[SeedGroup]) -> Table:
@@ -198,7 +106,7 @@ def runs_table(groups: Sequence[SeedGroup]) -> Table:
                 is_name=True,
                 is_marked=run.state in ("stopped", "unreadable"),
             ),
-            Cell(text=run.cache_id[:_SHOWN_OF_HASH], is_name=True),
+            Cell(text=run.cache_id[:SHOWN_OF_HASH], is_name=True),
         )
         for group in groups
         for run in group.runs
@@ -224,7 +132,7 @@ def data_table(runs: Sequence[RecordedRun]) -> Table:
                 Cell(text=cache_id, is_name=True),
                 Cell(text=_locations(record), is_name=True),
                 Cell(text=" at ".join(names) or ABSENT, is_name=True),
-                Cell(text=str(teacher.get("weights_sha256", ABSENT))[:_SHOWN_OF_HASH]),
+                Cell(text=str(teacher.get("weights_sha256", ABSENT))[:SHOWN_OF_HASH]),
                 Cell(text=_count(found[0].identity.get("num_train_rows"))),
                 Cell(text=_count(found[0].identity.get("num_validation_rows"))),
                 Cell(text=ABSENT if data is None else _count(data.sequence_length)),
@@ -276,84 +184,12 @@ def settings_table(groups: Sequence[SeedGroup]) -> Table:
     return Table(title="Settings that all have", headings=("setting", "value"), rows=tuple(rows))
 
 
-def _heading(metric: str) -> str:
-    return _COLUMNS[metric][0].replace("(T={T})", "")
-
-
-def spread_text(spread: Spread | None, form: str) -> str:
-    """ "MEAN ± DEVIATION"."""
-    if spread is None:
-        return ABSENT
-    if spread.deviation is None:
-        return format(spread.mean, form)
-    return f"{spread.mean:{form}} ± {spread.deviation:{form}}"
-
-
-def quantity(value: float, kind: str) -> str:
-    """A count, bytes, seconds or a share as people read it."""
-    if kind == "share":
-        return f"{value:.1%}"
-    if kind == "seconds":
-        minutes, seconds = divmod(round(value), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {unit}{'B' if kind == 'bytes' else ''}"
-    return f"{value:.0f}{' B' if kind == 'bytes' else ''}"
-
-
-def _best(groups: Sequence[SeedGroup], key: str) -> str:
-    """The name of the group with the best mean of ``key``, of those that have finished."""
-    sign = -1 if key in _HIGHER_IS_BETTER else 1
-    means = [
-        (sign * spread.mean, group.name)
-        for group in groups
-        if group.is_finished and (spread := group.final(key)) is not None
-    ]
-    return min(means)[1] if means and key not in _NEITHER else ""
-
-
-_HIGHER_IS_BETTER = ("validation/agreement", "validation/accuracy")
-_NEITHER = ("validation/mlstm_share",)
-
-
-def _runs_text(group: SeedGroup) -> str:
-    counted = group.counted
-    seeds = f"seed{'' if group.num_seeds == 1 else 's'} {group.seeds}"
-    if group.has_repeats:
-        seeds += ": repeats or copies"
-    others = len(group.runs) - len(counted)
-    if others:
-        return f"{len(counted)} of {len(group.runs)} finished ({seeds})"
-    text = f"{len(counted)} ({seeds})"
-    return text if group.is_finished else f"{text}, not finished"
-
-
-def _results_note(found: ComparableGroups) -> str:
-    rows = "" if found.num_rows is None else f", {found.num_rows:,} rows"
-    losses = {
-        f"{loss:.4f}"
-        for group in found.groups
-        for run in group.runs
-        if (loss := run.metrics.last("validation/teacher_loss")) is not None
-    }
-    teacher = f" The teacher's loss on these rows is {' or '.join(sorted(losses))}."
-    repeats = ""
-    if any(group.has_repeats for group in found.groups):
-        repeats = " Runs of one seed are repeats or copies, over which there is no ±."
-    return (
-        f"Last validation on cache {found.cache_id}{rows}. ± is the sample standard deviation "
-        f"over seeds.{repeats}{teacher if losses else ''}"
-    )
-
-
 def _beginning(group: SeedGroup) -> str:
     """What the runs of ``group`` begin from, in words."""
     weights = initial_weights(group)
     if not weights:
         return "random weights"
-    hashes = ", ".join(each[:_SHOWN_OF_HASH] for each in weights)
+    hashes = ", ".join(each[:SHOWN_OF_HASH] for each in weights)
     if len(weights) > 1:
         return f"weights of its own for each seed ({hashes})"
     record = group.runs[0].record

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from pipeline.reporting.printable import printable
-from pipeline.run_report.report_tables import Table
+from pipeline.run_report.table import Table
 
 
 def table_text(table: Table, headings: Collection[str] | None = None) -> str:

@@ -20,7 +20,7 @@ from pipeline.ablation.planning.run_size import (
     total_seconds,
 )
 from pipeline.reporting.lines import short, size
-from pipeline.run_report.report_tables import Cell, Table, quantity
+from pipeline.run_report.table import Cell, Table, quantity
 from pipeline.run_report.table_text import table_text
 
 _UNKNOWN = "–"

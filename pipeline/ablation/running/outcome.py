@@ -6,7 +6,7 @@ from shlex import quote
 from pipeline.ablation.planning.planned_runs import Plan
 from pipeline.run_report.recorded.recorded_run import RecordedRun, read_run
 from pipeline.run_report.recorded.seed_groups import comparable, group_runs
-from pipeline.run_report.report_tables import results_table
+from pipeline.run_report.results_tables import results_table
 from pipeline.run_report.table_text import table_text
 
 _SHOWN = ("recipe", "runs", "loss", "KL")

@@ -15,7 +15,7 @@ from pipeline.ablation.running.failed_run import failure_text
 from pipeline.ablation.running.processes import Job
 from pipeline.reporting.events import Event
 from pipeline.run_report.recorded.recorded_run import read_run
-from pipeline.run_report.report_tables import quantity
+from pipeline.run_report.table import quantity
 
 _SECONDS_BETWEEN = 1.0
 _READ_BYTES = 1 << 14

@@ -118,7 +118,7 @@ def read_mixed_batch(mixture: CacheMixture, indices: Sequence[int], *, with_sket
         parts.append(part)
         projections.append(read.projection)
         rows += read.rows
-    targets = MixedTargets(tuple(parts), mixture.reference.spec.sequence_length)
+    targets = MixedTargets(tuple(parts), mixture.caches[0].spec.sequence_length)
     return _batch(rows, targets, _joined(projections))
 
 

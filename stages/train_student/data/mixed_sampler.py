@@ -83,7 +83,7 @@ class MixedSampler:
         def order(source: int, number: int) -> npt.NDArray[np.int64]:
             sampler = self.samplers[source]
             shards, window = sampler.rows_of_shards, sampler.shuffle_shards
-            return epoch_order.__wrapped__(sampler.seed, number, shards, window)
+            return epoch_order(sampler.seed, number, shards, window)
 
         # Steps are read ahead, so that a cache may be in two passes at once.
         return lru_cache(maxsize=2 * len(self.samplers))(order)

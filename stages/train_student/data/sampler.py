@@ -79,14 +79,13 @@ class Sampler:
         """Row indices of ``part`` of a step. Rows that fill no step of an epoch are left out."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         start = step_in_epoch * self.rows_per_step
-        order = epoch_order(self.seed, epoch, self.rows_of_shards, self.shuffle_shards)
+        order = _kept_order(self.seed, epoch, self.rows_of_shards, self.shuffle_shards)
         rows = order[start : start + self.rows_per_step].reshape(
             self.gradient_accumulation_steps, -1
         )
         return rows[part.micro_batches(self.gradient_accumulation_steps)].ravel()
 
 
-@lru_cache(maxsize=4)
 def epoch_order(
     seed: int, epoch: int, rows_of_shards: tuple[int, ...], shuffle_shards: int | None = None
 ) -> npt.NDArray[np.int64]:
@@ -102,6 +101,9 @@ def epoch_order(
     places[np.argsort(shard_keys, kind="stable")] = np.arange(num_shards)
     windows = np.repeat(places // (shuffle_shards or max(num_shards, 1)), rows_of_shards)
     return np.lexsort((row_keys, windows))
+
+
+_kept_order = lru_cache(maxsize=4)(epoch_order)  # every step of an epoch asks
 
 
 def steps_per_epoch(rows_per_step: int, num_rows: int) -> int:

@@ -5,7 +5,9 @@ from pathlib import Path
 from pipeline.run_report.recorded.find_runs import find_runs
 from pipeline.run_report.recorded.seed_groups import comparable, group_runs
 from pipeline.run_report.report import make_report
-from pipeline.run_report.report_tables import Table, differences_table, results_table
+from pipeline.run_report.report_tables import differences_table
+from pipeline.run_report.results_tables import results_table
+from pipeline.run_report.table import Table
 from stages.train_student.checkpoints.recorded_caches import RecordedCache
 from tests.support.run_directories import write_run
 

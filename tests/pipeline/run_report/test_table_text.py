@@ -1,6 +1,6 @@
 """Tables of a report as lines."""
 
-from pipeline.run_report.report_tables import Cell, Table
+from pipeline.run_report.table import Cell, Table
 from pipeline.run_report.table_text import table_text
 
 _TABLE = Table(
