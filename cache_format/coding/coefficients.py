@@ -18,9 +18,11 @@ as coding a byte. Limits do not rise with j, so that neighbors share one.
 Shapes: P positions, J components, S symbols of a position, K classes.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import NamedTuple
+from itertools import groupby
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,7 @@ _COST_OF_A_BIT = 1 << 8
 """Costs are whole numbers, so that their sums are the same on every machine."""
 
 Coefficients = NDArray[np.int16]
+_Integer = TypeVar("_Integer", bound=np.integer)
 
 
 class Group(NamedTuple):
@@ -49,6 +52,21 @@ class Group(NamedTuple):
         """Values of the symbol."""
         num_symbols: int = (2 * self.limit + 1) ** (self.last - self.first)
         return num_symbols
+
+
+class Run(NamedTuple):
+    """Neighboring groups that are alike, so that NumPy makes their symbols at once."""
+
+    symbols: slice
+    components: slice
+    limit: int
+    num_digits: int
+    """Components of a symbol."""
+
+    def by_digit(self, components: NDArray[_Integer]) -> NDArray[_Integer]:
+        """Its components, one row each, [symbols of the run, digits, P]: a view."""
+        num_components, num_positions = components.shape
+        return components.reshape(num_components // self.num_digits, self.num_digits, num_positions)
 
 
 @dataclass(frozen=True)
@@ -95,6 +113,11 @@ class CoefficientCode:
     @cached_property
     def _groups(self) -> tuple[Group, ...]:
         return tuple(groups_of(self.limits))
+
+    @cached_property
+    def _limits(self) -> NDArray[np.int16]:
+        """m as one column, [J, 1]."""
+        return self.limits.astype(np.int16)[:, None]
 
     @cached_property
     def tables(self) -> rans.Tables:
@@ -147,12 +170,15 @@ class CoefficientCode:
 
     def encode(self, coefficients: NDArray[np.integer]) -> bytes:
         """The bytes of [P, J]; raises ValueError where one is larger than a 16-bit number."""
-        values = coefficients.astype(np.int64)
-        if values.size and np.abs(values).max() > MAX_VALUE:
+        if (
+            coefficients.size
+            and not -MAX_VALUE <= coefficients.min() <= coefficients.max() <= MAX_VALUE
+        ):
             raise ValueError(f"expected coefficients of at most ±{MAX_VALUE}")
-        values, raw = split(values, self.num_raw_bits)
+        values, raw = split(coefficients.astype(np.int16).T, self.num_raw_bits)
         symbols = symbols_of(values, self._groups)
-        excess = np.abs(values.T) - self.limits.astype(np.int64)[:, None]
+        excess = np.abs(values)
+        excess -= self._limits
         rest = raw + bits.encode_numbers(excess[excess >= 0])
         return rans.encode(np.vstack([self.classes_of(symbols), symbols]), self.tables, rest)
 
@@ -160,12 +186,13 @@ class CoefficientCode:
         """The coefficients, [P, J]; raises ValueError unless ``data`` is what ``encode`` wrote."""
         symbols, rest = rans.decode(data, num_positions, self.tables)
         values = np.empty((len(self.limits), num_positions), np.int16)
-        for group, symbol in zip(self._groups, symbols[1:], strict=True):
-            table = _digits(group.limit, group.last - group.first)
-            table.take(symbol, axis=1, out=values[group.first : group.last], mode="clip")
+        for run in runs_of(self._groups):
+            of_run, digits = symbols[1:][run.symbols], run.by_digit(values[run.components])
+            for digit, table in enumerate(_digits(run.limit, run.num_digits)):
+                digits[:, digit] = table.take(of_run)
         num_bytes = -(-self.num_raw_bits * num_positions // 8)
         raw = bits.unpack(rest[:num_bytes], np.ones(self.num_raw_bits * num_positions, np.uint8))
-        at_limit = np.abs(values) == self.limits[:, None]
+        at_limit = np.abs(values) == self._limits
         excess = bits.decode_numbers(rest[num_bytes:], int(np.count_nonzero(at_limit)))
         if len(excess):
             clipped = values[at_limit].astype(np.int64)
@@ -183,12 +210,12 @@ class CoefficientCode:
         return np.ascontiguousarray(values.T)
 
 
-def split(values: NDArray[np.int64], num_raw_bits: int) -> tuple[NDArray[np.int64], bytes]:
-    """[P, J] with the halves of the first components, and their lowest bits."""
-    halved = values.copy()
-    halved[:, :num_raw_bits] >>= 1
-    raw = values[:, :num_raw_bits].T & 1
-    return halved, np.packbits(raw.astype(np.uint8), bitorder="little").tobytes()
+def split(values: NDArray[_Integer], num_raw_bits: int) -> tuple[NDArray[_Integer], bytes]:
+    """[J, P] with the halves of the first components, and their lowest bits."""
+    halved = values.copy("C")
+    halved[:num_raw_bits] >>= 1
+    raw = (values[:num_raw_bits] & 1).astype(np.uint8)
+    return halved, np.packbits(raw, bitorder="little").tobytes()
 
 
 def _excess_bits(excess: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -213,16 +240,32 @@ def groups_of(limits: NDArray[np.uint8]) -> list[Group]:
     return groups
 
 
-def symbols_of(values: NDArray[np.int64], groups: tuple[Group, ...]) -> rans.Symbols:
-    """[S, P], the first component being the most significant digit."""
-    sizes = [group.last - group.first for group in groups]
-    limits = np.repeat([group.limit for group in groups], sizes)
-    digits = (np.clip(values, -limits, limits) + limits).T.astype(np.uint8, order="C")
-    symbols: rans.Symbols = digits[[group.first for group in groups]]
-    for out, (first, last, limit) in zip(symbols, groups, strict=True):
-        for digit in digits[first + 1 : last]:
-            out *= np.uint8(2 * limit + 1)
-            out += digit
+def runs_of(groups: tuple[Group, ...]) -> Iterator[Run]:
+    """The groups, those together that are as large and have the same limit."""
+    first = 0
+    for (limit, num_digits), same in groupby(groups, lambda g: (g.limit, g.last - g.first)):
+        members = list(same)
+        yield Run(
+            slice(first, first + len(members)),
+            slice(members[0].first, members[-1].last),
+            limit,
+            num_digits,
+        )
+        first += len(members)
+
+
+def symbols_of(values: NDArray[np.integer], groups: tuple[Group, ...]) -> rans.Symbols:
+    """[S, P] of [J, P], the first component being the most significant digit."""
+    symbols = np.empty((len(groups), values.shape[1]), np.uint8)
+    for run in runs_of(groups):
+        limit = values.dtype.type(run.limit)
+        clipped = np.clip(values[run.components], -limit, limit)
+        clipped += limit
+        digits, out = run.by_digit(clipped.astype(np.uint8)), symbols[run.symbols]
+        out[:] = digits[:, 0]
+        for digit in range(1, run.num_digits):
+            out *= np.uint8(2 * run.limit + 1)
+            out += digits[:, digit]
     return symbols
 
 

@@ -44,14 +44,15 @@ def fit_code(coefficients: NDArray[np.integer], max_classes: int = 1) -> Coeffic
     position is in.
     """
     num_raw_bits = _num_raw_bits(coefficients)
-    values, _ = split(coefficients.astype(np.int64), num_raw_bits)
+    values, _ = split(coefficients.T, num_raw_bits)
     limits = _limits(values)
     groups = tuple(groups_of(limits))
     symbols = symbols_of(values, groups)
-    num_classes = max(1, min(max_classes, len(values) // _LEAST_POSITIONS))
-    order_N = np.argsort(np.abs(values).sum(1), kind="stable")
-    classes_N = np.empty(len(values), np.int64)
-    classes_N[order_N] = np.arange(len(values)) * num_classes // len(values)
+    num_positions = len(coefficients)
+    num_classes = max(1, min(max_classes, num_positions // _LEAST_POSITIONS))
+    order_N = np.argsort(np.abs(values).sum(0), kind="stable")
+    classes_N = np.empty(num_positions, np.int64)
+    classes_N[order_N] = np.arange(num_positions) * num_classes // num_positions
     code = _code_of(values, classes_N, limits, groups)
     for _ in range(_ROUNDS if num_classes > 1 else 0):
         _, classes_N = np.unique(code.classes_of(symbols), return_inverse=True)
@@ -65,17 +66,18 @@ def _num_raw_bits(coefficients: NDArray[np.integer]) -> int:
     return int(np.logical_and.accumulate(is_wide).sum())
 
 
-def _limits(values: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _limits(values: NDArray[np.integer]) -> NDArray[np.uint8]:
     """The smallest m that no more than so many of |v| reach, never rising, [J]."""
-    sizes = np.sort(np.abs(values), 0)
-    most_at_limit = int(len(values) * _MOST_AT_LIMIT)
-    reached = sizes[len(values) - 1 - most_at_limit] + 1
+    sizes = np.sort(np.abs(values), 1)
+    num_positions = values.shape[1]
+    most_at_limit = int(num_positions * _MOST_AT_LIMIT)
+    reached = sizes[:, num_positions - 1 - most_at_limit] + 1
     limits = np.clip(reached, 1, MAX_LIMIT)
     return np.maximum.accumulate(limits[::-1])[::-1].astype(np.uint8)
 
 
 def _code_of(
-    values: NDArray[np.int64],
+    values: NDArray[np.integer],
     classes_N: NDArray[np.int64],
     limits: NDArray[np.uint8],
     groups: tuple[Group, ...],
@@ -89,7 +91,7 @@ def _code_of(
     for index, group in enumerate(groups):
         joint = np.ones((num_classes, 1))
         for component in range(group.first, group.last):
-            of_values = _shares_of(values[:, component], classes_N, num_classes, group.limit)
+            of_values = _shares_of(values[component], classes_N, num_classes, group.limit)
             joint = (joint[:, :, None] * of_values[:, None]).reshape(num_classes, -1)
         weights[:, index, : group.num_symbols] = joint
     frequencies = rans.quantize_frequencies(weights.reshape(-1, rans.NUM_SYMBOLS))
@@ -99,7 +101,7 @@ def _code_of(
 
 
 def _shares_of(
-    values_N: NDArray[np.int64], classes_N: NDArray[np.int64], num_classes: int, limit: int
+    values_N: NDArray[np.integer], classes_N: NDArray[np.int64], num_classes: int, limit: int
 ) -> NDArray[np.float64]:
     """Of the values −m … m of one component, in each class, [K, 2m + 1]."""
     num_values = 2 * limit + 1
