@@ -59,7 +59,7 @@ from torch.autograd.function import once_differentiable
 from stages.compute.compiling import Mode
 from stages.compute.matmul import bfloat16_product, factor, product
 from stages.train_student.data.targets.sparse_targets import SparseTargets
-from stages.train_student.losses.sampled_softmax import SampledColumns
+from stages.train_student.losses.sampled_softmax import Columns, SampledColumns
 from stages.train_student.losses.tail_moment import StudentTail, TailMomentLoss
 from stages.train_student.losses.target_tokens import TargetTokens, TeacherTerms, Terms
 from stages.train_student.losses.vocabulary_pass import (
@@ -216,13 +216,13 @@ class _Chunks:
         self._scale = self._largest_scale()
         is_mixed = hidden_ND.is_cuda and loss.dtype != torch.float32
         # Not in float16, in which most ids' shares of a tail would be 0.
-        self._shares_dtype = torch.bfloat16 if is_mixed else torch.float32
+        shares_dtype = torch.bfloat16 if is_mixed else torch.float32
         self._moments = None
         if targets is not None and targets.moments is not None:
             temperature = weights.temperature
-            self._moments = TailMomentLoss.of(targets.moments, temperature, self._shares_dtype)
+            self._moments = TailMomentLoss.of(targets.moments, temperature, shares_dtype)
         shape = (min(loss.chunk, len(hidden_ND)), len(head_VD))
-        self._logits = self._gradient = self._shares = None
+        self._logits = self._gradient = None
         is_half = (hidden_ND.is_cuda and loss.dtype != torch.float32) or loss.dtype == torch.float16
         self._gradient_dtype = loss.dtype if is_half else None
         if self._columns is not None:  # how many there are differs from chunk to chunk
@@ -231,8 +231,6 @@ class _Chunks:
             self._logits = hidden_ND.new_empty(shape, dtype=torch.float32)
         if self._gradient_dtype is not None:
             self._gradient = hidden_ND.new_empty(shape, dtype=loss.dtype)
-        if self._moments is not None:
-            self._shares = hidden_ND.new_empty(shape, dtype=self._shares_dtype)
 
     def take(self, rows: slice, gradients: _Gradients) -> Tensor:
         """(weighted, CE, KL, agreeing) of one chunk, whose gradient goes to ``gradients``."""
@@ -248,44 +246,24 @@ class _Chunks:
         agreeing = torch.zeros((), dtype=torch.float64, device=logits_nC.device)
         if self._choice_N is not None and not is_training:
             agreeing = (logits_nC.argmax(1) == self._choice_N[rows]).double().sum()
-        log_weight_C = None if columns is None else columns.log_weight_C
-        shares_nC = self._memory_of_shares(logits_nC)
-        terms, by_logits_nC, neg_entropy_n1 = self._differentiate(
-            logits_nC, rows, tokens, log_weight_C, shares_nC
-        )
+        terms, by_logits_nC, tail = self._differentiate(logits_nC, rows, tokens, columns)
         if is_training and (weights.cross_entropy or weights.kl):
             self._add(gradients, rows, by_logits_nC, head_CD)
         kl = terms.kl
-        if self._moments is not None and shares_nC is not None and neg_entropy_n1 is not None:
+        if tail is not None:
+            assert self._moments is not None
             assert self._teacher is not None
-            columns_nX = tokens.ids_nX[:, tokens.num_kept :]
-            tail = StudentTail(shares_nC, neg_entropy_n1, terms.log_r_nX, columns_nX)
-            teacher, ids_C = self._teacher.chunk(rows), None if columns is None else columns.ids_C
-            found = self._moments.terms(rows, hidden_nD, tail, teacher, ids_C)
+            found = self._moments.terms(rows, hidden_nD, tail, self._teacher.chunk(rows))
             kl = kl + found.kl
             if gradients.by_hidden_ND is not None:
                 gradients.by_hidden_ND[rows] += found.by_hidden_nD * weights.kl
         weighted = weights.cross_entropy * terms.cross_entropy + weights.kl * kl
         return torch.stack((weighted, terms.cross_entropy, kl, agreeing))
 
-    def _memory_of_shares(self, logits_nC: Tensor) -> Tensor | None:
-        """What the pass writes the student's shares of the tail to, where moments need them."""
-        if self._moments is None:
-            return None
-        shares_nC = _rows_of(self._shares, logits_nC)
-        if shares_nC is not None:
-            return shares_nC
-        return torch.empty_like(logits_nC, dtype=self._shares_dtype)
-
     def _differentiate(
-        self,
-        logits_nC: Tensor,
-        rows: slice,
-        tokens: TargetTokens,
-        log_weight_C: Tensor | None,
-        shares_nC: Tensor | None,
-    ) -> tuple[Terms, Tensor, Tensor | None]:
-        """Both terms, the scaled gradient by the logits, and Σ r log r if shares are asked for. The
+        self, logits_nC: Tensor, rows: slice, tokens: TargetTokens, columns: Columns | None
+    ) -> tuple[Terms, Tensor, StudentTail | None]:
+        """Both terms, the scaled gradient by the logits, and the tail where there are moments. The
         logits are lost."""
         teacher = None if self._teacher is None else self._teacher.chunk(rows)
         target_logits_nX = tokens.take(logits_nC)
@@ -294,12 +272,20 @@ class _Chunks:
         if out_nC is None and self._gradient_dtype is not None:
             out_nC = torch.empty_like(logits_nC, dtype=self._gradient_dtype)
         device_weights = self._device_weights.times(self._scale)
-        rest = self._pass(logits_nC, masses, device_weights, out_nC, log_weight_C, shares_nC)
+        log_weight_C = None if columns is None else columns.log_weight_C
+        table_Cd = None
+        if self._moments is not None:
+            table_Cd = self._moments.table(None if columns is None else columns.ids_C)
+        rest = self._pass(logits_nC, masses, device_weights, out_nC, log_weight_C, table_Cd)
         terms = tokens.terms(target_logits_nX, rest, teacher, self._weights)
         by_logits_nC = logits_nC if out_nC is None else out_nC
         by_target_logits_nX = (terms.gradient_nX * self._scale).to(by_logits_nC.dtype)
         by_logits_nC = by_logits_nC.scatter_add_(1, tokens.ids_nX, by_target_logits_nX)
-        return terms, by_logits_nC, rest[2] if len(rest) > 2 else None
+        if table_Cd is None:
+            return terms, by_logits_nC, None
+        rows_nXd = table_Cd[tokens.ids_nX[:, tokens.num_kept :]]
+        neg_entropy_n1, sum_nd = rest[2:]
+        return terms, by_logits_nC, StudentTail(neg_entropy_n1, sum_nd, terms.log_r_nX, rows_nXd)
 
     def _add(
         self, gradients: _Gradients, rows: slice, by_logits_nC: Tensor, head_CD: Tensor

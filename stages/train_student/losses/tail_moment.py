@@ -34,7 +34,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stages.compute.matmul import product
 from stages.train_student.data.targets.tail_moment import MomentTables, TailMoments
 from stages.train_student.losses.target_tokens import TeacherTerms
 
@@ -49,14 +48,14 @@ class MomentTerms(NamedTuple):
 class StudentTail(NamedTuple):
     """The student's distribution within the tail, r, at T."""
 
-    shares_nC: Tensor
-    """r of the columns that are no target tokens; 0 of those that are."""
     neg_entropy_n1: Tensor
-    """Σ r log r over these."""
+    """Σ r log r over the columns that are no target tokens."""
+    sum_nd: Tensor
+    """Σ r·(row of the table) over these."""
     log_r_nX: Tensor
     """Of the target tokens, float64; −inf for what does not count."""
-    columns_nX: Tensor
-    """Where these stand."""
+    rows_nXd: Tensor
+    """Their rows of the table."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +75,21 @@ class TailMomentLoss:
         found_Ne = moments.at(temperature)
         return TailMomentLoss(found_Ne, tables, tables.table_Vd.to(dtype), 1 / temperature)
 
+    def table(self, ids_C: Tensor | None) -> Tensor:
+        """Its rows for the columns ``ids_C``, or for all ids."""
+        return self.table_Vd if ids_C is None else self.table_Vd.index_select(0, ids_C)
+
     def terms(
         self,
         rows: slice,
         hidden_nD: Tensor,
         tail: StudentTail,
         teacher: TeacherTerms,
-        ids_C: Tensor | None,
     ) -> MomentTerms:
-        """For the chunk ``rows``; ``ids_C`` are the ids of the columns, if these are not all."""
+        """For the chunk ``rows``."""
         s, tables = self.inverse_temperature, self.tables
-        table_Cd = self.table_Vd if ids_C is None else self.table_Vd.index_select(0, ids_C)
-        mean_nd, rows_nXd = _student_mean(tail, table_Cd)
+        rows_nXd = tail.rows_nXd.double()
+        mean_nd = tail.sum_nd.double() + (tail.log_r_nX.exp()[:, :, None] * rows_nXd).sum(1)
         entropy_n1 = -tail.neg_entropy_n1.double() - _times(tail.log_r_nX.exp(), tail.log_r_nX)
         # What rounding left of u where there is no tail.
         has_tail_n1 = teacher.log_p_tail_n1 > -torch.inf
@@ -105,13 +107,6 @@ class TailMomentLoss:
         )
         by_hidden_nD = (correction_nd * -s).float() @ tables.basis_dD
         return MomentTerms(kl_n1.sum(), by_hidden_nD)
-
-
-def _student_mean(tail: StudentTail, table_Cd: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of the table's rows under r, float64 [n, d], and those rows of the target tokens."""
-    rows_nXd = table_Cd[tail.columns_nX].double()
-    of_targets_nd = (tail.log_r_nX.exp()[:, :, None] * rows_nXd).sum(1)
-    return product(tail.shares_nC, table_Cd).double() + of_targets_nd, rows_nXd
 
 
 def _times(weights_nX: Tensor, logs_nX: Tensor) -> Tensor:

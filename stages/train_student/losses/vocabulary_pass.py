@@ -14,19 +14,23 @@ of ids, and exp(z) and exp(z/T) are multiplied by that number throughout.
 No mass is the difference of two others: the masses of target tokens and of the other ids are added
 up, so a tail of 1e-12 keeps its digits. Compiled, a row is read three times while it lies in a
 core's cache: for its maximum, its sums, its gradient. Not compiled, the same formulas read it a
-dozen times.
+dozen times. The moments of the student's tail (``tail_moment``) are a product of what the pass
+writes for a few rows with a table, before the next rows overwrite it.
 
 n positions of a chunk, V vocabulary or the columns that stand for it; log-masses are [n, 1].
 """
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from stages.compute.compiling import Compiled, Mode
+from stages.compute.matmul import product
 
 _CACHED_BYTES = 5 << 18  # what is worked on at a time, with room beside it in a core's own cache
+_SHARED_CACHE_BYTES = 10 << 20
 _FEWEST_ROWS = 2  # a single one is not compiled
 _LOWEST = -1e30
 _PARTS = 8  # where a GPU has no compiler: temporaries take no more than half a chunk
@@ -100,27 +104,33 @@ class VocabularyPass:
         weights: DeviceWeights,
         out_nV: Tensor | None,
         log_weight_V: Tensor | None = None,
-        shares_nV: Tensor | None = None,
+        table_Vd: Tensor | None = None,
     ) -> list[Tensor]:
         """log Σ exp(z) of the other ids [n, 1], then, where there is a KL, that of z/T.
 
         The gradient is written to ``out_nV`` in its precision; without one, over the logits.
         ``log_weight_V``: log of how many ids each column stands for; without it, one each.
-        With ``shares_nV``, where there is a KL, it gets r = exp(z/T − log Z_tail) of the other ids,
-        and Σ r log r is returned as well.
+        With ``table_Vd``, where there is a KL, two more follow: with r = exp(z/T − log Z_tail) of
+        the other ids, Σ r log r [n, 1] and Σ r·table [n, d], of r in the table's precision.
         """
         columns = [column for column in target_masses if column is not None]
         has_kl = len(columns) > 1
         scalars: tuple[Tensor, ...] = weights if has_kl else (weights.cross_entropy,)
-        function = self._function(has_kl, shares_nV is not None, log_weight_V is not None)
         if log_weight_V is not None:
             scalars = (log_weight_V, *scalars)
-        tensors = [logits_nV, *columns]
-        tensors += [tensor for tensor in (shares_nV, out_nV) if tensor is not None]
-        size = rows_at_a_time(logits_nV, function.is_compiled)
-        parts = zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
-        found = [function(logits, *scalars, *others) for logits, *others in parts]
-        return [torch.cat(columns) for columns in zip(*found, strict=True)]
+        function = self._function(has_kl, table_Vd is not None, log_weight_V is not None)
+        inputs, outputs = (logits_nV, *columns), () if out_nV is None else (out_nV,)
+        if table_Vd is None:
+            return _in_parts(function, scalars, (*inputs, *outputs))
+        shares_nV = logits_nV.new_empty(_shape_of_shares(logits_nV), dtype=table_Vd.dtype)
+        found = []
+        for rows in _split((*inputs, *outputs), len(shares_nV)):
+            own_nV = shares_nV[: len(rows[0])]
+            sums = _in_parts(
+                function, scalars, (*rows[: len(inputs)], own_nV, *rows[len(inputs) :])
+            )
+            found.append([*sums, product(own_nV, table_Vd)])
+        return _joined(found)
 
     def _function(self, has_kl: bool, has_shares: bool, is_weighted: bool) -> Compiled:
         if not has_kl:
@@ -137,6 +147,33 @@ def rows_at_a_time(logits_nV: Tensor, is_compiled: bool, num_logits: int = 1) ->
     if logits_nV.device.type == "cpu":
         return max(_FEWEST_ROWS, _CACHED_BYTES // (4 * num_logits * num_ids))
     return num_rows if is_compiled else -(-num_rows // _PARTS)
+
+
+def _shape_of_shares(logits_nV: Tensor) -> tuple[int, int]:
+    """Of the rows whose shares exist at once: on a CPU, what stays in the cache that cores share
+    until it is multiplied."""
+    num_rows, num_ids = logits_nV.shape
+    if logits_nV.device.type == "cpu":
+        num_rows = min(num_rows, max(_FEWEST_ROWS, _SHARED_CACHE_BYTES // (4 * num_ids)))
+    return num_rows, num_ids
+
+
+def _in_parts(
+    function: Compiled, scalars: Sequence[Tensor], tensors: Sequence[Tensor]
+) -> list[Tensor]:
+    """What ``function`` returns, so many rows at a time as one call takes."""
+    size = rows_at_a_time(tensors[0], function.is_compiled)
+    return _joined(
+        [function(logits, *scalars, *others) for logits, *others in _split(tensors, size)]
+    )
+
+
+def _split(tensors: Sequence[Tensor], size: int) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
+
+
+def _joined(found: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [torch.cat(columns) for columns in zip(*found, strict=True)]
 
 
 def _labels(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from stages.compute.compiling import has_compiler
 from stages.train_student.data.targets.sparse_targets import SparseTargets
+from stages.train_student.losses import vocabulary_pass
 from stages.train_student.losses.sampled_softmax import SampledColumns
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss, sparse_distillation_loss
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
@@ -96,6 +97,18 @@ def test_a_center_changes_nothing() -> None:
         )
         assert plain[:2] == pytest.approx(centered[:2], rel=1e-5)
         torch.testing.assert_close(plain[2], centered[2], rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_of_two_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are of a large vocabulary, whose chunk does not stay in a core's cache."""
+    hidden, head, labels, teacher = make_problem(4, _N, _V, _D)
+    targets = with_moments(targets_of(teacher), teacher, head, orthonormal(3))
+    found = []
+    for num_bytes in (vocabulary_pass._SHARED_CACHE_BYTES, 1):
+        monkeypatch.setattr(vocabulary_pass, "_SHARED_CACHE_BYTES", num_bytes)
+        found.append(loss_of(hidden, head, labels, targets, (0.2, 1.0, 4 / 3)))
+    assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-6)
+    torch.testing.assert_close(found[0][2], found[1][2])
 
 
 def test_between_nodes_the_moments_are_interpolated() -> None:
