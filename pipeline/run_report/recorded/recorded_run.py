@@ -150,7 +150,7 @@ def _state(path: Path, record: "RunRecord", metrics: MetricSeries) -> State:
     # Where the figures are lost, the model alone tells; before an extension there was one, too.
     if _has_model(path) and (has_ended or not (metrics.by_name or record.extensions)):
         return "finished"
-    return "running" if _is_held(path) else "stopped"
+    return "running" if is_held(path) else "stopped"
 
 
 def _has_model(path: Path) -> bool:
@@ -176,7 +176,7 @@ def _metrics_problems(path: Path, metrics: MetricSeries) -> list[str]:
     return found
 
 
-def _is_held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
     """Whether a process is training into ``path``, which holds a lock on it while it does."""
     descriptor = None
     try:
