@@ -4,7 +4,7 @@ In: the directory that ``pipeline ablate`` wrote with ``--out``. Out: a state fo
 copy of the sweep names. Reads alone; a damaged copy is a problem that is said.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from pipeline.ablation.planning.planned_runs import Problems, plan_runs
 from pipeline.ablation.planning.sweep import load_sweep
 from pipeline.ablation.planning.sweep_copy import SWEEP_FILE, log_of
 from pipeline.ablation.running.failed_run import error_text
-from pipeline.run_report.recorded.recorded_run import is_held, read_run
+from pipeline.run_report.recorded.recorded_run import RecordedRun, is_held, read_run
 
 Outcome = Literal["finished", "running", "failed", "interrupted", "not begun"]
 _OUTCOMES: tuple[Outcome, ...] = ("finished", "running", "failed", "interrupted", "not begun")
@@ -71,9 +71,14 @@ def sweep_text(path: Path) -> str:
         return file.read(_MOST_BYTES).decode("utf-8", "replace")
 
 
-def sweep_status(path: Path) -> SweepStatus:
+def sweep_status(
+    path: Path,
+    read: Callable[[Path, str], RecordedRun] = read_run,
+    held: Callable[[Path], bool] = is_held,
+) -> SweepStatus:
     """The runs of the sweep in ``path``, in the order in which they are trained.
 
+    ``read`` reads one that has begun, and ``held`` says whether one is about to.
     Raises ValueError or OSError where its copy of the sweep cannot be read.
     """
     problems = Problems()
@@ -83,18 +88,24 @@ def sweep_status(path: Path) -> SweepStatus:
     errors: dict[str, str] = {}
     for run in plan.runs:
         error = error_text(log_of(path, run.name))
-        outcomes[run.name] = _outcome(path / run.name, run.name, error)
+        outcomes[run.name] = _outcome(path / run.name, run.name, error, read, held)
         if outcomes[run.name] == "failed":
             errors[run.name] = error
     return SweepStatus(path=path, outcomes=outcomes, errors=errors)
 
 
-def _outcome(place: Path, name: str, error: str) -> Outcome:
+def _outcome(
+    place: Path,
+    name: str,
+    error: str,
+    read: Callable[[Path, str], RecordedRun],
+    held: Callable[[Path], bool],
+) -> Outcome:
     if (place / _RUN_FILE).exists():
-        state = read_run(place, name).state
+        state = read(place, name).state
         if state in ("finished", "running"):
             return "finished" if state == "finished" else "running"
-    elif is_held(place):
+    elif held(place):
         return "running"
     if error:
         return "failed"
