@@ -15,6 +15,8 @@ from pipeline.run_report.report import Report
 from pipeline.run_report.results_tables import PAIRED, paired_with, result_columns
 
 _SHOWN_ENVIRONMENT = ("device", "torch", "xlstm-distill", "commit")
+_SHOWN_DIGITS = 12
+"""Of a version or a commit."""
 
 
 def summary(report: Report, command: str) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def _difference(metric: str) -> str:
 def _environment(run: RecordedRun) -> str:
     there = run.record.environment if run.record and run.record.environment else {}
     shown: Sequence[str] = [
-        there[key] if key == "device" else f"{key} {there[key]}"
+        there[key] if key == "device" else f"{key} {there[key][:_SHOWN_DIGITS]}"
         for key in _SHOWN_ENVIRONMENT
         if key in there
     ]

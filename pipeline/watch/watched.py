@@ -103,7 +103,7 @@ class Watcher:
         if not self._is_sweep:
             runs = [self._watched(self._path, self._path.name, None, "")]
         else:
-            status = sweep_status(self._path, self._read, held=lambda _: False)
+            status = sweep_status(self._path, self._read, held=self._is_starting)
             runs = [
                 self._watched(self._path / name, name, outcome, status.errors.get(name, ""))
                 for name, outcome in status.outcomes.items()
@@ -139,7 +139,14 @@ class Watcher:
 
     def _reports(self, path: Path) -> bool:
         """Whether the run in ``path`` has reported, or begun, within two minutes."""
-        times = [found[0] for name in _FILES[:2] if (found := _signature(path / name))]
+        return self._is_new(*(path / name for name in _FILES[:2]))
+
+    def _is_starting(self, path: Path) -> bool:
+        """Whether the log of the run in ``path``, beside it, was written within two minutes."""
+        return self._is_new(path.with_name(f"{path.name}.log"))
+
+    def _is_new(self, *paths: Path) -> bool:
+        times = [found[0] for path in paths if (found := _signature(path))]
         return bool(times) and self._now() - max(times) / 1e9 < _SECONDS_TO_REPORT
 
 

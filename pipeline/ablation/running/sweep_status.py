@@ -87,8 +87,9 @@ def sweep_status(
     outcomes: dict[str, Outcome] = {}
     errors: dict[str, str] = {}
     for run in plan.runs:
-        error = error_text(log_of(path, run.name))
-        outcomes[run.name] = _outcome(path / run.name, run.name, error, read, held)
+        log = log_of(path, run.name)
+        error = error_text(log)
+        outcomes[run.name] = _outcome(path / run.name, log, error, read, held)
         if outcomes[run.name] == "failed":
             errors[run.name] = error
     return SweepStatus(path=path, outcomes=outcomes, errors=errors)
@@ -96,17 +97,18 @@ def sweep_status(
 
 def _outcome(
     place: Path,
-    name: str,
+    log: Path,
     error: str,
     read: Callable[[Path, str], RecordedRun],
     held: Callable[[Path], bool],
 ) -> Outcome:
-    if (place / _RUN_FILE).exists():
-        state = read(place, name).state
-        if state in ("finished", "running"):
-            return "finished" if state == "finished" else "running"
-    elif held(place):
-        return "running"
-    if error:
+    has_record = (place / _RUN_FILE).exists()
+    state = read(place, place.name).state if has_record else None
+    if state == "finished":
+        return "finished"
+    if error:  # of the last command: one that goes on has printed none
         return "failed"
-    return "interrupted" if (place / _RUN_FILE).exists() else "not begun"
+    if state == "running" or (not has_record and held(place)):
+        return "running"
+    # A process that was killed before it recorded anything has a log all the same.
+    return "interrupted" if has_record or log.exists() else "not begun"

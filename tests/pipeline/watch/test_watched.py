@@ -95,6 +95,11 @@ def test_a_sweep_has_a_line_for_each_run(tmp_path: Path) -> None:
     ]
     assert watched.runs[1].error == "no space left"
     assert look(out / "base/seed=2").outcome == "not begun"
+    log = log_of(out, "base/seed=2")
+    log.write_text("$ now pipeline train-student\n")
+    begin = log.stat().st_mtime
+    assert Watcher(out, now=lambda: begin + 5).look().runs[2].outcome == "running"
+    assert Watcher(out, now=lambda: begin + 500).look().runs[2].outcome == "interrupted"
 
 
 def test_a_run_without_its_record_s_data_has_no_time_left(tmp_path: Path) -> None:

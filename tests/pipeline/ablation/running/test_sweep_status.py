@@ -76,6 +76,15 @@ def test_a_run_that_has_not_recorded_anything_may_be_running(out: Path) -> None:
         assert sweep_status(out).counts == {"running": 1, "not begun": 5}
 
 
+def test_a_run_that_was_killed_before_it_recorded_anything(out: Path) -> None:
+    write_log(out, "base/seed=1", "the teacher is read\n")
+    assert sweep_status(out).counts == {"interrupted": 1, "not begun": 5}
+    assert sweep_status(out, held=lambda path: path.name == "seed=1").counts == {
+        "running": 2,
+        "not begun": 4,
+    }
+
+
 def test_a_damaged_copy_is_an_error(out: Path) -> None:
     (out / "base.toml").unlink()
     with pytest.raises(ValueError, match=r"base\.toml"):
