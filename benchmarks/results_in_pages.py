@@ -36,7 +36,7 @@ def results() -> None:
             raise click.ClickException(f"{name}: {error}") from error
         if made != text:
             path.write_text(made, "utf-8")
-            click.echo(f"{name}: rendered from {DIRECTORY.relative_to(_ROOT)}")
+            click.echo(f"{name}: rendered from benchmarks/results/{DIRECTORY.name}")
         if unknown:
             raise click.ClickException("\n".join(unknown))
 

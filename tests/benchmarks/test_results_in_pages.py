@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from benchmarks import results_in_pages
 from benchmarks.result_files import DIRECTORY, block, is_of, load_result, numbers
 from benchmarks.results_in_pages import COMMAND, PAGES, rendered, unknown_numbers
 from tests.support import ROOT
@@ -49,6 +51,13 @@ def test_tables_are_those_of_the_files(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_texts_have_no_figures_but_those_of_the_files(page: str) -> None:
     assert list(unknown_numbers(_TEXTS[page])) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_line_of_a_paragraph_begins_with_a_marker(page: str) -> None:
+    """To Markdown, it would be HTML as far as the line goes, links and code within it included."""
+    assert re.findall(r"^ *<!-- figures.*", _TEXTS[page], re.M) == []
+    assert re.findall(r"^ *<!-- end -->.+", _TEXTS[page], re.M) == []
 
 
 def test_every_file_is_in_a_page() -> None:
@@ -129,3 +138,29 @@ def test_a_file_names_its_source(missing: str, expected: str, tmp_path: Path) ->
         load_result("mine", tmp_path)
     with pytest.raises(ValueError, match="no such result; there are: mine"):
         load_result("yours", tmp_path)
+
+
+def test_the_command_writes_the_tables_and_names_what_it_cannot_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = "<!-- results:kept-ids -->\n| old |\n<!-- end -->\n"
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("nothing\n")
+    (tmp_path / "docs/results.md").write_text(stale)
+    monkeypatch.setattr(results_in_pages, "_ROOT", tmp_path)
+    said = CliRunner().invoke(results_in_pages.results)
+    assert (said.exit_code, said.stdout) == (
+        0,
+        "docs/results.md: rendered from benchmarks/results/tables\n",
+    )
+    made = (tmp_path / "docs/results.md").read_text()
+    assert made == stale.replace("| old |\n", block(load_result("kept-ids")))
+    assert CliRunner().invoke(results_in_pages.results).stdout == ""
+    (tmp_path / "README.md").write_text("a <!-- figures:kept-ids -->58.2, 58.3<!-- end -->\n")
+    refused = CliRunner().invoke(results_in_pages.results)
+    assert refused.exit_code == 1
+    assert "README.md: 58.3 is none of the figures of kept-ids. Mend the text" in refused.stderr
+    (tmp_path / "README.md").write_text("<!-- results:nothing -->\n<!-- end -->\n")
+    refused = CliRunner().invoke(results_in_pages.results)
+    assert "README.md:" in refused.stderr
+    assert "no such result; there are:" in refused.stderr
