@@ -26,6 +26,7 @@ from pipeline.commands.students.compare import compare
 from pipeline.commands.students.convert import convert
 from pipeline.commands.students.merge_students import merge_students
 from pipeline.commands.students.report import report
+from pipeline.commands.students.watch import watch
 from pipeline.commands.students.win_and_tie import win_and_tie
 from pipeline.commands.train_student import train_student
 from pipeline.runtime.session import PipelineGroup
@@ -49,7 +50,7 @@ def main(debug: bool) -> None:
 
 
 for command in (
-    *(cache_teacher, estimate, convert, train_student, ablate, recipes, inspect_cache),
+    *(cache_teacher, estimate, convert, train_student, ablate, watch, recipes, inspect_cache),
     *(generate, evaluate, report, compare, win_and_tie, merge_students, push, verify),
     *(pack, unpack, merge, extend, export, demo, doctor),
 ):

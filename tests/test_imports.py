@@ -58,7 +58,7 @@ _STAGE_TWO_LAYERS = (
 )
 _COMMAND_LINE_LAYERS = (
     "recipes reporting runtime options diagnosis comparison judgement reports students "
-    "student_comparison run_report ablation demo commands cli"
+    "student_comparison run_report ablation watch demo commands cli"
 )
 
 

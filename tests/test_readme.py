@@ -81,4 +81,5 @@ def test_documented_make_targets_exist() -> None:
 
 def test_no_placeholder_is_left_in_the_pages() -> None:
     for page, text in _PAGES.items():
-        assert not re.findall(r"<!--|\b[A-Z]+_(?:SENTENCE|SECTION)\b", text), page
+        without_results = re.sub(r"<!-- (?:(?:results|figures):.*?|end) -->", "", text)
+        assert not re.findall(r"<!--|\b[A-Z]+_(?:SENTENCE|SECTION)\b", without_results), page

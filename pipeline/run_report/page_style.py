@@ -72,6 +72,8 @@ polyline.curve {{ fill: none }}
 .tip {{ position: absolute; top: 2.2rem; right: .6rem; max-width: 85%; pointer-events: none;
   background: var(--panel); border: 1px solid var(--line); border-radius: .4rem;
   padding: .3rem .5rem; font-size: .78rem; line-height: 1.35; white-space: pre-line; opacity: .94 }}
+/* Charts shrink with the screen, their texts should not. */
+@media (max-width: 34rem) {{ svg text {{ font-size: 15px }} }}
 summary {{ cursor: pointer; padding: .3rem 0 }}
 code {{ font-size: .85em }}
 @media print {{

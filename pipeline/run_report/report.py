@@ -22,7 +22,7 @@ from pipeline.run_report.report_tables import (
     runs_table,
     settings_table,
 )
-from pipeline.run_report.results_tables import caches_table, results_table
+from pipeline.run_report.results_tables import caches_table, paired_table, results_table
 from pipeline.run_report.table import Table
 
 RANKS = {"loss": True, "kl": True, "agreement": False, "accuracy": False}
@@ -36,8 +36,11 @@ class Report:
     title: str
     notes: tuple[str, ...]
     results: tuple[Table, ...]
-    """One for each set of runs that compare, and another one for each cache if there are several.
-    """
+    """One for each set of runs that compare; differences by seed; each of several caches."""
+    sets: tuple[ComparableGroups, ...]
+    """What ``results`` are of."""
+    baseline: str | None
+    """What recipes are compared with by seed; None: the first in rank."""
     costs: Table
     differences: Table | None
     charts: tuple[Chart, ...]
@@ -46,20 +49,33 @@ class Report:
     """Runs, caches, environment, common settings."""
 
 
-def make_report(runs: Sequence[RecordedRun], rank_by: str) -> Report:
-    """The report on ``runs``, ranked by the validation metric ``rank_by``."""
+def make_report(
+    runs: Sequence[RecordedRun],
+    rank_by: str,
+    *,
+    baseline: str | None = None,
+    notes: Sequence[str] = (),
+) -> Report:
+    """The report on ``runs``, ranked by the validation metric ``rank_by``; ``notes`` come first.
+
+    Raises ValueError where no recipe is called ``baseline``.
+    """
     readable = [run for run in runs if run.record is not None]
     sets = comparable(group_runs(readable), f"validation/{rank_by}", is_lower_better=RANKS[rank_by])
     # In the order of the results, so that a group's colour follows its rank.
     groups = [group for found in sets for group in found.groups]
+    if baseline is not None and baseline not in (names := [group.name for group in groups]):
+        raise ValueError(f"{baseline!r} is none of the recipes: {', '.join(names)}.")
     unreadable = group_runs([run for run in runs if run.record is None])
     num_recipes = f"of {len(groups)} recipe{'' if len(groups) == 1 else 's'}"
     if not groups:
         num_recipes = "that cannot be read"
     return Report(
         title=f"{len(runs)} run{'' if len(runs) == 1 else 's'} {num_recipes}",
-        notes=tuple(_notes(runs, [found.cache_id for found in sets])),
-        results=tuple(table for found in sets for table in _results(found)),
+        notes=(*notes, *_notes(runs, [found.cache_id for found in sets])),
+        results=tuple(table for found in sets for table in _results(found, baseline)),
+        sets=tuple(sets),
+        baseline=baseline,
         costs=costs_table(groups),
         differences=differences_table(groups),
         charts=tuple(make_charts(groups)),
@@ -73,9 +89,9 @@ def make_report(runs: Sequence[RecordedRun], rank_by: str) -> Report:
     )
 
 
-def _results(found: ComparableGroups) -> list[Table]:
-    by_cache = caches_table(found)
-    return [results_table(found), *([] if by_cache is None else [by_cache])]
+def _results(found: ComparableGroups, baseline: str | None) -> list[Table]:
+    tables = (results_table(found), paired_table(found, baseline), caches_table(found))
+    return [table for table in tables if table is not None]
 
 
 def _notes(runs: Sequence[RecordedRun], cache_ids: Sequence[str]) -> list[str]:

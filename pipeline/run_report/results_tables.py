@@ -5,6 +5,7 @@ In: groups of runs that compare. Out: tables.
 
 from collections.abc import Sequence
 
+from pipeline.run_report.recorded.paired_differences import paired_difference
 from pipeline.run_report.recorded.seed_groups import ComparableGroups, SeedGroup
 from pipeline.run_report.recorded.settings import ABSENT
 from pipeline.run_report.table import SHOWN_OF_HASH, Cell, Table, spread_text
@@ -19,6 +20,8 @@ _COLUMNS = {
 }
 _HIGHER_IS_BETTER = ("validation/agreement", "validation/accuracy")
 _NEITHER = ("validation/mlstm_share",)
+PAIRED = ("validation/loss", "validation/kl", "validation/agreement")
+"""What is compared seed by seed."""
 
 
 def results_table(found: ComparableGroups) -> Table:
@@ -47,6 +50,55 @@ def results_table(found: ComparableGroups) -> Table:
         headings=("rank", "recipe", "runs", *headings),
         rows=tuple(rows),
         note=_results_note(found),
+    )
+
+
+def result_columns(found: ComparableGroups) -> dict[str, tuple[str, str]]:
+    """Heading and format of each metric that any of these groups has."""
+    return {
+        key: (_heading(key), form)
+        for key, (_, form) in _COLUMNS.items()
+        if any(group.final(key) for group in found.groups)
+    }
+
+
+def paired_with(found: ComparableGroups, baseline: str | None) -> SeedGroup | None:
+    """The group that the others are compared with: ``baseline`` by name, or the first in rank.
+
+    None where it is the only one, or not of this set.
+    """
+    groups = [group for group in found.groups if baseline in (None, group.name)]
+    return groups[0] if groups and len(found.groups) > 1 else None
+
+
+def paired_table(found: ComparableGroups, baseline: str | None) -> Table | None:
+    """Differences of recipes, seed by seed; None where no two have a seed in common."""
+    base = paired_with(found, baseline)
+    if base is None:
+        return None
+    keys = [key for key in PAIRED if base.final(key)]
+    rows = []
+    for group in found.groups:
+        spreads = {key: paired_difference(group, base, key) for key in keys}
+        pairs = {spread.num_runs for spread in spreads.values() if spread is not None}
+        if group is base or not pairs:
+            continue
+        cells = [Cell(text=group.name, is_name=True), Cell(text=str(max(pairs)))]
+        forms = [_COLUMNS[key][1].replace(".", "+.", 1) for key in keys]
+        texts = map(spread_text, spreads.values(), forms)
+        # A deviation has no sign.
+        cells += [Cell(text=text.replace("± +", "± ")) for text in texts]
+        rows.append(tuple(cells))
+    if not rows:
+        return None
+    return Table(
+        title=f"Differences to {base.name}, seed by seed ({found.cache_id[:SHOWN_OF_HASH]})",
+        headings=("recipe", "seeds", *map(_heading, keys)),
+        rows=tuple(rows),
+        note=(
+            f"The mean of recipe − {base.name} over the seeds that both have finished once; ± is "
+            "the sample standard deviation of these differences."
+        ),
     )
 
 

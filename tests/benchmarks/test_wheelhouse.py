@@ -69,7 +69,7 @@ def test_this_project_s_packages_are_listed_without_the_machine_s() -> None:
 def test_an_unknown_extra_is_refused() -> None:
     result = CliRunner().invoke(wheelhouse.main, ["--python-version", "3.12", "--extras", "gpus"])
     assert result.exit_code == 1
-    assert "pyproject.toml has ['dev', 'docs', 'eval'" in result.stderr
+    assert "pyproject.toml has ['browser', 'dev', 'docs', 'eval'" in result.stderr
 
 
 def fake_pip(monkeypatch: pytest.MonkeyPatch, built: str) -> list[tuple[str, ...]]:

@@ -25,16 +25,28 @@ def failure_text(log: Path, exit_code: int) -> str:
     return line or f"exit code {exit_code}, and nothing was printed"
 
 
+def error_text(log: Path) -> str:
+    """The error that the last command in ``log`` ended with; "" where it was not one, or no log."""
+    lines = _lines(log) if log.is_file() else []
+    errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+    return printable(errors[-1][:_LONGEST], keep="") if errors else ""
+
+
 def _last_error(log: Path) -> str:
     try:
-        with open_regular(log) as file:
-            file.seek(max(0, log.stat().st_size - _READ_BYTES))
-            text = file.read(_READ_BYTES).decode("utf-8", "replace")
+        lines = _lines(log)
     except OSError as error:
         return f"its log cannot be read: {error}"
-    last = text.rpartition(f"\n{COMMAND_MARK}")[2]
-    lines = [line.strip() for line in last.splitlines()[1:] if line.strip()]
     errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
     others = [line for line in lines if not line.startswith(_NO_REASON)]
     found = (errors or others or [""])[-1]
     return printable(found[:_LONGEST], keep="")
+
+
+def _lines(log: Path) -> list[str]:
+    """What the last command in ``log`` printed."""
+    with open_regular(log) as file:
+        file.seek(max(0, log.stat().st_size - _READ_BYTES))
+        text = file.read(_READ_BYTES).decode("utf-8", "replace")
+    last = text.rpartition(f"\n{COMMAND_MARK}")[2]
+    return [line.strip() for line in last.splitlines()[1:] if line.strip()]

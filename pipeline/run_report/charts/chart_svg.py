@@ -11,7 +11,7 @@ from pipeline.run_report.charts.colours import NUM_COLOURS, NUM_DASHES
 from pipeline.run_report.charts.make_charts import Chart, Line
 
 WIDTH, HEIGHT = 480, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 10, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 16, 10, 42
 
 
 def svg(chart: Chart) -> str:

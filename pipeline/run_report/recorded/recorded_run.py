@@ -7,7 +7,7 @@ damaged file is said, and does not keep the other runs from being reported.
 import fcntl
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -89,8 +89,11 @@ def count_of(value: object) -> int | None:
     return value if type(value) is int and 0 < value < 2**53 else None
 
 
-def read_run(path: Path, name: str) -> RecordedRun:
-    """The run in the directory ``path``. What cannot be read is among its ``problems``."""
+def read_run(path: Path, name: str, held: Callable[[Path], bool] | None = None) -> RecordedRun:
+    """The run in the directory ``path``. What cannot be read is among its ``problems``.
+
+    ``held`` says whether a process is training into it; without it, ``is_held``.
+    """
     from stages.train_student.checkpoints.run_record import read_record
 
     problems: list[str] = []
@@ -118,7 +121,7 @@ def read_run(path: Path, name: str) -> RecordedRun:
     return RecordedRun(
         path=path,
         name=name,
-        state="unreadable" if record is None else _state(path, record, metrics),
+        state="unreadable" if record is None else _state(path, record, metrics, held or is_held),
         record=record,
         recipe=recipe or {},
         has_recipe=recipe is not None,
@@ -144,13 +147,15 @@ def planned_steps(record: "RunRecord") -> int | None:
     return rows // (batch * accumulated) * epochs
 
 
-def _state(path: Path, record: "RunRecord", metrics: MetricSeries) -> State:
+def _state(
+    path: Path, record: "RunRecord", metrics: MetricSeries, held: Callable[[Path], bool]
+) -> State:
     num_steps = planned_steps(record)
     has_ended = num_steps is None or metrics.last_step >= num_steps
     # Where the figures are lost, the model alone tells; before an extension there was one, too.
     if _has_model(path) and (has_ended or not (metrics.by_name or record.extensions)):
         return "finished"
-    return "running" if _is_held(path) else "stopped"
+    return "running" if held(path) else "stopped"
 
 
 def _has_model(path: Path) -> bool:
@@ -176,7 +181,7 @@ def _metrics_problems(path: Path, metrics: MetricSeries) -> list[str]:
     return found
 
 
-def _is_held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
     """Whether a process is training into ``path``, which holds a lock on it while it does."""
     descriptor = None
     try:

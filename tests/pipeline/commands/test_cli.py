@@ -29,7 +29,7 @@ class TestHelp:
             "estimate",
             *("pack", "unpack", "merge", "extend", "export", "generate", "demo"),
             *("convert", "evaluate", "win-and-tie", "merge-students", "push"),
-            *("report", "compare", "ablate", "doctor"),
+            *("report", "compare", "ablate", "watch", "doctor"),
         }
 
     @pytest.mark.parametrize("name", _COMMANDS)

@@ -129,7 +129,7 @@ def test_figures_of_each_of_several_caches_have_a_table(tmp_path: Path) -> None:
     mixed_run(tmp_path / "even-1", 1, 0.5, 5.0)
     mixed_run(tmp_path / "mostly-web", 0, 0.9, 6.0)
     report = make_report(find_runs([tmp_path]), "loss")
-    whole, by_cache = report.results
+    whole, _, by_cache = report.results
     assert len(whole.rows) == 2  # they compare, as their validation rows are the same
     assert ", 10 rows." in whole.note
     assert [[cell.text for cell in row][:3] for row in by_cache.rows] == [
