@@ -1,13 +1,13 @@
-"""The corpus: a name becomes files, files become units, units become documents.
+"""A corpus: a name becomes files, files become units, units become documents.
 
 A unit is a run of ``documents_per_unit`` documents of one file (the last of a file may be shorter);
 units are numbered across the files in their order, so what a unit holds depends on nothing but the
-``CorpusSpec``, which pins every byte of the corpus.
+``CorpusSpec``, which pins every byte of the corpus. Where a cache has several corpora, each has
+numbers of its own here (see ``corpora``).
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -170,17 +170,9 @@ class Corpus:
             )
 
 
-@contextmanager
-def open_corpus(config: CacheTeacherConfig) -> Iterator[Corpus]:
-    """``resolve_corpus``, closed at the end. Raises ValueError where it holds no documents, too."""
-    with closing(resolve_corpus(config)) as corpus:
-        if not corpus.has_unit(0):
-            raise ValueError(f"corpus {config.corpus!r}: holds no documents")
-        yield corpus
-
-
 def resolve_corpus(config: CacheTeacherConfig) -> Corpus:
-    """Find the corpus's files and pin them: local ones by hash, the Hub's by commit.
+    """Find the files of the one corpus of ``config`` and pin them: local ones by hash, the Hub's by
+    commit.
 
     Where local files lie is no part of the spec, so that a cache survives moving its corpus.
 
@@ -211,14 +203,15 @@ def resolve_corpus(config: CacheTeacherConfig) -> Corpus:
     return Corpus(spec, corpus_parts(spec, files))
 
 
-def check_local_corpus(config: CacheTeacherConfig) -> None:
+def check_local_corpora(config: CacheTeacherConfig) -> None:
     """Raise ValueError where a corpus of this machine is not there or of a kind that is not read.
 
-    None of its files is opened. A corpus on the Hub is not looked for.
+    None of the files is opened. A corpus on the Hub is not looked for.
     """
-    if is_local(config.corpus):
-        _, paths = find_local_paths(config.corpus, config.corpus_split)
-        _refuse_without_conversations(config, paths[0].name)
+    for settings in config.each_corpus.values():
+        if is_local(settings.corpus):
+            _, paths = find_local_paths(settings.corpus, settings.corpus_split)
+            _refuse_without_conversations(settings, paths[0].name)
 
 
 def corpus_parts(spec: CorpusSpec, files: Sequence[DataFile]) -> list[CorpusPart]:

@@ -251,17 +251,20 @@ class TrainingRun:
         self._tell("validation", self.validation)
 
     def _scored(self) -> dict[str, float]:
-        """The figures of a validation: of several caches over all, and of each."""
-        parts = []
+        """The figures of a validation: of several caches or corpora over all, and of each."""
+        parts = {}
         for number, (cache, rows) in enumerate(zip(self.mixture.caches, self.rows, strict=True)):
-            batches = validation.validation_batches(
+            label = None if self.record.caches is None else self.record.caches[number].label
+            objective = self.objective.of_cache(number)
+            of_corpora = validation.batches_by_corpus(
                 cache, rows.validation, self.config.validation_rows, self.config.batch_size
             )
-            parts.append((self.objective.of_cache(number), self._stopping.checked(batches)))
-        if self.record.caches is None:
-            return validation.score(self.model, *parts[0])
-        labels = (recorded.label for recorded in self.record.caches)
-        return validation.score_each(self.model, dict(zip(labels, parts, strict=True)))
+            for corpus, batches in of_corpora.items():
+                name = ".".join(filter(None, (label, corpus)))
+                parts[name] = objective, self._stopping.checked(batches)
+        if list(parts) == [""]:
+            return validation.score(self.model, *parts[""])
+        return validation.score_each(self.model, parts)
 
     def _save(self) -> None:
         state = CheckpointState(

@@ -460,6 +460,13 @@ class TestToml:
         recipe = load_recipe(name)
         assert load_recipe(written(tmp_path, recipe.to_toml())) == recipe
 
+    def test_corpora_load_back_equal(self, tmp_path: Path) -> None:
+        corpora = '[{name="web", weight=2}, {name="math", weight=1.5, corpus_config="math"}]'
+        override = parse_override(f"cache_teacher.corpora={corpora}")
+        recipe = load_recipe("distil-xlstm", [override])
+        assert recipe.cache_teacher.corpora is not None
+        assert load_recipe(written(tmp_path, recipe.to_toml())) == recipe
+
     def test_a_resolved_recipe_writes_every_value_that_is_not_none(self) -> None:
         document = tomllib.loads(Recipe().to_toml())
         nothing = {
@@ -469,6 +476,7 @@ class TestToml:
                 "messages_column",
                 "prompt_column",
                 "completion_column",
+                "corpora",
             },
             "train_student": {
                 *("sampled_softmax_size", "max_steps", "shuffle_shards"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stages.cache_teacher.corpus import units as corpus_module
-from stages.cache_teacher.corpus.units import check_local_corpus
+from stages.cache_teacher.corpus.units import check_local_corpora
 from tests.support.corpora import read_all, resolve, settings, write
 from tests.support.tiny import tiny_texts
 
@@ -37,15 +37,15 @@ def test_directories_that_are_no_corpus_are_refused(
     with pytest.raises(ValueError, match=problem):
         read_all(tmp_path)
     with pytest.raises(ValueError, match=problem):
-        check_local_corpus(settings(tmp_path))
+        check_local_corpora(settings(tmp_path))
 
 
 def test_a_corpus_is_checked_without_reading_it(tmp_path: Path) -> None:
     (tmp_path / "damaged.parquet").write_bytes(b"")
-    check_local_corpus(settings(tmp_path))
-    check_local_corpus(settings("org/somewhere-on-the-hub"))
+    check_local_corpora(settings(tmp_path))
+    check_local_corpora(settings("org/somewhere-on-the-hub"))
     with pytest.raises(ValueError, match=r"corpus: not set: expected .*\.jsonl"):
-        check_local_corpus(settings(""))
+        check_local_corpora(settings(""))
 
 
 def test_compressed_and_plain_files_of_one_kind_may_be_mixed(tmp_path: Path) -> None:
