@@ -42,6 +42,10 @@ class CacheTeacherConfig:
     """Configuration of the Hub dataset; unused for local files."""
     corpus_split: str = "train"
     """Split of the dataset; unused for local files without splits."""
+    corpus_data_files: tuple[str, ...] | None = None
+    """Patterns of the files that are read, such as ``data/train-*.parquet``, in the repository of
+    the Hub dataset or below the local directory; ``*`` stands for "/", too. Then corpus_config and
+    corpus_split are unused."""
     corpus_revision: str = "main"
     """Branch, tag or commit of the Hub dataset; resolved to a commit before use."""
     text_column: str = "text"
@@ -169,6 +173,7 @@ class CacheTeacherConfig:
             "inverse_temperatures",
             "1 to 8 rising multiples of 1/8 that end at 1.0, such as [0.5, 0.75, 1.0]",
         )
+        _require(self.corpus_data_files != (), "corpus_data_files", "one pattern or more")
         _require(1 <= self.num_samples <= 255, "num_samples", "from 1 to 255")
         _require(0.0 < self.hidden_kl <= 10.0, "hidden_kl", "above 0 and at most 10 nats")
         _require(0 <= self.tail_moment_dim <= 65_535, "tail_moment_dim", "from 0 to 65,535")

@@ -34,6 +34,7 @@ class CorpusSettings:
     corpus: str | None = None
     corpus_config: str | None = None
     corpus_split: str | None = None
+    corpus_data_files: tuple[str, ...] | None = None
     corpus_revision: str | None = None
     text_column: str | None = None
     text_documents: Literal["line", "paragraph", "file"] | None = None

@@ -179,17 +179,20 @@ def resolve_corpus(config: CacheTeacherConfig) -> Corpus:
     Raises ValueError where there is no such corpus, no such split, or a file of unknown kind; on
     the Hub, of any but Parquet.
     """
-    revision = ""
+    revision, is_split = "", True
     if is_local(config.corpus):
-        split, files = find_local_files(config.corpus, config.corpus_split)
+        split, files = find_local_files(
+            config.corpus, config.corpus_split, config.corpus_data_files
+        )
     else:
-        split = config.corpus_split
+        is_split = config.corpus_data_files is None
+        split = config.corpus_split if is_split else ""
         revision, urls = split_files(config)
         files = [DataFile(url, url.split(f"@{revision}/")[-1]) for url in urls]
         _refuse_remote_streams(config, files)
     spec = CorpusSpec(
         source=config.corpus if revision else "local",
-        config=config.corpus_config if revision else "",
+        config=config.corpus_config if revision and is_split else "",
         split=split,
         revision=revision,
         files=tuple((file.name, file.sha256) for file in files),
@@ -210,7 +213,9 @@ def check_local_corpora(config: CacheTeacherConfig) -> None:
     """
     for settings in config.each_corpus.values():
         if is_local(settings.corpus):
-            _, paths = find_local_paths(settings.corpus, settings.corpus_split)
+            _, paths = find_local_paths(
+                settings.corpus, settings.corpus_split, settings.corpus_data_files
+            )
             _refuse_without_conversations(settings, paths[0].name)
 
 

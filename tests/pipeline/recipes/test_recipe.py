@@ -477,6 +477,7 @@ class TestToml:
                 "prompt_column",
                 "completion_column",
                 "corpora",
+                "corpus_data_files",
             },
             "train_student": {
                 *("sampled_softmax_size", "max_steps", "shuffle_shards"),

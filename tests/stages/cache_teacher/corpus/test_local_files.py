@@ -88,3 +88,22 @@ def test_a_unit_too_large_for_memory_is_refused(
     assert read_all(tmp_path / "a.jsonl", documents_per_unit=3) == (["x" * 10] * 4, 0)
     with pytest.raises(ValueError, match=r"a\.jsonl, line 4: unit 0 .*Lower documents_per_unit"):
         read_all(tmp_path / "a.jsonl", documents_per_unit=4)
+
+
+def test_patterns_choose_files_below_a_directory(tmp_path: Path) -> None:
+    write(tmp_path / "en/2.jsonl.zst", TEXTS[:5])
+    write(tmp_path / "en/1.jsonl.gz", TEXTS[5:9])
+    write(tmp_path / "de/1.jsonl.gz", TEXTS[9:])
+    write(tmp_path / "de/1.csv", TEXTS)
+    (tmp_path / "README.md").write_text("not a document")
+    english = settings(tmp_path, corpus_data_files=("en/*",))
+    assert read_all(tmp_path, corpus_data_files=("en/*",)) == ([*TEXTS[5:9], *TEXTS[:5]], 0)
+    names = [name for name, _ in resolve(english).spec.files]
+    assert names == ["en/1.jsonl.gz", "en/2.jsonl.zst"]
+    check_local_corpora(english)
+    with pytest.raises(ValueError, match="files of more than one kind"):
+        check_local_corpora(settings(tmp_path, corpus_data_files=("de/*",)))
+    with pytest.raises(ValueError, match=r"no file matches 'fr/\*'; there are 5 files: README.md"):
+        check_local_corpora(settings(tmp_path, corpus_data_files=("fr/*",)))
+    with pytest.raises(ValueError, match="is a file, so corpus_data_files has nothing"):
+        check_local_corpora(settings(tmp_path / "de/1.csv", corpus_data_files=("*",)))
