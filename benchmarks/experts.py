@@ -1,7 +1,8 @@
 """Two experts of one origin and their merge, on the demo's teacher.
 
 The demo's documents are of two domains: docstrings of modules, and pages of documentation. Each is
-cached by the demo's recipe. One student learns from both; two experts begin with its weights and
+cached by the demo's recipe; students are half as deep as the demo's, and read half as many rows a
+step. One student learns from both; two experts begin with its weights and
 learn from one each; their weights are averaged. A generalist goes on from both for as many steps as
 one expert. Each is scored on the whole validation split of both caches: loss in nats per token.
 """
@@ -21,12 +22,16 @@ from pipeline.demo.run import TEACHER
 
 _CHARS_PER_TOKEN = 8  # more than the demo's tokenizer needs, so that corpora do not end early
 DOMAINS = ("modules", "pages")
+_SMALL = (
+    *("train_student.student.num_blocks=2", "train_student.student.slstm_at=[0]"),
+    "train_student.batch_size=8",
+)
 
 
 @click.command("experts", help=__doc__)
 @click.option("--tokens", default=200_000, show_default=True, help="Of each cache.")
-@click.option("--steps", default=60, show_default=True, help="Of the student they begin with.")
-@click.option("--expert-steps", default=30, show_default=True, help="Of each expert.")
+@click.option("--steps", default=40, show_default=True, help="Of the student they begin with.")
+@click.option("--expert-steps", default=20, show_default=True, help="Of each expert.")
 @click.option(
     "--learning-rate", default=1e-3, show_default=True, help="Peak, of experts and generalist."
 )
@@ -102,7 +107,8 @@ def train(
         return
     weight = "" if len(domains) == 1 else f"={1 / len(domains)}"
     caches = [w for domain in domains for w in ("--cache", f"{work / domain}-cache{weight}")]
-    changes = [f"train_student.max_steps={steps}", f"train_student.eval_steps={steps}", *settings]
+    changes = [f"train_student.max_steps={steps}", f"train_student.eval_steps={steps}"]
+    changes += [*_SMALL, *settings]
     type_command(
         *("train-student", "--recipe", "demo", *caches, "--out", work / name),
         *(word for change in changes for word in ("--set", change)),

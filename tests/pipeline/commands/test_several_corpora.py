@@ -87,6 +87,26 @@ def test_validation_is_reported_by_corpus_and_adds_up(root: Path) -> None:
     )
 
 
+def test_several_caches_are_reported_by_corpus_where_they_have_several(
+    root: Path, tmp_path: Path
+) -> None:
+    recipe = ("--recipe", str(root / "tiny.toml"))
+    done(
+        *("cache-teacher", *recipe, "--out", str(tmp_path / "plain"), "--tokens", "2K"),
+        *("--set", "cache_teacher.corpora=none"),
+        *("--set", f"cache_teacher.corpus={root / 'web.parquet'}"),
+    )
+    caches = ("--cache", str(root / "cache"), "--cache", str(tmp_path / "plain"))
+    done("train-student", *recipe, *caches, "--out", str(tmp_path / "run"))
+    last = [row for row in metrics(tmp_path / "run") if "validation/loss" in row][-1]
+    names = ("cache.web", "cache.math", "plain")
+    _require_adding_up(
+        {name: _of(last, f"validation/{name}/") for name in names},
+        _of(last, "validation/"),
+        ("loss", "accuracy"),
+    )
+
+
 def test_evaluate_reports_by_corpus_what_it_reports_of_all(root: Path) -> None:
     command = ("evaluate", str(root / "run"), "--cache", str(root / "cache"))
     found = json.loads(done(*command, "--json").stdout)
