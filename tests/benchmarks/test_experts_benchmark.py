@@ -1,15 +1,34 @@
-"""Two experts of one origin on the demo's teacher: merged, they know both domains."""
+"""Two experts of one origin and their merge: which commands are typed, and the table of them."""
 
 import json
-import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from benchmarks import experts
 from benchmarks.__main__ import main
-from pipeline.demo.run import TEACHER
+
+_LOSSES = {"base": 4.0, "modules": 3.5, "pages": 3.6, "merged": 3.4, "generalist": 3.3}
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands; nothing is run."""
+    commands: list[list[str]] = []
+
+    def type_command(*words: object) -> str:
+        commands.append(list(map(str, words)))
+        losses: Any = [
+            {"student": {"loss": _LOSSES.get(Path(str(words[1])).name, 0.0) + n}} for n in (0, 1)
+        ]
+        return json.dumps({"caches": losses})
+
+    found = [(f"a{n}.{end}#0", f"text {n}") for n in range(4) for end in ("py", "md")]
+    monkeypatch.setattr(experts, "documents", lambda side: iter(found))
+    monkeypatch.setattr(experts, "type_command", type_command)
+    return commands
 
 
 def test_a_document_is_of_the_domain_of_its_file() -> None:
@@ -17,27 +36,21 @@ def test_a_document_is_of_the_domain_of_its_file() -> None:
     assert experts.domain_of("numpy/doc.rst#12") == "pages"
 
 
-@pytest.fixture
-def few_documents(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Docstrings and pages that are unlike each other, in place of all that are installed."""
-    prose = (TEACHER / "README.md").read_text() + (textwrap.__doc__ or "")
-    words = prose.split()
-    found = [(f"page{n}.md#0", " ".join(words[n % 7 :])) for n in range(120)]
-    numbers = (f"Return the value of register {n}, or None. Raises KeyError." for n in range(1200))
-    lines = list(numbers)
-    found += [(f"module{n}.py#0", "\n".join(lines[10 * n : 10 * n + 20])) for n in range(120)]
-    monkeypatch.setattr(experts, "documents", lambda side: iter(found))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.usefixtures("few_documents")
-def test_the_merge_is_better_on_each_domain_than_the_expert_of_the_other(tmp_path: Path) -> None:
-    words = ["experts", "--tokens", "24000", "--steps", "12", "--expert-steps", "8"]
-    words += ["--work", str(tmp_path), "--set", "train_student.validation_rows=16", "--json"]
+def test_experts_and_generalist_begin_with_one_student_and_take_equal_steps(
+    tmp_path: Path, typed: list[list[str]]
+) -> None:
+    words = ["experts", "--work", str(tmp_path), "--expert-steps", "7", "--json"]
     result = CliRunner().invoke(main, words, catch_exceptions=False)
-    losses = json.loads(result.stdout)
-    modules, pages = experts.DOMAINS
-    for domain, foreign in ((modules, pages), (pages, modules)):
-        assert losses["merged"][domain] < losses[foreign][domain]
-        assert losses[domain][domain] < losses["base"][domain]
+    assert json.loads(result.stdout) == {
+        name: {"modules": loss, "pages": loss + 1} for name, loss in _LOSSES.items()
+    }
+    trained = {Path(c[c.index("--out") + 1]).name: c for c in typed if c[0] == "train-student"}
+    assert "--init" not in trained["base"]
+    for name, num_caches in (("generalist", 2), ("modules", 1), ("pages", 1)):
+        assert trained[name][-2:] == ["--init", str(tmp_path / "base")]
+        assert "train_student.max_steps=7" in trained[name]
+        assert trained[name].count("--cache") == num_caches
+    (merge,) = [command for command in typed if command[0] == "merge-students"]
+    assert merge[1:3] == [f"{tmp_path / name}=0.5" for name in experts.DOMAINS]
+    texts = (tmp_path / "modules.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in texts] == [f"text {n}" for n in range(4)]
