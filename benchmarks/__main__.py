@@ -4,6 +4,7 @@ import click
 
 from benchmarks.bytes import bytes_against_students
 from benchmarks.codec import codec
+from benchmarks.experts import experts
 from benchmarks.gpu.command import gpu
 from benchmarks.gpu.environment import environment
 from benchmarks.gpu.inputs import inputs
@@ -34,6 +35,7 @@ def main(context: click.Context) -> None:
 main.add_command(bytes_against_students)
 main.add_command(codec)
 main.add_command(environment)
+main.add_command(experts)
 main.add_command(gpu)
 main.add_command(gpu_report)
 main.add_command(kernels)
