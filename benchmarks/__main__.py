@@ -15,6 +15,7 @@ from benchmarks.kept_ids import kept_ids
 from benchmarks.loader import loader
 from benchmarks.loss import loss
 from benchmarks.online import online
+from benchmarks.recall.command import recall
 from benchmarks.sampled_softmax import sampled_softmax
 from benchmarks.stage_one import stage_one
 from benchmarks.stage_two import stage_two
@@ -44,6 +45,7 @@ main.add_command(slstm)
 main.add_command(loader)
 main.add_command(loss)
 main.add_command(online)
+main.add_command(recall)
 main.add_command(stage_one)
 main.add_command(stage_two)
 main.add_command(student)
