@@ -2,6 +2,7 @@
 
 import click
 
+from benchmarks.break_even import break_even
 from benchmarks.bytes import bytes_against_students
 from benchmarks.codec import codec
 from benchmarks.gpu.command import gpu
@@ -31,6 +32,7 @@ def main(context: click.Context) -> None:
         context.invoke(student)
 
 
+main.add_command(break_even)
 main.add_command(bytes_against_students)
 main.add_command(codec)
 main.add_command(environment)

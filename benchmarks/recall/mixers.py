@@ -89,7 +89,8 @@ class ConvolvedEmbedding(nn.Module):
         x_BDT = self.embedding(input_ids).transpose(1, 2)
         padded = nn.functional.pad(x_BDT, (self.kernel - 1, 0))
         mixed = nn.functional.conv1d(padded, self.weight, groups=len(self.weight))
-        return (x_BDT + mixed).transpose(1, 2)
+        out_BTD: Tensor = (x_BDT + mixed).transpose(1, 2)
+        return out_BTD
 
 
 def _xlstm(mixer: str, sizes: ModelSizes, seed: int) -> Any:
@@ -123,7 +124,9 @@ def _llama(sizes: ModelSizes, seed: int) -> Any:
         num_key_value_heads=sizes.heads,
         tie_word_embeddings=False,
         initializer_range=sizes.width**-0.5,
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

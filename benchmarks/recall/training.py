@@ -50,7 +50,7 @@ def train(model: Any, task: RecallTask, settings: TrainingSettings, seed: int) -
             group["lr"] = settings.learning_rate * warm
         loss = _loss(model, task.draw(settings.batch, generator))
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimizer.step()
         step += 1
@@ -71,7 +71,7 @@ def accuracy(model: Any, rows: Rows) -> float:
     """The share of queries whose most likely id is their value."""
     model.eval()
     num_right = torch.zeros((), dtype=torch.long)
-    for ids, labels in zip(*(part.split(_EVALUATION_BATCH) for part in rows), strict=True):
+    for ids, labels in zip(*(torch.split(part, _EVALUATION_BATCH) for part in rows), strict=True):
         num_right += (_scored_logits(model, ids, labels)[0].argmax(-1) == labels[labels >= 0]).sum()
     model.train()
     return num_right.item() / int((rows.labels >= 0).sum())

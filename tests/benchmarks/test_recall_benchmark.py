@@ -71,7 +71,8 @@ def test_all_of_a_model_is_trained_and_a_function_of_its_seed(mixer: str) -> Non
     logits = model(input_ids=ids_BT).logits
     assert logits.shape == (2, 32, VOCABULARY)
     assert not torch.equal(logits, other(input_ids=ids_BT).logits)
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels_BT.flatten()).backward()
+    loss: Any = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels_BT.flatten())
+    loss.backward()
     assert [name for name, p in weights.items() if not p.requires_grad or p.grad is None] == []
 
 
