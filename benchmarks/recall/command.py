@@ -14,7 +14,8 @@ and xLSTM blocks with an mLSTM solve it at every length, attention in the fewest
 memories of a matrix for each head hold a few pairs; window and sinks alone guess; the sLSTM, whose
 memory is a vector, is far below, and worse the longer the row; alternating blocks lie between.
 
-With --work, each finished training is kept and not repeated, so that this may be stopped.
+With --work, each finished training is kept and not repeated, so that this may be stopped; with
+--kept, what is finished so far is printed, and nothing trained.
 """
 
 import json
@@ -51,6 +52,7 @@ def _numbers(_: click.Context, parameter: click.Parameter, text: str) -> tuple[i
 @click.option(
     "--work", type=click.Path(file_okay=False, path_type=Path), help="Keeps finished trainings."
 )
+@click.option("--kept", "is_kept_only", is_flag=True, help="Print what --work has; train nothing.")
 @click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write accuracy as SVG or PNG."
 )
@@ -60,6 +62,7 @@ def recall(
     pairs: tuple[int, ...],
     seeds: int,
     work: Path | None,
+    is_kept_only: bool,
     plot: Path | None,
     as_json: bool,
     **options: Any,
@@ -83,8 +86,13 @@ def recall(
         for seed in range(seeds):  # so that all have one before any has two
             for row in rows:
                 trial = Trial(row["mixer"], row["length"], row["pairs"], seed)
-                row["trainings"].append(trials.figures(trial))
-                click.echo(case_line(row), err=True)
+                found = trials.kept(trial) if is_kept_only else trials.figures(trial)
+                if found is not None:
+                    row["trainings"].append(found)
+                    click.echo(case_line(row), err=True)
+    rows = [row for row in rows if row["trainings"]]
+    if not rows:
+        raise click.UsageError("--kept: no training of these options is finished in --work")
     figures = {"sizes": asdict(sizes), "training": asdict(training), "rows": rows}
     if plot is not None:
         from benchmarks.recall.plot import save_plot

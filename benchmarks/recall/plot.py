@@ -36,14 +36,10 @@ def save_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 def _draw(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     lengths = sorted({row["length"] for row in rows})
     for index, mixer in enumerate(MIXERS):
-        accuracies = [
-            [one["accuracy"] for one in row["trainings"]]
-            for length in lengths
-            for row in rows
-            if (row["mixer"], row["length"]) == (mixer, length)
-        ]
+        own = [(row["length"], row) for row in rows if row["mixer"] == mixer]
+        accuracies = [[one["accuracy"] for one in row["trainings"]] for _, row in own]
         axes.errorbar(
-            [length * 1.02 ** (index - len(MIXERS) // 2) for length in lengths],  # side by side
+            [length * 1.02 ** (index - len(MIXERS) // 2) for length, _ in own],  # side by side
             [statistics.mean(values) for values in accuracies],
             yerr=[statistics.stdev(values) if len(values) > 1 else 0.0 for values in accuracies],
             marker=_MARKERS[index],

@@ -33,18 +33,29 @@ class Trials:
 
     def figures(self, trial: Trial) -> dict[str, Any]:
         """What ``training.train`` gives, made now or before."""
-        own = {"trial": asdict(trial), "sizes": asdict(self._sizes)}
-        own["training"] = asdict(self._settings)
-        key = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
-        kept = self._work / f"{trial.mixer}-{trial.length}-{trial.pairs}-{trial.seed}-{key}.json"
-        if kept.exists():
-            found: dict[str, Any] = json.loads(kept.read_text())
-            return found
+        if (kept := self.kept(trial)) is not None:
+            return kept
         task = RecallTask(length=trial.length, pairs=trial.pairs, vocabulary=self._sizes.vocabulary)
         model = make_model(trial.mixer, self._sizes, trial.seed)
         found = train(model, task, self._settings, trial.seed)
-        self._work.mkdir(parents=True, exist_ok=True)
-        unfinished = kept.with_suffix(".tmp")
+        path = self._path(trial)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".tmp")
         unfinished.write_text(json.dumps(found))
-        unfinished.replace(kept)
+        unfinished.replace(path)
         return found
+
+    def kept(self, trial: Trial) -> dict[str, Any] | None:
+        """What was made before; None where it is not finished."""
+        path = self._path(trial)
+        if not path.exists():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    def _path(self, trial: Trial) -> Path:
+        own = {"trial": asdict(trial), "sizes": asdict(self._sizes)}
+        own["training"] = asdict(self._settings)
+        key = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:16]
+        name = f"{trial.mixer}-{trial.length}-{trial.pairs}-{trial.seed}-{key}.json"
+        return self._work / name

@@ -126,6 +126,17 @@ def test_the_benchmark_prints_and_keeps_its_figures(tmp_path: Path) -> None:
     assert rows["window"]["trainings"][0]["accuracy"] == 0.5  # read, not trained again
     rows["window"]["trainings"][0] = figures["rows"][MIXERS.index("window")]["trainings"][0]
     assert again == figures
+    kept.unlink()
+    so_far = json.loads(invoke(*arguments, "--lengths", "24", "--kept").stdout)["rows"]
+    counts = {row["mixer"]: len(row["trainings"]) for row in so_far}
+    assert counts == dict.fromkeys(MIXERS, 2) | {"window": 1}
+    assert not kept.exists()
+
+
+def test_there_is_something_to_print_or_it_is_said(tmp_path: Path) -> None:
+    found = invoke("--work", str(tmp_path), "--kept")
+    assert found.exit_code == 2
+    assert "no training of these options is finished" in found.stderr
 
 
 def test_rows_too_short_for_all_pairs_are_refused() -> None:
