@@ -2,6 +2,7 @@
 
 import click
 
+from benchmarks.break_even import break_even
 from benchmarks.bytes import bytes_against_students
 from benchmarks.codec import codec
 from benchmarks.experts import experts
@@ -16,6 +17,7 @@ from benchmarks.kept_ids import kept_ids
 from benchmarks.loader import loader
 from benchmarks.loss import loss
 from benchmarks.online import online
+from benchmarks.recall.command import recall
 from benchmarks.results_in_pages import results
 from benchmarks.sampled_softmax import sampled_softmax
 from benchmarks.stage_one import stage_one
@@ -32,6 +34,7 @@ def main(context: click.Context) -> None:
         context.invoke(student)
 
 
+main.add_command(break_even)
 main.add_command(bytes_against_students)
 main.add_command(codec)
 main.add_command(environment)
@@ -48,6 +51,7 @@ main.add_command(loader)
 main.add_command(loss)
 main.add_command(online)
 main.add_command(results)
+main.add_command(recall)
 main.add_command(stage_one)
 main.add_command(stage_two)
 main.add_command(student)
