@@ -1,4 +1,10 @@
-"""The benchmarks' command line."""
+"""The benchmarks' command line.
+
+Each measures what a claim rests on, shows on stderr how far it is, and prints its figures, with
+``--json`` as one object. With ``--quick`` it takes smaller sizes, ends within two minutes on two
+slow cores, and its output says that the figures are rough. The GPU's benchmark, its parts but
+``slstm``, and ``results``, which measures nothing, have no ``--quick``.
+"""
 
 import click
 
@@ -26,7 +32,10 @@ from benchmarks.targets import targets
 @click.group(invoke_without_command=True)
 @click.pass_context
 def main(context: click.Context) -> None:
-    """Measure; every speed in the README is printed by one of these. Without a name: `student`."""
+    """Measure; every speed in the README is printed by one of these. Without a name: `student`.
+
+    With --quick, rough figures within two minutes; see --help of each for its sizes.
+    """
     if context.invoked_subcommand is None:
         context.invoke(student)
 

@@ -11,14 +11,17 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import torch
 
 import cache_format
+from benchmarks.progress import Progress, caching_bar
+from benchmarks.quick import after_quick, quick_option, show
 from benchmarks.trainings import WAYS, Training, Way
 from cache_format.reader import Cache
 from pipeline.demo.corpus import write_parquet
@@ -31,15 +34,27 @@ from stages.train_student.evaluation.validation import validation_batches
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from stages.train_student.tracking.throughput import peak_bytes
 
+if TYPE_CHECKING:
+    from stages.cache_teacher.reporting.progress import CacheProgress
+
 CORPUS_CHARS = 9_000_000
+QUICK_SETTINGS = (
+    "cache_teacher.num_tokens=60k",
+    "cache_teacher.compile=off",
+    "train_student.compile=off",
+    "train_student.validation_rows=16",
+)
 _LABELS = {"cache": "from the cache", "online": "teacher in the loop", "labels": "labels alone"}
 
 
 @click.command("online", help=__doc__)
+@quick_option(steps=8, settings=QUICK_SETTINGS)
 @click.option(
     "--steps", type=click.IntRange(min=2), default=200, show_default=True, help="Of each student."
 )
-@click.option("--set", "settings", multiple=True, help="As pipeline takes it.")
+@click.option(
+    "--set", "settings", multiple=True, callback=after_quick, help="As pipeline takes it."
+)
 @click.option(
     "--work",
     type=click.Path(file_okay=False, path_type=Path),
@@ -57,12 +72,20 @@ def online(
         if way is not None:
             click.echo(json.dumps(train(way, work, recipe)))
             return
-        make_cache(work, recipe)
-        figures = {way: in_new_process(way, work, steps, settings) for way in WAYS}
-    click.echo(json.dumps(figures) if as_json else _table(figures))
+        progress = stack.enter_context(Progress("online", len(WAYS)))
+        progress.say("making text and a cache")
+        make_cache(work, recipe, report=stack.enter_context(caching_bar()))
+        progress.start()
+        figures = {}
+        for name in WAYS:
+            figures[name] = in_new_process(name, work, steps, settings)
+            progress.done(name)
+    show(figures, as_json, _table)
 
 
-def make_cache(work: Path, recipe: Recipe) -> None:
+def make_cache(
+    work: Path, recipe: Recipe, report: "Callable[[CacheProgress], None]" = lambda _: None
+) -> None:
     """The demo's corpus and cache, unless they are there."""
     from stages.cache_teacher.run import cache_teacher
 
@@ -70,9 +93,7 @@ def make_cache(work: Path, recipe: Recipe) -> None:
     if not corpus.exists():
         corpus.mkdir(parents=True)
         write_parquet(corpus / "python-documentation.parquet", "demo", CORPUS_CHARS)
-    cache_teacher(
-        recipe.cache_teacher, work / "cache", recipe_toml=recipe.to_toml(), report=lambda _: None
-    )
+    cache_teacher(recipe.cache_teacher, work / "cache", recipe_toml=recipe.to_toml(), report=report)
 
 
 def in_new_process(way: Way, work: Path, steps: int, settings: Sequence[str]) -> dict[str, float]:
