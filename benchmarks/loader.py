@@ -52,7 +52,8 @@ Reader = Callable[[Sequence[int]], int]
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def loader(logits: Path | None, rows: int, repeats: int, as_json: bool) -> None:
     with Progress("loader", 2 * 3 * (repeats + 1)) as progress:
-        show(_figures(logits, rows, repeats, progress), as_json)
+        figures = _figures(logits, rows, repeats, progress)
+    show(figures, as_json)
 
 
 def _figures(logits: Path | None, rows: int, repeats: int, progress: Progress) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.progress import Progress
+from benchmarks.progress import Done, Progress
 from benchmarks.quick import quick_option, show
 
 if TYPE_CHECKING:
@@ -104,29 +104,22 @@ class Inputs:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def loss(repeats: int, peers: bool, has_peaks: bool, as_json: bool, **size: Any) -> None:
     others = PEERS if peers else ()
-    # Of each a process that tries it or measures memory; of each repeat a turn of each.
-    num_ours = len(OURS) * (has_peaks + repeats + 1)
-    with Progress("loss", num_ours + len(others) * (1 + has_peaks + repeats + 1)) as progress:
-        show(_figures(others, Size(**size), repeats, has_peaks, progress), as_json)
+    show(_figures(others, Size(**size), repeats, has_peaks), as_json)
 
 
-def _figures(
-    others: Sequence[str], size: Size, repeats: int, has_peaks: bool, progress: Progress
-) -> dict[str, Any]:
-    reasons = {}
-    for name in others:
-        if reason := _in_new_process(_obstacle, name, size):
-            reasons[name] = reason
-            progress.done(f"{name} does not run here", has_peaks + repeats + 1)
-        progress.done(f"{name} tried")
-    able = [name for name in (*OURS, *others) if name not in reasons]
-    peaks = {}
-    for name in able if has_peaks else ():
-        peaks[name] = _in_new_process(_peak_bytes, name, size)
-        progress.done(f"memory of {name}")
-    progress.say("seconds of each in turn")
+def _figures(others: Sequence[str], size: Size, repeats: int, has_peaks: bool) -> dict[str, Any]:
+    reasons, peaks = {}, {}
+    num_processes = len(others) + (len(OURS) + len(others)) * has_peaks
+    with Progress("loss, memory", num_processes, unit=" processes") as progress:
+        for name in others:
+            if reason := _in_new_process(_obstacle, name, size):
+                reasons[name] = reason
+            progress.done(f"{name} tried")
+        able = [name for name in (*OURS, *others) if name not in reasons]
+        for name in able if has_peaks else ():
+            peaks[name] = _in_new_process(_peak_bytes, name, size)
+            progress.done(name)
     clock, cpu = _in_new_process(_seconds, able, size, repeats)
-    progress.done("seconds", len(able) * (repeats + 1))
     figures: dict[str, Any] = {}
     if has_peaks:
         ratio = peaks["ours"] / max(1, peaks["dense"])
@@ -214,6 +207,13 @@ def _seconds(
     names: list[str], size: Size, repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Seconds of every run by the clock, and the processor's own; the first of each left out."""
+    with Progress("loss, seconds", len(names) * (repeats + 1)) as progress:
+        return _seconds_of(names, size, repeats, progress.done)
+
+
+def _seconds_of(
+    names: list[str], size: Size, repeats: int, done: Done
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     import torch
 
     inputs = make_inputs(size)
@@ -232,6 +232,7 @@ def _seconds(
             if turn:
                 clock[name].append(time.perf_counter() - begin)
                 cpu[name].append(time.process_time() - cpu_begin)
+            done(name)
     return clock, cpu
 
 

@@ -51,7 +51,11 @@ _LEARNING_RATE = 1e-3
     "--width", type=int, default=512, show_default=True, help="Of the head that is timed."
 )
 @click.option(
-    "--compile", type=click.Choice(["auto", "on", "off"]), default="auto", help="What is timed."
+    "--compile",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="What is timed.",
 )
 @click.option(
     "--logits", type=click.Path(exists=True, path_type=Path), help="A logits file; see `positions`."

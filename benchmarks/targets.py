@@ -105,7 +105,7 @@ _FILE = click.Path(exists=True, path_type=Path)
 
 
 @click.command("targets", help=__doc__)
-@quick_option(repeats=2, rows=8)
+@quick_option(repeats=2, rows=4)
 @click.option("--repeats", type=int, default=16, show_default=True, help="Draws of each kind.")
 @click.option("--teacher", type=_FILE, help="Directory of another teacher for `kinds`.")
 @click.option("--corpus", type=_FILE, help="Text for `kinds`, a file or a directory.")
