@@ -39,16 +39,17 @@ if TYPE_CHECKING:
 
 CORPUS_CHARS = 9_000_000
 QUICK_SETTINGS = (
-    "cache_teacher.num_tokens=60k",
+    "cache_teacher.num_tokens=20k",
     "cache_teacher.compile=off",
     "train_student.compile=off",
-    "train_student.validation_rows=16",
+    "train_student.batch_size=4",
+    "train_student.validation_rows=8",
 )
 _LABELS = {"cache": "from the cache", "online": "teacher in the loop", "labels": "labels alone"}
 
 
 @click.command("online", help=__doc__)
-@quick_option(steps=8, settings=QUICK_SETTINGS)
+@quick_option(steps=6, settings=QUICK_SETTINGS)
 @click.option(
     "--steps", type=click.IntRange(min=2), default=200, show_default=True, help="Of each student."
 )
