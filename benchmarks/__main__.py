@@ -2,14 +2,17 @@
 
 Each measures what a claim rests on, shows on stderr how far it is, and prints its figures, with
 ``--json`` as one object. With ``--quick`` it takes smaller sizes, ends within two minutes on two
-slow cores, and its output says that the figures are rough. The GPU's benchmark, its parts but
-``slstm``, and ``results``, which measures nothing, have no ``--quick``.
+slow cores, and its output says that the figures are rough. Without ``--quick`` are the GPU's
+benchmark and its parts but ``slstm``; ``break-even`` and ``results``, which measure nothing; and
+``experts`` and ``recall``, whose trainings have sizes of their own.
 """
 
 import click
 
+from benchmarks.break_even import break_even
 from benchmarks.bytes import bytes_against_students
 from benchmarks.codec import codec
+from benchmarks.experts import experts
 from benchmarks.gpu.command import gpu
 from benchmarks.gpu.environment import environment
 from benchmarks.gpu.inputs import inputs
@@ -21,6 +24,7 @@ from benchmarks.kept_ids import kept_ids
 from benchmarks.loader import loader
 from benchmarks.loss import loss
 from benchmarks.online import online
+from benchmarks.recall.command import recall
 from benchmarks.results_in_pages import results
 from benchmarks.sampled_softmax import sampled_softmax
 from benchmarks.stage_one import stage_one
@@ -40,9 +44,11 @@ def main(context: click.Context) -> None:
         context.invoke(student)
 
 
+main.add_command(break_even)
 main.add_command(bytes_against_students)
 main.add_command(codec)
 main.add_command(environment)
+main.add_command(experts)
 main.add_command(gpu)
 main.add_command(gpu_report)
 main.add_command(kernels)
@@ -55,6 +61,7 @@ main.add_command(loader)
 main.add_command(loss)
 main.add_command(online)
 main.add_command(results)
+main.add_command(recall)
 main.add_command(stage_one)
 main.add_command(stage_two)
 main.add_command(student)

@@ -5,12 +5,19 @@ over the same rows in the same order: from the cache, with the teacher in the lo
 Each is trained in a process of its own. Tokens a second are those of all optimizer steps but the
 first; memory is the process's peak until training ends. Loss and KL are means over validation rows,
 KL over the whole vocabulary against the teacher itself, at temperature 1.
+
+Stage one is timed as well, its start included; the seconds of a cache that is taken from --work are
+those recorded when it was made. From these and the seconds of each training (loading its models
+included) follows what some numbers of runs cost, from one cache and with the teacher in the loop,
+and from which on the cache pays off: for trainings of --steps, and for those that read all of the
+cache's training rows once at the measured tokens per second.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,9 +27,12 @@ import click
 import torch
 
 import cache_format
+from benchmarks.break_even import RunCosts, cost_table, pays_off
 from benchmarks.progress import Progress, caching_bar
 from benchmarks.quick import after_quick, quick_option, show
+from benchmarks.timed_cache import timed
 from benchmarks.trainings import WAYS, Training, Way
+from cache_format.metadata.manifest import Manifest
 from cache_format.reader import Cache
 from pipeline.demo.corpus import write_parquet
 from pipeline.demo.run import TEACHER
@@ -75,26 +85,66 @@ def online(
             return
         progress = stack.enter_context(Progress("online", len(WAYS)))
         progress.say("making text and a cache")
-        make_cache(work, recipe, report=stack.enter_context(caching_bar()))
+        cache_seconds = make_cache(work, recipe, stack.enter_context(caching_bar()))
+        cache = cache_format.open(work / "cache")
+        num_tokens = cache.num_rows("train") * cache.spec.sequence_length
         progress.start()
         figures = {}
         for name in WAYS:
             figures[name] = in_new_process(name, work, steps, settings)
             progress.done(name)
-    show(figures, as_json, _table)
+    costs = None if cache_seconds is None else run_costs(figures, cache_seconds, num_tokens)
+    of_kinds = {kind: found.figures() for kind, found in (costs or {}).items()}
+    show(
+        {**figures, "break_even": of_kinds or None},
+        as_json,
+        lambda _: f"{_table(figures)}\n\n{_costs_text(costs, steps)}",
+    )
+
+
+def run_costs(
+    figures: dict[Way, dict[str, float]], cache_seconds: float, num_tokens: int
+) -> dict[str, RunCosts]:
+    """Costs of the trainings that were run, and of those that read the ``num_tokens`` once."""
+    cached, online = figures["cache"], figures["online"]
+    return {
+        "measured": RunCosts(
+            cache=cache_seconds, run_from_cache=cached["seconds"], run_online=online["seconds"]
+        ),
+        "one_pass": RunCosts(
+            cache=cache_seconds,
+            run_from_cache=round(num_tokens / cached["tokens_per_s"], 3),
+            run_online=round(num_tokens / online["tokens_per_s"], 3),
+        ),
+    }
 
 
 def make_cache(
     work: Path, recipe: Recipe, report: "Callable[[CacheProgress], None]" = lambda _: None
-) -> None:
-    """The demo's corpus and cache, unless they are there."""
+) -> float | None:
+    """The demo's corpus and cache, unless they are there.
+
+    Returns the seconds that the cache took to be made, now or before; None where not all is known.
+    """
     from stages.cache_teacher.run import cache_teacher
 
     corpus = Path(recipe.cache_teacher.corpus)
     if not corpus.exists():
         corpus.mkdir(parents=True)
         write_parquet(corpus / "python-documentation.parquet", "demo", CORPUS_CHARS)
-    cache_teacher(recipe.cache_teacher, work / "cache", recipe_toml=recipe.to_toml(), report=report)
+    last: list[CacheProgress] = []
+
+    def keep(progress: "CacheProgress") -> None:
+        last[:] = [progress]
+        report(progress)
+
+    def make() -> tuple[Manifest, int]:
+        manifest = cache_teacher(
+            recipe.cache_teacher, work / "cache", recipe_toml=recipe.to_toml(), report=keep
+        )
+        return manifest, last[0].tokens_cached_this_run
+
+    return timed(work, make)
 
 
 def in_new_process(way: Way, work: Path, steps: int, settings: Sequence[str]) -> dict[str, float]:
@@ -112,11 +162,14 @@ def train(way: Way, work: Path, recipe: Recipe) -> dict[str, float]:
     cache, config = cache_format.open(work / "cache"), recipe.train_student
     assert config.max_steps is not None
     device = choose_device(config.device)
+    begin = time.perf_counter()
     training = Training(way, cache, config, device)
     training.run(1)  # compiles
     num_timed = config.max_steps - 1
     seconds = training.run(num_timed)
+    whole = time.perf_counter() - begin
     return {
+        "seconds": round(whole, 3),
         "tokens_per_s": round(num_timed * training.tokens_per_step / seconds, 1),
         "peak_bytes": peak_bytes(device),
         **compare(training, cache, device),
@@ -169,3 +222,19 @@ def _table(figures: dict[Way, dict[str, float]]) -> str:
             f"{found['validation_agreement']:>11.1%}"
         )
     return "\n".join(lines)
+
+
+def _costs_text(costs: dict[str, RunCosts] | None, steps: int) -> str:
+    if costs is None:
+        return (
+            "The seconds of the cache in --work are not all recorded, as an older version or an "
+            "interrupted process made it. Take an empty --work to compare the costs."
+        )
+    measured, one_pass = costs["measured"], costs["one_pass"]
+    return "\n".join(
+        [
+            f"Runs of {steps} steps; the cache took {measured.cache:,.1f} s:",
+            cost_table(measured),
+            f"If each run reads the cache's rows once, {pays_off(one_pass)}.",
+        ]
+    )

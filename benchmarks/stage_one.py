@@ -114,8 +114,8 @@ class _Bench:
         inputs: Path | None,
     ) -> None:
         from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig
+        from stages.cache_teacher.corpus.corpora import resolve_corpora
         from stages.cache_teacher.corpus.unit_reader import UnitReader
-        from stages.cache_teacher.corpus.units import resolve_corpus
         from stages.cache_teacher.engine.unit_maker import Job, UnitMaker
         from stages.cache_teacher.reporting.progress import Progress
         from stages.cache_teacher.setup.open_or_create import CacheOpener
@@ -144,12 +144,12 @@ class _Bench:
         self._last: CacheProgress | None = None
         progress = Progress(1, ALL_UNITS, self._note)
         lazy = LazyTeacher(resolve_teacher(config), self.device, progress)
-        corpus = resolve_corpus(config)
-        beginning = CacheOpener(config=config, out=self._out, corpus=corpus, teacher=lazy)
+        corpora = resolve_corpora(config)
+        beginning = CacheOpener(config=config, out=self._out, corpora=corpora, teacher=lazy)
         self.writer, identity = beginning.open(beginning.identity())
         self.spec, self.shared = identity.spec, identity.shared
         job = Job(config=config, spec=self.spec, shared=self.shared, teacher=lazy)
-        self.reader = UnitReader(corpus, lazy.source, self.spec)
+        self.reader = UnitReader(corpora, lazy.source, self.spec)
         self.maker = UnitMaker(job, self.reader, self.writer, progress)
         self.teacher = self.maker.load()
         units = [self.reader.read(unit) for unit in range(_NUM_UNITS)]

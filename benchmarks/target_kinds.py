@@ -58,7 +58,7 @@ def measure_kinds(
 
 def rows_of(teacher: Teacher, first_unit: PackedUnit, ranks: RankTable) -> TeacherRows:
     """Rows of ``teacher``; what is fitted is fitted to ``first_unit``."""
-    return TeacherRows(teacher, first_unit, ranks, make_spec(min(LEVELS), ranks).corpus)
+    return TeacherRows(teacher, first_unit, ranks, make_spec(min(LEVELS), ranks).sole_corpus)
 
 
 def kinds_table(kinds: list[dict[str, Any]]) -> Iterator[str]:

@@ -190,6 +190,11 @@ class Cache:
         """Number of rows in ``split``."""
         return self._row_ends[split][-1] if self._row_ends[split] else 0
 
+    def corpus_of_row(self, split: Split, index: int) -> str | None:
+        """The name of the corpus that row ``index`` of ``split`` is from; None where there is only
+        one."""
+        return self._shards[split][bisect_right(self._row_ends[split], index)].corpus
+
     def read_row(self, split: Split, index: int, *, with_sketch: bool = True) -> tuple[int, Row]:
         """The unit and the row with number ``index`` of ``split``, counted over all its shards.
 

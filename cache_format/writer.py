@@ -141,6 +141,7 @@ class CacheWriter:
         entry = ShardEntry(
             unit=unit,
             file=layout.shard_file(unit, sha256),
+            corpus=self.spec.corpus_name_of(unit),
             split=self.spec.split_of(unit),
             num_rows=shard.num_rows,
             num_tokens=shard.num_tokens,

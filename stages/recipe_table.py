@@ -13,7 +13,8 @@ class Dataclass(Protocol):
 def recipe_table(config: Dataclass) -> dict[str, Any]:
     """Every setting; one that is ``None`` is absent, which is what TOML has for it.
 
-    Settings that are a dataclass themselves are a table within the table.
+    Settings that are a dataclass themselves are a table within the table, and lists of them are
+    lists of tables.
     """
     return _without_none(asdict(config))
 
@@ -26,8 +27,12 @@ def table_toml(name: str, config: Dataclass) -> str:
 
 
 def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_none(value) if isinstance(value, dict) else value
-        for key, value in settings.items()
-        if value is not None
-    }
+    return {key: _plain(value) for key, value in settings.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _without_none(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -49,8 +49,8 @@ def test_the_two_stages_do_not_import_each_other() -> None:
 
 _CACHE_LAYERS = "errors storage coding metadata tables codec threads shard reader writer tools"
 _STAGE_ONE_LAYERS = (
-    "target_settings config worker_share corpus targets reporting teacher setup engine preflight "
-    "plan run estimate"
+    "target_settings corpus_settings config worker_share corpus targets reporting teacher setup "
+    "engine preflight plan run estimate"
 )
 _STAGE_TWO_LAYERS = (
     "modeling students config run_files data losses distributed tracking checkpoints new_student "

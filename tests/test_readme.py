@@ -58,6 +58,7 @@ def test_documented_commands_are_accepted_by_the_command_line(
         "my-parquet-directory",
         "my-model",
         *("student-results", "teacher-results", "math-cache", "code-cache"),
+        *("align-cache", "aligned", "stem-cache", "chat-cache", "merged"),
     ):
         Path(directory).mkdir(parents=True)
     Path("fineweb.tar.zst").touch()

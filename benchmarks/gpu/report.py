@@ -23,10 +23,15 @@ def gpu_report() -> None:
 
 
 def load(directory: Path) -> list[dict[str, Any]]:
-    """What was written, by the file's name. Raises ValueError for figures of small sizes."""
+    """What was written, by the file's name; files of other benchmarks, without parts, are left out.
+
+    Raises ValueError for figures of small sizes.
+    """
     found = []
     for path in sorted(directory.glob("*.json")):
         document: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if "parts" not in document:
+            continue
         if document["is_tiny"] or document["environment"]["device"] == "cpu":
             raise ValueError(f"{path}: its figures are of --tiny or a CPU, and say nothing")
         found.append(document)

@@ -85,6 +85,8 @@ class Manifest:
         for entry in manifest.shards:
             if entry.split != spec.split_of(entry.unit):
                 raise CorruptFileError(f"{path}: unit {entry.unit}: wrong split.", step)
+            if entry.corpus != spec.corpus_name_of(entry.unit):
+                raise CorruptFileError(f"{path}: unit {entry.unit}: wrong corpus.", step)
         return manifest
 
 

@@ -71,6 +71,8 @@ class ShardEntry:
     unit: int
     file: str
     """Path relative to the cache."""
+    corpus: str | None = None
+    """Name of the unit's corpus, where there are several."""
     split: Split | None = None
     """The split of the whole unit; None where its rows are divided, see ``splits.py``."""
     num_rows: int
@@ -168,13 +170,15 @@ def receipt_from_bytes(
     fields, sha256 = _unsealed(data, path, step, spec, expected_sha256)
     entry: ShardEntry = parse(ShardEntry, fields | {"receipt_sha256": sha256}, path, step)
     segments = parse(tuple[tuple[int, int, str], ...], fields.get("segments"), path, step)
-    split = spec.split_of(unit)
+    split, corpus = spec.split_of(unit), spec.corpus_name_of(unit)
     if (entry.unit, entry.split) != (unit, split):
         raise CorruptFileError(
             f"{path}: is of unit {entry.unit} and split {entry.split}, expected unit {unit} and "
             f"split {split}.",
             step,
         )
+    if entry.corpus != corpus:
+        raise CorruptFileError(f"{path}: is of corpus {entry.corpus!r}, expected {corpus!r}.", step)
     receipt = Receipt(entry=entry, segments=tuple(Segment(*segment) for segment in segments))
     if problem := _misfit(receipt, spec):
         raise CorruptFileError(f"{path}: {problem}.", step)

@@ -8,12 +8,13 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from cache_format.metadata import sealed_json
+from cache_format.metadata.interleaving import Interleaving
 from cache_format.metadata.sealed_json import FORMAT_VERSION
 from cache_format.metadata.spec_parts.bounds import SHA256, one_of, require
-from cache_format.metadata.spec_parts.corpus import CorpusSpec
+from cache_format.metadata.spec_parts.corpus import LONGEST_PERIOD, CorpusShare, CorpusSpec
 from cache_format.metadata.spec_parts.sketch import SketchSpec
 from cache_format.metadata.spec_parts.targets import TailMoment, TargetSpec
 from cache_format.metadata.spec_parts.teacher import TeacherSpec
@@ -26,18 +27,30 @@ _MAX_NUMBERS_OF_ROW = 2**26
 _MAX_NUMBERS_OF_PROJECTION = 2**24
 
 
+class UnitPlace(NamedTuple):
+    """What a unit of a cache is of its corpus."""
+
+    corpus: int
+    """Which of the cache's corpora."""
+    number: int
+    """The number of the unit among those of this corpus, from 0 on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CacheSpec:
     """Everything that determines a cache's content."""
 
     teacher: TeacherSpec
-    corpus: CorpusSpec
+    corpus: CorpusSpec | None = None
+    """Where the documents are from; None where there are several corpora."""
+    corpora: tuple[CorpusShare, ...] | None = None
+    """Several corpora, whose units take turns; None of one."""
     targets: TargetSpec
     sketch: SketchSpec
     sequence_length: int
     """T: positions of a row."""
     validation_every: int
-    """n: units 0, n, 2n, … are validation, or one in n rows of every unit."""
+    """n: units 0, n, 2n, … of a corpus are validation, or one in n rows of every unit."""
     validation_split: Literal["units", "rows"] = "units"
     """What is validation: whole units, or the last rows of every unit; see ``splits.py``."""
     rows_per_batch: int = 4
@@ -74,8 +87,10 @@ class CacheSpec:
             self.ranks_sha256,
             "64 hex digits",
         )
+        self._require_corpora()
         require(
-            (self.teacher.chat_template_sha256 is None) == (self.corpus.chat is None),
+            (self.teacher.chat_template_sha256 is None)
+            == all(corpus.chat is None for corpus in self.each_corpus),
             "teacher.chat_template_sha256",
             self.teacher.chat_template_sha256,
             "there if and only if there is corpus.chat",
@@ -103,6 +118,22 @@ class CacheSpec:
                 f"at most {_MAX_NUMBERS_OF_ROW} / sequence_length: a row has to fit in memory",
             )
         self._require_sketch()
+
+    def _require_corpora(self) -> None:
+        """There is one corpus, or several with names of their own."""
+        require(
+            (self.corpus is None) != (self.corpora is None),
+            "corpora",
+            None if self.corpora is None else f"{len(self.corpora)} beside corpus",
+            "there if and only if corpus is not",
+        )
+        if self.corpora is None:
+            return
+        names = [share.name for share in self.corpora]
+        require(len(names) >= 2, "corpora", names, "two or more")
+        require(len(set(names)) == len(names), "corpora", names, "of different names")
+        period = sum(share.units for share in self.corpora)
+        require(period <= LONGEST_PERIOD, "corpora", period, f"of {LONGEST_PERIOD} units or fewer")
 
     def _require_transform(self, num_components: int) -> None:
         """A transform has no more components than the teacher's states, and fits in memory."""
@@ -175,11 +206,49 @@ class CacheSpec:
         """SHA-256 of the canonical spec, in hex."""
         return hashlib.sha256(self.canonical_json()).hexdigest()
 
+    @property
+    def each_corpus(self) -> tuple[CorpusSpec, ...]:
+        """The cache's one corpus, or all of them."""
+        if self.corpora is not None:
+            return tuple(share.corpus for share in self.corpora)
+        assert self.corpus is not None, "there is one, or there are several"
+        return (self.corpus,)
+
+    @property
+    def sole_corpus(self) -> CorpusSpec:
+        """The corpus of a cache that has one."""
+        (corpus,) = self.each_corpus
+        return corpus
+
+    @cached_property
+    def unit_order(self) -> Interleaving:
+        """Which corpus each unit is of."""
+        shares = (1,) if self.corpora is None else tuple(share.units for share in self.corpora)
+        return Interleaving(shares)
+
+    def place_of(self, unit: int) -> UnitPlace:
+        """The corpus that ``unit`` is of, and its number there."""
+        if self.corpora is None:
+            return UnitPlace(0, unit)
+        corpus, number = self.unit_order.at_one(unit)
+        return UnitPlace(corpus, number)
+
+    def corpus_of(self, unit: int) -> CorpusSpec:
+        """The corpus that ``unit`` is of."""
+        return self.each_corpus[self.place_of(unit).corpus]
+
+    def corpus_name_of(self, unit: int) -> str | None:
+        """The name of the corpus that ``unit`` is of; None where there is only one."""
+        if self.corpora is None:
+            return None
+        return self.corpora[self.place_of(unit).corpus].name
+
     def split_of(self, unit: int) -> Split | None:
         """The split that all of ``unit`` belongs to; None where its rows are divided."""
         if self.validation_split == "rows":
             return None
-        return "validation" if unit % self.validation_every == 0 else "train"
+        is_validation = self.place_of(unit).number % self.validation_every == 0
+        return "validation" if is_validation else "train"
 
 
 def differences(expected: CacheSpec, found: CacheSpec) -> list[str]:
@@ -196,5 +265,8 @@ def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
     for key, item in value.items():
         if isinstance(item, dict):
             yield from _leaves(item, f"{prefix}{key}.")
+        elif key == "corpora":
+            for number, share in enumerate(item):
+                yield from _leaves(share, f"{prefix}{key}[{number}].")
         else:
             yield prefix + key, item

@@ -20,6 +20,8 @@ def rows_of_split(spec: CacheSpec, split: Split, unit: int, num_rows: int) -> ra
 def _num_validation_rows(spec: CacheSpec, unit: int, num_rows: int) -> int:
     if spec.split_of(unit) is not None:
         return num_rows if spec.split_of(unit) == "validation" else 0
-    # ⌈(u + 1)R/n⌉ − ⌈uR/n⌉: at least one row of unit 0, and R of every n units of R rows.
-    before, after = (-(-end * num_rows // spec.validation_every) for end in (unit, unit + 1))
+    # ⌈(u + 1)R/n⌉ − ⌈uR/n⌉: at least one row of unit 0, and R of every n units of R rows. Units are
+    # counted corpus by corpus, so that each of several has its share.
+    number = spec.place_of(unit).number
+    before, after = (-(-end * num_rows // spec.validation_every) for end in (number, number + 1))
     return after - before

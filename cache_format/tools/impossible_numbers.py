@@ -46,7 +46,7 @@ _Bound = tuple[str, float, float, float]
 
 
 def _of_unit(entry: ShardEntry, spec: CacheSpec) -> Iterator[_Bound]:
-    targets, num_documents = spec.targets, spec.corpus.documents_per_unit
+    targets, num_documents = spec.targets, spec.corpus_of(entry.unit).documents_per_unit
     entries = _OTHER_ENTRIES
     if targets.kept is not None:
         entries += targets.kept.top_k

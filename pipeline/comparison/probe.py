@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from pipeline.comparison.teacher_rows import TeacherRows, halves
 from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig
+from stages.cache_teacher.corpus.corpora import open_corpora
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.corpus.unit_reader import UnitReader
-from stages.cache_teacher.corpus.units import open_corpus
 from stages.cache_teacher.engine.filling import nothing_made
 from stages.cache_teacher.reporting.progress import CacheProgress, Progress
-from stages.cache_teacher.setup.identity import make_spec, ranks_of
+from stages.cache_teacher.setup.identity import make_spec, ranks_of, with_unit_shares
 from stages.cache_teacher.setup.teacher_dtype import with_teacher_dtype
 from stages.cache_teacher.teacher.lazy_teacher import LazyTeacher
 from stages.cache_teacher.teacher.teacher_files import resolve_teacher
@@ -58,24 +58,26 @@ def make_probe(config: CacheTeacherConfig, report: Callable[[CacheProgress], Non
         config = with_teacher_dtype(config, Path(directory) / "cache", device, progress.say)
     teacher_files = resolve_teacher(config)
     vocab_size, width = teacher_files.spec.vocab_size, teacher_files.spec.hidden_size
-    with open_corpus(config) as corpus:
-        ranks = ranks_of(corpus, teacher_files)
-        spec = make_spec(config, teacher_files.spec, corpus.spec, ranks.sha256)
-        reader = UnitReader(corpus, teacher_files, spec)
+    with open_corpora(config) as corpora:
+        ranks = ranks_of(corpora, teacher_files)
+        spec = make_spec(config, teacher_files.spec, corpora.described(), ranks.sha256)
+        spec = with_unit_shares(spec, corpora, teacher_files)
+        reader = UnitReader(corpora, teacher_files, spec)
         num_fit = max(_FIT_POSITIONS, 2 * width)
         fit_rows, measured = _rows(config, reader, num_fit, _MEASURED_POSITIONS)
-        corpus_spec = corpus.spec
+        described = spec.corpus or spec.corpora
+        assert described is not None, "there is one corpus, or there are several"
     num_scored = int(fit_rows.scored_RT().sum())
     if num_scored < width or not len(measured.token_ids_RT):
         raise ValueError(
-            f"corpus {config.corpus!r}: too short to compare targets: half of its rows hold "
+            f"{config.corpus_title}: too short to compare targets: half of its rows hold "
             f"{num_scored:,} positions, and the transform of hidden states needs at least {width}, "
             "as many as the teacher is wide. Give a longer corpus."
         )
     teacher = LazyTeacher(teacher_files, device, progress).load()
     return Probe(
         config=config,
-        source=TeacherRows(teacher, fit_rows, ranks, corpus_spec),
+        source=TeacherRows(teacher, fit_rows, ranks, described),
         measured=measured,
         num_positions=min(_MOST_POSITIONS, max(_FEWEST_POSITIONS, _LOGITS // vocab_size)),
     )

@@ -17,7 +17,6 @@ from torch import Tensor
 from cache_format.codec.row import Row
 from cache_format.codec.row_codec import encode_row
 from cache_format.metadata.spec import CacheSpec
-from cache_format.metadata.spec_parts.corpus import CorpusSpec
 from cache_format.metadata.spec_parts.targets import CodedStates, TailMoment
 from cache_format.tables.hidden_transform import HiddenTransform
 from cache_format.tables.principal_components import Projection
@@ -25,6 +24,7 @@ from cache_format.tables.shared_files import SharedFiles
 from cache_format.tables.tail_moment import MomentTransform
 from cache_format.tables.vocabulary_ranks import RankTable
 from stages.cache_teacher.config import CacheTeacherConfig
+from stages.cache_teacher.corpus.corpora import Described
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.setup import identity
 from stages.cache_teacher.setup.fitted import fit_all
@@ -84,13 +84,13 @@ class TeacherRows:
     teacher: Teacher
     first_unit: PackedUnit
     ranks: RankTable
-    corpus: CorpusSpec
+    corpora: Described
 
     def spec(self, config: CacheTeacherConfig) -> tuple[CacheSpec, SharedFiles]:
         """The spec of a cache with these settings, and the files that its shards share."""
         teacher, sha256 = self.teacher.source.spec, self.ranks.sha256
         return fit_all(
-            identity.make_spec(config, teacher, self.corpus, sha256), self.ranks, self._fit
+            identity.make_spec(config, teacher, self.corpora, sha256), self.ranks, self._fit
         )
 
     def show(self, packed: PackedUnit) -> ShownRows:

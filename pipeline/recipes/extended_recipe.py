@@ -4,6 +4,7 @@ In: the cache. Out: its ``recipe.toml`` with the budget, and with the commits th
 made from in place of branches that may have moved on.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 
@@ -24,7 +25,7 @@ def extended_recipe(place: Path | str, tokens: str) -> Recipe:
         "Extend it with the recipe that it was made with: `pipeline cache-teacher --recipe RECIPE "
         f"--out {quote(str(place))} --tokens {quote(tokens)}`."
     )
-    recipe = recipe_of(cache, step, [token_budget(tokens), *_pins(cache)])
+    recipe = _pinned(recipe_of(cache, step, [token_budget(tokens), *_pins(cache)]), cache)
     _require_more(cache, place, recipe.cache_teacher.num_tokens)
     _require_there(cache, place, recipe, tokens)
     return recipe
@@ -33,20 +34,34 @@ def extended_recipe(place: Path | str, tokens: str) -> Recipe:
 def places_text(place: Path | str, recipe: Recipe) -> str:
     """From where a teacher and a text will be read, which whoever made the cache has chosen."""
     config = recipe.cache_teacher
+    corpora = ", ".join(repr(settings.corpus) for settings in config.each_corpus.values())
+    what = "corpus" if config.corpora is None else "corpora"
     return (
         f"According to the recipe in {place}, the teacher is read from {config.teacher!r} and the "
-        f"corpus from {config.corpus!r}. They are refused if they are not those of the cache."
+        f"{what} from {corpora}. They are refused if they are not those of the cache."
     )
 
 
 def _pins(cache: Cache) -> list[Override]:
     """The commits of what came from the Hub."""
-    commits = {
-        "teacher_revision": cache.spec.teacher.revision,
-        "corpus_revision": cache.spec.corpus.revision,
-    }
+    commits = {"teacher_revision": cache.spec.teacher.revision}
+    if cache.spec.corpora is None:
+        commits["corpus_revision"] = cache.spec.sole_corpus.revision
     where = "the cache's spec"
     return [Override(where, "cache_teacher", key, text) for key, text in commits.items() if text]
+
+
+def _pinned(recipe: Recipe, cache: Cache) -> Recipe:
+    """``recipe`` with the commits of several corpora; one that has others is refused later."""
+    config = recipe.cache_teacher
+    if cache.spec.corpora is None or config.corpora is None:
+        return recipe
+    commits = {share.name: share.corpus.revision for share in cache.spec.corpora}
+    pinned = tuple(
+        replace(entry, corpus_revision=commits.get(entry.name) or entry.corpus_revision)
+        for entry in config.corpora
+    )
+    return replace(recipe, cache_teacher=replace(config, corpora=pinned))
 
 
 def _require_more(cache: Cache, place: Path | str, num_tokens: int) -> None:
@@ -67,11 +82,14 @@ def _require_more(cache: Cache, place: Path | str, num_tokens: int) -> None:
 def _require_there(cache: Cache, place: Path | str, recipe: Recipe, tokens: str) -> None:
     """Raise if a local teacher or corpus is gone; what came from the Hub is looked for there."""
     config, spec = recipe.cache_teacher, cache.spec
-    places = {
-        "teacher": (config.teacher, spec.teacher.revision),
-        "corpus": (config.corpus, spec.corpus.revision),
-    }
-    for name, (path, revision) in places.items():
+    places = [("teacher", config.teacher, spec.teacher.revision, "teacher=PATH")]
+    if len(config.each_corpus) == len(spec.each_corpus):  # else, the stage says what differs
+        change = "corpus=PATH" if config.corpora is None else "corpora='[…]'"
+        places += [
+            ("corpus", settings.corpus, corpus.revision, change)
+            for settings, corpus in zip(config.each_corpus.values(), spec.each_corpus, strict=True)
+        ]
+    for name, path, revision, change in places:
         if not revision and not Path(path).expanduser().exists():
             raise ValueError(
                 f"{name} {path!r}, which {place} was made from, is no longer there (looked for in "
@@ -79,5 +97,5 @@ def _require_there(cache: Cache, place: Path | str, recipe: Recipe, tokens: str)
                 "or give its new location:\n"
                 f"  pipeline cache-teacher --recipe {recipe_in(place)} "
                 f"--out {quote(str(place))} --tokens {quote(tokens)} "
-                f"--set cache_teacher.{name}=PATH"
+                f"--set cache_teacher.{change}"
             )

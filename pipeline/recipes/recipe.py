@@ -16,6 +16,7 @@ from cache_format.errors import StorageError
 from cache_format.storage.atomic import open_regular
 from pipeline.recipes.values import convert, from_command_line, shown
 from stages.cache_teacher.config import CacheTeacherConfig
+from stages.cache_teacher.corpus_settings import total_tokens
 from stages.recipe_table import recipe_table
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.students.registry import DEFAULT_KIND, SETTINGS, settings_class
@@ -170,8 +171,8 @@ def require_teacher_and_corpus(name: str, recipe: Recipe) -> None:
         "teacher": "a directory with safetensors weights, or a Hub id",
         "corpus": "a file or directory of documents, or a Hub dataset",
     }
-    config = recipe.cache_teacher
-    lacking = [key for key in places if not getattr(config, key)]
+    each = recipe.cache_teacher.each_corpus.values()
+    lacking = [key for key in places if not all(getattr(settings, key) for settings in each)]
     if not lacking:
         return
     step = f"Run `{recipe.used_by}`, which sets them; by hand, add" if recipe.used_by else "Add"
@@ -301,11 +302,16 @@ def _config(
             values[key] = convert(setting.value, hints[key])
         except ValueError as error:
             raise RecipeError(f"{setting.where}: {error}") from error
+    if table == "cache_teacher" and "num_tokens" not in values and values.get("corpora"):
+        total = total_tokens(values["corpora"])
+        values |= {} if total is None else {"num_tokens": total}
     try:
         return kind(**values, **inner)
     except ValueError as error:
         key, _, reason = str(error).partition(": ")
         where = _blame(key, table, source, settings)
+        if key == "corpora":  # what was found is in the reason: nobody reads whole tables
+            raise RecipeError(f"{where}: {reason}") from error
         found = shown(values[key]) if key in values else f"the default {getattr(kind, key)}"
         raise RecipeError(f"{where}: {reason}, found {found}") from error
 

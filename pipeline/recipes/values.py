@@ -7,9 +7,11 @@ or a ``ValueError`` of the form "expected …, found …".
 import math
 import re
 import tomllib
+from dataclasses import MISSING, fields, is_dataclass
 from decimal import Decimal
+from difflib import get_close_matches
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 _MULTIPLIERS = {"K": 1_000, "M": 1_000_000, "B": 1_000_000_000}
 _SUFFIXED = re.compile(r"(\d+(?:\.\d+)?)([KMB]|e\d{1,2})", re.IGNORECASE)
@@ -21,6 +23,8 @@ def convert(value: object, hint: Any) -> object:
     """``value`` as ``hint`` wants it: lists become tuples, ints floats, "512M" an integer."""
     if is_optional(hint):
         return None if value == "none" else convert(value, _without_none(hint))
+    if is_dataclass(hint) and isinstance(value, dict):
+        return _of_table(value, hint)
     if get_origin(hint) is tuple and isinstance(value, list):
         return tuple(convert(item, get_args(hint)[0]) for item in value)
     if get_origin(hint) is Literal and value in get_args(hint):
@@ -63,6 +67,25 @@ def is_optional(hint: Any) -> bool:
     return get_origin(hint) is UnionType and NoneType in get_args(hint)
 
 
+def _of_table(table: dict[str, Any], hint: Any) -> object:
+    """A dataclass from a table of an array of tables."""
+    called = f"{table['name']}: " if isinstance(table.get("name"), str) else ""
+    hints = get_type_hints(hint)
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in hints:
+            (nearest,) = get_close_matches(key, hints, n=1, cutoff=0.0)
+            raise ValueError(f'{called}unknown key "{key}"; the nearest is "{nearest}"')
+        try:
+            values[key] = convert(value, hints[key])
+        except ValueError as error:
+            raise ValueError(f"{called}{key}: {error}") from error
+    for field in fields(hint):
+        if field.name not in values and field.default is MISSING:
+            raise ValueError(f"{called}{field.name} is missing")
+    return hint(**values)
+
+
 def _without_none(hint: Any) -> Any:
     if not is_optional(hint):
         return hint
@@ -92,6 +115,8 @@ def _expected(hint: Any) -> str:
         return f"a list, each item {_expected(get_args(hint)[0])}"
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(f'"{choice}"' for choice in get_args(hint))
+    if is_dataclass(hint):
+        return "a table"
     if hint is int:
         return 'a whole number, such as 512 or "512M"'
     return _NAMES[hint]

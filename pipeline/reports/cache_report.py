@@ -7,10 +7,11 @@ from shlex import quote
 from cache_format.metadata.manifest import Manifest
 from pipeline.reporting.progress_bar import short, size
 from pipeline.reporting.stages import device_figures
+from pipeline.reports.corpus_shares import shares_text
 from pipeline.reports.scored_share import conversations_text, scored_text
 from stages.cache_teacher.reporting.progress import CacheProgress
 from stages.cache_teacher.reporting.split_shares import shares_of
-from stages.cache_teacher.reporting.summary import conversation_counts
+from stages.cache_teacher.reporting.summary import conversation_counts, corpus_figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,15 @@ class Outcome:
 def cached_text(outcome: Outcome, out: Path | str, recipe_name: str) -> str:
     """What the cache holds, on the first line; what was made, and the next command."""
     held, heading, command = _held_text(outcome, out, recipe_name).partition("Next:\n")
-    lines = [held.rstrip(), *_chat_lines(outcome.manifest), *_run_lines(outcome)]
+    manifest = outcome.manifest
+    lines = [held.rstrip(), *_corpus_lines(manifest), *_chat_lines(manifest), *_run_lines(outcome)]
     return "\n".join([*lines, heading + command] if command else lines)
+
+
+def _corpus_lines(manifest: Manifest) -> list[str]:
+    """The share of each of several corpora."""
+    figures = corpus_figures(manifest) or {}
+    return [f"{name}: {shares_text(found)}." for name, found in figures.items()]
 
 
 def _chat_lines(manifest: Manifest) -> list[str]:

@@ -2,7 +2,9 @@
 
 The fields: ``dry_run`` (true), ``out``, ``cache_id`` (null where it needs the teacher's weights),
 ``teacher`` (``directory``, ``revision``, ``parameters``, ``dtype``, ``attention``, ``vocab_size``,
-``device``), ``corpus`` (``source``, ``revision``, ``files``, ``units``, null where not known),
+``device``), ``corpus`` (``source``, ``revision``, ``files``, ``units``, null where not known), of
+several instead ``corpora`` (``units`` until one ends, ``ends_first``, and ``each``: ``name``,
+``weight``, ``units_of_period``, ``source``, ``revision``, ``files``),
 ``targets`` and ``sketch`` as in the cache's spec (null what needs the teacher's weights),
 ``sequence_length``, ``tokens`` (the budget), ``tokens_held``, ``shards_held``, ``tokens_to_cache``,
 ``bytes_per_token`` (null where nothing is held).
@@ -15,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.reporting.lines import short, size
 
 if TYPE_CHECKING:
+    from cache_format.metadata.spec_parts.corpus import CorpusSpec
     from stages.cache_teacher.plan import CachePlan
 
 
 def plan_fields(plan: "CachePlan", out: Path | str) -> dict[str, Any]:
     """``plan`` as JSON values."""
-    teacher, corpus = plan.spec.teacher, plan.spec.corpus
+    teacher = plan.spec.teacher
     return {
         "dry_run": True,
         "out": str(out),
@@ -34,12 +37,7 @@ def plan_fields(plan: "CachePlan", out: Path | str) -> dict[str, Any]:
             "vocab_size": teacher.vocab_size,
             "device": plan.device,
         },
-        "corpus": {
-            "source": corpus.source,
-            "revision": corpus.revision or None,
-            "files": len(corpus.files),
-            "units": plan.num_units,
-        },
+        **_corpus_fields(plan),
         "targets": _target_fields(plan),
         "sketch": _sketch_fields(plan),
         "sequence_length": plan.spec.sequence_length,
@@ -61,7 +59,7 @@ def plan_text(plan: "CachePlan", out: Path | str) -> str:
         "teacher": f"{plan.teacher_directory}, {short(plan.num_parameters)} parameters, "
         f"{spec.teacher.dtype}, attention {spec.teacher.attention}, "
         f"vocabulary {spec.teacher.vocab_size:,}, on {plan.device}",
-        "corpus": _corpus(plan),
+        **_corpus_rows(plan),
         "targets": _targets(plan),
         "rows": f"{spec.sequence_length} tokens each",
         "validation": f"1 of {spec.validation_every} {spec.validation_split or 'units'}, "
@@ -79,10 +77,44 @@ def plan_text(plan: "CachePlan", out: Path | str) -> str:
     return "\n".join([first, *(f"  {name:11} {text}" for name, text in rows.items())])
 
 
-def _corpus(plan: "CachePlan") -> str:
-    corpus = plan.spec.corpus
-    where = f"{corpus.source} at {corpus.revision}" if corpus.revision else "local"
+def _corpus_fields(plan: "CachePlan") -> dict[str, Any]:
+    def of(corpus: "CorpusSpec") -> dict[str, Any]:
+        return {
+            "source": corpus.source,
+            "revision": corpus.revision or None,
+            "files": len(corpus.files),
+        }
+
+    if plan.spec.corpora is None:
+        return {"corpus": of(plan.spec.sole_corpus) | {"units": plan.num_units}}
+    each = [
+        {"name": share.name, "weight": share.weight, "units_of_period": share.units}
+        | of(share.corpus)
+        for share in plan.spec.corpora
+    ]
+    ends_first = None if plan.ends_first is None else plan.ends_first[0]
+    return {"corpora": {"units": plan.num_units, "ends_first": ends_first, "each": each}}
+
+
+def _corpus_rows(plan: "CachePlan") -> dict[str, str]:
+    """The corpus, or each of several and where the cache would end."""
     units = "units not counted yet" if plan.num_units is None else f"{plan.num_units:,} units"
+    if plan.spec.corpora is None:
+        return {"corpus": _corpus(plan.spec.sole_corpus, units)}
+    period = sum(share.units for share in plan.spec.corpora)
+    rows = {
+        f"{share.name}": f"{share.weight:.1%} of the tokens: "
+        f"{_corpus(share.corpus, f'{share.units:,} of {period:,} units, each')}"
+        for share in plan.spec.corpora
+    }
+    if plan.ends_first is not None:
+        name, num_units = plan.ends_first
+        rows["corpora"] = f"{units}, until {name} ends, which has {num_units:,}"
+    return rows
+
+
+def _corpus(corpus: "CorpusSpec", units: str) -> str:
+    where = f"{corpus.source} at {corpus.revision}" if corpus.revision else "local"
     of_what = "documents"
     if corpus.chat is not None:
         of_what = f"conversations, of which is learned: {corpus.chat.train_on}"

@@ -24,9 +24,10 @@ from cache_format.reader import Cache
 from cache_format.tools.impossible_numbers import impossible_numbers
 from pipeline.recipes.recipe import parse_recipe
 from pipeline.reporting.printable import printable
+from pipeline.reports.corpus_shares import shares_text
 from pipeline.reports.lost_mass import mass_outside, self_kl
 from pipeline.reports.scored_share import conversations_text, scored_text
-from stages.cache_teacher.reporting.summary import conversation_counts
+from stages.cache_teacher.reporting.summary import conversation_counts, corpus_figures
 
 _TOP = 5
 _MAX_WARNINGS = 10
@@ -59,6 +60,7 @@ def summarise(path: Path | str) -> dict[str, Any]:
         "num_documents": sum(shard.num_documents for shard in shards),
         "num_skipped_documents": sum(shard.num_skipped_documents for shard in shards),
         "num_dropped_tokens": sum(shard.num_dropped_tokens for shard in shards),
+        "corpora": corpus_figures(cache.manifest),
         "conversations": _conversations(shards),
         "bytes_per_token": _bytes_per_token(shards),
         "teacher": _teacher_figures(shards, cache.spec),
@@ -81,7 +83,7 @@ def summary_text(summary: dict[str, Any]) -> str:
         f"  cache id    {summary['cache_id']} (format {summary['format_version']})",
         f"  teacher     {_source(spec['teacher'], names.get('teacher'))}, "
         f"{spec['teacher']['dtype']}",
-        f"  corpus      {_source(spec['corpus'], names.get('corpus'))}",
+        *_corpus_lines(summary),
         f"  tokens      {tokens['train']:,} train, {tokens['validation']:,} validation "
         f"({share:.1%}), in rows of {spec['sequence_length']}",
         f"  documents   {summary['num_documents']:,}, {summary['num_skipped_documents']:,} "
@@ -100,6 +102,19 @@ def summary_text(summary: dict[str, Any]) -> str:
         ]
     # One by one: a line break in a name is no line.
     return "\n".join(printable(line, keep="") for line in [*lines, "  spec", *_spec_lines(spec)])
+
+
+def _corpus_lines(summary: dict[str, Any]) -> list[str]:
+    """The corpus, or each of several and its share of the tokens."""
+    spec, names = summary["spec"], summary["recipe"] or {}
+    if summary["corpora"] is None:
+        return [f"  corpus      {_source(spec['corpus'], names.get('corpus'))}"]
+    sources = {share["name"]: _source(share["corpus"], None) for share in spec["corpora"]}
+    return [
+        f"  corpus      {name}: {shares_text(found)}; {found['units']:,} units, "
+        f"{found['documents']:,} documents, {found['bytes'] / 1e6:,.1f} MB; {sources[name]}"
+        for name, found in summary["corpora"].items()
+    ]
 
 
 def _warnings(cache: Cache) -> list[str]:
@@ -218,7 +233,7 @@ def _names_in_recipe(cache: Cache) -> dict[str, str] | None:
         config = parse_recipe(layout.RECIPE, text).cache_teacher
     except (OSError, ValueError):  # what it says is for people: nothing depends on it
         return None
-    return {"teacher": config.teacher, "corpus": config.corpus}
+    return {"teacher": config.teacher, "corpus": config.corpus if config.corpora is None else ""}
 
 
 def _source(part: dict[str, Any], name: str | None) -> str:
@@ -245,6 +260,9 @@ def _settings(spec: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, obj
     for key, value in spec.items():
         if isinstance(value, dict):
             yield from _settings(value, f"{prefix}{key}.")
+        elif key == "corpora":
+            for share in value:
+                yield from _settings(share, f"{prefix}{key}.{share['name']}.")
         elif key == "files":
             yield prefix + key, f"{len(value):,} files (--json lists them)"
         else:

@@ -47,7 +47,7 @@ def evaluate_student(
     """
     from stages.train_student.data.targets.kinds import kind_of, kl_note
     from stages.train_student.data.temperatures import validation_temperature
-    from stages.train_student.evaluation.validation import score, validation_batches
+    from stages.train_student.evaluation.validation import batches_by_corpus, score, score_each
 
     path = model_directory(run)
     num_rows = cache.num_rows("validation")
@@ -55,9 +55,19 @@ def evaluate_student(
     if num_rows == 0:
         raise ValueError(f"{cache.path}: its validation split is empty")
     num_chosen = min(extent.num_rows or num_rows, num_rows)
-    batches = validation_batches(cache, num_rows, num_chosen, extent.batch_size)
-    counted = _Counted(batches, num_chosen, report)
-    figures = score(model, objective, counted)
+    counted = _Counted(num_chosen, report)
+    parts = {
+        name: (objective, counted.each(batches))
+        for name, batches in batches_by_corpus(
+            cache, num_rows, num_chosen, extent.batch_size
+        ).items()
+    }
+    names = [name for name in parts if name is not None]
+    figures = (
+        score_each(model, {name: parts[name] for name in names})
+        if names
+        else score(model, *parts[None])
+    )
     _require_finite(path, figures)
     kind = kind_of(cache.spec.targets)
     return {
@@ -69,9 +79,18 @@ def evaluate_student(
         "rows_in_split": num_rows,
         "positions": counted.num_scored,
         "kl_temperature": validation_temperature(cache.spec.targets.inverse_temperatures),
-        "student": _figures_of("student", figures),
-        "teacher": _figures_of("teacher", figures)
-        | ({"kl": 0.0, "agreement": 1.0} if kind.KNOWS_PROBABILITIES else {}),
+        **_of_both(figures, "validation", kind.KNOWS_PROBABILITIES),
+        **(
+            {
+                "corpora": {
+                    name: {"positions": int(figures[f"validation/{name}/positions"])}
+                    | _of_both(figures, f"validation/{name}", kind.KNOWS_PROBABILITIES)
+                    for name in names
+                }
+            }
+            if names
+            else {}
+        ),
         "notes": _notes(model.config, cache, kl_note(cache.spec.targets)),
     }
 
@@ -95,7 +114,7 @@ def evaluate_rows(
         read_batch(cache, "validation", rows[start : start + extent.batch_size], with_sketch=False)
         for start in range(0, len(rows), extent.batch_size)
     )
-    scores = score_rows(model, objective, _Counted(batches, len(rows), report))
+    scores = score_rows(model, objective, _Counted(len(rows), report).each(batches))
     sums = {"loss": sum(scores.cross_entropy), "kl": sum(scores.kl)}
     _require_finite(model_directory(run), {f"validation/{name}": sums[name] for name in sums})
     return scores
@@ -119,11 +138,12 @@ def evaluation_text(evaluation: dict[str, Any]) -> str:
     """``evaluation`` as a table for people."""
     temperature = evaluation["kl_temperature"]
     rows = [["", *(label_at(label.column or "", temperature) for label in _COLUMNS)]]
-    for who in ("teacher", "student"):
-        found = evaluation[who]
+    each = [("", evaluation), *evaluation.get("corpora", {}).items()]
+    for corpus, who in ((c, w) for c in each for w in ("teacher", "student")):
+        name, found = corpus[0], corpus[1][who]
         figures = ((label.format, found.get(_name(label))) for label in _COLUMNS)
         cells = ["–" if figure is None else format(figure, form) for form, figure in figures]
-        rows.append([who, *cells])
+        rows.append([f"{who}, {name}" if name else who, *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
@@ -140,22 +160,31 @@ def evaluation_text(evaluation: dict[str, Any]) -> str:
 class _Counted:
     """Batches, counted and reported as they are read."""
 
-    def __init__(
-        self, batches: "Iterable[Batch]", num_total: int, report: Callable[[int, int], None]
-    ) -> None:
-        self._batches, self._num_total, self._report = batches, num_total, report
+    def __init__(self, num_total: int, report: Callable[[int, int], None]) -> None:
+        self._num_total, self._report = num_total, report
         self.num_rows = self.num_scored = 0
 
-    def __iter__(self) -> "Iterator[Batch]":
-        for batch in self._batches:
+    def each(self, batches: "Iterable[Batch]") -> "Iterator[Batch]":
+        """``batches``."""
+        for batch in batches:
             yield batch
             self.num_rows += batch.num_rows
             self.num_scored += batch.num_scored
             self._report(self.num_rows, self._num_total)
 
 
-def _figures_of(who: str, figures: dict[str, float]) -> dict[str, float]:
-    prefix = "validation/" if who == "student" else "validation/teacher_"
+def _of_both(
+    figures: dict[str, float], split: str, knows_probabilities: bool
+) -> dict[str, dict[str, float]]:
+    """The figures of student and teacher under the name ``split``."""
+    known = {"kl": 0.0, "agreement": 1.0} if knows_probabilities else {}
+    return {
+        "student": _figures_of(f"{split}/", figures),
+        "teacher": _figures_of(f"{split}/teacher_", figures) | known,
+    }
+
+
+def _figures_of(prefix: str, figures: dict[str, float]) -> dict[str, float]:
     names = map(_name, _COLUMNS)
     found = {name: figures[prefix + name] for name in names if prefix + name in figures}
     return {name: figure for name, figure in found.items() if math.isfinite(figure)}

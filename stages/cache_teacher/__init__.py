@@ -7,11 +7,12 @@ with it, is imported when it is first asked for.
 from typing import TYPE_CHECKING, Any
 
 from stages.cache_teacher.config import CacheTeacherConfig
+from stages.cache_teacher.corpus_settings import CorpusSettings
 
 if TYPE_CHECKING:
     from stages.cache_teacher.run import cache_teacher
 
-__all__ = ["CacheTeacherConfig", "cache_teacher"]
+__all__ = ["CacheTeacherConfig", "CorpusSettings", "cache_teacher"]
 
 
 def __getattr__(name: str) -> Any:

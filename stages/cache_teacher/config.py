@@ -4,15 +4,16 @@ Imports nothing heavy, so that a wrong recipe is refused at once.
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 from cache_format.metadata.int64 import require_int64
 from cache_format.metadata.spec_parts.bounds import one_of
 from cache_format.metadata.spec_parts.corpus import ChatSpec, LongConversations, TrainOn
 from cache_format.metadata.spec_parts.targets import KINDS_WITH_MOMENT, Kind, Quantization
+from stages.cache_teacher.corpus_settings import CorpusSettings, check_corpora, total_tokens
 from stages.cache_teacher.target_settings import SETTINGS_OF_KINDS
 
 
@@ -41,6 +42,10 @@ class CacheTeacherConfig:
     """Configuration of the Hub dataset; unused for local files."""
     corpus_split: str = "train"
     """Split of the dataset; unused for local files without splits."""
+    corpus_data_files: tuple[str, ...] | None = None
+    """Patterns of the files that are read, such as ``data/train-*.parquet``, in the repository of
+    the Hub dataset or below the local directory; ``*`` stands for "/", too. Then corpus_config and
+    corpus_split are unused."""
     corpus_revision: str = "main"
     """Branch, tag or commit of the Hub dataset; resolved to a commit before use."""
     text_column: str = "text"
@@ -65,6 +70,10 @@ class CacheTeacherConfig:
     on_bad_document: Literal["error", "skip"] = "error"
     """What a document that is no text, or no conversation, does: stop the run, or be skipped and
     counted."""
+
+    corpora: tuple[CorpusSettings, ...] | None = None
+    """Several corpora in one cache, each with a name and a share of the tokens. What an entry
+    leaves out, of the settings above and of documents_per_unit, is as in this table."""
 
     num_tokens: int = 512_000_000
     """Budget in positions; at most one unit more is cached. Not part of the cache's identity."""
@@ -164,6 +173,7 @@ class CacheTeacherConfig:
             "inverse_temperatures",
             "1 to 8 rising multiples of 1/8 that end at 1.0, such as [0.5, 0.75, 1.0]",
         )
+        _require(self.corpus_data_files != (), "corpus_data_files", "one pattern or more")
         _require(1 <= self.num_samples <= 255, "num_samples", "from 1 to 255")
         _require(0.0 < self.hidden_kl <= 10.0, "hidden_kl", "above 0 and at most 10 nats")
         _require(0 <= self.tail_moment_dim <= 65_535, "tail_moment_dim", "from 0 to 65,535")
@@ -188,7 +198,47 @@ class CacheTeacherConfig:
             "hidden_states",
             "mean_over_layers, last, layers:4,12 or each:4,12 (rising), or random_layers:2",
         )
+        if self.corpora is not None:
+            self._check_corpora(self.corpora)
         require_int64(vars(self))
+
+    def _check_corpora(self, corpora: tuple[CorpusSettings, ...]) -> None:
+        check_corpora(corpora)
+        total = total_tokens(corpora)
+        _require(
+            total is None or self.num_tokens >= total,
+            "num_tokens",
+            f"{total}, the sum of the corpora's tokens, or more",
+        )
+        for entry in corpora:
+            try:
+                self._of_corpus(entry)
+            except ValueError as error:
+                raise ValueError(f"corpora: {entry.name}: {error}") from error
+
+    def _of_corpus(self, entry: CorpusSettings) -> "CacheTeacherConfig":
+        changes: Mapping[str, Any] = entry.changes
+        return replace(self, corpora=None, **changes)
+
+    @property
+    def each_corpus(self) -> "dict[str | None, CacheTeacherConfig]":
+        """The settings of each corpus by its name, as if it were the only one; one that is the only
+        one has the name None."""
+        if self.corpora is None:
+            return {None: self}
+        return {entry.name: self._of_corpus(entry) for entry in self.corpora}
+
+    @property
+    def corpus_title(self) -> str:
+        """What errors call what is read."""
+        if self.corpora is None:
+            return f"corpus {self.corpus!r}"
+        return f"corpora {', '.join(entry.name for entry in self.corpora)}"
+
+    @property
+    def has_conversations(self) -> bool:
+        """Whether any corpus is of conversations."""
+        return any(settings.chat is not None for settings in self.each_corpus.values())
 
     @property
     def chat(self) -> ChatSpec | None:

@@ -21,8 +21,8 @@ from cache_format.codec.row_codec import Row
 from cache_format.metadata.spec import CacheSpec
 from cache_format.reader import Cache
 from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig
+from stages.cache_teacher.corpus.corpora import Corpora, open_corpora
 from stages.cache_teacher.corpus.unit_reader import PreparedUnit, Stopped, UnitReader
-from stages.cache_teacher.corpus.units import Corpus, open_corpus
 from stages.cache_teacher.engine.filling import nothing_made
 from stages.cache_teacher.engine.local_engine import make_units
 from stages.cache_teacher.engine.unit_maker import Job, UnitMaker
@@ -62,7 +62,8 @@ class Estimate:
     teacher_bytes: int
     """The teacher's files in the cache: embedding, head, tokenizer."""
     tokens_per_document: float
-    documents_per_unit: int
+    documents_per_unit: float
+    """Of several corpora, a mean by how often a unit is of each."""
     spec: CacheSpec
     """Of the probe."""
 
@@ -201,8 +202,8 @@ def estimate(
             small = max(1, _CPU_POSITIONS // config.sequence_length)
             probe = replace(probe, rows_per_forward=min(small, config.rows_per_forward or small))
         teacher = LazyTeacher(resolve_teacher(probe), device, passes)
-        with open_corpus(probe) as corpus:
-            units, is_whole = _make(probe, out, corpus, teacher, seconds, passes)
+        with open_corpora(probe) as corpora:
+            units, is_whole = _make(probe, out, corpora, teacher, seconds, passes)
         cache = cache_format.open(out, allow_incomplete=True)
         if not any(shard.num_tokens for shard in cache.manifest.shards):
             raise ValueError(nothing_made(config, ALL_UNITS))
@@ -212,16 +213,16 @@ def estimate(
 def _make(
     config: CacheTeacherConfig,
     out: Path,
-    corpus: Corpus,
+    corpora: Corpora,
     teacher: LazyTeacher,
     seconds: float,
     passes: _Passes,
 ) -> tuple[_Units, bool]:
     """Make what the time allows; returns the units begun, and whether they are the corpus."""
-    beginning = CacheOpener(config=config, out=out, corpus=corpus, teacher=teacher)
+    beginning = CacheOpener(config=config, out=out, corpora=corpora, teacher=teacher)
     writer, identity = beginning.open(beginning.identity())
     job = Job(config=config, spec=identity.spec, shared=identity.shared, teacher=teacher)
-    reader = UnitReader(corpus, teacher.source, identity.spec)
+    reader = UnitReader(corpora, teacher.source, identity.spec)
     with closing(_PartMaker(job, reader, writer, passes)) as maker:
         writer.write_attachments(maker.load().export)
         units = _Units(maker, config.num_tokens)
@@ -251,7 +252,8 @@ def _scaled(
         weight_bytes = sum((source / name).stat().st_size for name in weight_files(source))
     last, per_document = passes.last, units.num_tokens / units.num_documents
     assert last is not None, "rows come of forward passes"
-    least = per_document * config.documents_per_unit  # a unit is made as a whole
+    per_unit = _documents_per_unit(cache.spec)
+    least = per_document * per_unit  # a unit is made as a whole
     return Estimate(
         num_tokens=num_tokens if is_whole else max(config.num_tokens, round(least)),
         is_whole_corpus=is_whole,
@@ -262,6 +264,15 @@ def _scaled(
         column_bytes_per_token=columns | {FRAMING: num_bytes / num_tokens - sum(columns.values())},
         teacher_bytes=sum(size for size, _ in cache.attachments().values()) + weight_bytes,
         tokens_per_document=per_document,
-        documents_per_unit=config.documents_per_unit,
+        documents_per_unit=per_unit,
         spec=cache.spec,
     )
+
+
+def _documents_per_unit(spec: CacheSpec) -> float:
+    shares = spec.unit_order.shares
+    num_documents = sum(
+        share * corpus.documents_per_unit
+        for share, corpus in zip(shares, spec.each_corpus, strict=True)
+    )
+    return num_documents / sum(shares)

@@ -17,7 +17,7 @@ from cache_format.metadata.spec import CacheSpec
 from cache_format.storage.base import on_each
 from cache_format.storage.open import storage_at
 from stages.cache_teacher.config import CacheTeacherConfig
-from stages.cache_teacher.corpus.units import Corpus, open_corpus
+from stages.cache_teacher.corpus.corpora import Corpora, CorpusUnits, open_corpora
 from stages.cache_teacher.setup.identity import identify
 from stages.cache_teacher.setup.teacher_dtype import with_teacher_dtype
 from stages.cache_teacher.teacher.teacher_files import TeacherSource, resolve_teacher
@@ -37,7 +37,10 @@ class CachePlan:
     """Of the teacher's weight files."""
     device: str
     num_units: int | None
-    """Units of the corpus; None for one on the Hub, whose files are opened as they are needed."""
+    """Units of the corpora until the first has ended; None for any on the Hub, whose files are
+    opened as they are needed."""
+    ends_first: tuple[str, int] | None
+    """Which of several corpora ends first, and how many units it has; None where not known."""
     num_tokens: int
     """The budget."""
     held: tuple[ShardEntry, ...]
@@ -68,15 +71,20 @@ def plan_cache(config: CacheTeacherConfig, out: Path | str) -> CachePlan:
     notes: list[str] = []
     config = with_teacher_dtype(config, out, device, notes.append)
     source = resolve_teacher(config)
-    with open_corpus(config) as corpus:
-        spec, is_known = _identity(config, source, corpus, out)
+    with open_corpora(config) as corpora:
+        spec, is_known = _identity(config, source, corpora, out)
+        is_local = not any(corpus.revision for corpus in spec.each_corpus)
+        units = corpora.in_order(spec)
+        num_units = _num_units(units) if is_local else None
+        ended = None if num_units is None else units.ended_before(num_units)
         return CachePlan(
             spec=spec,
             is_identity_known=is_known,
             teacher_directory=source.directory,
             num_parameters=_num_parameters(source.directory),
             device=str(device),
-            num_units=None if spec.corpus.revision else _num_units(corpus),
+            num_units=num_units,
+            ends_first=None if ended is None or ended[0] is None else (ended[0], ended[1]),
             num_tokens=config.num_tokens,
             held=_held(spec, out),
             notes=tuple(notes),
@@ -102,11 +110,11 @@ class _NoFit:
 
 
 def _identity(
-    config: CacheTeacherConfig, source: TeacherSource, corpus: Corpus, out: Path | str
+    config: CacheTeacherConfig, source: TeacherSource, corpora: Corpora, out: Path | str
 ) -> tuple[CacheSpec, bool]:
     """The spec, and whether all of it is known without the teacher's weights."""
     try:
-        return identify(config, source, corpus, out, _NoFit()).spec, True
+        return identify(config, source, corpora, out, _NoFit()).spec, True
     except _NotFittedError as error:
         return error.spec, False
 
@@ -121,8 +129,8 @@ def _held(spec: CacheSpec, out: Path | str) -> tuple[ShardEntry, ...]:
     return tuple(receipt.entry for receipt in receipts)
 
 
-def _num_units(corpus: Corpus) -> int:
-    """The first unit that the corpus has not, by bisection."""
+def _num_units(corpus: CorpusUnits) -> int:
+    """The first unit that there is not, by bisection."""
     end = 1
     while corpus.has_unit(end):
         end *= 2

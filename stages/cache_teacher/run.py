@@ -14,7 +14,7 @@ import torch
 
 from cache_format.metadata.manifest import Manifest
 from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig, UnitRange
-from stages.cache_teacher.corpus.units import open_corpus
+from stages.cache_teacher.corpus.corpora import open_corpora
 from stages.cache_teacher.engine.engine import Engine
 from stages.cache_teacher.engine.filling import Filling, Units
 from stages.cache_teacher.engine.unit_maker import Job
@@ -80,11 +80,12 @@ def cache_teacher(
     # A cluster's workers have devices of their own.
     config = with_teacher_dtype(config, out, None if engine else device, progress.say)
     teacher = LazyTeacher(resolve_teacher(config), device, progress)
-    with open_corpus(config) as corpus:
-        opener = CacheOpener(config=config, out=out, corpus=corpus, teacher=teacher)
+    with open_corpora(config) as corpora:
+        opener = CacheOpener(config=config, out=out, corpora=corpora, teacher=teacher)
         identity = opener.identity()
         if not _is_part(units):
-            complete = find_complete_cache(out, identity.spec, config.num_tokens, corpus)
+            has_unit = corpora.in_order(identity.spec).has_unit
+            complete = find_complete_cache(out, identity.spec, config.num_tokens, has_unit)
             if complete is not None:
                 return _nothing_to_do(complete, config.num_tokens, progress)
         writer, identity = opener.open(identity)
@@ -96,7 +97,7 @@ def cache_teacher(
             teacher=teacher,
             reference_shard=choose_reference_shard(finished.values()),
         )
-        filling = Filling(job, writer, corpus, finished, units, progress)
+        filling = Filling(job, writer, corpora, finished, units, progress)
         if engine is None or filling.is_full():
             filling.make_here(recipe_toml)
         else:

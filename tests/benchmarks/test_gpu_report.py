@@ -70,3 +70,9 @@ def test_figures_that_say_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "tiny.json").write_text(json.dumps(document(is_tiny=True)))
     with pytest.raises(ValueError, match=r"tiny\.json: its figures are of --tiny or a CPU"):
         load(tmp_path)
+
+
+def test_figures_of_other_benchmarks_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "h200.json").write_text(json.dumps(document()))
+    (tmp_path / "recall.json").write_text(json.dumps({"rows": []}))
+    assert load(tmp_path) == [document()]

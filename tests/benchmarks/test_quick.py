@@ -15,9 +15,13 @@ from benchmarks.quick import after_quick, quick_option, show
 from tests.support import ROOT
 from tests.support.golden_cache import GOLDEN
 
-_WITHOUT = {"environment", "gpu", "gpu-report", "inputs", "kernels", "results"}
-"""The GPU's benchmark, which has ``--tiny``, and its parts; and what shows figures of others."""
-NAMES = sorted(main.commands.keys() - _WITHOUT)
+_OF_GPU = {"environment", "gpu", "gpu-report", "inputs", "kernels"}
+"""The GPU's benchmark, which has ``--tiny``, and its parts."""
+_CALCULATED = {"break-even", "results"}
+"""Of figures that there are: nothing is measured."""
+_TRAININGS = {"experts", "recall"}
+"""Whose sizes are to be chosen one by one."""
+NAMES = sorted(main.commands.keys() - _OF_GPU - _CALCULATED - _TRAININGS)
 LIMIT_SECONDS = 480  # four times what is promised of an idle machine
 
 

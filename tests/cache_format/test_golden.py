@@ -38,6 +38,7 @@ CACHE_IDS = {
     "pca": "9cbf64ff765c9ad0dbbea4546d88d6730655a8c9872c1d422e5a46f1f12e2c16",
     "row_split": "d5141a5480fdd7a70eee4058f968d721eb41586eb04ef9492e5eae7c953097a2",
     "paragraphs": "21dd06103f611b1173fbc408443d706f10dac5f46146ca38e0f12d287eb8755a",
+    "corpora": "cbf55777470afd8abf0297aa188a1d3b0cefec84d00f2c7032dc795e00722877",
     "context": "ff94686d88492feaed97b92c9d03c26210f3e6c20fa75b8bd01384f0416f0813",
     "hidden": "00256a7acf1767030f8b66a8696d8d99c4b3018cae30c15fbd5ebbc6bb851d32",
     "top_k_hidden": "970869b1b76fc6a640166de50a221e8814f74d0292a0172c9b25f3085aee4beb",
@@ -85,7 +86,7 @@ def test_the_second_reader_is_short_and_imports_nothing_of_ours() -> None:
     lines = [line for line in text.splitlines() if line.strip()]
     imports = [line for line in lines if line.startswith(("import ", "from "))]
     assert not any("cache_format" in line for line in imports)
-    assert len(lines) - len(imports) - 1 <= 265  # without its docstring
+    assert len(lines) - len(imports) - 1 <= 280  # without its docstring
 
 
 @pytest.mark.parametrize(
@@ -401,7 +402,8 @@ def test_golden_caches_keep_their_cache_id_and_verify() -> None:
         if name == "row_split":
             continue  # all its shards are of both
         assert [len(cache.shards(split)) for split in ("train", "validation")] == [
-            sum(unit % 2 == parity for unit in ROWS_OF_UNIT[name]) for parity in (1, 0)
+            sum(SPECS[name].place_of(unit).number % 2 == parity for unit in ROWS_OF_UNIT[name])
+            for parity in (1, 0)
         ]
     attachment = cache_format.open(GOLDEN / "top_k").attachment("config.json")
     assert attachment.read_text() == "{}\n"
@@ -414,6 +416,6 @@ def test_golden_caches_written_again_decode_to_the_same_rows(tmp_path: Path, nam
     _assert_known(decoded(tmp_path), name)
 
 
-def test_golden_caches_stay_below_200_kb() -> None:
+def test_golden_caches_stay_below_225_kb() -> None:
     sizes = [path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()]
-    assert sum(sizes) < 200_000
+    assert sum(sizes) < 225_000

@@ -15,7 +15,8 @@ import zstandard
 
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.units import Corpus, resolve_corpus
-from tests.support.tiny import write_fineweb_parquet
+from stages.cache_teacher.corpus_settings import CorpusSettings
+from tests.support.tiny import tiny_texts, write_fineweb_parquet
 
 _RESOLVED: list[Corpus] = []
 
@@ -76,6 +77,22 @@ def encode(suffix: str, texts: Sequence[Any]) -> bytes:
 
 def compress(content: bytes, suffix: str) -> bytes:
     return gzip.compress(content) if suffix == ".gz" else zstandard.compress(content)
+
+
+def two_corpora(root: Path) -> tuple[CorpusSettings, ...]:
+    """Three quarters documents of up to 40 words, and a quarter of up to 120, in another format and
+    column."""
+    write_fineweb_parquet(root / "web.parquet", tiny_texts(400))
+    lines = [json.dumps({"body": text}) for text in tiny_texts(400, seed=1, max_words=120)]
+    (root / "math.jsonl").write_text("\n".join(lines) + "\n")
+    math = CorpusSettings(
+        name="math",
+        corpus=str(root / "math.jsonl"),
+        text_column="body",
+        documents_per_unit=4,
+        weight=1,
+    )
+    return CorpusSettings(name="web", corpus=str(root / "web.parquet"), weight=3), math
 
 
 def write_arrow(path: Path, column: pa.Array, batch_rows: int = 7) -> Path:

@@ -21,7 +21,7 @@ from cache_format.codec.row import KeptIds, Row
 from cache_format.codec.samples import TailSamples
 from cache_format.coding.coefficients import CoefficientCode
 from cache_format.metadata.spec import CacheSpec
-from cache_format.metadata.spec_parts.corpus import CorpusSpec
+from cache_format.metadata.spec_parts.corpus import CorpusShare, CorpusSpec
 from cache_format.metadata.spec_parts.sketch import SketchSpec
 from cache_format.metadata.spec_parts.targets import (
     CodedStates,
@@ -203,10 +203,24 @@ SPECS = {
     "row_split": replace(_TOP_K, sketch=_NO_SKETCH, validation_every=3, validation_split="rows"),
     "paragraphs": replace(
         _TOP_K,
-        corpus=replace(_TOP_K.corpus, text_documents="paragraph"),
+        corpus=replace(_TOP_K.sole_corpus, text_documents="paragraph"),
         sketch=_NO_SKETCH,
     ),
     "context": replace(_TOP_K, sketch=replace(_TOP_K.sketch, hidden_states="each:1,2")),
+    "corpora": replace(
+        _TOP_K,
+        corpus=None,
+        corpora=(
+            CorpusShare(name="web", weight=0.75, units=2, corpus=_TOP_K.sole_corpus),
+            CorpusShare(
+                name="math",
+                weight=0.25,
+                units=1,
+                corpus=replace(_TOP_K.sole_corpus, files=(("b.txt", "44" * 32),)),
+            ),
+        ),
+        sketch=_NO_SKETCH,
+    ),
     "hidden": replace(
         _TOP_K,
         teacher=replace(_TOP_K.teacher, hidden_size=_WIDTH),
@@ -263,6 +277,7 @@ ROWS_OF_UNIT = {
     "row_split": {0: 1, 1: 5},
     "paragraphs": {0: 1},
     "context": {0: 1, 1: 1},
+    "corpora": {1: 1, 2: 1},
     "hidden": {0: 2, 1: 1},
     "top_k_hidden": {0: 2},
     "tail_moment": {0: 2, 1: 1},

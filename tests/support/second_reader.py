@@ -278,8 +278,21 @@ def layers(spec: dict[str, Any], unit: int) -> list[int]:
     return named.get(rule) or [int(layer) for layer in rule.split(":")[1].split(",")]
 
 
+def place(spec: dict[str, Any], unit: int) -> tuple[str | None, int]:
+    if "corpora" not in spec:
+        return None, unit
+    p = [share["units"] for share in spec["corpora"]]
+    D, given = sum(p), [0] * len(p)
+    for at in range(unit % D + 1):
+        owed = [c for c in range(len(p)) if given[c] < p[c] and given[c] * D // p[c] <= at]
+        corpus = min(owed, key=lambda c: (-(-(given[c] + 1) * D // p[c]), c))
+        given[corpus] += 1
+    return spec["corpora"][corpus]["name"], unit // D * p[corpus] + given[corpus] - 1
+
+
 def splits(spec: dict[str, Any], unit: int, R: int) -> tuple[str | None, list[str]]:
     n = spec["validation_every"]
+    unit = place(spec, unit)[1]
     if spec["validation_split"] == "units":
         whole = "train" if unit % n else "validation"
         return whole, [whole] * R
@@ -310,6 +323,7 @@ def rows(root: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
         file = f"shards/{shard['unit']:05d}-{shard['sha256'][:16]}.arrow"
         split, of_rows = splits(spec, shard["unit"], shard["num_rows"])
         check((split, file) == (shard.get("split"), shard["file"]), f"{file}: split or name")
+        check(place(spec, shard["unit"])[0] == shard.get("corpus"), f"{file}: corpus")
         receipt = unseal(read(root / f"receipts/{shard['unit']:05d}.json", shard["receipt_sha256"]))
         data = read(root / file, shard["sha256"])
         for start, length, sha256 in receipt["segments"]:

@@ -1,5 +1,7 @@
 """Which corpus a cache is of."""
 
+import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,6 +9,11 @@ from cache_format.metadata.spec_parts.bounds import require
 
 TrainOn = Literal["assistant", "completion", "all"]
 LongConversations = Literal["split", "drop", "error"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", re.ASCII)
+NAME_RULE = "1 to 40 letters, digits, '.', '-' or '_', the first a letter or a digit"
+LONGEST_PERIOD = 2**12
+"""The most units after which the order over several corpora repeats itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,3 +89,28 @@ class CorpusSpec:
             self.text_documents,
             "'paragraph' or 'file', or left out",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusShare:
+    """One of several corpora of a cache."""
+
+    name: str
+    """What people call it."""
+    weight: float
+    """The share of the cache's tokens that was asked for, relative to those of the others."""
+    units: int
+    """Its units in one period of the order, see ``CacheSpec.place_of``."""
+    corpus: CorpusSpec
+
+    def __post_init__(self) -> None:
+        require(is_corpus_name(self.name), "name", self.name, NAME_RULE)
+        require(0 < self.weight < math.inf, "weight", self.weight, "above 0 and finite")
+        require(
+            1 <= self.units <= LONGEST_PERIOD, "units", self.units, f"from 1 to {LONGEST_PERIOD}"
+        )
+
+
+def is_corpus_name(text: str) -> bool:
+    """Whether a corpus may be called so, which is part of the names of metrics."""
+    return _NAME.fullmatch(text) is not None

@@ -41,6 +41,12 @@ if TYPE_CHECKING:
     metavar="N",
     help="Merges that the search may try.",
 )
+@click.option(
+    "--any-origin",
+    is_flag=True,
+    help="Merge also students that began with other weights, such as those of one seed on unlike "
+    "machines.",
+)
 @rows_option("Validation rows of each cache that the search uses")
 @batch_size_option
 @device_option
@@ -51,6 +57,7 @@ def merge_students(
     normalize: bool,
     caches: Sequence[Path | str],
     evaluations: int,
+    any_origin: bool,
     rows: int | None,
     batch_size: int,
     device: str,
@@ -63,7 +70,7 @@ def merge_students(
       pipeline merge-students math code --search math-cache --search code-cache --out merged
 
     Each STUDENT is what train-student wrote with --out, or a model directory. They must have the
-    same architecture, teacher and frozen weights, and should have begun with the same weights
+    same architecture, teacher and frozen weights, and have begun with the same weights
     (train-student with the same seed, or --init). Weights add up to 1. With --search, those given
     are where it begins, and the trials are printed. The result is a model directory.
     """
@@ -84,6 +91,7 @@ def merge_students(
     from stages.train_student.merging.publish_merged import publish_merged
 
     parents = [read_parent(student.name, model_directory(student.place)) for student in weighted]
+    _require_one_beginning(parents, any_origin)
     how, trials = "The weights were given.", []
     if caches:
         extent = EvalOptions(num_rows=rows, batch_size=batch_size, device=device)
@@ -95,6 +103,25 @@ def merge_students(
         click.echo(json.dumps(_as_json(out, names, weights, trials), indent=1))
     else:
         click.echo(_as_text(out, names, weights, trials))
+
+
+def _require_one_beginning(parents: "Sequence[Parent]", any_origin: bool) -> None:
+    from pipeline.reporting.printable import printable
+    from stages.train_student.merging.parents import (
+        of_unknown_beginning,
+        require_one_beginning,
+        require_one_origin,
+    )
+
+    require_one_origin(parents)
+    if not any_origin:
+        require_one_beginning(parents)
+    for parent in of_unknown_beginning(parents):
+        note = (
+            f"{parent.directory}: does not tell what weights it began with (config.json has no "
+            "origin_sha256). It is taken to have begun as the others."
+        )
+        click.echo(printable(note), err=True)
 
 
 def _search(

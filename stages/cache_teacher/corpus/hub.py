@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub.errors import HfHubHTTPError
 
 from stages.cache_teacher.config import CacheTeacherConfig
+from stages.cache_teacher.corpus.file_patterns import matching
 from stages.cache_teacher.corpus.network import retrying
 
 # Not there, no access, not allowed offline; and connections that fail, whose base class comes from
@@ -17,7 +18,8 @@ _HUB_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, *HfHubHTTPError
 
 
 def split_files(config: CacheTeacherConfig) -> tuple[str, list[str]]:
-    """The commit that the corpus's revision names, and the URLs of its split at that commit."""
+    """The commit that the corpus's revision names, and the URLs of its split at that commit, or of
+    the files that its patterns name."""
     import datasets
     from huggingface_hub import HfApi
 
@@ -27,6 +29,12 @@ def split_files(config: CacheTeacherConfig) -> tuple[str, list[str]]:
             lambda: HfApi().dataset_info(config.corpus, revision=config.corpus_revision).sha, what
         )
         assert sha is not None, "the Hub names the commit of every revision"
+        if config.corpus_data_files is not None:
+            names = retrying(
+                lambda: HfApi().list_repo_files(config.corpus, repo_type="dataset", revision=sha),
+                what,
+            )
+            return sha, _urls(config.corpus, sha, matching(what, names, config.corpus_data_files))
         builder = retrying(
             lambda: datasets.load_dataset_builder(
                 config.corpus, config.corpus_config, revision=sha
@@ -44,6 +52,10 @@ def split_files(config: CacheTeacherConfig) -> tuple[str, list[str]]:
             f"it has {', '.join(sorted(splits)) or 'none'}"
         )
     return sha, list(splits[config.corpus_split])
+
+
+def _urls(corpus: str, sha: str, names: list[str]) -> list[str]:
+    return [f"hf://datasets/{corpus}@{sha}/{name}" for name in names]
 
 
 def model_snapshot(config: CacheTeacherConfig, tokenizer_files: tuple[str, ...]) -> Path:

@@ -1,6 +1,7 @@
 """Find the files of a local corpus and their split.
 
-A path is a file, a directory of files of one format, or what ``datasets.save_to_disk`` wrote.
+A path is a file, a directory of files of one format, or what ``datasets.save_to_disk`` wrote. Of a
+directory, patterns may name the files, also those in directories within it.
 """
 
 import json
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.cache_teacher.corpus.file_patterns import matching
 from stages.cache_teacher.corpus.formats.document_file import DataFile
 from stages.cache_teacher.corpus.formats.registry import SUPPORTED, find_format, format_of
 from stages.cache_teacher.corpus.open_file import sha256_of
@@ -28,13 +30,15 @@ def is_local(corpus: str) -> bool:
     return looks_local or path.exists()
 
 
-def find_local_files(corpus: str, split: str) -> tuple[str, list[DataFile]]:
+def find_local_files(
+    corpus: str, split: str, patterns: Sequence[str] | None = None
+) -> tuple[str, list[DataFile]]:
     """The corpus's split, where it has splits, and its files in reading order, pinned by hash.
 
     Raises ValueError as ``find_local_paths`` does.
     """
     root = Path(corpus).expanduser().resolve()
-    found_split, paths = find_local_paths(corpus, split)
+    found_split, paths = find_local_paths(corpus, split, patterns)
     top = root if root.is_dir() else root.parent
     return found_split, [
         DataFile(str(path), path.relative_to(top).as_posix(), sha256_of(str(path)))
@@ -42,12 +46,16 @@ def find_local_files(corpus: str, split: str) -> tuple[str, list[DataFile]]:
     ]
 
 
-def find_local_paths(corpus: str, split: str) -> tuple[str, list[Path]]:
+def find_local_paths(
+    corpus: str, split: str, patterns: Sequence[str] | None = None
+) -> tuple[str, list[Path]]:
     """The corpus's split, where it has splits, and where its files lie; none is opened.
 
     Raises ValueError where there are none, or files of more than one format.
     """
     root = Path(corpus).expanduser().resolve()
+    if patterns is not None:
+        return "", _matching_files(root, patterns)
     if (root / _SPLITS).is_file():
         return split, _saved_files(_directory_of_split(root, split))
     if (root / _STATE).is_file():
@@ -62,6 +70,18 @@ def find_local_paths(corpus: str, split: str) -> tuple[str, list[Path]]:
         )
     require_one_format(f"corpus {root}", [path.name for path in paths])
     return "", paths
+
+
+def _matching_files(root: Path, patterns: Sequence[str]) -> list[Path]:
+    if not root.is_dir():
+        raise ValueError(
+            f"corpus {root}: is a file, so corpus_data_files has nothing to choose from. Leave it "
+            "out, or set corpus to a directory."
+        )
+    there = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    names = matching(f"corpus {root}", there, patterns)
+    require_one_format(f"corpus {root}", names)
+    return [root / name for name in names]
 
 
 def require_one_format(what: str, names: Sequence[str]) -> None:

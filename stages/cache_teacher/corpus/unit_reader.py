@@ -1,6 +1,6 @@
 """Turn a unit's documents into rows of token ids: all work on a unit that needs no teacher.
 
-In: the corpus and the teacher's tokenizers. Out: a ``PreparedUnit`` by number, or only how many
+In: the corpora and the teacher's tokenizers. Out: a ``PreparedUnit`` by number, or only how many
 tokens it holds.
 """
 
@@ -12,7 +12,9 @@ from typing import Protocol
 
 from cache_format.metadata.receipt import ConversationCounts
 from cache_format.metadata.spec import CacheSpec
+from cache_format.metadata.spec_parts.corpus import ChatSpec, CorpusSpec
 from stages.cache_teacher.corpus.chat.unit_conversations import ChatEncoder
+from stages.cache_teacher.corpus.corpora import Corpora
 from stages.cache_teacher.corpus.document_tokenizer import DocumentTokenizer, IntArray
 from stages.cache_teacher.corpus.packing import PackedUnit, pack, pack_whole
 from stages.cache_teacher.corpus.units import Corpus, UnitDocuments
@@ -56,8 +58,8 @@ class Stopped(Exception):
 class UnitReader:
     """Reads units, in any order and for any number of threads, of which one at a time reads."""
 
-    def __init__(self, corpus: Corpus, tokenizers: Tokenizers, spec: CacheSpec) -> None:
-        self.corpus = corpus
+    def __init__(self, corpora: Corpora, tokenizers: Tokenizers, spec: CacheSpec) -> None:
+        self.units = corpora.in_order(spec)
         self._tokenizers, self._spec = tokenizers, spec
         self._lock = threading.Lock()  # a tokenizer serves one thread at a time
         self._num_tokens: dict[int, int] = {}
@@ -76,14 +78,10 @@ class UnitReader:
         with self._lock:
             if self._is_stopped:
                 raise Stopped
-            documents = self.corpus.read_unit(unit)
+            documents = self.units.read_unit(unit)
             if documents is None:
                 return None
-            prepared = (
-                self._of_texts(unit, documents)
-                if self._spec.corpus.chat is None
-                else self._of_conversations(unit, documents)
-            )
+            prepared = self.prepare(unit, documents, self._spec.corpus_of(unit))
         self._num_tokens[unit] = prepared.num_tokens
         return prepared
 
@@ -93,6 +91,13 @@ class UnitReader:
             prepared = self.read(unit)
             return 0 if prepared is None else prepared.num_tokens
         return self._num_tokens[unit]
+
+    def prepare(self, unit: int, documents: UnitDocuments, corpus: CorpusSpec) -> PreparedUnit:
+        """The rows of ``documents``, the unit with number ``unit``, of ``corpus``. For one thread
+        at a time."""
+        if corpus.chat is None:
+            return self._of_texts(unit, documents)
+        return self._of_conversations(unit, documents, corpus.chat)
 
     def _of_texts(self, unit: int, documents: UnitDocuments) -> PreparedUnit:
         ids = self._tokenizers.document_tokenizer.encode(documents.texts)
@@ -104,9 +109,10 @@ class UnitReader:
             corpus_position=documents.position,
         )
 
-    def _of_conversations(self, unit: int, documents: UnitDocuments) -> PreparedUnit:
-        chat, length = self._spec.corpus.chat, self._spec.sequence_length
-        assert chat is not None
+    def _of_conversations(
+        self, unit: int, documents: UnitDocuments, chat: ChatSpec
+    ) -> PreparedUnit:
+        length = self._spec.sequence_length
         encoded = self._tokenizers.chat_encoder.encode_unit(documents, chat, length + 1)
         return PreparedUnit(
             unit=unit,

@@ -1,13 +1,13 @@
-"""The corpus: a name becomes files, files become units, units become documents.
+"""A corpus: a name becomes files, files become units, units become documents.
 
 A unit is a run of ``documents_per_unit`` documents of one file (the last of a file may be shorter);
 units are numbered across the files in their order, so what a unit holds depends on nothing but the
-``CorpusSpec``, which pins every byte of the corpus.
+``CorpusSpec``, which pins every byte of the corpus. Where a cache has several corpora, each has
+numbers of its own here (see ``corpora``).
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -170,34 +170,29 @@ class Corpus:
             )
 
 
-@contextmanager
-def open_corpus(config: CacheTeacherConfig) -> Iterator[Corpus]:
-    """``resolve_corpus``, closed at the end. Raises ValueError where it holds no documents, too."""
-    with closing(resolve_corpus(config)) as corpus:
-        if not corpus.has_unit(0):
-            raise ValueError(f"corpus {config.corpus!r}: holds no documents")
-        yield corpus
-
-
 def resolve_corpus(config: CacheTeacherConfig) -> Corpus:
-    """Find the corpus's files and pin them: local ones by hash, the Hub's by commit.
+    """Find the files of the one corpus of ``config`` and pin them: local ones by hash, the Hub's by
+    commit.
 
     Where local files lie is no part of the spec, so that a cache survives moving its corpus.
 
     Raises ValueError where there is no such corpus, no such split, or a file of unknown kind; on
     the Hub, of any but Parquet.
     """
-    revision = ""
+    revision, is_split = "", True
     if is_local(config.corpus):
-        split, files = find_local_files(config.corpus, config.corpus_split)
+        split, files = find_local_files(
+            config.corpus, config.corpus_split, config.corpus_data_files
+        )
     else:
-        split = config.corpus_split
+        is_split = config.corpus_data_files is None
+        split = config.corpus_split if is_split else ""
         revision, urls = split_files(config)
         files = [DataFile(url, url.split(f"@{revision}/")[-1]) for url in urls]
         _refuse_remote_streams(config, files)
     spec = CorpusSpec(
         source=config.corpus if revision else "local",
-        config=config.corpus_config if revision else "",
+        config=config.corpus_config if revision and is_split else "",
         split=split,
         revision=revision,
         files=tuple((file.name, file.sha256) for file in files),
@@ -211,14 +206,17 @@ def resolve_corpus(config: CacheTeacherConfig) -> Corpus:
     return Corpus(spec, corpus_parts(spec, files))
 
 
-def check_local_corpus(config: CacheTeacherConfig) -> None:
+def check_local_corpora(config: CacheTeacherConfig) -> None:
     """Raise ValueError where a corpus of this machine is not there or of a kind that is not read.
 
-    None of its files is opened. A corpus on the Hub is not looked for.
+    None of the files is opened. A corpus on the Hub is not looked for.
     """
-    if is_local(config.corpus):
-        _, paths = find_local_paths(config.corpus, config.corpus_split)
-        _refuse_without_conversations(config, paths[0].name)
+    for settings in config.each_corpus.values():
+        if is_local(settings.corpus):
+            _, paths = find_local_paths(
+                settings.corpus, settings.corpus_split, settings.corpus_data_files
+            )
+            _refuse_without_conversations(settings, paths[0].name)
 
 
 def corpus_parts(spec: CorpusSpec, files: Sequence[DataFile]) -> list[CorpusPart]:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 
 from cache_format.metadata.completeness import is_complete
@@ -12,8 +13,8 @@ from cache_format.metadata.manifest import Manifest
 from cache_format.metadata.receipt import ShardEntry
 from cache_format.writer import CacheWriter
 from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig, UnitRange
+from stages.cache_teacher.corpus.corpora import Corpora
 from stages.cache_teacher.corpus.unit_reader import PreparedUnit, UnitReader
-from stages.cache_teacher.corpus.units import Corpus
 from stages.cache_teacher.engine.engine import Engine
 from stages.cache_teacher.engine.local_engine import make_units
 from stages.cache_teacher.engine.token_budget import TokenBudget
@@ -36,17 +37,18 @@ class Filling:
         self,
         job: Job,
         writer: CacheWriter,
-        corpus: Corpus,
+        corpora: Corpora,
         finished: Mapping[int, ShardEntry],
         units: Units,
         progress: Progress,
     ) -> None:
-        self._job, self._writer, self._corpus = job, writer, corpus
+        self._job, self._writer = job, writer
         self._units, self._progress = units, progress
         self._num_tokens = job.config.num_tokens
-        self._reader = UnitReader(corpus, job.teacher.source, job.spec)
+        self._reader = UnitReader(corpora, job.teacher.source, job.spec)
+        self._corpus = self._reader.units
         self._budget = TokenBudget(self._num_tokens, writer, self._reader.num_tokens)
-        self._queue = UnitQueue(units, self._budget, corpus, finished, progress)
+        self._queue = UnitQueue(units, self._budget, self._corpus, finished, progress)
         self._taking = threading.Lock()
         self._published = time.monotonic()
         self._has_recipe = False
@@ -99,6 +101,8 @@ class Filling:
                 or nothing_made(self._job.config, self._units)
             )
         missing = () if complete or not is_worker else self._missing(finished)
+        if complete and (sentence := self._which_ended(finished)):
+            self._progress.say(sentence)
         self._progress.show("corpus ended" if self._queue.has_corpus_ended else "done", missing)
         return self._writer.publish_manifest(self._num_tokens, complete)
 
@@ -134,6 +138,22 @@ class Filling:
             self._writer.publish_manifest(self._num_tokens, complete=False)
             self._published = time.monotonic()
 
+    def _which_ended(self, finished: Mapping[int, ShardEntry]) -> str:
+        """Which of several corpora has ended before the budget, and how much there was of it; empty
+        where none has."""
+        num_held = sum(entry.num_tokens for entry in finished.values())
+        first_missing = next(unit for unit in count() if unit not in finished)
+        ended = self._corpus.ended_before(first_missing)
+        if num_held >= self._num_tokens or ended is None or ended[0] is None:
+            return ""
+        name, num_units = ended
+        own = [entry.num_tokens for entry in finished.values() if entry.corpus == name]
+        return (
+            f"corpus {name} has ended after {num_units:,} units with {sum(own):,} tokens, and with "
+            f"it the cache: it holds {num_held:,} of {self._num_tokens:,} tokens. For more, give "
+            f"another cache more documents of {name}, or less weight to it"
+        )
+
     def _missing(self, finished: Mapping[int, ShardEntry]) -> tuple[int, ...]:
         """Needed units that are in other workers' hands, or in nobody's."""
         for unit, entry in finished.items():
@@ -164,7 +184,7 @@ def nothing_learned(config: CacheTeacherConfig, entries: Iterable[ShardEntry]) -
     if num_unscored + num_too_long + num_skipped == 0:
         return None
     return (
-        f"corpus {config.corpus!r}: no position is scored. Of its conversations, {num_unscored:,} "
+        f"{config.corpus_title}: no position is scored. Of its conversations, {num_unscored:,} "
         f"have none with train_on = {config.train_on!r}, and {num_too_long:,} do not fit in a row "
         f"of {config.sequence_length} tokens. Look at the roles of the messages, or set train_on "
         'to "all"; raise sequence_length.'
@@ -175,10 +195,10 @@ def nothing_made(config: CacheTeacherConfig, units: Units) -> str:
     """What is wrong where no unit has a row."""
     if isinstance(units, UnitRange) and units != ALL_UNITS:
         return (
-            f"corpus {config.corpus!r}: none of the units from {units.first} on fills a row of "
+            f"{config.corpus_title}: none of the units from {units.first} on fills a row of "
             f"{config.sequence_length} tokens: the corpus may end before them."
         )
     return (
-        f"corpus {config.corpus!r}: no unit fills a row of {config.sequence_length} tokens. "
+        f"{config.corpus_title}: no unit fills a row of {config.sequence_length} tokens. "
         "Lower sequence_length, or raise documents_per_unit."
     )

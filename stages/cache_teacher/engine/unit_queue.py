@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from cache_format.metadata.receipt import ShardEntry
 from stages.cache_teacher.config import UnitRange
-from stages.cache_teacher.corpus.units import Corpus
+from stages.cache_teacher.corpus.corpora import CorpusUnits
 from stages.cache_teacher.engine.token_budget import TokenBudget
 from stages.cache_teacher.reporting.progress import Progress
 from stages.cache_teacher.worker_share import WorkerShare
@@ -22,7 +22,7 @@ class UnitQueue:
         self,
         units: UnitRange | WorkerShare,
         budget: TokenBudget,
-        corpus: Corpus,
+        corpus: CorpusUnits,
         finished: Mapping[int, ShardEntry],
         progress: Progress,
     ) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cache_format.metadata.receipt import ShardEntry
 from stages.cache_teacher.config import ALL_UNITS, CacheTeacherConfig
+from stages.cache_teacher.corpus.corpora import resolve_corpora
 from stages.cache_teacher.corpus.unit_reader import UnitReader
-from stages.cache_teacher.corpus.units import resolve_corpus
 from stages.cache_teacher.engine.unit_maker import Job, UnitMaker
 from stages.cache_teacher.reporting.device_use import DeviceUse
 from stages.cache_teacher.reporting.progress import Progress
@@ -58,8 +58,8 @@ class EngineWorker:
         """
         config = self._job.config
         teacher = LazyTeacher(resolve_teacher(config), choose_device(config.device), self._progress)
-        corpus = resolve_corpus(config)
-        beginning = CacheOpener(config=config, out=self._job.out, corpus=corpus, teacher=teacher)
+        corpora = resolve_corpora(config)
+        beginning = CacheOpener(config=config, out=self._job.out, corpora=corpora, teacher=teacher)
         writer, identity = beginning.open(beginning.identity())
         job = Job(
             config=config,
@@ -68,7 +68,7 @@ class EngineWorker:
             teacher=teacher,
             reference_shard=self._job.reference_shard,
         )
-        reader = UnitReader(corpus, teacher.source, identity.spec)
+        reader = UnitReader(corpora, teacher.source, identity.spec)
         self._maker = UnitMaker(job, reader, writer, self._progress)
         loaded = self._maker.load()
         writer.write_attachments(partial(loaded.export, with_weights=config.keep_teacher_weights))
@@ -79,7 +79,7 @@ class EngineWorker:
         entry = self._maker.make(unit)
         if entry is None:
             raise ValueError(
-                f"corpus {self._job.config.corpus!r}: ends before unit {unit} on a worker, but not "
+                f"{self._job.config.corpus_title}: ends before unit {unit} on a worker, but not "
                 "where the run was started. Give every worker the same corpus."
             )
         return MadeUnit(

@@ -63,7 +63,10 @@ def expected_shares(spec: CacheSpec, num_units: int, tokens_per_unit: float) -> 
     if spec.validation_split == "rows":
         num_validation_rows = math.ceil(num_rows / spec.validation_every)
     else:
-        num_validation_rows = math.ceil(num_units / spec.validation_every) * rows_per_unit
+        of_each = spec.unit_order.counts(num_units)
+        num_validation_rows = rows_per_unit * sum(
+            math.ceil(units / spec.validation_every) for units in of_each
+        )
     return SplitShares(spec=spec, num_rows=num_rows, num_validation_rows=num_validation_rows)
 
 

@@ -3,6 +3,7 @@
 Such a run writes nothing, so it succeeds on a finished cache that is read-only.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cache_format
@@ -14,13 +15,15 @@ from cache_format.metadata.spec import CacheSpec
 from cache_format.reader import Cache
 from cache_format.storage.base import on_each
 from cache_format.tables.shared_files import files_of
-from stages.cache_teacher.corpus.units import Corpus
 
 
 def find_complete_cache(
-    out: Path | str, spec: CacheSpec, num_tokens: int, corpus: Corpus
+    out: Path | str, spec: CacheSpec, num_tokens: int, has_unit: Callable[[int], bool]
 ) -> Manifest | None:
-    """The manifest of the finished cache at ``out``; None if there is something to make or mend."""
+    """The manifest of the finished cache at ``out``; None if there is something to make or mend.
+
+    ``has_unit`` tells of a unit whether the corpus has it.
+    """
     try:
         cache = cache_format.open(out)
         if cache.cache_id != spec.cache_id or not _is_whole(cache):
@@ -29,7 +32,7 @@ def find_complete_cache(
         return None  # whoever writes to it will say what is wrong
     entries = {entry.unit: entry for entry in cache.manifest.shards}
     has_gap = list(entries) != list(range(len(entries)))
-    if has_gap or not is_complete(entries, num_tokens, corpus.has_unit):
+    if has_gap or not is_complete(entries, num_tokens, has_unit):
         return None
     return cache.manifest
 

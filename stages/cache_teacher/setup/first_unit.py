@@ -9,9 +9,9 @@ from cache_format.tables.hidden_transform import HiddenTransform
 from cache_format.tables.principal_components import Projection
 from cache_format.tables.tail_moment import MomentTransform
 from stages.cache_teacher.config import CacheTeacherConfig
+from stages.cache_teacher.corpus.corpora import Corpora
 from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.corpus.unit_reader import UnitReader
-from stages.cache_teacher.corpus.units import Corpus
 from stages.cache_teacher.setup.hidden_fit import fit_transform
 from stages.cache_teacher.setup.moment_fit import fit_moment
 from stages.cache_teacher.setup.pca import principal_components
@@ -25,10 +25,10 @@ _ROWS_OF_FIT = 4
 
 @dataclass(frozen=True)
 class FirstUnit:
-    """Fits to the first unit of a corpus; loads the teacher for that."""
+    """Fits to the first unit of a cache; loads the teacher for that."""
 
     config: CacheTeacherConfig
-    corpus: Corpus
+    corpora: Corpora
     lazy_teacher: LazyTeacher
 
     def projection(self, spec: CacheSpec) -> Projection:
@@ -79,6 +79,6 @@ class FirstUnit:
         return self.config.rows_per_forward or _ROWS_OF_FIT
 
     def _packed(self, spec: CacheSpec) -> PackedUnit:
-        prepared = UnitReader(self.corpus, self.lazy_teacher.source, spec).read(0)
+        prepared = UnitReader(self.corpora, self.lazy_teacher.source, spec).read(0)
         assert prepared is not None, "the corpus has a first unit"
         return prepared.packed

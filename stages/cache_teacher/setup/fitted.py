@@ -1,8 +1,8 @@
 """What is fitted to a cache's first unit before it is begun, and its place in the spec.
 
 Principal components of a ``pca`` sketch, the transform of ``hidden`` targets, and what the tail's
-moments are taken in. A spec is asked
-for before they are known; a cache that was begun knows them.
+moments are taken in; and of several corpora, how often it is the turn of each. A spec is asked for
+before they are known; a cache that was begun knows them.
 """
 
 from dataclasses import replace
@@ -49,6 +49,12 @@ def fit_all(spec: CacheSpec, ranks: RankTable, fit: Fit) -> tuple[CacheSpec, Sha
 
 def as_fitted(asked: CacheSpec, begun: CacheSpec) -> CacheSpec:
     """``asked`` with what was fitted for ``begun``, as far as both ask for the same kinds."""
+    if asked.corpora is not None and begun.corpora is not None:
+        measured = [share.units for share in begun.corpora]
+        if len(measured) == len(asked.corpora):
+            corpora = zip(asked.corpora, measured, strict=True)
+            found = tuple(replace(share, units=units) for share, units in corpora)
+            asked = replace(asked, corpora=found)
     if asked.sketch.kind == begun.sketch.kind:
         sha256 = begun.sketch.projection_sha256
         asked = replace(asked, sketch=replace(asked.sketch, projection_sha256=sha256))

@@ -1,12 +1,14 @@
 """Which cache a run asks for: its spec, and the files that are part of it.
 
-In: the settings, the teacher and the corpus. Out: a spec, whose hash is the cache's identity, the
+In: the settings, the teacher and the corpora. Out: a spec, whose hash is the cache's identity, the
 table of ids, and what is fitted to the first unit. A cache that was begun has all of it already, so
 that only a new one counts tokens and runs the teacher for them.
 """
 
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +29,12 @@ from cache_format.tables.shared_files import (
 from cache_format.tables.vocabulary_ranks import RankTable
 from cache_format.writer import begun_spec, require_same_spec
 from stages.cache_teacher.config import CacheTeacherConfig
-from stages.cache_teacher.corpus.token_frequencies import rank_table
+from stages.cache_teacher.corpus.corpora import Corpora, Described
+from stages.cache_teacher.corpus.packing import IntArray
+from stages.cache_teacher.corpus.token_frequencies import ENOUGH_TOKENS, rank_table
 from stages.cache_teacher.corpus.unit_reader import iter_token_ids
-from stages.cache_teacher.corpus.units import Corpus
 from stages.cache_teacher.setup.fitted import Fit, as_fitted, fit_all
+from stages.cache_teacher.setup.unit_shares import unit_shares
 from stages.cache_teacher.target_settings import NOT_FITTED, SETTINGS_OF_KINDS
 
 if TYPE_CHECKING:
@@ -48,7 +52,7 @@ class Identity:
 def identify(
     config: CacheTeacherConfig,
     source: "TeacherSource",
-    corpus: Corpus,
+    corpora: Corpora,
     out: Path | str,
     fit: Fit,
 ) -> Identity:
@@ -60,19 +64,20 @@ def identify(
     storage = storage_at(out)
     begun = begun_spec(storage)
     if begun is None:
-        ranks = ranks_of(corpus, source)
-        spec = make_spec(config, source.spec, corpus.spec, ranks.sha256)
+        ranks = ranks_of(corpora, source)
+        spec = make_spec(config, source.spec, corpora.described(), ranks.sha256)
+        spec = with_unit_shares(spec, corpora, source)
         spec, shared = fit_all(spec, ranks, fit)
         return Identity(spec=spec, shared=shared)
-    spec = make_spec(config, source.spec, corpus.spec, begun.ranks_sha256)
+    spec = make_spec(config, source.spec, corpora.described(), begun.ranks_sha256)
     spec = as_fitted(spec, begun)
     require_same_spec(storage, spec, begun)
-    ranks = _ranks_of(storage, spec, corpus, source)
+    ranks = _ranks_of(storage, spec, corpora, source)
     return Identity(spec=spec, shared=_shared_of(storage, spec, ranks, fit))
 
 
 def make_spec(
-    config: CacheTeacherConfig, teacher: TeacherSpec, corpus: CorpusSpec, ranks_sha256: str
+    config: CacheTeacherConfig, teacher: TeacherSpec, corpora: Described, ranks_sha256: str
 ) -> CacheSpec:
     """The identity of the cache that ``config`` asks for; the budget is no part of it.
 
@@ -87,7 +92,8 @@ def make_spec(
         )
     return CacheSpec(
         teacher=teacher,
-        corpus=corpus,
+        corpus=corpora if isinstance(corpora, CorpusSpec) else None,
+        corpora=None if isinstance(corpora, CorpusSpec) else corpora,
         targets=SETTINGS_OF_KINDS[config.targets].make_spec(config),
         sketch=_sketch_spec(config),
         sequence_length=config.sequence_length,
@@ -111,11 +117,11 @@ def _sketch_spec(config: CacheTeacherConfig) -> SketchSpec:
 
 
 def _ranks_of(
-    storage: Storage, spec: CacheSpec, corpus: Corpus, source: "TeacherSource"
+    storage: Storage, spec: CacheSpec, corpora: Corpora, source: "TeacherSource"
 ) -> RankTable:
     with suppress(CorruptFileError, MissingFileError):  # then it is made again
         return read_ranks(storage, spec)
-    return ranks_of(corpus, source)
+    return ranks_of(corpora, source)
 
 
 def _shared_of(storage: Storage, spec: CacheSpec, ranks: RankTable, fit: Fit) -> SharedFiles:
@@ -140,6 +146,28 @@ def _read_shared(storage: Storage, spec: CacheSpec, ranks: RankTable) -> SharedF
     )
 
 
-def ranks_of(corpus: Corpus, source: "TeacherSource") -> RankTable:
-    """The table of ids that a new cache of this corpus has."""
-    return rank_table(iter_token_ids(corpus, source), source.spec.vocab_size)
+def ranks_of(corpora: Corpora, source: "TeacherSource") -> RankTable:
+    """The table of ids that a new cache of these corpora has; each counts by its share."""
+    documents = (
+        _first(iter_token_ids(corpus, source), weight * ENOUGH_TOKENS)
+        for corpus, weight in zip(corpora.each.values(), corpora.weights, strict=True)
+    )
+    return rank_table(chain.from_iterable(documents), source.spec.vocab_size)
+
+
+def with_unit_shares(spec: CacheSpec, corpora: Corpora, source: "TeacherSource") -> CacheSpec:
+    """``spec`` with the order of units that a new cache of several corpora has."""
+    if not corpora.is_mixed:
+        return spec
+    described = corpora.described(unit_shares(corpora, source, spec))
+    assert not isinstance(described, CorpusSpec), "there are several"
+    return replace(spec, corpora=described)
+
+
+def _first(documents: Iterable[IntArray], num_tokens: float) -> Iterator[IntArray]:
+    """The first ones that together have so many tokens, or all."""
+    for document in documents:
+        yield document
+        num_tokens -= len(document)
+        if num_tokens <= 0:
+            return

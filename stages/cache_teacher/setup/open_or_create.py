@@ -1,7 +1,7 @@
 """Create a cache, or open one that was already started.
 
-In: the settings, the teacher's files, the corpus. Out: the cache opened for writing, and what it is
-made with.
+In: the settings, the teacher's files, the corpora. Out: the cache opened for writing, and what it
+is made with.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pathlib import Path
 from cache_format.errors import SpecMismatchError
 from cache_format.writer import CacheWriter
 from stages.cache_teacher.config import CacheTeacherConfig
-from stages.cache_teacher.corpus.units import Corpus
+from stages.cache_teacher.corpus.corpora import Corpora
 from stages.cache_teacher.setup.first_unit import FirstUnit
 from stages.cache_teacher.setup.identity import Identity, identify
 from stages.cache_teacher.teacher.lazy_teacher import LazyTeacher
@@ -22,14 +22,14 @@ class CacheOpener:
 
     config: CacheTeacherConfig
     out: Path | str
-    corpus: Corpus
+    corpora: Corpora
     teacher: LazyTeacher
     """Loaded here only where something is fitted for a new cache."""
 
     def identity(self) -> Identity:
         """What the cache is, or will be; nothing is written."""
-        fit = FirstUnit(self.config, self.corpus, self.teacher)
-        return identify(self.config, self.teacher.source, self.corpus, self.out, fit)
+        fit = FirstUnit(self.config, self.corpora, self.teacher)
+        return identify(self.config, self.teacher.source, self.corpora, self.out, fit)
 
     def open(self, identity: Identity) -> tuple[CacheWriter, Identity]:
         """The cache, created if there is none, and what it is."""

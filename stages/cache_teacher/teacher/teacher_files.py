@@ -110,7 +110,7 @@ def resolve_teacher(config: CacheTeacherConfig) -> TeacherSource:
 
 def _chat_template_sha256(name: str, tokenizer: Any, config: CacheTeacherConfig) -> str | None:
     """Of the template that conversations are rendered with, where there are any."""
-    if config.chat is None:
+    if not config.has_conversations:
         return None
     try:
         return template_sha256(template_of(tokenizer))

@@ -62,6 +62,8 @@ class CheckpointState:
     """Whether the validation of ``step`` was not finished; a resumed run begins with it."""
     metrics: MetricsMark
     """How far ``metrics.jsonl`` went."""
+    origin_sha256: str | None = None
+    """As in the run's record."""
 
 
 @dataclass(frozen=True, kw_only=True)

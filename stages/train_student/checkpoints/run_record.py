@@ -49,6 +49,9 @@ class RunRecord:
     """Only where there are several."""
     init_location: str | None = None
     """Where the initial weights lay; absent where they were random."""
+    origin_sha256: str | None = None
+    """Hash of the trained weights that the run began with, random or not; see
+    ``saved_tensors.trained_sha256``. Absent in runs of older versions."""
     extensions: tuple[Extension, ...] = ()
     """What was added after the run had begun, in order."""
     data: RunData | None = None

@@ -4,7 +4,8 @@ Tensors are whole, however they are spread over processes; all call together. On
 time, and only who keeps them holds more than that.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -30,6 +31,22 @@ def tensors_of(model: _Model, optimizer: torch.optim.Optimizer, *, keep: bool) -
 def trained_parameters(model: _Model) -> dict[str, nn.Parameter]:
     """Those that are not frozen, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def trained_sha256(model: _Model) -> str:
+    """Hash of what is trained, as it is now. One tensor at a time is whole."""
+    trained = trained_parameters(model)
+    return weights_sha256((name, whole(trained[name].detach())) for name in sorted(trained))
+
+
+def weights_sha256(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """One hash over names, types, shapes and bytes of ``weights``, in that order."""
+    found = hashlib.sha256()
+    for name, weight in weights:
+        tensor = weight.cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def whole_tensors(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from stages.train_student.data.interleaving import Interleaving, interleaving
+from cache_format.metadata.interleaving import Interleaving, interleaving
 from stages.train_student.data.sampler import (
     WHOLE,
     RankSlice,

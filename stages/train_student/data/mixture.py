@@ -9,9 +9,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cache_format.metadata.interleaving import interleaving
 from cache_format.metadata.sealed_json import canonical_json
 from cache_format.reader import Cache
-from stages.train_student.data.interleaving import interleaving
 from stages.train_student.data.teacher_weights import holds_weights
 
 _LONGEST_LABEL = 40

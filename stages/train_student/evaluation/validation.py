@@ -40,9 +40,24 @@ def validation_batches(
     cache: Cache, num_rows: int, max_rows: int, batch_size: int
 ) -> Iterator[Batch]:
     """The rows ``validation_rows`` of the split, in batches."""
-    indices = validation_rows(num_rows, max_rows)
-    for start in range(0, len(indices), batch_size):
-        chosen = indices[start : start + batch_size]
+    return _batches(cache, validation_rows(num_rows, max_rows), batch_size)
+
+
+def batches_by_corpus(
+    cache: Cache, num_rows: int, max_rows: int, batch_size: int
+) -> dict[str | None, Iterator[Batch]]:
+    """``validation_batches`` of each of the cache's corpora that has any of these rows, by its
+    name; the name of one that is the only one is None."""
+    shares = cache.spec.corpora or ()
+    rows: dict[str | None, list[int]] = {share.name: [] for share in shares} or {None: []}
+    for row in validation_rows(num_rows, max_rows):
+        rows[cache.corpus_of_row("validation", row)].append(row)
+    return {name: _batches(cache, own, batch_size) for name, own in rows.items() if own}
+
+
+def _batches(cache: Cache, rows: Sequence[int], batch_size: int) -> Iterator[Batch]:
+    for start in range(0, len(rows), batch_size):
+        chosen = rows[start : start + batch_size]
         yield read_batch(cache, "validation", chosen, with_sketch=False)
 
 
@@ -74,9 +89,9 @@ def score(model: Student, objective: Objective, batches: Iterable[Batch]) -> dic
 def score_each(
     model: Student, parts: Mapping[str, tuple[Objective, Iterable[Batch]]]
 ) -> dict[str, float]:
-    """``score`` of several caches by their labels, and over all of their positions together.
+    """``score`` of several caches or corpora by their labels, and over all of their positions.
 
-    The names are those of ``score`` for the whole, and ``validation/LABEL/NAME`` for a cache, which
+    The names are those of ``score`` for the whole, and ``validation/LABEL/NAME`` for a part, which
     has the number of its scored positions as well: weighted by these, its figures add up to those
     of the whole (a perplexity and a calibration error are no means, and do not).
     """
@@ -87,7 +102,7 @@ def score_each(
         values = {**measured.values(), "positions": measured.num_scored}
         found |= _named(values, f"validation/{label}")
         whole = measured if whole is None else whole.merged(measured)
-    assert whole is not None, "there are caches"
+    assert whole is not None, "there are parts"
     return _named(whole.values()) | found
 
 

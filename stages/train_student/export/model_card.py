@@ -132,15 +132,27 @@ def _sources(mixture: CacheMixture) -> str:
     ]
     weights = mixture.weights or (None,) * len(mixture.caches)
     for cache, weight in zip(mixture.caches, weights, strict=True):
-        corpus, targets = cache.spec.corpus, cache.spec.targets.kind
+        targets = cache.spec.targets.kind
         often = "" if weight is None else f", weight {weight:g}"
         lines += [
-            f"corpus: {plain_name(corpus.source)}{_at(corpus.revision)}",
+            *_corpora(cache.spec),
             f"cache: `{cache.cache_id}`, targets {targets}{often}",
         ]
     if mixture.is_mixed and mixture.weights is None:
         lines.append("rows are drawn from each cache in proportion to its number of rows")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _corpora(spec: CacheSpec) -> list[str]:
+    """The corpus, or each of several with its share."""
+    if spec.corpora is None:
+        corpus = spec.sole_corpus
+        return [f"corpus: {plain_name(corpus.source)}{_at(corpus.revision)}"]
+    return [
+        f"corpus {share.name}: {plain_name(share.corpus.source)}{_at(share.corpus.revision)}, "
+        f"{share.weight:.1%} of the tokens asked for"
+        for share in spec.corpora
+    ]
 
 
 def _teacher(spec: CacheSpec) -> str:

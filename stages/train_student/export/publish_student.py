@@ -18,7 +18,7 @@ from stages.train_student.distributed.context import DistributedContext
 from stages.train_student.export.publish_model import publish_model, published_step
 from stages.train_student.export.published_files import is_complete
 from stages.train_student.students.registry import student_kind
-from stages.train_student.students.student import Student
+from stages.train_student.students.student import Student, name_origin
 
 
 def publish_student(
@@ -30,13 +30,15 @@ def publish_student(
     make_student: Callable[[], Student],
     config: TrainStudentConfig,
     step: int,
+    origin_sha256: str | None,
     metrics: Mapping[str, float],
 ) -> tuple[str, ...]:
     """Publish ``model`` of ``step`` at ``target``, unless it is there; all processes call together.
 
     ``make_student`` builds the student as it began: what was not trained is taken from there.
-    ``metrics`` are those of the last validation. Returns the keys of the teacher's
-    ``tokenizer_config.json`` that were left out, because they name code or files elsewhere.
+    ``metrics`` are those of the last validation, ``origin_sha256`` is that of the run. Returns the
+    keys of the teacher's ``tokenizer_config.json`` that were left out, because they name code or
+    files elsewhere.
     """
     is_shared = context.num_ranks > 1
     trained = whole_tensors(trained_parameters(model), keep=is_shared and context.is_rank0)
@@ -51,6 +53,7 @@ def publish_student(
         if is_there and is_complete(target) and _holds(target, student):
             return ()
         student.config.num_steps = step
+        name_origin(student.config, origin_sha256)
         return publish_model(student, mixture, target, config=config, metrics=metrics)
 
     return context.run_on_rank0(publish)

@@ -28,7 +28,7 @@ from stages.train_student.export.model_directory import no_student
 from stages.train_student.export.publish_model import publish_model
 from stages.train_student.new_student import load_student
 from stages.train_student.students.registry import student_kind
-from stages.train_student.students.student import name_caches
+from stages.train_student.students.student import name_caches, name_origin
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -69,6 +69,7 @@ def publish_checkpoint(checkpoint: Checkpoint, cache: Cache, target: Path) -> No
     several = sorted(caches) if isinstance(caches, dict) else None
     name_caches(student.config, state.identity.get("cache_id"), several)
     student.config.num_steps = checkpoint.step
+    name_origin(student.config, state.origin_sha256)
     publish_model(student, cache, target, config=config, metrics=state.validation)
 
 

@@ -56,6 +56,7 @@ _SETTINGS: dict[str, Callable[[object], bool]] = {
     "cache_id": is_text,
     "cache_ids": are_texts,
     "num_steps": is_count,
+    "origin_sha256": is_text,
     "merged_from": are_parents,
 }
 """The settings that are taken from a config.json, and whether a value is one that they may have.

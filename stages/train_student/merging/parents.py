@@ -2,8 +2,7 @@
 
 In: model directories. Out: ``Parent`` of each, after every refusal that needs no numbers. A sum of
 weights means something only where the students began with the same ones and have the same parts:
-kind, architecture and teacher must agree. What they began with is not in a published student, so
-experts that began with different random weights are not found out here.
+kind, architecture and teacher must agree, and the hash of the trained weights that they began with.
 """
 
 import hashlib
@@ -17,9 +16,12 @@ from safetensors import safe_open
 
 from cache_format.storage.atomic import open_regular
 from stages.train_student.export.stored_student import check_stored_student, stored_settings
-from stages.train_student.students.student import StudentKind
+from stages.train_student.students.student import StudentKind, named_origin
 
-_OWN = {"cache_id", "cache_ids", "num_steps", "merged_from", "teacher", "use_cache", "dropout"}
+_OWN = {
+    *("cache_id", "cache_ids", "num_steps", "merged_from", "teacher", "use_cache", "dropout"),
+    "origin_sha256",
+}
 """Settings in which students of one origin may differ; the teacher is compared by its hashes."""
 _TEACHER = ("weights_sha256", "tokenizer_sha256", "files_sha256")
 _STEP = "Merge students that were trained from the same initial weights and the same teacher."
@@ -78,6 +80,25 @@ def require_one_origin(parents: Sequence[Parent]) -> None:
                 f"{other.directory}: not of one origin with {first.directory}: "
                 f"{'; '.join(differing)}. {_STEP}"
             )
+
+
+def require_one_beginning(parents: Sequence[Parent]) -> None:
+    """Raise ValueError where two of ``parents`` are known to have begun with other weights."""
+    known = [(parent, origin) for parent in parents if (origin := named_origin(parent.config))]
+    for parent, origin in known[1:]:
+        first, expected = known[0]
+        if origin != expected:
+            raise ValueError(
+                f"{parent.directory}: began with other weights than {first.directory}: "
+                f"origin_sha256 is {origin[:12]}…, expected {expected[:12]}…. The sum of such "
+                "students is mostly no student. Train them with the same recipe and seed or, on "
+                "unlike machines, each from the weights of the same student."
+            )
+
+
+def of_unknown_beginning(parents: Sequence[Parent]) -> list[Parent]:
+    """Those that do not tell what they began with: older versions did not record it."""
+    return [parent for parent in parents if named_origin(parent.config) is None]
 
 
 def frozen_names(parent: Parent) -> frozenset[str]:

@@ -23,6 +23,7 @@ from stages.train_student.export.stored_student import stored_settings
 from stages.train_student.merging.linear_merge import merged_tensors, ordered_names
 from stages.train_student.merging.merged_card import merged_card
 from stages.train_student.merging.parents import Parent, require_one_origin, weights_sha256
+from stages.train_student.students.student import named_origin
 
 _GENERATION = "generation_config.json"
 _KEPT = {"architectures", "model_type", "transformers_version"}
@@ -43,7 +44,7 @@ def publish_merged(
     remove_leftovers(target.parent, target.name)
     with publish_directory(target) as temporary:
         _write_weights(parents, weights, temporary)
-        _write_config(first, ancestry, temporary / "config.json")
+        _write_config(parents, ancestry, temporary / "config.json")
         _copy_rest(first.directory, temporary)
         for name, text in first.kind.directory_code.files.items():
             (temporary / name).write_text(text, encoding="utf-8")
@@ -75,10 +76,16 @@ def _write_weights(parents: Sequence[Parent], weights: Sequence[float], director
             write_tensors(sink, layout, merged_tensors(parents, weights, names))
 
 
-def _write_config(parent: Parent, ancestry: list[dict[str, Any]], path: Path) -> None:
-    """The parent's settings; nothing else that its file may hold, and our own code's names."""
+def _write_config(parents: Sequence[Parent], ancestry: list[dict[str, Any]], path: Path) -> None:
+    """The first parent's settings; nothing else that its file may hold, and our own code's names.
+
+    What they began with is named where it is the same.
+    """
+    parent = parents[0]
     fields = read_object(parent.directory / "config.json", "Copy the whole directory again.")
     known = (stored_settings(parent.kind).keys() - {"cache_ids"}) | _KEPT
+    if len({named_origin(parent.config) for parent in parents}) > 1:
+        known -= {"origin_sha256"}
     kept = {key: value for key, value in fields.items() if key in known}
     kept |= {
         "architectures": [parent.kind.model_class.__name__],

@@ -83,6 +83,17 @@ def named_caches(config: StudentModelConfig) -> tuple[str | None, ...]:
     return tuple(getattr(config, "cache_ids", None) or (config.cache_id,))
 
 
+def name_origin(config: StudentModelConfig, origin_sha256: str | None) -> None:
+    """Make ``config`` name the weights that its student began with, if they are known."""
+    if origin_sha256 is not None:
+        config.origin_sha256 = origin_sha256  # type: ignore[attr-defined]
+
+
+def named_origin(config: StudentModelConfig) -> str | None:
+    """The hash of the trained weights that a student began with; None where it is not known."""
+    return getattr(config, "origin_sha256", None)
+
+
 class LayerAlignment(Protocol):
     """How far a student's layers are from those of its teacher that they replace."""
 

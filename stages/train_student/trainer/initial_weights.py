@@ -4,13 +4,11 @@ In: a run's directory, a Hugging Face model directory or a checkpoint. Out: its 
 once it is clear that they fit, and their hash, which is part of what the new run is.
 """
 
-import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cache_format.errors import AdvisedError, NextStep
@@ -21,6 +19,7 @@ from stages.train_student.checkpoints.saved_tensors import (
     restore_weights,
     trained_parameters,
     trained_weights,
+    weights_sha256,
 )
 from stages.train_student.checkpoints.teacher_identity import require_same_teacher
 from stages.train_student.config import TrainStudentConfig
@@ -66,7 +65,10 @@ def load_initial_weights(place: Path, config: TrainStudentConfig, cache: Cache) 
     _require_same_architecture(path, kind, source, config.student)
     require_same_teacher(str(path), teacher or {}, cache)
     return InitialWeights(
-        location=str(path.absolute()), sha256=_sha256(weights), weights=weights, notes=tuple(notes)
+        location=str(path.absolute()),
+        sha256=weights_sha256(sorted(weights.items())),
+        weights=weights,
+        notes=tuple(notes),
     )
 
 
@@ -119,12 +121,3 @@ def _require_same_architecture(
                 StageAction.INITIAL_WEIGHTS,
             ),
         )
-
-
-def _sha256(weights: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].cpu().contiguous()
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

@@ -16,7 +16,8 @@ import torch
 from stages.train_student.checkpoints import checkpoint
 from stages.train_student.checkpoints.checkpoint import CheckpointState
 from stages.train_student.checkpoints.extension import extensions_before, num_steps_at
-from stages.train_student.checkpoints.run_record import RunRecord
+from stages.train_student.checkpoints.run_record import RunRecord, write_record
+from stages.train_student.checkpoints.saved_tensors import trained_sha256
 from stages.train_student.config import TrainStudentConfig
 from stages.train_student.data.loader import Loader, Step, mixed_order
 from stages.train_student.data.mixture import CacheMixture
@@ -251,17 +252,20 @@ class TrainingRun:
         self._tell("validation", self.validation)
 
     def _scored(self) -> dict[str, float]:
-        """The figures of a validation: of several caches over all, and of each."""
-        parts = []
+        """The figures of a validation: of several caches or corpora over all, and of each."""
+        parts = {}
         for number, (cache, rows) in enumerate(zip(self.mixture.caches, self.rows, strict=True)):
-            batches = validation.validation_batches(
+            label = None if self.record.caches is None else self.record.caches[number].label
+            objective = self.objective.of_cache(number)
+            of_corpora = validation.batches_by_corpus(
                 cache, rows.validation, self.config.validation_rows, self.config.batch_size
             )
-            parts.append((self.objective.of_cache(number), self._stopping.checked(batches)))
-        if self.record.caches is None:
-            return validation.score(self.model, *parts[0])
-        labels = (recorded.label for recorded in self.record.caches)
-        return validation.score_each(self.model, dict(zip(labels, parts, strict=True)))
+            for corpus, batches in of_corpora.items():
+                name = ".".join(filter(None, (label, corpus)))
+                parts[name] = objective, self._stopping.checked(batches)
+        if list(parts) == [""]:
+            return validation.score(self.model, *parts[""])
+        return validation.score_each(self.model, parts)
 
     def _save(self) -> None:
         state = CheckpointState(
@@ -274,6 +278,7 @@ class TrainingRun:
             validation=finite_only(self.validation),
             validation_is_due=self._validation_is_due,
             metrics=self._log.mark() if self._log else NOTHING_WRITTEN,
+            origin_sha256=self.record.origin_sha256,
         )
         path = self.checkpoints.save(state, self.config.save_total_limit)
         self._tell("checkpoint", message=str(path))
@@ -281,11 +286,19 @@ class TrainingRun:
     def restore(self, initial: InitialWeights | None) -> None:
         """Continue from the newest checkpoint, or begin."""
         found = self.checkpoints.restore(self.record, initial)
-        if found is not None:
+        if found is None:
+            self._record_origin()
+        else:
             self.step, self.validation = found.step, found.state.validation
             self._validation_is_due = found.state.validation_is_due
             self._mark = found.state.metrics
             self._say(f"resuming from {found.path}")
+
+    def _record_origin(self) -> None:
+        """Record what the run begins with; of students that began alike, weights can be merged."""
+        origin = trained_sha256(self.model)
+        self.record = dataclasses.replace(self.record, origin_sha256=origin)
+        self.context.run_on_rank0(partial(write_record, self.out, self.record))
 
     def extend(self, to_step: int) -> None:
         """Train on to ``to_step``. Raises ValueError where that is no extension."""
@@ -302,6 +315,7 @@ class TrainingRun:
             make_student=self._make_student,
             config=self.config,
             step=self.step,
+            origin_sha256=self.record.origin_sha256,
             metrics=self.validation,
         ):
             self._say(

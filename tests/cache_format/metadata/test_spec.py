@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cache_format.metadata.spec import CacheSpec, differences
+from cache_format.metadata.spec_parts.corpus import CorpusShare
 from cache_format.metadata.spec_parts.sketch import SketchSpec
 from cache_format.metadata.spec_parts.targets import TargetSpec
+from tests.support import second_reader
 from tests.support.sample_cache import (
     drawn_targets,
     hidden_targets,
@@ -24,7 +27,7 @@ SPEC = sample_spec()
 DRAWN = sample_spec(targets=drawn_targets())
 PCA = sample_spec(sketch=pca_sketch())
 ROWS = sample_spec(validation_split="rows")
-TEXT = replace(SPEC, corpus=replace(SPEC.corpus, text_documents="file"))
+TEXT = replace(SPEC, corpus=replace(SPEC.sole_corpus, text_documents="file"))
 SAMPLED = sample_spec(targets=sampled_targets())
 HIDDEN = sample_spec(targets=hidden_targets())
 BOTH = sample_spec(targets=top_k_hidden_targets())
@@ -156,8 +159,8 @@ def test_cache_id_does_not_depend_on_how_a_number_was_written() -> None:
         replace(SPEC, validation_split="rows"),
         replace(SPEC, rows_per_batch=3),
         replace(SPEC, teacher=replace(SPEC.teacher, revision="r2")),
-        replace(SPEC, corpus=replace(SPEC.corpus, files=())),
-        replace(SPEC, corpus=replace(SPEC.corpus, text_documents="paragraph")),
+        replace(SPEC, corpus=replace(SPEC.sole_corpus, files=())),
+        replace(SPEC, corpus=replace(SPEC.sole_corpus, text_documents="paragraph")),
         replace(SPEC, targets=top_k_targets(num_levels=127)),
         replace(SPEC, targets=top_k_targets(keep_mass=0.8)),
         replace(SPEC, targets=replace(SPEC.targets, log_step=1 / 8)),
@@ -402,3 +405,50 @@ def test_a_row_too_large_for_memory_is_refused() -> None:
     assert replace(SPEC, teacher=teacher, targets=many, sequence_length=2**13)
     with pytest.raises(ValueError, match=r"targets\.kept\.top_k: must be at most 67108864"):
         replace(SPEC, teacher=teacher, targets=many, sequence_length=2**13 + 1)
+
+
+def _of_corpora(*units: int, names: str = "abcdef") -> CacheSpec:
+    corpora = tuple(
+        CorpusShare(name=name, weight=1.0, units=number, corpus=SPEC.sole_corpus)
+        for name, number in zip(names, units, strict=False)
+    )
+    return replace(SPEC, corpus=None, corpora=corpora)
+
+
+@pytest.mark.parametrize("units", [(1, 1), (2, 1), (5, 3, 1), (4095, 1), (7, 7, 2)])
+def test_order_of_corpora_is_that_of_the_readme(units: tuple[int, ...]) -> None:
+    spec = _of_corpora(*units)
+    for unit in [*range(40), 10**6]:
+        expected = second_reader.place(spec.to_json(), unit)
+        assert (spec.corpus_name_of(unit), spec.place_of(unit).number) == expected
+    counts = [0] * len(units)
+    for unit in range(60):
+        assert spec.unit_order.counts(unit) == counts
+        counts[spec.place_of(unit).corpus] += 1
+    assert CacheSpec.from_json(spec.to_json()) == spec
+
+
+def test_every_corpus_has_validation_units_of_its_own() -> None:
+    spec = replace(_of_corpora(1, 1), validation_every=2)
+    assert [spec.split_of(unit) for unit in range(4)] == [
+        *("validation", "validation", "train", "train"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: replace(SPEC, corpus=None), "corpora: must be there if and only if corpus is not"),
+        (lambda: replace(_of_corpora(1, 1), corpus=SPEC.corpus), "2 beside corpus"),
+        (lambda: _of_corpora(1), "corpora: must be two or more"),
+        (lambda: _of_corpora(1, 1, names="aa"), "corpora: must be of different names"),
+        (lambda: _of_corpora(4096, 1), "corpora: must be of 4096 units or fewer, found 4097"),
+        (lambda: _of_corpora(1, 0), "units: must be from 1 to 4096, found 0"),
+        (lambda: _of_corpora(1, 1, names="a/"), "name: must be 1 to 40 letters"),
+    ],
+)
+def test_corpora_that_no_cache_has_are_refused(
+    wrong: Callable[[], CacheSpec], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        wrong()

@@ -8,6 +8,7 @@ def test_recipes_lists_the_shipped_recipes() -> None:
     lines = run("recipes").output.splitlines()
     assert [line.split()[0] for line in lines] == [
         *("demo-hybrid-align", "demo-hybrid-distill", "distil-xlstm"),
+        *("expert-chat", "expert-code", "expert-math", "expert-stem"),
         *("hybrid-align", "hybrid-distill", "small"),
     ]
     assert "Qwen2.5-1.5B" in lines[2]

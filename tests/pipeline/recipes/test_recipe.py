@@ -149,9 +149,23 @@ class TestUnsetTeacherAndCorpus:
         with pytest.raises(RecipeError, match="Run `pipeline demo`, which sets them"):
             require_teacher_and_corpus("demo", load_recipe("demo"))
 
+    def test_experts_differ_in_their_corpora_alone(self) -> None:
+        experts = [load_recipe(f"expert-{name}") for name in ("math", "code", "stem", "chat")]
+        assert len({recipe.cache_teacher.corpus for recipe in experts}) == 4
+        assert all(recipe.cache_teacher.chat is not None for recipe in experts)
+        for other in experts[1:]:
+            assert other.train_student == experts[0].train_student
+            own = {
+                *("corpus", "corpus_config", "messages_column"),
+                *("prompt_column", "completion_column"),
+            }
+            changes = {key: getattr(experts[0].cache_teacher, key) for key in own}
+            assert dataclasses.replace(other.cache_teacher, **changes) == experts[0].cache_teacher
+
     def test_the_demo_recipe_is_not_listed(self) -> None:
         assert list(listed_recipes()) == [
             *("demo-hybrid-align", "demo-hybrid-distill", "distil-xlstm"),
+            *("expert-chat", "expert-code", "expert-math", "expert-stem"),
             *("hybrid-align", "hybrid-distill", "small"),
         ]
 
@@ -460,6 +474,13 @@ class TestToml:
         recipe = load_recipe(name)
         assert load_recipe(written(tmp_path, recipe.to_toml())) == recipe
 
+    def test_corpora_load_back_equal(self, tmp_path: Path) -> None:
+        corpora = '[{name="web", weight=2}, {name="math", weight=1.5, corpus_config="math"}]'
+        override = parse_override(f"cache_teacher.corpora={corpora}")
+        recipe = load_recipe("distil-xlstm", [override])
+        assert recipe.cache_teacher.corpora is not None
+        assert load_recipe(written(tmp_path, recipe.to_toml())) == recipe
+
     def test_a_resolved_recipe_writes_every_value_that_is_not_none(self) -> None:
         document = tomllib.loads(Recipe().to_toml())
         nothing = {
@@ -469,6 +490,8 @@ class TestToml:
                 "messages_column",
                 "prompt_column",
                 "completion_column",
+                "corpora",
+                "corpus_data_files",
             },
             "train_student": {
                 *("sampled_softmax_size", "max_steps", "shuffle_shards"),

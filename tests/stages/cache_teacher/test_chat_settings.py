@@ -19,7 +19,7 @@ def chat_spec() -> CacheSpec:
     return replace(
         plain,
         teacher=replace(plain.teacher, chat_template_sha256="a" * 64),
-        corpus=replace(plain.corpus, chat=CHAT),
+        corpus=replace(plain.sole_corpus, chat=CHAT),
     )
 
 
@@ -94,7 +94,7 @@ def test_a_spec_that_says_something_else_is_refused(
 def test_a_template_belongs_to_conversations_and_to_nothing_else() -> None:
     spec = chat_spec()
     for fields in (
-        {"corpus": replace(spec.corpus, chat=None)},
+        {"corpus": replace(spec.sole_corpus, chat=None)},
         {"teacher": replace(spec.teacher, chat_template_sha256=None)},
     ):
         with pytest.raises(ValueError, match=r"there if and only if there is corpus\.chat"):

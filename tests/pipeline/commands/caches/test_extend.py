@@ -136,7 +136,7 @@ def test_hub_commits_are_those_of_the_cache(cache: Path, monkeypatch: pytest.Mon
     spec = replace(
         spec,
         teacher=replace(spec.teacher, revision="abc"),
-        corpus=replace(spec.corpus, revision="def"),
+        corpus=replace(spec.sole_corpus, revision="def"),
     )
     recipe = (cache / "recipe.toml").read_text()
     (cache / "recipe.toml").write_bytes(seal_recipe(recipe, spec.cache_id))

@@ -1,6 +1,7 @@
 """``pipeline merge-students``: two experts on two domains, merged by given and by found weights."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,36 @@ def test_a_cache_of_another_teacher_is_refused(experts: Experts, tmp_path: Path)
     words = (*experts.runs, "--search", tmp_path / "cache", "--out", tmp_path / "x")
     refused = run("merge-students", *words)
     assert (refused.exit_code, "made by another teacher" in refused.stderr) == (1, True)
+
+
+def test_students_that_began_with_other_weights_are_refused_unless_asked_for(
+    experts: Experts, tmp_path: Path
+) -> None:
+    config = tiny_train_config(max_steps=2, dropout=0.0, seed=1)
+    train(config, experts.caches[1], tmp_path / "other")
+    words = ("merge-students", f"{experts.runs[0]}=0.5", f"{tmp_path / 'other'}=0.5", "--out")
+    refused = run(*words, tmp_path / "merged")
+    assert refused.exit_code == 1
+    assert "began with other weights than" in refused.stderr
+    assert "each from the weights of the same student" in refused.stderr
+    assert not (tmp_path / "merged").exists()
+    done(*words, tmp_path / "merged", "--any-origin")
+    assert "origin_sha256" not in json.loads((tmp_path / "merged/config.json").read_text())
+
+
+def test_a_merged_student_has_the_origin_of_its_parents_and_older_ones_are_named(
+    experts: Experts, tmp_path: Path
+) -> None:
+    origins = [json.loads((run / "model/config.json").read_text()) for run in experts.runs]
+    older = tmp_path / "older"
+    shutil.copytree(experts.runs[1] / "model", older)
+    fields = json.loads((older / "config.json").read_text())
+    del fields["origin_sha256"]
+    (older / "config.json").write_text(json.dumps(fields))
+    (older / "SHA256SUMS").unlink()
+    pair = [f"{run}=0.5" for run in experts.runs]
+    done("merge-students", *pair, "--out", tmp_path / "merged")
+    merged = json.loads((tmp_path / "merged/config.json").read_text())
+    assert {found["origin_sha256"] for found in [*origins, merged]} == {merged["origin_sha256"]}
+    result = done("merge-students", pair[0], f"{older}=0.5", "--out", tmp_path / "with-older")
+    assert f"{older}: does not tell what weights it began with" in result.stderr

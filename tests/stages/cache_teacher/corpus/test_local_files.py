@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stages.cache_teacher.corpus import units as corpus_module
-from stages.cache_teacher.corpus.units import check_local_corpus
+from stages.cache_teacher.corpus.units import check_local_corpora
 from tests.support.corpora import read_all, resolve, settings, write
 from tests.support.tiny import tiny_texts
 
@@ -37,15 +37,15 @@ def test_directories_that_are_no_corpus_are_refused(
     with pytest.raises(ValueError, match=problem):
         read_all(tmp_path)
     with pytest.raises(ValueError, match=problem):
-        check_local_corpus(settings(tmp_path))
+        check_local_corpora(settings(tmp_path))
 
 
 def test_a_corpus_is_checked_without_reading_it(tmp_path: Path) -> None:
     (tmp_path / "damaged.parquet").write_bytes(b"")
-    check_local_corpus(settings(tmp_path))
-    check_local_corpus(settings("org/somewhere-on-the-hub"))
+    check_local_corpora(settings(tmp_path))
+    check_local_corpora(settings("org/somewhere-on-the-hub"))
     with pytest.raises(ValueError, match=r"corpus: not set: expected .*\.jsonl"):
-        check_local_corpus(settings(""))
+        check_local_corpora(settings(""))
 
 
 def test_compressed_and_plain_files_of_one_kind_may_be_mixed(tmp_path: Path) -> None:
@@ -88,3 +88,22 @@ def test_a_unit_too_large_for_memory_is_refused(
     assert read_all(tmp_path / "a.jsonl", documents_per_unit=3) == (["x" * 10] * 4, 0)
     with pytest.raises(ValueError, match=r"a\.jsonl, line 4: unit 0 .*Lower documents_per_unit"):
         read_all(tmp_path / "a.jsonl", documents_per_unit=4)
+
+
+def test_patterns_choose_files_below_a_directory(tmp_path: Path) -> None:
+    write(tmp_path / "en/2.jsonl.zst", TEXTS[:5])
+    write(tmp_path / "en/1.jsonl.gz", TEXTS[5:9])
+    write(tmp_path / "de/1.jsonl.gz", TEXTS[9:])
+    write(tmp_path / "de/1.csv", TEXTS)
+    (tmp_path / "README.md").write_text("not a document")
+    english = settings(tmp_path, corpus_data_files=("en/*",))
+    assert read_all(tmp_path, corpus_data_files=("en/*",)) == ([*TEXTS[5:9], *TEXTS[:5]], 0)
+    names = [name for name, _ in resolve(english).spec.files]
+    assert names == ["en/1.jsonl.gz", "en/2.jsonl.zst"]
+    check_local_corpora(english)
+    with pytest.raises(ValueError, match="files of more than one kind"):
+        check_local_corpora(settings(tmp_path, corpus_data_files=("de/*",)))
+    with pytest.raises(ValueError, match=r"no file matches 'fr/\*'; there are 5 files: README.md"):
+        check_local_corpora(settings(tmp_path, corpus_data_files=("fr/*",)))
+    with pytest.raises(ValueError, match="is a file, so corpus_data_files has nothing"):
+        check_local_corpora(settings(tmp_path / "de/1.csv", corpus_data_files=("*",)))

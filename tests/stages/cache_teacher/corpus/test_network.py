@@ -120,7 +120,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def opened(url: str) -> DocumentFile[bytes]:
-    spec = sample_spec().corpus  # whose documents are in the column "text"
+    spec = sample_spec().sole_corpus  # whose documents are in the column "text"
     return open_parquet(DataFile(url, "a.parquet"), spec)
 
 

@@ -188,7 +188,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         assert (name, revision) == ("org/web", SHA)
         return load(str(repository), config, cache_dir=str(tmp_path / "datasets"))
 
+    def files(self: object, name: str, repo_type: str, revision: str) -> list[str]:
+        assert (name, repo_type, revision) == ("org/web", "dataset", SHA)
+        paths = (path for path in repository.rglob("*") if path.is_file())
+        return [path.relative_to(repository).as_posix() for path in paths]
+
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", files)
     monkeypatch.setattr(datasets, "load_dataset_builder", builder)
     write_fineweb_parquet(repository / "sample/10BT/000.parquet", TEXTS[:20])
     write_fineweb_parquet(repository / "sample/10BT/001.parquet", TEXTS[20:])
@@ -234,6 +240,24 @@ def test_missing_hub_datasets_configurations_and_splits_are_named(hub: Path) -> 
         )
     with pytest.raises(ValueError, match=r"no split 'dev'; it has test, train"):
         corpora.resolve(corpora.settings("org/web", corpus_revision="v1", corpus_split="dev"))
+
+
+def test_patterns_choose_files_of_a_hub_dataset(hub: Path) -> None:
+    def resolve(*patterns: str) -> Corpus:
+        return corpora.resolve(
+            corpora.settings("org/web", corpus_revision="v1", corpus_data_files=patterns)
+        )
+
+    corpus = resolve("held/*.parquet", "sample/*/001.parquet")
+    spec = corpus.spec
+    assert (spec.source, spec.revision, spec.config, spec.split) == ("org/web", SHA, "", "")
+    assert spec.files == (("held/000.parquet", ""), ("sample/10BT/001.parquet", ""))
+    with pytest.raises(ValueError, match=r"no file matches 'x/\*'; there are 4 files: README.md, "):
+        resolve("held/*", "x/*")
+    with pytest.raises(ValueError, match=r"files of more than one kind|unsupported kind of file"):
+        resolve("*")
+    with pytest.raises(ValueError, match="corpus_data_files: must be one pattern or more"):
+        resolve()
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".txt"])

@@ -15,6 +15,7 @@ from stages.cache_teacher.engine.ray_engine import RayEngine
 from stages.cache_teacher.reporting.progress import CacheProgress
 from stages.cache_teacher.run import cache_teacher
 from tests.support import ROOT
+from tests.support.corpora import two_corpora
 from tests.support.sample_cache import contents
 from tests.support.stage_one_runs import Bench
 from tests.support.tiny import tiny_cache_config
@@ -109,6 +110,15 @@ def test_killed_ray_workers_do_not_change_the_cache(bench: Bench, at: set[int]) 
     assert killer.last.units_made == 20
     assert killer.last.tokens_done == sum(entry.num_tokens for entry in whole.shards)
     assert killer.last.device_wait_share is not None
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_makes_the_same_units_of_several_corpora(bench: Bench) -> None:
+    changes: dict[str, Any] = {"corpora": two_corpora(bench.root), "num_tokens": 3_000}
+    whole = bench.run("whole", **changes)
+    assert {entry.corpus for entry in whole.shards} == {"web", "math"}
+    assert run_on_ray(bench, "cache", **changes) == whole
+    assert contents(bench.root / "cache") == contents(bench.root / "whole")
 
 
 @pytest.mark.usefixtures("cluster")

@@ -265,7 +265,7 @@ def test_units_finished_on_the_device_are_published_after_a_failure(
 def test_a_unit_maker_makes_one_unit_without_an_engine(bench: Bench) -> None:
     """What every engine calls, without any engine."""
     from stages.cache_teacher.config import ALL_UNITS
-    from stages.cache_teacher.corpus.units import resolve_corpus
+    from stages.cache_teacher.corpus.corpora import resolve_corpora
     from stages.cache_teacher.engine.unit_maker import Job, UnitMaker
     from stages.cache_teacher.reporting.progress import Progress
     from stages.cache_teacher.teacher.lazy_teacher import LazyTeacher
@@ -278,7 +278,7 @@ def test_a_unit_maker_makes_one_unit_without_an_engine(bench: Bench) -> None:
     config = tiny_cache_config(bench.teacher, bench.corpus)
     progress = Progress(config.num_tokens, ALL_UNITS, lambda _: None)
     teacher = LazyTeacher(resolve_teacher(config), choose_device("cpu"), progress)
-    reader = UnitReader(resolve_corpus(config), teacher.source, cache.spec)
+    reader = UnitReader(resolve_corpora(config), teacher.source, cache.spec)
     writer = CacheWriter.create_or_open(bench.root / "alone", cache.spec, cache.shared)
     job = Job(config=config, spec=cache.spec, shared=cache.shared, teacher=teacher)
     maker = UnitMaker(job, reader, writer, progress)

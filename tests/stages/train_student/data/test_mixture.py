@@ -81,7 +81,7 @@ class TestMixable:
         [
             {},
             {"seed": 9, "validation_every": 2},
-            {"corpus": dataclasses.replace(sample_spec().corpus, source="another")},
+            {"corpus": dataclasses.replace(sample_spec().sole_corpus, source="another")},
             {"sketch": SketchSpec(kind="none", dim=0)},
         ],
     )

@@ -141,3 +141,28 @@ def test_an_incomplete_saved_dataset_is_refused(tmp_path: Path, state: str, prob
     (tmp_path / "state.json").write_text(state)
     with pytest.raises(ValueError, match=problem):
         read_all(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_parquet_holds_text_in_any_kind_of_string_and_any_column(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    column = pa.array(TEXTS, pa.string())
+    column = pa.array(TEXTS, kind) if kind == pa.string_view() else column.cast(kind)
+    table = pa.table({"text": ["another"] * len(TEXTS), "my body.raw": column})
+    pq.write_table(table, tmp_path / "corpus.parquet", row_group_size=16)
+    found = read_all(tmp_path / "corpus.parquet", text_column="my body.raw")
+    assert found == (TEXTS, 0)
+
+
+def test_a_saved_dataset_is_read_as_it_was_when_it_was_saved(tmp_path: Path) -> None:
+    import datasets
+
+    dataset = datasets.Dataset.from_dict({"content": TEXTS})
+    shuffled = dataset.shuffle(seed=1).map(lambda row: {"content": row["content"] + "!"})
+    shuffled.save_to_disk(str(tmp_path / "saved"))
+    expected = [text + "!" for text in dataset.shuffle(seed=1)["content"]]
+    assert expected != [text + "!" for text in TEXTS]
+    assert read_all(tmp_path / "saved", text_column="content") == (expected, 0)

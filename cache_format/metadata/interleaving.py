@@ -1,8 +1,10 @@
-"""How the rows of a run are divided among several caches: a pure function of their weights.
+"""How a sequence is divided among several sources: a pure function of their weights.
 
-In: weights. Out: for the n-th row that a run draws, which cache it comes from, and how many rows of
-that cache came before it. Whatever rows are looked at from the first one on, a cache's number of
-them differs from its share by less than one row. Each row that a cache is owed is due at a time of
+The rows of a run among several caches, and the units of a cache among several corpora.
+
+In: weights. Out: for the n-th row of the sequence, which source it comes from, and how many rows of
+that source came before it. Whatever rows are looked at from the first one on, a source's number of
+them differs from its share by less than one row. Each row that a source is owed is due at a time of
 its own, none is given before it is owed, and of those that are owed, the one due first is given:
 the windows of Pfair schedules (Baruah, Cohen, Plaxton and Varvel, Algorithmica 15, 1996) and, as
 there is one row at a time, the earliest deadline.
@@ -20,7 +22,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-_LONGEST_PERIOD = 2**20  # makes a table of that many entries, once, in a second or two
+LONGEST_PERIOD = 2**20  # makes a table of that many entries, once, in a second or two
 
 Numbers = npt.NDArray[np.int64]
 
@@ -39,11 +41,25 @@ class Interleaving:
         source_n = source_D[within_n]
         return source_n, periods_n * np.array(self.shares)[source_n] + before_D[within_n]
 
+    def at_one(self, place: int) -> tuple[int, int]:
+        """``at`` for one place, however large."""
+        periods, within = divmod(place, sum(self.shares))
+        source_D, before_D = _period(self.shares)
+        source = int(source_D[within])
+        return source, periods * self.shares[source] + int(before_D[within])
 
-def interleaving(weights: Sequence[float]) -> Interleaving:
+    def counts(self, num_rows: int) -> list[int]:
+        """How many of the first ``num_rows`` come from each source."""
+        periods, rest = divmod(num_rows, sum(self.shares))
+        source_D, _ = _period(self.shares)
+        within = np.bincount(source_D[:rest], minlength=len(self.shares)).tolist()
+        return [periods * share + count for share, count in zip(self.shares, within, strict=True)]
+
+
+def interleaving(weights: Sequence[float], longest_period: int = LONGEST_PERIOD) -> Interleaving:
     """The sequence for relative ``weights``, taken as the decimal numbers that they are written as.
 
-    Shares are exact, or within a millionth where that would need too long a period. Raises
+    Shares are exact, or within one in ``longest_period`` where that would need a longer one. Raises
     ValueError for a weight that is not above 0, or too small beside the others.
     """
     for weight in weights:
@@ -52,12 +68,12 @@ def interleaving(weights: Sequence[float]) -> Interleaving:
     exact = [Fraction(repr(float(weight))) for weight in weights]
     shares = [weight / sum(exact) for weight in exact]
     period = math.lcm(*(share.denominator for share in shares))
-    if period > _LONGEST_PERIOD:
-        period = _LONGEST_PERIOD
+    period = min(period, longest_period)
     counts = _apportioned(shares, period)
     if min(counts) == 0:
         smallest = weights[counts.index(0)]
-        raise ValueError(f"weights: {smallest:g} is less than a millionth of their sum")
+        least = "a millionth" if period == LONGEST_PERIOD else f"1 in {period}"
+        raise ValueError(f"weights: {smallest:g} is less than {least} of their sum")
     divisor = math.gcd(*counts)
     return Interleaving(tuple(count // divisor for count in counts))
 

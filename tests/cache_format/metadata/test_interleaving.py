@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.train_student.data.interleaving import interleaving
+from cache_format.metadata.interleaving import interleaving
 
 _WEIGHTS = st.lists(st.integers(1, 50), min_size=1, max_size=6)
 

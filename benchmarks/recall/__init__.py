@@ -1,0 +1,1 @@
+"""Relational recall: what mixers of tokens can look up, trained from scratch."""
