@@ -1,4 +1,11 @@
-"""The benchmarks' command line."""
+"""The benchmarks' command line.
+
+Each measures what a claim rests on, shows on stderr how far it is, and prints its figures, with
+``--json`` as one object. With ``--quick`` it takes smaller sizes, ends within two minutes on two
+slow cores, and its output says that the figures are rough. Without ``--quick`` are the GPU's
+benchmark and its parts but ``slstm``; ``break-even`` and ``results``, which measure nothing; and
+``experts`` and ``recall``, whose trainings have sizes of their own.
+"""
 
 import click
 
@@ -29,7 +36,10 @@ from benchmarks.targets import targets
 @click.group(invoke_without_command=True)
 @click.pass_context
 def main(context: click.Context) -> None:
-    """Measure; every speed in the README is printed by one of these. Without a name: `student`."""
+    """Measure; every speed in the README is printed by one of these. Without a name: `student`.
+
+    With --quick, rough figures within two minutes; see --help of each for its sizes.
+    """
     if context.invoked_subcommand is None:
         context.invoke(student)
 

@@ -24,6 +24,8 @@ import cache_format
 from benchmarks import online
 from benchmarks.bytes_plot import name_of, save_plot
 from benchmarks.compare_option import compare_option, compared_texts
+from benchmarks.progress import Progress, caching_bar
+from benchmarks.quick import after_quick, quick_option, show
 from benchmarks.trainings import Way
 from cache_format.codec.targets.kinds import kind_of
 from cache_format.reader import Cache
@@ -44,9 +46,17 @@ COMPARED: tuple[Mapping[str, Any], ...] = (
 
 
 @click.command("bytes", help=__doc__)
+@quick_option(
+    steps=4,
+    seeds=1,
+    settings=online.QUICK_SETTINGS,
+    compared=("targets=top_k,top_k=32",),
+)
 @click.option("--steps", type=click.IntRange(min=2), default=200, show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--set", "settings", multiple=True, help="As pipeline takes it.")
+@click.option(
+    "--set", "settings", multiple=True, callback=after_quick, help="As pipeline takes it."
+)
 @compare_option
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Keeps all figures.")
 @click.option(
@@ -66,16 +76,22 @@ def bytes_against_students(
     with ExitStack() as stack:
         if work is None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        progress = stack.enter_context(
+            Progress("bytes", seeds * (2 + len(kinds)), unit=" students")
+        )
         bench = _Bench(work, steps, settings)
+        progress.say(f"making {len(kinds)} caches")
         rows = [bench.row("online", kinds[0]), bench.row("labels", kinds[0])]
         rows += [bench.row("cache", kind) for kind in kinds]
+        progress.start()
         for seed in range(seeds):  # so that all have one before any has two
             for row in rows:
                 row["students"].append(bench.student(row["way"], row["settings"], seed))
-                click.echo(_line(row), err=True)
+                progress.say(_line(row))
+                progress.done(f"{name_of(row)}, seed {seed}")
     if plot is not None:
         save_plot(rows, plot)
-    click.echo(json.dumps({"steps": steps, "rows": rows}) if as_json else _table(rows))
+    show({"steps": steps, "rows": rows}, as_json, lambda figures: _table(figures["rows"]))
 
 
 class _Bench:
@@ -106,7 +122,8 @@ class _Bench:
 
     def _cache(self, compared: Mapping[str, Any]) -> Cache:
         work = self._at(compared)
-        online.make_cache(work, online.recipe_of(work, self._steps, self._of(compared)))
+        with caching_bar() as report:
+            online.make_cache(work, online.recipe_of(work, self._steps, self._of(compared)), report)
         return cache_format.open(work / "cache")
 
     def _at(self, compared: Mapping[str, Any]) -> Path:

@@ -15,7 +15,6 @@ one by one would take, KL to the teacher, and speed. They are of the demo's teac
 or of --teacher and --corpus, which then are those of the other figures too.
 """
 
-import json
 import statistics
 import time
 from pathlib import Path
@@ -37,6 +36,8 @@ from benchmarks.positions import (
     read_logits,
     teacher_positions,
 )
+from benchmarks.progress import Progress
+from benchmarks.quick import quick_option, show
 from cache_format.codec.row_codec import Encoded, Row, decode_row, encode_row
 from cache_format.metadata.spec import CacheSpec
 from cache_format.tables.shared_files import SharedFiles
@@ -48,6 +49,7 @@ _FILE = click.Path(exists=True, path_type=Path)
 
 
 @click.command("codec", help=__doc__)
+@quick_option(rows=8, repeats=1)
 @click.option("--logits", type=_FILE, help="A safetensors file of positions; see positions.py.")
 @click.option("--teacher", type=_FILE, help="Directory of another teacher than the demo's.")
 @click.option("--corpus", type=_FILE, help="Text of --teacher; or whose tokens make the ranks.")
@@ -66,6 +68,21 @@ def codec(
 ) -> None:
     if teacher is None and (corpus is None) != (tokenizer is None):
         raise click.UsageError("--corpus and --tokenizer belong together")
+    with Progress("codec", 2 * len(LEVELS) + 1) as progress:
+        figures = _figures(logits, (teacher, corpus, tokenizer), rows, repeats, progress)
+    show(figures, as_json)
+
+
+def _figures(
+    logits: Path | None,
+    model: tuple[Path | None, Path | None, Path | None],
+    rows: int,
+    repeats: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """``model``: teacher, corpus and tokenizer, as they were given."""
+    progress.say("making positions")
+    teacher, corpus, tokenizer = model
     loaded = load_teacher(teacher, corpus if teacher else None, rows)
     positions = read_logits(logits) if logits else teacher_positions(*loaded)
     if len(positions) < 2 * SEQUENCE_LENGTH:
@@ -75,11 +92,13 @@ def codec(
         "positions": len(positions),
         "ranks": "from the corpus" if ranks else "from the ids kept in the file's other half",
     }
+    progress.start()
     for top_k in LEVELS:
         figures |= _measure(positions, top_k, ranks, repeats)
+        progress.done(f"k = {top_k}", 2)
     figures |= measure_hidden(*loaded, repeats)
-    lines = [f"{name:32}{value}" for name, value in figures.items()]
-    click.echo(json.dumps(figures) if as_json else "\n".join(lines))
+    progress.done("hidden")
+    return figures
 
 
 def _measure(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.alternating import median_seconds
+from benchmarks.progress import Done, quiet
 from stages.train_student.modeling.distil_xlstm.build import build_student
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from stages.train_student.modeling.distil_xlstm.settings import DistilXLSTMSettings
@@ -33,8 +34,10 @@ class _Generation:
         self.token_B1, self.state = output.logits[:, -1:].argmax(-1), output.state
 
 
-def generation(width: int, contexts: Sequence[int], repeats: int) -> dict[str, object]:
-    """Milliseconds per token and per prompt, and what the state holds."""
+def generation(
+    width: int, contexts: Sequence[int], repeats: int, done: Done = quiet
+) -> dict[str, object]:
+    """Milliseconds per token and per prompt, and what the state holds; ``done``: each prompt."""
     model = build_student(
         DistilXLSTMSettings(),
         hidden_size=width,
@@ -57,6 +60,7 @@ def generation(width: int, contexts: Sequence[int], repeats: int) -> dict[str, o
             token_B1 = output.logits.argmax(-1)
             after[str(context)] = _Generation(model, token_B1, output.state)
             state_bytes[str(context)] = _held_bytes(output.state)
+            done(f"prompt of {context}")
         steps = {name: one.step for name, one in after.items()}
         median = median_seconds(steps, _TOKENS_PER_REPEAT * repeats)
     first, last = (str(end(contexts)) for end in (min, max))

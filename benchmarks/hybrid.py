@@ -9,17 +9,25 @@ weights, their gradients and the optimizer's state, so what is saved for the bac
 that lives beside it.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from benchmarks.quick import quick_option, show
+
 FAMILIES = ("llama", "mistral", "olmo2", "qwen2", "qwen3")
-QUICK = {"width": 128, "layers": 4, "vocabulary": 2048, "repeats": 1}
 
 
 @click.command("hybrid", help=__doc__)
+@quick_option(
+    width=128,
+    layers=4,
+    vocabulary=2048,
+    contexts="512,2048",
+    train_lengths="512,1024",
+    repeats=1,
+)
 @click.option(
     "--teacher",
     type=click.Path(file_okay=False, path_type=Path),
@@ -38,56 +46,36 @@ QUICK = {"width": 128, "layers": 4, "vocabulary": 2048, "repeats": 1}
 @click.option("--repeats", type=int, default=3, show_default=True, help="16 tokens in each.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]), default="fp32", show_default=True)
-@click.option("--quick", is_flag=True, help="A smaller teacher and fewer repeats: below 2 minutes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def hybrid(
-    as_json: bool, quick: bool, teacher: Path | None, device: str, precision: str, **sizes: Any
-) -> None:
+def hybrid(as_json: bool, teacher: Path | None, device: str, precision: str, **sizes: Any) -> None:
     import torch
 
     from benchmarks.hybrid_generation import TOKENS_PER_REPEAT, generation
     from benchmarks.hybrid_models import Place, make_teacher, read_teacher
     from benchmarks.hybrid_training import training
-    from pipeline.reporting.progress_bar import Bar
+    from benchmarks.progress import Progress
     from stages.compute.device import choose_device
     from stages.train_student.modeling.hybrid_xlstm.settings import HybridXLSTMSettings
 
-    if quick:
-        sizes |= QUICK
     contexts, lengths = (_numbers(sizes[key]) for key in ("contexts", "train_lengths"))
     repeats = sizes["repeats"]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     place = Place(choose_device(device), dtype)
     model = make_teacher(sizes) if teacher is None else read_teacher(teacher)
     settings = HybridXLSTMSettings(pattern=sizes["pattern"], window=sizes["window"], trained="all")
-    progress = _Progress(
-        # What a token costs to train or to generate, in tokens of a prompt.
-        total=2 * (repeats + 1) * sum(contexts)
+    # What a token costs to train or to generate, in tokens of a prompt.
+    num_tokens = (
+        2 * (repeats + 1) * sum(contexts)
         + 16 * 2 * (TOKENS_PER_REPEAT * repeats + 1) * len(contexts)
         + 4 * 2 * (sum(lengths) + (repeats + 1) * max(lengths))
     )
     figures: dict[str, Any] = {"threads": torch.get_num_threads()}
-    with Bar("hybrid") as progress.bar:
+    with Progress("hybrid", num_tokens, unit=" tok") as progress:
         progress.say("prompts and generated tokens, student and teacher in turn")
-        figures |= generation(model, settings, place, contexts, repeats, progress.add)
+        figures |= generation(model, settings, place, contexts, repeats, progress.done)
         progress.say("training: alignment, and all weights")
-        figures |= training(model, settings, place, lengths, repeats, progress.add)
-    click.echo(json.dumps(figures) if as_json else _table(figures))
-
-
-class _Progress:
-    """Tokens so far, of all that there are."""
-
-    def __init__(self, total: int) -> None:
-        self.bar: Any = None
-        self._total, self._done = total, 0
-
-    def say(self, line: str) -> None:
-        self.bar.say(line)
-
-    def add(self, num_tokens: int) -> None:
-        self._done += num_tokens
-        self.bar.show(self._done, self._total, "")
+        figures |= training(model, settings, place, lengths, repeats, progress.done)
+    show(figures, as_json, _table)
 
 
 def _table(figures: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ In: a teacher, the student's settings and context lengths. Out: figures by conte
 through a model at once; then single tokens follow, each from what the last one left.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.alternating import median_seconds
 from benchmarks.hybrid_models import Place, convert
+from benchmarks.progress import Done
 from stages.train_student.modeling.hybrid_xlstm.settings import HybridXLSTMSettings
 
 TOKENS_PER_REPEAT = 16
@@ -47,9 +48,9 @@ def generation(
     place: Place,
     contexts: Sequence[int],
     repeats: int,
-    add: Callable[[int], None],
+    done: Done,
 ) -> dict[str, Any]:
-    """Figures; ``add`` is told how many tokens of a prompt as much has been done as.
+    """Figures; the work that ``done`` is told of is that of so many tokens of a prompt.
 
     ``teacher`` is moved to ``place``.
     """
@@ -67,14 +68,14 @@ def generation(
         reading = median_seconds(
             {name: run.read for name, run in runs.items()},
             repeats,
-            lambda name: add(int(name.split()[1])),
+            lambda name: done(f"prompt, {name}", int(name.split()[1])),
             place.device,
         )
         num_bytes = {name: _held_bytes(run.kept) for name, run in runs.items()}
         stepping = median_seconds(
             {name: run.step for name, run in runs.items()},
             TOKENS_PER_REPEAT * repeats,
-            lambda _: add(_TOKENS_AS_LONG),
+            lambda name: done(f"a token, {name}", _TOKENS_AS_LONG),
             place.device,
         )
     first, last = min(contexts), max(contexts)

@@ -5,7 +5,7 @@ the optimizer's update, of one row.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from benchmarks.alternating import median_seconds, peak_allocated_bytes
 from benchmarks.hybrid_models import Place, convert
 from benchmarks.loss import Size, make_inputs
+from benchmarks.progress import Done
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from stages.train_student.modeling.hybrid_xlstm.settings import HybridXLSTMSettings
@@ -32,11 +33,11 @@ def training(
     place: Place,
     lengths: Sequence[int],
     repeats: int,
-    add: Callable[[int], None],
+    done: Done,
 ) -> dict[str, Any]:
     """Figures of ``settings``, in which all is trained, and of their alignment.
 
-    ``add`` is told how many tokens of a prompt as much has been done as.
+    The work that ``done`` is told of is that of so many tokens of a prompt.
     """
     first, last = min(lengths), max(lengths)
     trained: dict[str, _Step] = {"training": _Distillation(convert(teacher, settings), place, last)}
@@ -51,11 +52,11 @@ def training(
                 lambda step=step, n=length: step(n),  # type: ignore[misc]
                 place.device,
             )
-            add(_TOKENS_AS_LONG * length)
+            done(f"memory of {name}", _TOKENS_AS_LONG * length)
     median = median_seconds(
         {name: lambda step=step: step(last) for name, step in trained.items()},  # type: ignore[misc]
         repeats,
-        lambda _: add(_TOKENS_AS_LONG * last),
+        lambda name: done(name, _TOKENS_AS_LONG * last),
         place.device,
     )
     figures: dict[str, Any] = {}

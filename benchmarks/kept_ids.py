@@ -11,9 +11,9 @@ and paid for on the second. Classes are made of the id's rank by frequency, and 
   the teacher's head (in the cache).
 """
 
-import json
+import sys
 from collections.abc import Callable, Iterator
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cache_format
+from benchmarks.progress import Done, Progress, quiet
+from benchmarks.quick import quick_option, show
 from cache_format.codec.row import Row
 from cache_format.reader import Cache
 
@@ -46,17 +48,30 @@ class Position(NamedTuple):
 
 
 @click.command("kept-ids", help=__doc__)
+@quick_option(rows=4)
 @click.argument("cache", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--rows",
+    type=click.IntRange(min=2),
+    help="Of the cache: as many of the first of its training rows; all if not given.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def kept_ids(cache: Path, as_json: bool) -> None:
-    found = measured(cache_format.open(cache))
-    lines = [f"{name:8}{num_bytes:8.2f}" for name, num_bytes in found.items()]
-    click.echo(json.dumps(found) if as_json else "\n".join(lines))
+def kept_ids(cache: Path, rows: int | None, as_json: bool) -> None:
+    opened = cache_format.open(cache)
+    num_rows = min(rows or sys.maxsize, opened.num_rows("train"))
+    with Progress("kept-ids", num_rows, unit=" rows") as progress:
+        found = measured(opened, num_rows, progress.done)
+    show(found, as_json, _table)
 
 
-def measured(cache: Cache) -> dict[str, float]:
-    """Bytes per token, by the name of what the code knows."""
-    rows = [row for _, row in cache.iter_rows("train", with_sketch=False)]
+def _table(found: dict[str, float]) -> str:
+    return "\n".join(f"{name:8}{num_bytes:8.2f}" for name, num_bytes in found.items())
+
+
+def measured(cache: Cache, num_rows: int | None = None, done: Done = quiet) -> dict[str, float]:
+    """Bytes per token in the first rows, by the name of what the code knows."""
+    all_rows = cache.iter_rows("train", with_sketch=False)
+    rows = [row for _, row in islice(all_rows, num_rows)]
     vocab_size = cache.spec.teacher.vocab_size
     rank_V = np.minimum(3 * np.log2(cache.ranks.ranks_by_id + 1), _RANKS - 1).astype(np.int64)
     context = _Context(vocab_size, _neighbours(cache))
@@ -80,6 +95,7 @@ def measured(cache: Cache) -> dict[str, float]:
                 kept = np.bincount(class_V[position.kept], minlength=num_classes[name])
                 seen = np.bincount(class_V, minlength=num_classes[name])
                 halves[is_paid][name] += np.stack([seen - kept, kept])
+        done(f"row {index}")
     return {
         name: round(_bits(halves[0][name], halves[1][name]) / 8 / max(1, num_paid), 2)
         for name in CONTEXTS

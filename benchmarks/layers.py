@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.alternating import median_seconds, peak_allocated_bytes
+from benchmarks.progress import Done, quiet
 from stages.train_student.modeling.distil_xlstm.package_stack import (
     StackSettings,
     make_package_stack,
@@ -69,7 +70,7 @@ def slstm_beside_vanilla(
 
 
 def mlstm_beside_one_chunk(
-    head_width: int, lengths: Iterable[int], repeats: int
+    head_width: int, lengths: Iterable[int], repeats: int, done: Done = quiet
 ) -> dict[str, dict[str, float]]:
     """The cell in chunks as they are chosen, and in one chunk, by length of the sequence."""
     found: dict[str, dict[str, float]] = {"speedup": {}, "peak_bytes_ratio": {}}
@@ -83,6 +84,7 @@ def mlstm_beside_one_chunk(
         ratio = peak_allocated_bytes(chosen) / peak_allocated_bytes(one_chunk)
         found["speedup"][str(length)] = round(median["one_chunk"] / median["chosen"], 2)
         found["peak_bytes_ratio"][str(length)] = round(ratio, 3)
+        done(f"mLSTM, {length} positions")
     return found
 
 

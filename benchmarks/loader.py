@@ -8,7 +8,6 @@ order. One thread; the contenders take turns and medians are compared, because m
 Without hidden states, which would cost the same everywhere.
 """
 
-import json
 import statistics
 import tempfile
 import time
@@ -26,6 +25,8 @@ from pyarrow import ipc
 
 import cache_format
 from benchmarks.positions import SEQUENCE_LENGTH, demo_positions, make_rows, make_spec, read_logits
+from benchmarks.progress import Done, Progress
+from benchmarks.quick import quick_option, show
 from cache_format.codec.row_codec import Row
 from cache_format.metadata.spec import CacheSpec
 from cache_format.tables.shared_files import SharedFiles
@@ -40,6 +41,7 @@ Reader = Callable[[Sequence[int]], int]
 
 
 @click.command("loader", help=__doc__)
+@quick_option(rows=8, repeats=2)
 @click.option(
     "--logits",
     type=click.Path(exists=True, path_type=Path),
@@ -49,6 +51,13 @@ Reader = Callable[[Sequence[int]], int]
 @click.option("--repeats", type=int, default=5, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def loader(logits: Path | None, rows: int, repeats: int, as_json: bool) -> None:
+    with Progress("loader", 2 * 3 * (repeats + 1)) as progress:
+        figures = _figures(logits, rows, repeats, progress)
+    show(figures, as_json)
+
+
+def _figures(logits: Path | None, rows: int, repeats: int, progress: Progress) -> dict[str, Any]:
+    progress.say("making positions, and files of them")
     positions = read_logits(logits) if logits else demo_positions(rows)
     ranks = positions.corpus_ranks
     if ranks is None:  # the ids kept in the first half make the table for the second
@@ -79,7 +88,11 @@ def loader(logits: Path | None, rows: int, repeats: int, as_json: bool) -> None:
             "sequential": np.arange(num_rows).tolist(),
             "random": np.random.default_rng(0).permutation(num_rows).tolist(),
         }
-        speeds = {kind: _speeds(contenders, order, repeats) for kind, order in orders.items()}
+        progress.start()
+        speeds = {
+            kind: _speeds(contenders, order, repeats, progress.done)
+            for kind, order in orders.items()
+        }
     num_tokens = num_rows * SEQUENCE_LENGTH
     figures: dict[str, Any] = {
         "sequential_tokens_per_s": round(speeds["sequential"]["ours"]),
@@ -93,12 +106,11 @@ def loader(logits: Path | None, rows: int, repeats: int, as_json: bool) -> None:
         }
         for kind, speed in speeds.items():
             figures[f"{kind}_speed_over_{name}"] = round(speed["ours"] / speed[name], 2)
-    lines = [f"{name:32}{value}" for name, value in figures.items()]
-    click.echo(json.dumps(figures) if as_json else "\n".join(lines))
+    return figures
 
 
 def _speeds(
-    contenders: dict[str, Callable[[], Reader]], order: Sequence[int], repeats: int
+    contenders: dict[str, Callable[[], Reader]], order: Sequence[int], repeats: int, done: Done
 ) -> dict[str, float]:
     """Median tokens a second of each contender; files are opened anew every time."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -108,6 +120,7 @@ def _speeds(
             begin = time.perf_counter()
             num_tokens = read(order)
             seconds[name].append(time.perf_counter() - begin)
+            done(name)
     return {name: num_tokens / statistics.median(times[1:]) for name, times in seconds.items()}
 
 

@@ -14,12 +14,11 @@ are each of a process of its own, above what it held after its inputs and a firs
 
 import gc
 import importlib
-import json
 import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,9 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from benchmarks.progress import Done, Progress
+from benchmarks.quick import quick_option, show
+
 if TYPE_CHECKING:
     import torch
 
+    from stages.compute.compiling import Mode
     from stages.train_student.data.targets.sparse_targets import SparseTargets
     from stages.train_student.data.targets.tail_moment import TailMoments
 
@@ -53,6 +56,7 @@ class Size:
     moment_dim: int
     precision: str
     device: str
+    compile: "Mode" = "auto"
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,16 @@ class Inputs:
 
 
 @click.command("loss", help=__doc__)
+@quick_option(
+    tokens=256,
+    vocabulary=32_768,
+    width=256,
+    chunk=128,
+    compile="off",
+    repeats=2,
+    peers=False,
+    has_peaks=False,
+)
 @click.option("--tokens", type=int, default=2048, show_default=True)
 @click.option("--vocabulary", type=int, default=151_936, show_default=True)
 @click.option("--width", type=int, default=512, show_default=True)
@@ -81,21 +95,31 @@ class Inputs:
 @click.option("--moment-dim", type=int, default=16, show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option(
+    "--compile", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True
+)
 @click.option("--repeats", type=int, default=5, show_default=True)
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Others' losses, too.")
 @click.option("--peaks/--no-peaks", "has_peaks", default=True, show_default=True, help="Memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def loss(repeats: int, peers: bool, has_peaks: bool, as_json: bool, **size: Any) -> None:
     others = PEERS if peers else ()
-    reasons = {
-        name: reason
-        for name in others
-        if (reason := _in_new_process(_obstacle, name, Size(**size)))
-    }
-    able = [name for name in (*OURS, *others) if name not in reasons]
-    measured = able if has_peaks else ()
-    peaks = {name: _in_new_process(_peak_bytes, name, Size(**size)) for name in measured}
-    clock, cpu = _in_new_process(_seconds, able, Size(**size), repeats)
+    show(_figures(others, Size(**size), repeats, has_peaks), as_json)
+
+
+def _figures(others: Sequence[str], size: Size, repeats: int, has_peaks: bool) -> dict[str, Any]:
+    reasons, peaks = {}, {}
+    num_processes = len(others) + (len(OURS) + len(others)) * has_peaks
+    with Progress("loss, memory", num_processes, unit=" processes") as progress:
+        for name in others:
+            if reason := _in_new_process(_obstacle, name, size):
+                reasons[name] = reason
+            progress.done(f"{name} tried")
+        able = [name for name in (*OURS, *others) if name not in reasons]
+        for name in able if has_peaks else ():
+            peaks[name] = _in_new_process(_peak_bytes, name, size)
+            progress.done(name)
+    clock, cpu = _in_new_process(_seconds, able, size, repeats)
     figures: dict[str, Any] = {}
     if has_peaks:
         ratio = peaks["ours"] / max(1, peaks["dense"])
@@ -105,16 +129,14 @@ def loss(repeats: int, peers: bool, has_peaks: bool, as_json: bool, **size: Any)
         "kl_time_ratio_to_labels_only": _ratio(clock, "labels_only"),
         "time_ratio_to_with_moments": _ratio(clock, "with_moments"),
     }
-    if size["device"] == "cpu":
+    if size.device == "cpu":
         figures["cpu_time_ratio_to_dense"] = _ratio(cpu, "dense")
         figures["kl_cpu_time_ratio_to_labels_only"] = _ratio(cpu, "labels_only")
         figures["cpu_time_ratio_to_with_moments"] = _ratio(cpu, "with_moments")
     figures |= {f"{name}_peak_mib": round(peak / 2**20) for name, peak in peaks.items()}
     for name in able:
         figures[f"{name}_seconds"] = round(statistics.median(clock[name]), 4)
-    figures |= {f"{name}_not_run": reason for name, reason in reasons.items()}
-    lines = [f"{name:32}{value}" for name, value in figures.items()]
-    click.echo(json.dumps(figures) if as_json else "\n".join(lines))
+    return figures | {f"{name}_not_run": reason for name, reason in reasons.items()}
 
 
 def _ratio(seconds: dict[str, list[float]], to: str) -> float:
@@ -185,6 +207,13 @@ def _seconds(
     names: list[str], size: Size, repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Seconds of every run by the clock, and the processor's own; the first of each left out."""
+    with Progress("loss, seconds", len(names) * (repeats + 1)) as progress:
+        return _seconds_of(names, size, repeats, progress.done)
+
+
+def _seconds_of(
+    names: list[str], size: Size, repeats: int, done: Done
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     import torch
 
     inputs = make_inputs(size)
@@ -203,6 +232,7 @@ def _seconds(
             if turn:
                 clock[name].append(time.perf_counter() - begin)
                 cpu[name].append(time.process_time() - cpu_begin)
+            done(name)
     return clock, cpu
 
 
@@ -268,7 +298,7 @@ def contender(name: str, size: Size) -> Callable[[Inputs], Any]:
     if name == "liger":
         return _liger_run(size)
     sparse_loss = SparseDistillationLoss(
-        chunk=size.chunk, dtype=_dtype(size), compile="auto", device=torch.device(size.device)
+        chunk=size.chunk, dtype=_dtype(size), compile=size.compile, device=torch.device(size.device)
     )
 
     def run(inputs: Inputs) -> Any:

@@ -18,15 +18,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import torch
 
 import cache_format
 from benchmarks.break_even import RunCosts, cost_table, pays_off
+from benchmarks.progress import Progress, caching_bar
+from benchmarks.quick import after_quick, quick_option, show
 from benchmarks.timed_cache import timed
 from benchmarks.trainings import WAYS, Training, Way
 from cache_format.metadata.manifest import Manifest
@@ -41,15 +44,28 @@ from stages.train_student.evaluation.validation import validation_batches
 from stages.train_student.losses.vocabulary_pass import VocabularyWeights
 from stages.train_student.tracking.throughput import peak_bytes
 
+if TYPE_CHECKING:
+    from stages.cache_teacher.reporting.progress import CacheProgress
+
 CORPUS_CHARS = 9_000_000
+QUICK_SETTINGS = (
+    "cache_teacher.num_tokens=20k",
+    "cache_teacher.compile=off",
+    "train_student.compile=off",
+    "train_student.batch_size=4",
+    "train_student.validation_rows=8",
+)
 _LABELS = {"cache": "from the cache", "online": "teacher in the loop", "labels": "labels alone"}
 
 
 @click.command("online", help=__doc__)
+@quick_option(steps=6, settings=QUICK_SETTINGS)
 @click.option(
     "--steps", type=click.IntRange(min=2), default=200, show_default=True, help="Of each student."
 )
-@click.option("--set", "settings", multiple=True, help="As pipeline takes it.")
+@click.option(
+    "--set", "settings", multiple=True, callback=after_quick, help="As pipeline takes it."
+)
 @click.option(
     "--work",
     type=click.Path(file_okay=False, path_type=Path),
@@ -67,16 +83,23 @@ def online(
         if way is not None:
             click.echo(json.dumps(train(way, work, recipe)))
             return
-        cache_seconds = make_cache(work, recipe)
+        progress = stack.enter_context(Progress("online", len(WAYS)))
+        progress.say("making text and a cache")
+        cache_seconds = make_cache(work, recipe, stack.enter_context(caching_bar()))
         cache = cache_format.open(work / "cache")
         num_tokens = cache.num_rows("train") * cache.spec.sequence_length
-        figures = {way: in_new_process(way, work, steps, settings) for way in WAYS}
+        progress.start()
+        figures = {}
+        for name in WAYS:
+            figures[name] = in_new_process(name, work, steps, settings)
+            progress.done(name)
     costs = None if cache_seconds is None else run_costs(figures, cache_seconds, num_tokens)
-    if as_json:
-        of_kinds = {kind: found.figures() for kind, found in (costs or {}).items()}
-        click.echo(json.dumps({**figures, "break_even": of_kinds or None}))
-    else:
-        click.echo(f"{_table(figures)}\n\n{_costs_text(costs, steps)}")
+    of_kinds = {kind: found.figures() for kind, found in (costs or {}).items()}
+    show(
+        {**figures, "break_even": of_kinds or None},
+        as_json,
+        lambda _: f"{_table(figures)}\n\n{_costs_text(costs, steps)}",
+    )
 
 
 def run_costs(
@@ -96,12 +119,13 @@ def run_costs(
     }
 
 
-def make_cache(work: Path, recipe: Recipe) -> float | None:
+def make_cache(
+    work: Path, recipe: Recipe, report: "Callable[[CacheProgress], None]" = lambda _: None
+) -> float | None:
     """The demo's corpus and cache, unless they are there.
 
     Returns the seconds that the cache took to be made, now or before; None where not all is known.
     """
-    from stages.cache_teacher.reporting.progress import CacheProgress
     from stages.cache_teacher.run import cache_teacher
 
     corpus = Path(recipe.cache_teacher.corpus)
@@ -110,8 +134,9 @@ def make_cache(work: Path, recipe: Recipe) -> float | None:
         write_parquet(corpus / "python-documentation.parquet", "demo", CORPUS_CHARS)
     last: list[CacheProgress] = []
 
-    def keep(progress: CacheProgress) -> None:
+    def keep(progress: "CacheProgress") -> None:
         last[:] = [progress]
+        report(progress)
 
     def make() -> tuple[Manifest, int]:
         manifest = cache_teacher(

@@ -13,7 +13,6 @@ equally many steps of AdamW on the matrix. Times are of random numbers at the si
 choosing and gathering columns included.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Iterator
@@ -25,6 +24,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.positions import QWEN_VOCABULARY
+from benchmarks.progress import Done, Progress, quiet
+from benchmarks.quick import quick_option, show
 from benchmarks.sampled_softmax_scenes import TEMPERATURE, TOP_K, Scene, demo_scene, full_scenes
 from stages.compute.compiling import Mode
 from stages.train_student.data.targets.sparse_targets import SparseTargets
@@ -42,6 +43,7 @@ _LEARNING_RATE = 1e-3
 
 
 @click.command("sampled-softmax", help=__doc__)
+@quick_option(repeats=8, steps=20, width=128, compile="off")
 @click.option("--repeats", type=int, default=64, show_default=True, help="Draws of columns.")
 @click.option("--chunk", type=int, default=64, show_default=True, help="Positions of one draw.")
 @click.option("--steps", type=int, default=300, show_default=True, help="Of the training; 0: none.")
@@ -49,32 +51,67 @@ _LEARNING_RATE = 1e-3
     "--width", type=int, default=512, show_default=True, help="Of the head that is timed."
 )
 @click.option(
+    "--compile",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="What is timed.",
+)
+@click.option(
     "--logits", type=click.Path(exists=True, path_type=Path), help="A logits file; see `positions`."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def sampled_softmax(
-    repeats: int, chunk: int, steps: int, width: int, as_json: bool, logits: Path | None
+    repeats: int,
+    chunk: int,
+    steps: int,
+    width: int,
+    compile: Mode,
+    as_json: bool,
+    logits: Path | None,
 ) -> None:
     if repeats < 2:
         raise click.UsageError("--repeats: at least 2 are needed for a deviation")
-    scene = demo_scene()
-    errors = {"demo": list(errors_of(scene.part(slice(0, chunk)), NUM_DRAWN, repeats))}
-    if logits is not None:
-        for name, one in full_scenes(logits, chunk, width).items():
-            errors[name] = list(errors_of(one, NUM_DRAWN_AT_QWEN, repeats))
-    held_out = {
-        "all" if m is None else str(m): round(held_out_kl(scene, m, chunk, steps), 4)
-        for m in ((None, *NUM_DRAWN) if steps else ())
+    at_qwen = (QWEN_VOCABULARY, width, NUM_NAMED_AT_QWEN, NUM_DRAWN_AT_QWEN)
+    trained = (None, *NUM_DRAWN) if steps else ()
+    # Errors of each number of draws, in one scene or three; its training; its times.
+    num_errors = len(NUM_DRAWN) + 2 * len(NUM_DRAWN_AT_QWEN) * (logits is not None)
+    num_parts = num_errors + len(trained) + 1 + len(NUM_DRAWN_AT_QWEN)
+    with Progress("sampled-softmax", num_parts, unit=" parts") as progress:
+        progress.say("making positions")
+        scene = demo_scene()
+        progress.start()
+        scenes = {"demo": (scene.part(slice(0, chunk)), NUM_DRAWN)}
+        if logits is not None:
+            for name, one in full_scenes(logits, chunk, width).items():
+                scenes[name] = (one, NUM_DRAWN_AT_QWEN)
+        errors = {
+            name: list(errors_of(one, drawn, repeats, progress.done))
+            for name, (one, drawn) in scenes.items()
+        }
+        held_out = {}
+        for m in trained:
+            key = "all" if m is None else str(m)
+            held_out[key] = round(held_out_kl(scene, m, chunk, steps), 4)
+            progress.done(f"training with {key} columns")
+        times = list(times_at(*at_qwen, compile=compile))
+        progress.done("times", 1 + len(times))
+    show({"errors": errors, "held_out_kl": held_out, "times": times}, as_json, _table)
+
+
+def _table(figures: dict[str, Any]) -> str:
+    tables = {
+        **figures["errors"],
+        "held-out KL": [figures["held_out_kl"]],
+        "times": figures["times"],
     }
-    times = list(times_at(QWEN_VOCABULARY, width, NUM_NAMED_AT_QWEN, NUM_DRAWN_AT_QWEN))
-    figures = {"errors": errors, "held_out_kl": held_out, "times": times}
-    if as_json:
-        click.echo(json.dumps(figures))
-        return
-    for title, rows in {**errors, "held-out KL": [held_out], "times": times}.items():
-        click.echo(title)
-        for row in rows:
-            click.echo("  " + "  ".join(f"{name} {value}" for name, value in row.items()))
+    lines = []
+    for title, rows in tables.items():
+        lines.append(title)
+        lines += [
+            "  " + "  ".join(f"{name} {value}" for name, value in row.items()) for row in rows
+        ]
+    return "\n".join(lines)
 
 
 def loss_of(
@@ -90,7 +127,9 @@ def loss_of(
     )
 
 
-def errors_of(scene: Scene, drawn: tuple[int, ...], repeats: int) -> Iterator[dict[str, Any]]:
+def errors_of(
+    scene: Scene, drawn: tuple[int, ...], repeats: int, done: Done = quiet
+) -> Iterator[dict[str, Any]]:
     """Bias and noise of each number of draws, for the positions of one chunk."""
     (num_positions, width), ranks_V = scene.input_PD.shape, scene.ranks_V()
     targets, input_DP = scene.targets(), scene.input_PD.T
@@ -119,6 +158,7 @@ def errors_of(scene: Scene, drawn: tuple[int, ...], repeats: int) -> Iterator[di
             "matrix_bias": round(of_matrix[0], 4),
             "matrix_noise": round(of_matrix[1], 4),
         }
+        done(f"errors with {num_drawn} drawn")
 
 
 def _bias_and_noise(estimates: Tensor, exact: Tensor) -> tuple[float, float]:

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 import pipeline.demo
+from benchmarks.progress import Done, Progress
+from benchmarks.quick import quick_option, show
 
 if TYPE_CHECKING:
     import torch
@@ -36,16 +38,19 @@ PRESETS = {
     "94M": (512, 1536, 5, 8, 2),
     "qwen2.5-0.5b": (896, 4864, 24, 14, 2),
     "qwen2.5-1.5b": (1536, 8960, 28, 12, 2),
+    "small": (256, 768, 4, 4, 2),  # with a vocabulary of 32 thousand, for --quick
     "tiny": (32, 48, 2, 4, 2),  # whose figures say nothing: to see that a benchmark runs
 }
 """Width, feed-forward width, layers, heads, key-value heads."""
 HEAD_ROWS, NUM_IDS = 151_936, 151_665  # Qwen2.5's
-_TINY_HEAD_ROWS, _TINY_NUM_IDS = 4_400, 4_300
+_OF_SMALL = {"small": (32_768, 32_700), "tiny": (4_400, 4_300)}
+"""Rows of the head and ids of the presets that have fewer."""
 _CHARS_OF_A_DOCUMENT = 3_000
 _NUM_UNITS = 3  # so that one is read, one on the device, one written
 
 
 @click.command("stage-one", help=__doc__)
+@quick_option(preset="small", sequence_length=256, documents=1, compile_mode="off", repeats=2)
 @click.option(
     "--teacher",
     "preset",
@@ -77,13 +82,16 @@ _NUM_UNITS = 3  # so that one is read, one on the device, one written
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def stage_one(preset: str, repeats: int, as_json: bool, **options: Any) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-        figures = _Bench(Path(directory), preset, **options).measure(repeats)
-    if as_json:
-        click.echo(json.dumps(figures))
-        return
-    for name, value in figures.items():
-        click.echo(f"{name:32}{value!s:>36}")
+    # Of each repeat a turn without and one with caching; then the parts of a chunk.
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        Progress("stage-one", 2 * (repeats + 1) + 1) as progress,
+    ):
+        progress.say(f"making a teacher ({preset}) and text")
+        bench = _Bench(Path(directory), preset, **options)
+        progress.start()
+        figures = bench.measure(repeats, progress.done)
+    show(figures, as_json)
 
 
 class _Bench:
@@ -148,16 +156,25 @@ class _Bench:
         self.packed = [unit.packed for unit in units if unit is not None]
         self.num_tokens = sum(packed.scored_RT().size for packed in self.packed)
 
-    def measure(self, repeats: int) -> dict[str, Any]:
+    def measure(self, repeats: int, done: Done) -> dict[str, Any]:
         """All figures. The first run of each is not counted: it compiles, and fills caches."""
         import torch
 
-        self.bare(), self.cached()
+        def pair() -> tuple[float, float]:
+            bare = self.bare()
+            done("bare")
+            cached = self.cached()
+            done("cached")
+            return bare, cached
+
+        pair()
         before = self._busy_seconds()
-        pairs = [(self.bare(), self.cached()) for _ in range(repeats)]
+        pairs = [pair() for _ in range(repeats)]
         busy = self._busy_seconds() - before
         bare, cached = (statistics.median(column) for column in zip(*pairs, strict=True))
         ratios = sorted(one / other for one, other in pairs)
+        of_chunk = self._chunk_milliseconds(repeats)
+        done("parts of a chunk")
         return {
             "teacher": self.preset,
             "device": device_name(self.device),
@@ -180,7 +197,7 @@ class _Bench:
             "bytes_per_token": round(self._stored_bytes() / self.num_tokens, 1),
             "stored_bytes_per_s": round(self._stored_bytes() / cached),
             "peak_bytes": _peak_bytes(self.device),
-            **self._chunk_milliseconds(repeats),
+            **of_chunk,
         }
 
     def bare(self) -> float:
@@ -321,7 +338,8 @@ def text_in(directory: Path) -> Path:
 
 
 def save_random_teacher(target: Path, preset: str, device: str = "cpu") -> None:
-    """A ``Qwen2ForCausalLM`` of these dimensions, and a tokenizer with as many ids as Qwen2's.
+    """A ``Qwen2ForCausalLM`` of these dimensions, and a tokenizer with as many ids as Qwen2's, or
+    as its preset has.
 
     The ids are the demo's and others that no text is made of: they take part in every sum. On a
     GPU, ``device``, its weights are drawn in a fraction of the time.
@@ -330,9 +348,7 @@ def save_random_teacher(target: Path, preset: str, device: str = "cpu") -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     width, feed_forward, layers, heads, kv_heads = PRESETS[preset]
-    head_rows, num_ids = HEAD_ROWS, NUM_IDS
-    if preset == "tiny":
-        head_rows, num_ids = _TINY_HEAD_ROWS, _TINY_NUM_IDS
+    head_rows, num_ids = _OF_SMALL.get(preset, (HEAD_ROWS, NUM_IDS))
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=head_rows,

@@ -15,15 +15,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import torch
 
 import cache_format
+from benchmarks.progress import Done, Progress, caching_bar, quiet
+from benchmarks.quick import quick_option, show
 from benchmarks.stage_one import (
     PRESETS,
     device_name,
@@ -43,6 +46,9 @@ from stages.train_student.new_student import load_student
 from stages.train_student.students.registry import student_kind
 from stages.train_student.students.student import Student
 from stages.train_student.tracking.throughput import peak_bytes
+
+if TYPE_CHECKING:
+    from stages.cache_teacher.reporting.progress import CacheProgress
 
 _TEACHER_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "bfloat16"}
 _TOKENS_OF_A_DOCUMENT = 500  # of the corpus of stage one's benchmark, at the least
@@ -89,6 +95,16 @@ class Setup:
 
 
 @click.command("stage-two", help=__doc__)
+@quick_option(
+    preset="small",
+    blocks=2,
+    batch_size=2,
+    sequence_length=256,
+    compile="off",
+    steps=1,
+    repeats=2,
+    peaks=False,
+)
 @click.option(
     "--teacher",
     "preset",
@@ -145,18 +161,24 @@ def stage_two(
         if peak_of is not None:
             click.echo(peak_of_training(work, setup, peak_of))
             return
-        make_cache(work, setup, inputs)
-        figures = measure(work, setup, steps, repeats)
+        # Of each repeat a turn of every way and of the loader; then the peak of every way.
+        num_turns = (len(WAYS) + 1) * (repeats + 1) + len(WAYS) * peaks
+        progress = stack.enter_context(Progress("stage-two", num_turns))
+        progress.say(f"making a teacher ({setup.preset}), text and a cache")
+        make_cache(work, setup, inputs, report=stack.enter_context(caching_bar()))
+        progress.start()
+        figures = measure(work, setup, steps, repeats, progress.done)
         if peaks:
-            figures |= measure_peaks(work, setup)
-    if as_json:
-        click.echo(json.dumps(figures))
-        return
-    for name, value in figures.items():
-        click.echo(f"{name:32}{value!s:>36}")
+            figures |= measure_peaks(work, setup, progress.done)
+    show(figures, as_json)
 
 
-def make_cache(work: Path, setup: Setup, inputs: Path | None = None) -> None:
+def make_cache(
+    work: Path,
+    setup: Setup,
+    inputs: Path | None = None,
+    report: "Callable[[CacheProgress], None]" = lambda _: None,
+) -> None:
     """A finished cache in ``work``, with rows for two steps at least, and its teacher and text,
     unless these are in ``inputs``.
 
@@ -190,10 +212,12 @@ def make_cache(work: Path, setup: Setup, inputs: Path | None = None) -> None:
         hidden_quantization="nearest",  # of no consequence to stage two, and the faster one
     )
     recipe = f"[cache_teacher]\nteacher = {json.dumps(config.teacher)}\n"
-    cache_teacher(config, work / "cache", recipe_toml=recipe, report=lambda _: None)
+    cache_teacher(config, work / "cache", recipe_toml=recipe, report=report)
 
 
-def measure(work: Path, setup: Setup, steps: int, repeats: int) -> dict[str, Any]:
+def measure(
+    work: Path, setup: Setup, steps: int, repeats: int, done: Done = quiet
+) -> dict[str, Any]:
     """All figures. The first turn of each is not counted: it compiles, and fills caches."""
     cache, config, device = opened(work, setup)
     model = load_student(config, cache).to(device)
@@ -202,8 +226,10 @@ def measure(work: Path, setup: Setup, steps: int, repeats: int) -> dict[str, Any
     for _ in range(repeats + 1):
         for way, run in runs.items():
             seconds[way].append(run.run(steps) / steps)
+            done(way)
         read = runs["cache"].read(steps * _LOADER_STEPS)
         seconds["loader"].append(read / (steps * _LOADER_STEPS))
+        done("loader")
     seconds = {name: values[1:] for name, values in seconds.items()}
     tokens = runs["cache"].tokens_per_step
     return {
@@ -239,9 +265,12 @@ def _mfu(
     return None if peak is None else round(needed * tokens_per_second / peak, 4)
 
 
-def measure_peaks(work: Path, setup: Setup) -> dict[str, Any]:
+def measure_peaks(work: Path, setup: Setup, done: Done = quiet) -> dict[str, Any]:
     """The most memory of each way to train, and its ratios."""
-    peaks = {way: peak_in_new_process(work, setup, way) for way in WAYS}
+    peaks = {}
+    for way in WAYS:
+        peaks[way] = peak_in_new_process(work, setup, way)
+        done(f"memory of {way}")
     return {
         **{f"{way}_peak_bytes": peak for way, peak in peaks.items()},
         "peak_bytes_ratio_to_online": round(peaks["cache"] / peaks["online"], 4),

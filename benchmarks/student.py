@@ -4,13 +4,23 @@ Contenders alternate and medians or their ratios are printed, because machines a
 what PyTorch has allocated within one forward and backward pass.
 """
 
-import json
 from typing import Any
 
 import click
 
+from benchmarks.quick import quick_option, show
+
 
 @click.command("student", help=__doc__)
+@quick_option(
+    positions=128,
+    batch=4,
+    mlstm_lengths="128,512",
+    stack_widths="512",
+    stack_positions=256,
+    contexts="128,512",
+    repeats=1,
+)
 @click.option("--width", type=int, default=512, show_default=True, help="Of the sLSTM layer.")
 @click.option("--positions", type=int, default=256, show_default=True, help="Of the sLSTM layer.")
 @click.option("--batch", type=int, default=8, show_default=True, help="Of the sLSTM layer.")
@@ -35,22 +45,29 @@ def student(as_json: bool, repeats: int, **sizes: Any) -> None:
         mlstm_beside_one_chunk,
         slstm_beside_vanilla,
     )
+    from benchmarks.progress import Progress
 
-    figures: dict[str, Any] = {
-        **slstm_beside_vanilla(sizes["width"], sizes["positions"], sizes["batch"], repeats),
-        "mlstm_over_one_chunk": mlstm_beside_one_chunk(
-            sizes["head_width"], _numbers(sizes["mlstm_lengths"]), repeats
-        ),
-        "tokens_per_s": {
-            str(width): blocks_tokens_per_second(
-                width, sizes["stack_positions"], sizes["stack_batch"], repeats
-            )
-            for width in _numbers(sizes["stack_widths"])
-        },
-        **generation(sizes["generation_width"], _numbers(sizes["contexts"]), repeats),
-    }
-    lines = [f"{name:40}{value}" for name, value in figures.items()]
-    click.echo(json.dumps(figures) if as_json else "\n".join(lines))
+    lengths, widths, contexts = (
+        _numbers(sizes[name]) for name in ("mlstm_lengths", "stack_widths", "contexts")
+    )
+    # One of sLSTM, one of each length, width and context.
+    num_parts = 1 + len(lengths) + len(widths) + len(contexts)
+    with Progress("student", num_parts, unit=" parts") as progress:
+        figures: dict[str, Any] = {
+            **slstm_beside_vanilla(sizes["width"], sizes["positions"], sizes["batch"], repeats)
+        }
+        progress.done("sLSTM")
+        figures["mlstm_over_one_chunk"] = mlstm_beside_one_chunk(
+            sizes["head_width"], lengths, repeats, progress.done
+        )
+        stack = (sizes["stack_positions"], sizes["stack_batch"])
+        figures["tokens_per_s"] = {}
+        for width in widths:
+            rates = blocks_tokens_per_second(width, *stack, repeats)
+            figures["tokens_per_s"][str(width)] = rates
+            progress.done(f"blocks of width {width}")
+        figures |= generation(sizes["generation_width"], contexts, repeats, progress.done)
+    show(figures, as_json)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.positions import make_spec
+from benchmarks.progress import Done, quiet
 from cache_format.metadata.spec_parts.targets import KL_TEMPERATURES
 from cache_format.tables.vocabulary_ranks import RankTable
 from pipeline.comparison.compared import COMPARED, LEVELS, with_settings
@@ -32,14 +33,15 @@ def measure_kinds(
     teacher: Teacher,
     packed: PackedUnit,
     ranks: RankTable,
-    compared: Sequence[Mapping[str, Any]] = (),
+    compared: Sequence[Mapping[str, Any]] = SETTINGS,
+    done: Done = quiet,
 ) -> Iterator[dict[str, Any]]:
-    """Settings, size and KL of each kind; of all kinds if none is in ``compared``."""
+    """Settings, size and KL of each kind in ``compared``."""
     num_rows = len(packed.token_ids_RT)
     num_fit = num_rows - min(_MEASURED_ROWS, num_rows // 2)
     source = rows_of(teacher, packed.rows(0, num_fit), ranks)
     shown, head_VD = source.show(packed.rows(num_fit, num_rows)), teacher.head.weight_VD.float()
-    for settings in compared or SETTINGS:
+    for settings in compared:
         kept = Keeping.fitted(source, with_settings(_BASE, settings)).rows(shown)
         found = kept.self_kl(head_VD, _POSITIONS)
         yield {
@@ -51,6 +53,7 @@ def measure_kinds(
                 for key, kl in zip(_KEYS, found, strict=True)
             },
         }
+        done(f"size and KL of {settings['targets']}")
 
 
 def rows_of(teacher: Teacher, first_unit: PackedUnit, ranks: RankTable) -> TeacherRows:

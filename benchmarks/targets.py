@@ -14,7 +14,6 @@ what the cache holds; see target_kinds.py. --teacher and --corpus choose whose, 
 then it is all that is printed.
 """
 
-import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,9 @@ import torch
 import cache_format
 from benchmarks.compare_option import compare_option, compared_settings
 from benchmarks.positions import SEQUENCE_LENGTH, demo_teacher, load_teacher, make_spec
-from benchmarks.target_kinds import kinds_table, measure_kinds
+from benchmarks.progress import Done, Progress, quiet
+from benchmarks.quick import quick_option, show
+from benchmarks.target_kinds import SETTINGS, kinds_table, measure_kinds
 from cache_format.codec.row import KeptIds, Row
 from cache_format.codec.row_codec import encode_row
 from cache_format.codec.samples import TailSamples
@@ -104,6 +105,7 @@ _FILE = click.Path(exists=True, path_type=Path)
 
 
 @click.command("targets", help=__doc__)
+@quick_option(repeats=2, rows=4)
 @click.option("--repeats", type=int, default=16, show_default=True, help="Draws of each kind.")
 @click.option("--teacher", type=_FILE, help="Directory of another teacher for `kinds`.")
 @click.option("--corpus", type=_FILE, help="Text for `kinds`, a file or a directory.")
@@ -127,22 +129,28 @@ def targets(
     if repeats < 2:
         raise click.UsageError("--repeats: at least 2 are needed for a deviation")
     figures: dict[str, Any] = {}
-    settings = compared_settings(compared)
-    if teacher is None and corpus is None and not settings:
-        figures |= _demo_figures(repeats)
-    loaded = load_teacher(teacher, corpus, rows, NUM_DOCUMENTS)
-    figures["kinds"] = list(measure_kinds(*loaded, settings))
-    if as_json:
-        click.echo(json.dumps(figures))
-        return
+    settings = compared_settings(compared) or SETTINGS
+    with_gradients = teacher is None and corpus is None and not compared
+    num_kinds = len(settings) + len(list(kinds())) * with_gradients
+    with Progress("targets", num_kinds, unit=" kinds") as progress:
+        progress.say("making positions")
+        loaded = load_teacher(teacher, corpus, rows, NUM_DOCUMENTS)
+        progress.start()
+        if with_gradients:
+            figures |= _demo_figures(repeats, progress.done)
+        figures["kinds"] = list(measure_kinds(*loaded, settings, progress.done))
+    show(figures, as_json, _tables)
+
+
+def _tables(figures: dict[str, Any]) -> str:
     lines = [*(_table(figures) if "targets" in figures else ()), *kinds_table(figures["kinds"])]
-    click.echo("\n".join(lines))
+    return "\n".join(lines)
 
 
-def _demo_figures(repeats: int) -> dict[str, Any]:
+def _demo_figures(repeats: int, done: Done) -> dict[str, Any]:
     """Bias and noise of the gradient."""
     scene = demo_scene()
-    measured_rows = list(measured(scene, kinds(), repeats))
+    measured_rows = list(measured(scene, kinds(), repeats, done))
     return {
         "student_kl_nats": {
             f"{temperature:.3g}": round(scene.kl(temperature)[0], 4) for temperature in TEMPERATURES
@@ -186,7 +194,9 @@ def kinds() -> Iterator[Kind]:
                 yield Kind("top_k+sampled", top_k, num_draws, drawn_at)
 
 
-def measured(scene: Scene, chosen: Iterator[Kind], repeats: int) -> Iterator[dict[str, Any]]:
+def measured(
+    scene: Scene, chosen: Iterator[Kind], repeats: int, done: Done = quiet
+) -> Iterator[dict[str, Any]]:
     """For each kind its bytes per token, and bias and noise at every temperature it serves."""
     generator = torch.Generator().manual_seed(1)
     true = {temperature: scene.kl(temperature)[1] for temperature in TEMPERATURES}
@@ -214,6 +224,7 @@ def measured(scene: Scene, chosen: Iterator[Kind], repeats: int) -> Iterator[dic
             "bytes_per_token": round(sum(sizes) / (repeats * SEQUENCE_LENGTH), 1),
             "at_temperature": by_temperature,
         }
+        done(f"gradients of {kind.kind}")
 
 
 def interpolation_errors(teacher_PV: torch.Tensor) -> dict[str, float]:

@@ -6,13 +6,14 @@ a large one, and for their products at the speed at which it multiplies large on
 recurrence is bound by neither but by its steps, one after another: hence the time of one step.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from benchmarks.quick import quick_option, show
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,7 @@ _COPIED_BYTES, _MULTIPLIED = {"cuda": 1 << 30, "cpu": 1 << 24}, {"cuda": 8192, "
 
 
 @click.command("slstm", help=__doc__)
+@quick_option(heads=4, batch=4, positions=128, repeats=2, device="auto")
 @click.option("--heads", type=int, default=16, show_default=True)
 @click.option("--width", type=int, default=96, show_default=True, help="Of a head.")
 @click.option("--batch", type=int, default=8, show_default=True)
@@ -31,9 +33,7 @@ _COPIED_BYTES, _MULTIPLIED = {"cuda": 1 << 30, "cpu": 1 << 24}, {"cuda": 8192, "
 @click.option("--repeats", type=int, default=5, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def slstm(as_json: bool, **options: Any) -> None:
-    figures = measure(**options)
-    lines = [f"{name:40}{value}" for name, value in figures.items()]
-    click.echo(json.dumps(figures) if as_json else "\n".join(lines))
+    show(measure(**options), as_json)
 
 
 def measure(
@@ -42,10 +42,11 @@ def measure(
     """All figures; without a GPU the loop's alone."""
     import torch
 
+    from stages.compute.device import choose_device
     from stages.train_student.modeling.layers.slstm_autograd import Resets
     from stages.train_student.modeling.layers.slstm_loop import PYTORCH
 
-    place = torch.device(device)
+    place = choose_device(device)
     contenders = {"loop": PYTORCH}
     if place.type == "cuda":
         from stages.train_student.modeling.layers.slstm_triton import TRITON

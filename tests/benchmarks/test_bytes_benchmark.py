@@ -28,7 +28,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
         return {"validation_loss": loss, "validation_kl": loss - 2}
 
     monkeypatch.setattr(online, "in_new_process", train)
-    monkeypatch.setattr(online, "make_cache", lambda work, recipe: None)
+    monkeypatch.setattr(online, "make_cache", lambda *_: None)
     golden = cache_format.open(GOLDEN / "top_k")
     monkeypatch.setattr(cache_format, "open", lambda path: golden)
     return calls

@@ -38,7 +38,7 @@ def test_the_codec_benchmark_reports_sizes_divergence_and_speed(
     arguments = ["codec", "--json", "--repeats", "1", "--rows", "4", "--logits", str(logits_file)]
     arguments += ["--teacher", str(TEACHER), "--corpus", str(text_corpus)]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
-    figures = json.loads(result.output)
+    figures = json.loads(result.stdout)
     for top_k, most_bytes in ((32, 70), (64, 130), (128, 250)):
         assert 10 < figures[f"bytes_per_token_k{top_k}"] < most_bytes
         assert 0 < figures[f"kl_nats_t1_k{top_k}"] < 3e-4
@@ -72,7 +72,7 @@ def test_the_loader_benchmark_compares_speed_and_size_with_arrow_and_parquet(
 ) -> None:
     arguments = ["loader", "--json", "--repeats", "1", "--logits", str(logits_file)]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
-    figures = json.loads(result.output)
+    figures = json.loads(result.stdout)
     assert figures["sequential_tokens_per_s"] > 0
     assert figures["random_tokens_per_s"] > 0
     assert figures["bytes_per_token"] < figures["arrow_bytes_per_token"]

@@ -56,7 +56,7 @@ def test_the_loss_benchmark_prints_its_figures(monkeypatch: pytest.MonkeyPatch) 
     )
     result = CliRunner().invoke(benchmark.loss, [*sizes, "--repeats=1", "--json"])
     assert result.exit_code == 0, result.output
-    figures = json.loads(result.output)
+    figures = json.loads(result.stdout)
     assert {
         "peak_bytes_ratio_to_dense",
         "time_ratio_to_dense",

@@ -117,7 +117,8 @@ def test_three_students_train_on_the_demo_with_the_same_settings(
     settings = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
     arguments = ["online", "--steps", "3", "--work", str(tmp_path), *settings]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
-    lines = result.stdout.splitlines()
+    lines, costs = (part.splitlines() for part in result.stdout.split("\n\n", 1))
+    assert costs
     assert [line[:22].strip() for line in lines] == [
         *("", "from the cache", "teacher in the loop", "labels alone"),
     ]

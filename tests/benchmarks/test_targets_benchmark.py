@@ -18,10 +18,10 @@ def test_the_targets_benchmark_prints_its_figures(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(targets, "NUM_DRAWS", (50,))
     monkeypatch.setattr(targets, "DRAWN_AT", (1.0, 2.0))
     monkeypatch.setattr(targets, "TEMPERATURES", (1.0, 2.0))
-    monkeypatch.setattr(target_kinds, "SETTINGS", ())
+    monkeypatch.setattr(targets, "SETTINGS", ())
     arguments = ["targets", "--json", "--repeats", "3"]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
-    figures = json.loads(result.output)
+    figures = json.loads(result.stdout)
     assert 0.1 < figures["student_kl_nats"]["1"] < 1.0
     assert figures["interpolation_error_nats"]["max_k32"] < 0.002
     by_kind = {(row["kind"], row["sampling_temperature"]): row for row in figures["targets"]}
