@@ -2,9 +2,9 @@
 
 The demo's documents are of two domains: docstrings of modules, and pages of documentation. Each is
 cached by the demo's recipe; students are half as deep as the demo's, and read half as many rows a
-step. One student learns from both; two experts begin with its weights and
-learn from one each; their weights are averaged. A generalist goes on from both for as many steps as
-one expert. Each is scored on 64 validation rows of both caches: loss in nats per token.
+step. One student learns from both; two experts begin with its weights and learn from one each;
+their weights are averaged. A generalist goes on from both for as many steps as one expert. Each is
+scored on 64 validation rows of both caches: loss in nats per token.
 """
 
 import json
@@ -31,8 +31,8 @@ _SMALL = (
 
 @click.command("experts", help=__doc__)
 @click.option("--tokens", default=200_000, show_default=True, help="Of each cache.")
-@click.option("--steps", default=30, show_default=True, help="Of the student they begin with.")
-@click.option("--expert-steps", default=15, show_default=True, help="Of each expert.")
+@click.option("--steps", default=120, show_default=True, help="Of the student they begin with.")
+@click.option("--expert-steps", default=60, show_default=True, help="Of each expert.")
 @click.option(
     "--learning-rate", default=1e-3, show_default=True, help="Peak, of experts and generalist."
 )

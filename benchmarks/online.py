@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 
 CORPUS_CHARS = 9_000_000
 QUICK_SETTINGS = (
-    "cache_teacher.num_tokens=20k",
+    "cache_teacher.num_tokens=30k",
+    "cache_teacher.documents_per_unit=4",
     "cache_teacher.compile=off",
     "train_student.compile=off",
     "train_student.batch_size=4",
