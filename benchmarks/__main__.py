@@ -3,8 +3,7 @@
 Each measures what a claim rests on, shows on stderr how far it is, and prints its figures, with
 ``--json`` as one object. With ``--quick`` it takes smaller sizes, ends within two minutes on two
 slow cores, and its output says that the figures are rough. Without ``--quick`` are the GPU's
-benchmark and its parts but ``slstm``; ``break-even`` and ``results``, which measure nothing; and
-``experts`` and ``recall``, whose trainings have sizes of their own.
+benchmark and its parts but ``slstm``, and ``break-even`` and ``results``, which measure nothing.
 """
 
 import click

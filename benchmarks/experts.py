@@ -17,6 +17,7 @@ from pathlib import Path
 
 import click
 
+from benchmarks.quick import quick_option, show
 from pipeline.demo.corpus import documents
 from pipeline.demo.run import TEACHER
 
@@ -30,6 +31,7 @@ _SMALL = (
 
 
 @click.command("experts", help=__doc__)
+@quick_option(tokens=80_000, steps=6, expert_steps=3)
 @click.option("--tokens", default=200_000, show_default=True, help="Of each cache.")
 @click.option("--steps", default=120, show_default=True, help="Of the student they begin with.")
 @click.option("--expert-steps", default=60, show_default=True, help="Of each expert.")
@@ -68,7 +70,7 @@ def experts(
             student: losses_of(work, student)
             for student in ("base", *DOMAINS, "merged", "generalist")
         }
-    click.echo(json.dumps(figures) if as_json else _table(figures))
+    show(figures, as_json, _table)
 
 
 def make_cache(work: Path, domain: str, tokens: int) -> None:

@@ -18,7 +18,6 @@ With --work, each finished training is kept and not repeated, so that this may b
 --kept, what is finished so far is printed, and nothing trained.
 """
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from typing import Any
 
 import click
 
+from benchmarks.quick import quick_option, show
 from benchmarks.recall.table import case_line, table
 from benchmarks.recall.trials import Trial, Trials
 
@@ -43,6 +43,7 @@ def _numbers(_: click.Context, parameter: click.Parameter, text: str) -> tuple[i
 
 
 @click.command("recall", help=__doc__)
+@quick_option(lengths="24", steps=40, seeds=1)
 @click.option("--lengths", default="24,48,96", show_default=True, callback=_numbers, help="Rows.")
 @click.option("--pairs", default="4", show_default=True, callback=_numbers, help="In a row.")
 @click.option("--steps", type=click.IntRange(min=1), default=600, show_default=True, help="Most.")
@@ -98,7 +99,7 @@ def recall(
         from benchmarks.recall.plot import save_plot
 
         save_plot(rows, plot)
-    click.echo(json.dumps(figures) if as_json else table(rows))
+    show(figures, as_json, lambda _: table(rows))
 
 
 def _cases(
