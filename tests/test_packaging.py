@@ -71,7 +71,7 @@ def test_extras_are_imported_only_where_they_are_needed() -> None:
         users.get(found.imported.partition(".")[0], set()).add(found.importer)
     kernels = "stages.train_student.modeling.layers.slstm_triton"
     assert users == {
-        "ray": {"stages.cache_teacher.engine.ray_engine"},
+        "ray": {"stages.ray_cluster"},
         "lm_eval": {"pipeline.students.lm_eval_harness"},
         "triton": {kernels, f"{kernels}_kernels"},
     }

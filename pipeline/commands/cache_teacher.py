@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from pipeline.options.cache_location import CacheLocation, LocalPath
+from pipeline.options.ray_options import ray_options
 from pipeline.options.recipe_options import load_session_recipe, recipe_options, tokens_option
 from pipeline.options.reporting_options import (
     open_reporter,
@@ -38,21 +39,9 @@ from pipeline.runtime.session import Session
     help="Cache every R-th unit, starting at r; R such commands share one --out. auto: read r and "
     "R from the environment of torchrun, srun or a Slurm array.",
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Where the teacher runs: in this process, or on a Ray cluster.",
-)
-@click.option(
-    "--ray-workers",
-    type=click.IntRange(min=1, max=65_536),
-    metavar="N",
-    help="Number of teachers in the cluster; by default one per GPU, or one without GPUs.",
-)
-@click.option(
-    "--ray-address", help="Address of the cluster; by default $RAY_ADDRESS, or a new local cluster."
+@ray_options(
+    engine_help="Where the teacher runs: in this process, or on a Ray cluster.",
+    workers_help="Number of teachers in the cluster; by default one per GPU, or one without GPUs.",
 )
 @click.option(
     "--summary",

@@ -22,7 +22,7 @@ _PACKAGES = ("tokenizers", "datasets", "pyarrow", "numpy", "zstandard", "triton"
 _EXTRAS = {
     "lora": ("peft", "train_student.student.trained=lora"),
     "eval": ("lm_eval", "evaluate --tasks"),
-    "ray": ("ray", "cache-teacher on a Ray cluster"),
+    "ray": ("ray", "cache-teacher and ablate on a Ray cluster"),
     "s3": ("s3fs", "caches and corpora at s3://"),
     "gcs": ("gcsfs", "caches and corpora at gs://"),
     "wandb": ("wandb", "report_to wandb"),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.options.ray_options import RayOptions
 from stages.cache_teacher.config import ALL_UNITS, UnitRange
 from stages.cache_teacher.worker_share import WorkerShare
 
@@ -14,24 +15,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineOptions:
+class EngineOptions(RayOptions):
     """Who makes the units, as the command line has it."""
 
     units: str | None = None
     worker: str | None = None
-    engine: str = "local"
-    ray_workers: int | None = None
-    ray_address: str | None = None
 
     def checked(self) -> "EngineOptions":
         """Itself. Raises UsageError where options do not go together, or mean nothing."""
         self.share()
         if self.units is not None and self.worker is not None:
             raise click.UsageError("--units and --worker: each selects the units; give only one")
-        if self.engine == "ray" and (self.units is not None or self.worker is not None):
+        if self.is_ray and (self.units is not None or self.worker is not None):
             raise click.UsageError("--engine ray caches all units: leave out --units and --worker")
-        if self.engine != "ray" and (self.ray_workers or self.ray_address):
-            raise click.UsageError("--ray-workers and --ray-address go with --engine ray")
+        self.require_consistent()
         return self
 
     def share(self) -> UnitRange | WorkerShare:
@@ -48,6 +45,6 @@ class EngineOptions:
         """The cluster, if one is asked for."""
         from stages.cache_teacher.engine.ray_engine import RayEngine
 
-        if self.engine != "ray":
+        if not self.is_ray:
             return None
         return RayEngine(num_workers=self.ray_workers, address=self.ray_address)

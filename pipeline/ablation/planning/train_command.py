@@ -1,6 +1,7 @@
 """The command line by which a sweep trains one student: ``train-student``, as a person types it."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -15,6 +16,23 @@ class TrainCommand:
     """The teacher in the loop: None without one; "" if it is where the cache says."""
     local_directory: Path | None = None
     local_gib: float | None = None
+
+    def absolute(self) -> "TrainCommand":
+        """The same for a process with another working directory."""
+        return replace(
+            self,
+            cache=self.cache.absolute() if isinstance(self.cache, Path) else self.cache,
+            init=self.init and self.init.absolute(),
+            teacher=_absolute(self.teacher),
+            online=_absolute(self.online),
+            local_directory=self.local_directory and self.local_directory.absolute(),
+        )
+
+    def inputs(self) -> Iterator[Path]:
+        """What a run reads from local paths."""
+        for place in (self.cache, self.init, self.teacher, self.online):
+            if place and Path(place).exists():
+                yield Path(place)
 
     def arguments(self, recipe: Path, out: Path) -> tuple[str, ...]:
         """Of ``pipeline``. It resumes what is in ``out``, or begins there."""
@@ -31,3 +49,8 @@ class TrainCommand:
         if self.local_gib is not None:
             words += ["--local-gib", f"{self.local_gib:g}"]
         return tuple(words)
+
+
+def _absolute(place: str | None) -> str | None:
+    """``place``, a directory or a Hub id, without the working directory."""
+    return str(Path(place).absolute()) if place and Path(place).exists() else place

@@ -1,6 +1,6 @@
 """Runs as processes of this machine, each with its log, its share of the cores and its GPU.
 
-The seam of a sweep: whatever else starts runs, on a cluster, say, gives a ``Launch`` as well.
+The seam of a sweep: whatever else starts runs gives a ``Launch`` as well (see ``ray_places``).
 """
 
 import os
@@ -61,6 +61,28 @@ class Started(Protocol):
 
 Launch = Callable[[Job, int], Started]
 """Starts a job in a slot, counted from 0, of those that are used at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where runs can be trained."""
+
+    launch: Launch
+    num_slots: int
+    gives_gpus: bool
+    """Whether each run is given a GPU, whichever its recipe names."""
+    trials: Path | None = None
+    """The directory below which trials are made; None: where TMPDIR says."""
+
+
+def local_places(devices: Sequence[str], num_slots: int) -> Places:
+    """This machine, for recipes with these ``devices``."""
+    gpus = visible_gpus(devices) if num_slots > 1 else ()
+    return Places(
+        launch=LocalProcesses(num_slots=num_slots, gpus=gpus),
+        num_slots=num_slots,
+        gives_gpus=bool(gpus),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ Finished runs are never started again; the others go on from their newest checkp
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,15 +84,13 @@ def disk_problems(overview: Overview) -> Iterator[str]:
         )
 
 
-def device_problems(overview: Overview, gpus: Sequence[str]) -> Iterator[str]:
-    """Whether each run can be given a GPU of its own."""
-    if not gpus or overview.num_slots == 1:
-        return
+def device_problems(overview: Overview) -> Iterator[str]:
+    """What keeps runs from being trained on the GPUs that they are given."""
     for device in sorted({each.run.config.device for each in overview.left}):
         if ":" in device:
             yield (
-                f"train_student.device: {device!r}, but with --jobs a sweep gives each run a GPU. "
-                'Set it to "auto".'
+                f"train_student.device: {device!r}, but with --jobs or --engine ray a sweep gives "
+                'each run a GPU. Set it to "auto".'
             )
 
 

@@ -16,7 +16,7 @@ from pipeline.ablation.planning.planned_runs import Plan, Point
 from pipeline.ablation.planning.run_size import Measured, measured
 from pipeline.ablation.planning.train_command import TrainCommand
 from pipeline.ablation.running.failed_run import failure_text
-from pipeline.ablation.running.processes import Job, Launch
+from pipeline.ablation.running.processes import Job, Places
 from pipeline.ablation.running.run_pool import PoolEvents, RunPool
 from pipeline.recipes.recipe import Recipe
 
@@ -37,9 +37,8 @@ def measure_points(
     plan: Plan,
     out: Path,
     command: TrainCommand,
-    launch: Launch,
+    places: Places,
     *,
-    num_slots: int,
     has_trial: bool,
     say: Callable[[str], None],
 ) -> Trials:
@@ -52,7 +51,7 @@ def measure_points(
     left = {each.run.point for each in checked if each.state == "new"} - trials.measured.keys()
     points = [point for point in plan.points if point.name in left]
     if has_trial and points:
-        found_now = try_points(points, command, launch, num_slots=num_slots, say=say)
+        found_now = try_points(points, command, places, say)
         trials.measured |= found_now.measured
         trials.failures = found_now.failures
     return trials
@@ -61,17 +60,15 @@ def measure_points(
 def try_points(
     points: Sequence[Point],
     command: TrainCommand,
-    launch: Launch,
-    *,
-    num_slots: int,
+    places: Places,
     say: Callable[[str], None],
 ) -> Trials:
-    """Train each of ``points`` for a few steps, ``num_slots`` at a time; ``say`` gets a line each.
+    """Train each of ``points`` for a few steps; ``say`` gets a line each.
 
     Nothing of it stays on the disk.
     """
     trials = Trials()
-    with temporary_directory() as root:
+    with temporary_directory(places.trials) as root:
         jobs = [
             _job(point, Path(root) / str(number), command) for number, point in enumerate(points)
         ]
@@ -86,13 +83,16 @@ def try_points(
                 what = "failed"
             say(f"tried {job.name} for {NUM_STEPS} steps: {what} ({done} of {len(jobs)})")
 
-        RunPool(num_slots, launch, PoolEvents(started=lambda _: None, ended=ended)).run(jobs)
+        events = PoolEvents(started=lambda _: None, ended=ended)
+        RunPool(places.num_slots, places.launch, events).run(jobs)
     return trials
 
 
-def temporary_directory() -> AbstractContextManager[str]:
-    """For trials; TMPDIR says where."""
-    return tempfile.TemporaryDirectory(prefix="pipeline-ablate-", ignore_cleanup_errors=True)
+def temporary_directory(below: Path | None) -> AbstractContextManager[str]:
+    """For trials; None: TMPDIR says where."""
+    return tempfile.TemporaryDirectory(
+        prefix="pipeline-ablate-", dir=below, ignore_cleanup_errors=True
+    )
 
 
 def _job(point: Point, directory: Path, command: TrainCommand) -> Job:

@@ -1,6 +1,7 @@
 """``pipeline ablate``: a sweep of students from one cache, checked as a whole before it starts."""
 
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.options.cache_location import LocalPath
+from pipeline.options.ray_options import RayOptions, ray_options
 from pipeline.options.reporting_options import (
     open_reporter,
     reporting_options,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.ablation.planning.overview import Overview
     from pipeline.ablation.planning.planned_runs import Plan, Problems
     from pipeline.ablation.planning.train_command import TrainCommand
+    from pipeline.ablation.running.processes import Places
     from pipeline.reporting.reporter import Reporter
 
 
@@ -35,6 +38,7 @@ class _Options:
 
     out: Path
     jobs: int
+    ray: RayOptions
     is_dry: bool
     has_trial: bool
 
@@ -55,10 +59,15 @@ class _Options:
 @click.option(
     "--jobs",
     type=click.IntRange(min=1, max=1024),
-    default=1,
-    show_default=True,
     metavar="N",
-    help="Runs at a time. Each gets one GPU, or its share of the cores.",
+    help="Runs at a time on this machine; by default one. Each gets one GPU, or its share of the "
+    "cores.",
+)
+@ray_options(
+    engine_help="Where runs are trained: on this machine, or on the machines of a Ray cluster, "
+    "which have to reach --out and the cache under the same paths.",
+    workers_help="Runs at a time in the cluster, each with one GPU, or its share of the "
+    "processors; by default one per GPU, or one without GPUs.",
 )
 @click.option(
     "--dry-run",
@@ -89,7 +98,10 @@ def ablate(
     sweep: Path,
     cache: Path | str,
     out: Path,
-    jobs: int,
+    jobs: int | None,
+    engine: str,
+    ray_workers: int | None,
+    ray_address: str | None,
     dry_run: bool,
     trial: bool,
     init: Path | None,
@@ -121,7 +133,8 @@ def ablate(
     stops none of the others.
 
     To continue after any interruption, or with more variants, run the same command again: finished
-    runs are kept, and the others continue from their newest checkpoints.
+    runs are kept, and the others continue from their newest checkpoints. With --engine ray, a run
+    whose machine is lost does so by itself, on another one.
     """
     from pipeline.ablation.planning.planned_runs import Problems, plan_runs
     from pipeline.ablation.planning.sweep import load_sweep
@@ -129,6 +142,11 @@ def ablate(
 
     if reporting["log_file"] is not None:
         require_place(reporting["log_file"], cache, "--log-file")
+    ray = RayOptions(engine=engine, ray_workers=ray_workers, ray_address=ray_address)
+    ray.require_consistent()
+    if ray.is_ray and jobs is not None:
+        raise click.UsageError("--jobs goes with --engine local; --ray-workers sets the number")
+    out = out.absolute() if ray.is_ray else out
     reporter = open_reporter(session, "ablate", out, **reporting)
     problems = Problems()
     plan = plan_runs(load_sweep(sweep), problems)
@@ -146,8 +164,9 @@ def ablate(
         local_directory=local_directory,
         local_gib=local_gib if isinstance(cache, str) else None,
     )
+    command = command.absolute() if ray.is_ray else command
     with reporter:
-        options = _Options(out=out, jobs=jobs, is_dry=dry_run, has_trial=trial)
+        options = _Options(out=out, jobs=jobs or 1, ray=ray, is_dry=dry_run, has_trial=trial)
         overview, failures = _ablate(plan, problems, opened, command, options, reporter)
     if dry_run:
         text = f"{overview.sentence()}\n\n{overview.table()}"
@@ -167,7 +186,6 @@ def _ablate(
     """Check, try, and unless it is a dry run, run the sweep; returns what failed, and why."""
     from pipeline.ablation.planning.checks import check_runs, left_over
     from pipeline.ablation.planning.overview import Overview
-    from pipeline.ablation.running.processes import LocalProcesses, visible_gpus
     from pipeline.ablation.running.run_sweep import (
         device_problems,
         disk_problems,
@@ -179,25 +197,27 @@ def _ablate(
     out = options.out
     checked = check_runs(plan, cache, out, command, problems)
     problems.raise_any(plan.sweep.source)
-    num_left = sum(each.state != "finished" for each in checked)
-    num_slots = max(1, min(options.jobs, num_left))
-    with nullcontext() if options.is_dry else held_sweep(out):
-        devices = [each.run.config.device for each in checked]
-        gpus = visible_gpus(devices) if num_slots > 1 else ()
-        launch = LocalProcesses(num_slots=num_slots, gpus=gpus)
+    devices = [each.run.config.device for each in checked if each.state != "finished"]
+    with (
+        nullcontext() if options.is_dry else held_sweep(out),
+        _places(devices, command, options, reporter) as places,
+    ):
         trials = measure_points(
-            *(checked, plan, out, command, launch),
-            num_slots=num_slots,
+            *(checked, plan, out, command, places),
             has_trial=options.has_trial,
             say=lambda text: _say(reporter, text),
         )
         overview = Overview(
-            plan=plan, out=out, runs=checked, measured=trials.measured, num_slots=num_slots
+            plan=plan,
+            out=out,
+            runs=checked,
+            measured=trials.measured,
+            num_slots=places.num_slots,
         )
         for name, failure in trials.failures.items():
             problems.add(name, [f"failed within its first steps: {failure}"])
         problems.add("", disk_problems(overview))
-        problems.add("", device_problems(overview, gpus))
+        problems.add("", device_problems(overview) if places.gives_gpus else [])
         if text := problems.text(plan.sweep.source):
             raise click.ClickException(text)
         if unknown := left_over(plan, out):
@@ -205,7 +225,27 @@ def _ablate(
         if options.is_dry:
             return overview, {}
         _say(reporter, overview.sentence())
-        return overview, run_sweep(overview, command, launch, reporter.send)
+        return overview, run_sweep(overview, command, places.launch, reporter.send)
+
+
+def _places(
+    devices: Sequence[str], command: "TrainCommand", options: _Options, reporter: "Reporter"
+) -> AbstractContextManager["Places"]:
+    """Where the runs that are left go, whose recipes have these ``devices``."""
+    from pipeline.ablation.running.processes import local_places
+
+    if not (options.ray.is_ray and devices):
+        return nullcontext(local_places(devices, max(1, min(options.jobs, len(devices)))))
+    from pipeline.ablation.running.ray_places import ray_places
+
+    return ray_places(
+        devices,
+        options.ray.ray_workers,
+        options.ray.ray_address,
+        options.out,
+        list(command.inputs()),
+        lambda job, text: _say(reporter, f"{job.name}: {text}"),
+    )
 
 
 def _finish(overview: "Overview", failures: dict[str, str], reporter: "Reporter") -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from cache_format.storage.atomic import is_temporary
 from pipeline.reporting.printable import printable
 from pipeline.run_report.recorded.recorded_run import RecordedRun, read_run
 
@@ -62,7 +63,7 @@ def _runs_below(place: Path, depth: int = 0) -> Iterable[Path]:
         return
     for entry in os.scandir(place):
         # A link may lead anywhere, and round in a circle.
-        if entry.is_dir(follow_symlinks=False):
+        if entry.is_dir(follow_symlinks=False) and not is_temporary(Path(entry.path)):
             yield from _runs_below(Path(entry.path), depth + 1)
 
 

@@ -295,3 +295,21 @@ def test_a_second_sweep_in_the_same_directory_is_refused(swept: Swept, tmp_path:
         os.close(descriptor)
     assert refused.exit_code == 1
     assert "another process runs a sweep in it" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--engine", "ray", "--jobs", "2"], "--jobs goes with --engine local"),
+        (["--ray-workers", "2"], "go with --engine ray"),
+        (["--ray-address", "auto", "--jobs", "2"], "go with --engine ray"),
+    ],
+)
+def test_options_of_the_other_engine_are_refused(
+    tiny_cache: Path, tmp_path: Path, words: list[str], expected: str
+) -> None:
+    sweep, out = write_sweep(tmp_path / "file", ""), tmp_path / "out"
+    refused = run("ablate", sweep, "--cache", tiny_cache, "--out", out, *words)
+    assert refused.exit_code == 2
+    assert expected in refused.stderr
+    assert not out.exists()

@@ -167,3 +167,9 @@ def test_differences(tmp_path: Path) -> None:
     write_run(tmp_path / "b", seed=1, student={"kind": "distil_xlstm", "num_blocks": 4})
     tables = [deciding_settings(run) for run in find_runs([tmp_path])]
     assert differing_settings(tables) == ["seed", "student.num_blocks"]
+
+
+def test_trials_of_a_sweep_are_no_runs(tmp_path: Path) -> None:
+    write_run(tmp_path / "base/seed=0")
+    write_run(tmp_path / ".tmp-ablate-x/0/run")
+    assert [run.path for run in find_runs([tmp_path])] == [tmp_path / "base/seed=0"]

@@ -14,13 +14,13 @@ from stages.cache_teacher.config import UnitRange
 from stages.cache_teacher.engine.ray_engine import RayEngine
 from stages.cache_teacher.reporting.progress import CacheProgress
 from stages.cache_teacher.run import cache_teacher
-from tests.support import ROOT
 from tests.support.corpora import two_corpora
+from tests.support.ray_cluster import local_cluster, workers
 from tests.support.sample_cache import contents
 from tests.support.stage_one_runs import Bench
 from tests.support.tiny import tiny_cache_config
 
-ray = pytest.importorskip("ray", reason="Ray is not installed")
+pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = [pytest.mark.enable_socket, pytest.mark.timeout(180)]
 
 TWO = RayEngine(num_workers=2)
@@ -28,37 +28,8 @@ TWO = RayEngine(num_workers=2)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """A cluster with places for three workers, which import what is on this path."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with local_cluster(num_cpus=3):
         yield
-        ray.shutdown()
-
-
-def workers() -> list[int]:
-    """Process ids of this process's actors."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (path / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if command.startswith(b"ray::EngineWorker") and os.getpid() in ancestors(int(path.name)):
-            found.append(int(path.name))
-    return sorted(found)
-
-
-def ancestors(process: int) -> Iterator[int]:
-    while process > 1:
-        try:
-            stat = Path(f"/proc/{process}/stat").read_text()
-        except OSError:
-            return
-        process = int(stat.rpartition(")")[2].split()[1])
-        yield process
 
 
 def run_on_ray(
@@ -88,7 +59,7 @@ class Killer:
         self.last = progress
         if progress.units_made in self.at:
             self.at.discard(progress.units_made)
-            for process in workers()[:1]:
+            for process in workers("EngineWorker")[:1]:
                 os.kill(process, signal.SIGKILL)
                 self.killed += 1
 
