@@ -4,7 +4,7 @@ The demo's documents are of two domains: docstrings of modules, and pages of doc
 cached by the demo's recipe; students are half as deep as the demo's, and read half as many rows a
 step. One student learns from both; two experts begin with its weights and learn from one each;
 their weights are averaged. A generalist goes on from both for as many steps as one expert. Each is
-scored on 64 validation rows of both caches: loss in nats per token.
+scored on validation rows of both caches: loss in nats per token.
 """
 
 import json
@@ -23,7 +23,6 @@ from pipeline.demo.run import TEACHER
 
 _CHARS_PER_TOKEN = 8  # more than the demo's tokenizer needs, so that corpora do not end early
 DOMAINS = ("modules", "pages")
-_SCORED_ROWS = 64
 _SMALL = (
     *("train_student.student.num_blocks=2", "train_student.student.slstm_at=[0]"),
     *("train_student.batch_size=8", "train_student.validation_rows=16"),
@@ -31,13 +30,14 @@ _SMALL = (
 
 
 @click.command("experts", help=__doc__)
-@quick_option(tokens=80_000, steps=6, expert_steps=3)
+@quick_option(tokens=80_000, steps=6, expert_steps=3, rows=8)
 @click.option("--tokens", default=200_000, show_default=True, help="Of each cache.")
 @click.option("--steps", default=120, show_default=True, help="Of the student they begin with.")
 @click.option("--expert-steps", default=60, show_default=True, help="Of each expert.")
 @click.option(
     "--learning-rate", default=1e-3, show_default=True, help="Peak, of experts and generalist."
 )
+@click.option("--rows", default=64, show_default=True, help="Of each cache, to score students on.")
 @click.option("--set", "settings", multiple=True, help="As train-student takes it, for all.")
 @click.option(
     "--work",
@@ -50,6 +50,7 @@ def experts(
     steps: int,
     expert_steps: int,
     learning_rate: float,
+    rows: int,
     settings: Sequence[str],
     work: Path | None,
     as_json: bool,
@@ -67,7 +68,7 @@ def experts(
             train(work, domain, (domain,), expert_steps, own, init="base")
         merge(work)
         figures = {
-            student: losses_of(work, student)
+            student: losses_of(work, student, rows)
             for student in ("base", *DOMAINS, "merged", "generalist")
         }
     show(figures, as_json, _table)
@@ -126,10 +127,10 @@ def merge(work: Path) -> None:
         type_command("merge-students", *shares, "--out", work / "merged")
 
 
-def losses_of(work: Path, student: str) -> dict[str, float]:
-    """Of ``student`` on the validation rows of each domain."""
+def losses_of(work: Path, student: str, rows: int) -> dict[str, float]:
+    """Of ``student`` on so many validation rows of each domain."""
     caches = [word for domain in DOMAINS for word in ("--cache", work / f"{domain}-cache")]
-    command = ("evaluate", work / student, *caches, "--rows", _SCORED_ROWS, "--json")
+    command = ("evaluate", work / student, *caches, "--rows", rows, "--json")
     found = json.loads(type_command(*command))
     losses = (of_cache["student"]["loss"] for of_cache in found["caches"])
     return dict(zip(DOMAINS, losses, strict=True))
