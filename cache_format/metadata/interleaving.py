@@ -18,13 +18,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Numbers = npt.NDArray[np.int64]
 
 LONGEST_PERIOD = 2**20  # makes a table of that many entries, once, in a second or two
-
-Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,10 @@ class Interleaving:
     shares: tuple[int, ...]
     """Rows of each source in a period."""
 
-    def at(self, places_n: Numbers) -> tuple[Numbers, Numbers]:
+    def at(self, places_n: "Numbers") -> "tuple[Numbers, Numbers]":
         """The source of the rows at ``places_n``, and how many rows of it come before each."""
+        import numpy as np
+
         source_D, before_D = _period(self.shares)
         periods_n, within_n = np.divmod(places_n, len(source_D))
         source_n = source_D[within_n]
@@ -52,7 +56,8 @@ class Interleaving:
         """How many of the first ``num_rows`` come from each source."""
         periods, rest = divmod(num_rows, sum(self.shares))
         source_D, _ = _period(self.shares)
-        within = np.bincount(source_D[:rest], minlength=len(self.shares)).tolist()
+        begun = source_D[:rest].tolist()
+        within = [begun.count(source) for source in range(len(self.shares))]
         return [periods * share + count for share, count in zip(self.shares, within, strict=True)]
 
 
@@ -88,8 +93,10 @@ def _apportioned(shares: Sequence[Fraction], total: int) -> list[int]:
 
 
 @lru_cache(maxsize=8)
-def _period(shares: tuple[int, ...]) -> tuple[Numbers, Numbers]:
+def _period(shares: tuple[int, ...]) -> "tuple[Numbers, Numbers]":
     """Of each row of a period its source, and how many of that source come before it: [D] each."""
+    import numpy as np
+
     period = sum(shares)
     source_D, before_D = np.empty(period, np.int64), np.empty(period, np.int64)
     # Row j of a source of p rows is owed from floor(j·D/p) on, and due before ceil((j + 1)·D/p).

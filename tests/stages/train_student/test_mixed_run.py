@@ -186,12 +186,12 @@ class TestValidation:
     ) -> None:
         from stages.train_student.evaluation import validation
 
-        batches = validation.validation_batches
+        batches = validation.batches_by_corpus
 
         def none_of_math(cache: Any, *extent: int) -> Any:
-            return () if cache.path.name == "math" else batches(cache, *extent)
+            return {None: ()} if cache.path.name == "math" else batches(cache, *extent)
 
-        monkeypatch.setattr(validation, "validation_batches", none_of_math)
+        monkeypatch.setattr(validation, "batches_by_corpus", none_of_math)
         with pytest.raises(ValueError, match="validation of math: no position has a label"):
             run(caches, tmp_path / "run")
 
