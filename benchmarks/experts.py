@@ -11,13 +11,14 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
 from benchmarks.quick import quick_option, show
+from cache_format.storage.atomic import publish_bytes
 from pipeline.demo.corpus import documents
 from pipeline.demo.run import TEACHER
 
@@ -42,7 +43,7 @@ _SMALL = (
 @click.option(
     "--work",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keeps corpora, caches and students; what is there from the same options is taken.",
+    help="Keeps corpora, caches and students; what is there is taken, and is of the same options.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def experts(
@@ -59,6 +60,16 @@ def experts(
         if work is None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work.mkdir(parents=True, exist_ok=True)
+        require_same_options(
+            work,
+            {
+                "tokens": tokens,
+                "steps": steps,
+                "expert_steps": expert_steps,
+                "learning_rate": learning_rate,
+                "settings": list(settings),
+            },
+        )
         for domain in DOMAINS:
             make_cache(work, domain, tokens)
         own = [f"train_student.learning_rate={learning_rate}", *settings]
@@ -72,6 +83,20 @@ def experts(
             for student in ("base", *DOMAINS, "merged", "generalist")
         }
     show(figures, as_json, _table)
+
+
+def require_same_options(work: Path, options: Mapping[str, object]) -> None:
+    """Keep ``options`` in ``work``, or raise UsageError where it was made with others."""
+    kept = work / "options.json"
+    if not kept.exists():
+        publish_bytes(kept, json.dumps(options).encode())
+        return
+    found: dict[str, object] = json.loads(kept.read_text())
+    if found != options:
+        differing = ", ".join(key for key in options if options[key] != found.get(key))
+        raise click.UsageError(
+            f"--work {work}: what it has is of other options ({differing}). Take another directory."
+        )
 
 
 def make_cache(work: Path, domain: str, tokens: int) -> None:
@@ -114,7 +139,7 @@ def train(
     changes = [f"train_student.max_steps={steps}", f"train_student.eval_steps={steps}"]
     changes += [*_SMALL, *settings]
     type_command(
-        *("train-student", "--recipe", "demo", *caches, "--out", work / name),
+        *("train-student", "--recipe", "demo", *caches, "--out", work / name, "--resume"),
         *(word for change in changes for word in ("--set", change)),
         *(() if init is None else ("--init", work / init)),
     )

@@ -103,7 +103,7 @@ def _corpus_rows(plan: "CachePlan") -> dict[str, str]:
         return {"corpus": _corpus(plan.spec.sole_corpus, units)}
     period = sum(share.units for share in plan.spec.corpora)
     rows = {
-        f"{share.name}": f"{share.weight:.1%} of the tokens: "
+        f"corpus {share.name}": f"{share.weight:.1%} of the tokens: "
         f"{_corpus(share.corpus, f'{share.units:,} of {period:,} units, each')}"
         for share in plan.spec.corpora
     }

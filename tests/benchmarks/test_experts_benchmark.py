@@ -54,3 +54,15 @@ def test_experts_and_generalist_begin_with_one_student_and_take_equal_steps(
     assert merge[1:3] == [f"{tmp_path / name}=0.5" for name in experts.DOMAINS]
     texts = (tmp_path / "modules.jsonl").read_text().splitlines()
     assert [json.loads(line)["text"] for line in texts] == [f"text {n}" for n in range(4)]
+
+
+def test_students_of_other_options_are_not_taken(tmp_path: Path, typed: list[list[str]]) -> None:
+    words = ["experts", "--work", str(tmp_path), "--json"]
+    assert CliRunner().invoke(main, [*words, "--quick"]).exit_code == 0
+    typed.clear()
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    expected = "what it has is of other options (tokens, steps, expert_steps)"
+    assert expected in " ".join(result.stderr.split())
+    assert not typed
+    assert CliRunner().invoke(main, [*words, "--quick"]).exit_code == 0

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cache_format.errors import AdvisedError
 from cache_format.storage.atomic import TEMPORARY_PREFIX, lock_unless_held, locked
 from pipeline.ablation.running.processes import Job, Places
 from pipeline.ablation.running.ray_jobs import RayJobs
@@ -38,7 +39,8 @@ def ray_places(
     cluster cannot be reached or has no room for so many, or a machine does not reach them.
     """
     with ray_cluster(address) as ray, shared_directory(out) as shared:
-        marker = Path(tempfile.mkstemp(prefix=MARKER, dir=shared)[1])
+        marker = shared / f"{MARKER}here"
+        marker.touch()  # and no file stays open: NFS keeps one that is removed, and its directory
         needed = {out: marker, **{path: path for path in inputs}}
         uses_gpus = any(device != "cpu" for device in devices)
         has_gpus = uses_gpus and ray.cluster_resources().get("GPU", 0) >= 1
@@ -121,6 +123,18 @@ def _require_reached_by_all(
         try:
             ray.get(call)
         except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, ValueError) else error) from error
+            raise _refusal(error) from error
         except ray.exceptions.RayError:
             continue
+
+
+def _refusal(error: Any) -> ValueError:
+    """What keeps a machine from running anything; mostly, this program is not installed there."""
+    if isinstance(error.cause, ValueError):
+        return error.cause
+    lines = [line.strip() for line in str(error.cause).splitlines() if line.strip()]
+    return AdvisedError(
+        f"a machine of the Ray cluster cannot run this program: {lines[-1] if lines else error}.",
+        "Install the version of xlstm-distill that is installed here on every machine, for the "
+        "Python that Ray uses there.",
+    )

@@ -142,9 +142,11 @@ class Filling:
         """Which of several corpora has ended before the budget, and how much there was of it; empty
         where none has."""
         num_held = sum(entry.num_tokens for entry in finished.values())
+        if num_held >= self._num_tokens or self._job.spec.corpora is None:
+            return ""  # and no file is opened that was not needed
         first_missing = next(unit for unit in count() if unit not in finished)
         ended = self._corpus.ended_before(first_missing)
-        if num_held >= self._num_tokens or ended is None or ended[0] is None:
+        if ended is None:
             return ""
         name, num_units = ended
         own = [entry.num_tokens for entry in finished.values() if entry.corpus == name]

@@ -8,6 +8,7 @@ not know its terms.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -135,7 +136,7 @@ def _sources(mixture: CacheMixture) -> str:
         targets = cache.spec.targets.kind
         often = "" if weight is None else f", weight {weight:g}"
         lines += [
-            *_corpora(cache.spec),
+            *corpus_lines(cache.spec),
             f"cache: `{cache.cache_id}`, targets {targets}{often}",
         ]
     if mixture.is_mixed and mixture.weights is None:
@@ -143,14 +144,15 @@ def _sources(mixture: CacheMixture) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _corpora(spec: CacheSpec) -> list[str]:
+def corpus_lines(spec: CacheSpec) -> list[str]:
     """The corpus, or each of several with its share."""
     if spec.corpora is None:
         corpus = spec.sole_corpus
         return [f"corpus: {plain_name(corpus.source)}{_at(corpus.revision)}"]
+    asked = math.fsum(share.weight for share in spec.corpora)
     return [
         f"corpus {share.name}: {plain_name(share.corpus.source)}{_at(share.corpus.revision)}, "
-        f"{share.weight:.1%} of the tokens asked for"
+        f"{share.weight / asked:.1%} of the tokens asked for"
         for share in spec.corpora
     ]
 

@@ -131,6 +131,15 @@ def test_dry_run_says_which_corpus_ends_first(root: Path, tmp_path: Path) -> Non
     assert f"until {fields['ends_first']} ends, which has 30" in text
 
 
+def test_dry_run_loses_no_line_to_the_name_of_a_corpus(root: Path, tmp_path: Path) -> None:
+    text = (root / "tiny.toml").read_text().replace('"web"', '"teacher"')
+    (tmp_path / "names.toml").write_text(text.replace('"math"', '"targets"'))
+    words = ("--recipe", str(tmp_path / "names.toml"), "--out", str(tmp_path / "new"))
+    lines = done("cache-teacher", *words, "--dry-run").stdout.splitlines()
+    for name in ("teacher", "targets", "corpus teacher", "corpus targets"):
+        assert len([line for line in lines if line.startswith(f"  {name} ")]) == 1, lines
+
+
 def test_extend_makes_more_of_the_same(root: Path, tmp_path: Path) -> None:
     recipe = ("--recipe", str(root / "tiny.toml"))
     done("cache-teacher", *recipe, "--out", str(tmp_path / "cache"), "--tokens", "2K")

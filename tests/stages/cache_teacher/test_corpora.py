@@ -11,6 +11,7 @@ from cache_format.metadata.manifest import Manifest
 from cache_format.tools.merge import merge
 from cache_format.tools.verify import verify
 from stages.cache_teacher.config import UnitRange
+from stages.cache_teacher.corpus.corpora import CorpusUnits
 from stages.cache_teacher.corpus_settings import CorpusSettings
 from stages.cache_teacher.reporting.summary import corpus_figures
 from stages.cache_teacher.worker_share import WorkerShare
@@ -120,6 +121,24 @@ def test_the_corpus_that_ends_first_ends_the_cache_and_is_named(
         units = WorkerShare(worker=worker, num_workers=3)
         divided = run(bench, "divided", corpora=corpora, num_tokens=10**6, units=units)
     assert divided == manifest
+
+
+def test_no_unit_is_looked_for_that_the_budget_does_not_need(
+    bench: Bench, corpora: tuple[CorpusSettings, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    ended_before = CorpusUnits.ended_before
+
+    def noted(self: CorpusUnits, unit: int) -> Any:
+        asked.append(unit)
+        return ended_before(self, unit)
+
+    monkeypatch.setattr(CorpusUnits, "ended_before", noted)
+    several: dict[str, Any] = {"corpora": corpora}
+    for changes in (several, {}):
+        manifest = run(bench, f"cache-{len(changes)}", num_tokens=BUDGET // 3, **changes)
+        assert max(asked) == len(manifest.shards) - 1
+        asked.clear()
 
 
 def test_other_shares_and_names_are_another_cache(

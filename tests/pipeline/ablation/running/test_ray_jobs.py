@@ -1,6 +1,8 @@
 """What becomes of a run on a cluster that is only imagined: losses, errors, interruptions."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 from pipeline.ablation.running.failed_run import failure_text
 from pipeline.ablation.running.processes import Job
 from pipeline.ablation.running.ray_jobs import MOST_LOSSES, RayJob, RayJobs
-from pipeline.ablation.running.ray_places import cpus_of_a_run, shared_directory
+from pipeline.ablation.running.ray_places import cpus_of_a_run, ray_places, shared_directory
 from pipeline.ablation.running.ray_worker import RunWorker, require_reached
 
 
@@ -214,4 +216,56 @@ def test_only_what_a_killed_sweep_left_is_removed(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == [first.name]
         with shared_directory(tmp_path / "out") as second:
             assert sorted(tmp_path.iterdir()) == sorted([first, second])
+    assert list(tmp_path.iterdir()) == []
+
+
+class FakeTaskError(FakeRayError):
+    """What Ray raises where a task of its own did."""
+
+
+def on_a_machine(monkeypatch: pytest.MonkeyPatch, answer: Callable[[Any], None]) -> None:
+    """A cluster of one machine, which answers so when it is asked what it reaches."""
+    node = {"NodeID": "1", "Alive": True, "Resources": {"CPU": 2.0}}
+    strategies = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda *_, **__: None)
+    ray = SimpleNamespace(
+        nodes=lambda: [node],
+        remote=lambda **_: lambda _: SimpleNamespace(remote=lambda needed: needed),
+        wait=lambda calls, **_: (calls, []),
+        get=answer,
+        util=SimpleNamespace(scheduling_strategies=strategies),
+        exceptions=SimpleNamespace(RayError=FakeRayError, RayTaskError=FakeTaskError),
+    )
+
+    @contextmanager
+    def cluster(address: str | None) -> Iterator[Any]:
+        yield ray
+
+    monkeypatch.setattr("pipeline.ablation.running.ray_places.ray_cluster", cluster)
+
+
+def test_a_machine_without_this_program_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(_: Any) -> None:
+        lines = "The remote function failed to import.\n\nTraceback:\nNo module named 'pipeline'\n"
+        raise FakeTaskError(RuntimeError(lines))
+
+    on_a_machine(monkeypatch, answer)
+    places = ray_places(["cpu"], 1, None, tmp_path / "out", [], lambda *_: None)
+    expected = "cannot run this program: No module named 'pipeline'. Install the version of "
+    with pytest.raises(ValueError, match=expected), places:
+        pass
+
+
+def test_no_file_stays_open_in_the_directory_that_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_machine(monkeypatch, lambda needed: require_reached(needed))
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.is_dir():
+        pytest.skip("this system does not list open files in /proc")
+    with ray_places(["cpu"], 1, None, tmp_path / "out", [], lambda *_: None) as places:
+        assert places.trials is not None
+        names = [os.readlink(each) for each in descriptors.iterdir() if each.is_symlink()]
+        assert not [name for name in names if name.startswith(f"{places.trials}/")]
     assert list(tmp_path.iterdir()) == []

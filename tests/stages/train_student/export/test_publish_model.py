@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 import cache_format
+from stages.train_student.export.model_card import corpus_lines
 from stages.train_student.export.publish_model import publish_model
 from stages.train_student.modeling.distil_xlstm.directory_code import directory_code
 from stages.train_student.modeling.distil_xlstm.modeling import DistilXLSTMForCausalLM
 from stages.train_student.new_student import load_student
+from tests.support.golden_cache import GOLDEN
 from tests.support.train_configs import tiny_train_config
 
 
@@ -72,6 +75,19 @@ def test_a_model_card_without_recipe_and_metrics_leaves_them_out(
     assert "## Results" not in card
     assert "a head initialized from the teacher's" in card
     assert "An xLSTM student of a model that is not on the Hub" in card
+
+
+def test_the_model_card_has_shares_of_corpora_whatever_their_weights_add_up_to() -> None:
+    cache = cache_format.open(GOLDEN / "corpora")
+    assert cache.spec.corpora is not None
+    weights = {"web": 3.0, "math": 1.0}
+    corpora = tuple(replace(one, weight=weights[one.name]) for one in cache.spec.corpora)
+    lines = corpus_lines(replace(cache.spec, corpora=corpora))
+    assert [line.split(": ")[0] for line in lines] == ["corpus web", "corpus math"]
+    assert [line.split(", ")[-1] for line in lines] == [
+        "75.0% of the tokens asked for",
+        "25.0% of the tokens asked for",
+    ]
 
 
 _BEFORE = """
