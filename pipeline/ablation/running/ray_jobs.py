@@ -101,11 +101,11 @@ class RayJob:
         try:
             exit_code = self._ray.get(self._call)
         except self._ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None) or error
-            if isinstance(cause, (ValueError, OSError)):
-                self._fail(str(cause))
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, Exception):  # the worker's own: it would come again
+                self._fail(str(cause) or type(cause).__name__)
             else:
-                self._on_loss(f"its worker was lost ({_first_line(cause)})")
+                self._on_loss(f"its worker was lost ({_first_line(error)})")
             return
         if exit_code in _SIGNALS:
             self._on_loss("it was ended by a signal", exit_code)

@@ -185,10 +185,12 @@ def nothing_learned(config: CacheTeacherConfig, entries: Iterable[ShardEntry]) -
     num_too_long = sum(count.num_too_long for count in counts)
     if num_unscored + num_too_long + num_skipped == 0:
         return None
+    of_chat_settings = [each for each in config.each_corpus.values() if each.chat is not None]
+    train_on = " or ".join(sorted({repr(each.train_on) for each in of_chat_settings}))
     return (
         f"{config.corpus_title}: no position is scored. Of its conversations, {num_unscored:,} "
-        f"have none with train_on = {config.train_on!r}, and {num_too_long:,} do not fit in a row "
-        f"of {config.sequence_length} tokens. Look at the roles of the messages, or set train_on "
+        f"have none with train_on = {train_on}, and {num_too_long:,} do not fit in a row of "
+        f"{config.sequence_length} tokens. Look at the roles of the messages, or set train_on "
         'to "all"; raise sequence_length.'
     )
 

@@ -148,10 +148,10 @@ def _read_shared(storage: Storage, spec: CacheSpec, ranks: RankTable) -> SharedF
 
 def ranks_of(corpora: Corpora, source: "TeacherSource") -> RankTable:
     """The table of ids that a new cache of these corpora has; each counts by its share."""
-    documents = (
-        _first(iter_token_ids(corpus, source), weight * ENOUGH_TOKENS)
-        for corpus, weight in zip(corpora.each.values(), corpora.weights, strict=True)
-    )
+    documents = (iter_token_ids(corpus, source) for corpus in corpora.each.values())
+    if corpora.is_mixed:
+        shares = (round(weight * ENOUGH_TOKENS) for weight in corpora.weights)
+        documents = (_first(own, share) for own, share in zip(documents, shares, strict=True))
     return rank_table(chain.from_iterable(documents), source.spec.vocab_size)
 
 
@@ -164,10 +164,11 @@ def with_unit_shares(spec: CacheSpec, corpora: Corpora, source: "TeacherSource")
     return replace(spec, corpora=described)
 
 
-def _first(documents: Iterable[IntArray], num_tokens: float) -> Iterator[IntArray]:
-    """The first ones that together have so many tokens, or all."""
+def _first(documents: Iterable[IntArray], num_tokens: int) -> Iterator[IntArray]:
+    """The first so many tokens, or all: the last document is cut, for a long one would take the
+    other corpora's shares."""
     for document in documents:
-        yield document
+        yield document[:num_tokens]
         num_tokens -= len(document)
         if num_tokens <= 0:
             return

@@ -126,9 +126,9 @@ def test_losses_between_which_checkpoints_are_saved_are_not_counted(tmp_path: Pa
     assert ray.num_starts == 3 * MOST_LOSSES
 
 
-@pytest.mark.parametrize("cause", [ValueError("not mounted"), OSError("not mounted")])
-def test_what_a_machine_refuses_is_the_runs_error(tmp_path: Path, cause: Exception) -> None:
-    ray = FakeRay(lambda _: FakeRayError(cause))
+@pytest.mark.parametrize("kind", [ValueError, OSError, RuntimeError])
+def test_what_a_machine_refuses_is_the_runs_error(tmp_path: Path, kind: type[Exception]) -> None:
+    ray = FakeRay(lambda _: FakeRayError(kind("not mounted")))
     started = Started(ray, tmp_path)
     assert started.end() == 1
     assert ray.num_starts == 1
