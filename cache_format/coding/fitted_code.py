@@ -44,7 +44,7 @@ def fit_code(coefficients: NDArray[np.integer], max_classes: int = 1) -> Coeffic
     position is in.
     """
     num_raw_bits = _num_raw_bits(coefficients)
-    values, _ = split(coefficients.T, num_raw_bits)
+    values, _ = split(coefficients.astype(np.int64).T, num_raw_bits)
     limits = _limits(values)
     groups = tuple(groups_of(limits))
     symbols = symbols_of(values, groups)

@@ -113,6 +113,14 @@ def test_prices_add_up_to_the_size(code: CoefficientCode) -> None:
     assert (prices[:, 45:, 127] == prices[:, 45:].min(2)).all()
 
 
+def test_the_code_of_the_largest_coefficients_does_not_depend_on_their_precision() -> None:
+    """A limit is one above what is there: in 16 bits that would be negative."""
+    values = np.full((300, 20), MAX_VALUE)
+    narrow, wide = (fit_code(values.astype(dtype)) for dtype in (np.int16, np.int64))
+    assert (wide.limits == 127).all()
+    np.testing.assert_array_equal(narrow.limits, wide.limits)
+
+
 def test_few_coefficients_are_at_a_limit() -> None:
     values = _drawn(SPREADS, 3000, 1)
     values[:, :16] >>= 1
