@@ -79,6 +79,34 @@ def pack(documents: Sequence[IntArray], eos_token_id: int, sequence_length: int)
     )
 
 
+def taking_turns(units: Sequence[PackedUnit], weights: Sequence[float]) -> PackedUnit:
+    """All rows of ``units``, of which any number from the first one on has shares by ``weights``,
+    as long as none of the units is used up."""
+    if len(units) == 1:
+        return units[0]
+    due_R = np.concatenate(
+        [
+            (np.arange(len(unit.token_ids_RT)) + 0.5) / weight
+            for unit, weight in zip(units, weights, strict=True)
+        ]
+    )
+    order_R = np.argsort(due_R, kind="stable")
+    document_starts = [starts for unit in units for starts in unit.document_starts]
+    contexts_RT = [
+        np.zeros(unit.token_ids_RT[:, 1:].shape, np.bool_)
+        if unit.is_context_RT is None
+        else unit.is_context_RT
+        for unit in units
+    ]
+    has_context = any(unit.is_context_RT is not None for unit in units)
+    return PackedUnit(
+        token_ids_RT=np.concatenate([unit.token_ids_RT for unit in units])[order_R],
+        document_starts=[document_starts[row] for row in order_R],
+        num_dropped_tokens=sum(unit.num_dropped_tokens for unit in units),
+        is_context_RT=np.concatenate(contexts_RT)[order_R] if has_context else None,
+    )
+
+
 def pack_whole(
     documents: Sequence[tuple[IntArray, Bools]], fill_token_id: int, sequence_length: int
 ) -> PackedUnit:

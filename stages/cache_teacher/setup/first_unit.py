@@ -1,4 +1,5 @@
-"""Fit what a new cache needs to its first unit; see ``fitted.Fit``."""
+"""Fit what a new cache needs to its first unit, or to the first one of each of its corpora, whose
+rows take turns by their shares of tokens; see ``fitted.Fit``."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from cache_format.tables.principal_components import Projection
 from cache_format.tables.tail_moment import MomentTransform
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.corpora import Corpora
-from stages.cache_teacher.corpus.packing import PackedUnit
+from stages.cache_teacher.corpus.packing import PackedUnit, taking_turns
 from stages.cache_teacher.corpus.unit_reader import UnitReader
 from stages.cache_teacher.setup.hidden_fit import fit_transform
 from stages.cache_teacher.setup.moment_fit import fit_moment
@@ -25,7 +26,7 @@ _ROWS_OF_FIT = 4
 
 @dataclass(frozen=True)
 class FirstUnit:
-    """Fits to the first unit of a cache; loads the teacher for that."""
+    """Fits to the first unit of each corpus; loads the teacher for that."""
 
     config: CacheTeacherConfig
     corpora: Corpora
@@ -79,6 +80,10 @@ class FirstUnit:
         return self.config.rows_per_forward or _ROWS_OF_FIT
 
     def _packed(self, spec: CacheSpec) -> PackedUnit:
-        prepared = UnitReader(self.corpora, self.lazy_teacher.source, spec).read(0)
-        assert prepared is not None, "the corpus has a first unit"
-        return prepared.packed
+        reader = UnitReader(self.corpora, self.lazy_teacher.source, spec)
+        units = []
+        for corpus in self.corpora.each.values():
+            documents = corpus.read_unit(0)
+            assert documents is not None, "each corpus has a first unit"
+            units.append(reader.prepare(0, documents, corpus.spec).packed)
+        return taking_turns(units, self.corpora.weights)

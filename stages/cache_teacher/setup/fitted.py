@@ -1,4 +1,4 @@
-"""What is fitted to a cache's first unit before it is begun, and its place in the spec.
+"""What is fitted to a corpus's first unit before it is begun, and its place in the spec.
 
 Principal components of a ``pca`` sketch, the transform of ``hidden`` targets, and what the tail's
 moments are taken in; and of several corpora, how often it is the turn of each. A spec is asked for

@@ -12,11 +12,14 @@ from cache_format.tools.merge import merge
 from cache_format.tools.verify import verify
 from stages.cache_teacher.config import UnitRange
 from stages.cache_teacher.corpus.corpora import CorpusUnits
+from stages.cache_teacher.corpus.packing import PackedUnit
 from stages.cache_teacher.corpus_settings import CorpusSettings
 from stages.cache_teacher.reporting.summary import corpus_figures
+from stages.cache_teacher.setup import first_unit
+from stages.cache_teacher.setup.hidden_fit import fit_transform
 from stages.cache_teacher.worker_share import WorkerShare
 from tests.support.corpora import two_corpora
-from tests.support.stage_one_runs import Bench, shard_bytes
+from tests.support.stage_one_runs import Bench, rows_by_unit, shard_bytes
 from tests.support.tiny import tiny_texts, write_fineweb_parquet
 
 BUDGET = 6_000
@@ -193,3 +196,23 @@ def test_a_corpus_that_would_have_no_turn_is_named(
     rare = CorpusSettings(**{**vars(corpora[1]), "weight": 1e-5})
     with pytest.raises(ValueError, match="corpora: math: so little of it is asked for"):
         run(bench, corpora=(corpora[0], rare))
+
+
+def test_what_is_fitted_is_fitted_to_all_corpora_by_their_shares(
+    bench: Bench, corpora: tuple[CorpusSettings, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[PackedUnit] = []
+
+    def recorded(teacher: Any, packed: PackedUnit, *rest: Any) -> Any:
+        fitted.append(packed)
+        return fit_transform(teacher, packed, *rest)
+
+    monkeypatch.setattr(first_unit, "fit_transform", recorded)
+    run(bench, corpora=corpora, targets="hidden", hidden_kl=0.1)
+    cache = bench.open()
+    corpus_of = {entry.unit: entry.corpus for entry in cache.manifest.shards}
+    corpora_of_rows = {
+        row.tokens.token_ids.tobytes(): corpus_of[unit] for unit, row in rows_by_unit(cache)
+    }
+    turns = [corpora_of_rows[ids.tobytes()] for ids in fitted[0].token_ids_RT[:8]]
+    assert turns == ["web", "web", "math", "web"] * 2

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.cache_teacher.corpus.packing import IntArray, pack
+from stages.cache_teacher.corpus.packing import IntArray, PackedUnit, pack, pack_whole, taking_turns
 
 EOS = 0
 
@@ -90,3 +90,36 @@ def test_a_slice_of_packed_rows_equals_those_rows() -> None:
 
 def test_no_documents_make_no_rows() -> None:
     assert pack([], EOS, 4).token_ids_RT.shape == (0, 5)
+
+
+def rows_of(unit: PackedUnit) -> list[tuple[list[int], list[int], list[bool]]]:
+    """Ids, document starts and scored positions of each row."""
+    return [
+        (ids.tolist(), starts.tolist(), scored.tolist())
+        for ids, starts, scored in zip(
+            unit.token_ids_RT, unit.document_starts, unit.scored_RT(), strict=True
+        )
+    ]
+
+
+def test_units_take_turns_by_weight_and_every_row_stays_whole() -> None:
+    others = [ids + 1000 for ids in documents_of([3, 9, 1])]
+    many, few = pack(documents_of([7] * 30), EOS, 4), pack(others, EOS, 4)
+    turns = taking_turns([many, few], [3.0, 1.0])
+    own = [rows_of(unit) for unit in (many, few)]
+    num_few = len(own[1])
+    assert 1 < num_few < len(own[0]) / 3
+    begun = rows_of(turns)[: 4 * num_few]
+    for first in range(0, len(begun), 4):
+        of_few = [row for row in begun[first : first + 4] if row in own[1]]
+        assert of_few == own[1][first // 4 : first // 4 + 1]
+    assert [row for row in begun if row not in own[1]] == own[0][: 3 * num_few]
+    assert rows_of(turns)[4 * num_few :] == own[0][3 * num_few :]
+
+
+def test_context_of_conversations_stays_with_their_rows() -> None:
+    ids, is_scored = np.arange(1, 5, dtype=np.int32), np.array([False, False, True, True])
+    chat, text = pack_whole([(ids, is_scored)] * 2, EOS, 4), pack(documents_of([8]), EOS, 4)
+    turns = taking_turns([chat, text], [1.0, 1.0])
+    assert sorted(rows_of(turns)) == sorted(rows_of(chat) + rows_of(text))
+    assert taking_turns([text], [1.0]) is text
