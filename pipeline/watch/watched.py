@@ -84,8 +84,8 @@ class Watched:
 
     @property
     def has_ended(self) -> bool:
-        """Whether all runs have finished, and nothing more can be seen."""
-        return all(run.outcome == "finished" for run in self.runs)
+        """Whether all runs have finished or failed, and nothing more can be seen."""
+        return all(run.outcome in ("finished", "failed") for run in self.runs)
 
 
 class Watcher:

@@ -97,7 +97,8 @@ class LocalProcesses:
         make_directory(job.log.parent)
         with open(job.log, "ab") as log:
             now = datetime.now().astimezone().isoformat(timespec="seconds")
-            log.write(f"{COMMAND_MARK}{now} {join(('pipeline', *job.arguments))}\n".encode())
+            begin = "\n" if log.tell() else ""  # the last command may have left half a line
+            log.write(f"{begin}{COMMAND_MARK}{now} {join(('pipeline', *job.arguments))}\n".encode())
             log.flush()
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _PROGRAM, _ROOT, *job.arguments],

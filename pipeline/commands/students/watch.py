@@ -35,8 +35,8 @@ def watch(path: Path, once: bool, interval: float) -> None:
     changes nothing, and works on a run that is going on, has finished, was killed or has not begun,
     on this machine or another one that shares the directory.
 
-    Ends when everything has finished, or with Ctrl-C, which does not concern the run. Where the
-    output is not a terminal, each change is a line.
+    Ends when everything has finished or failed, or with Ctrl-C, which does not concern the run.
+    Where the output is not a terminal, each change is a line.
     """
     import io
     import sys

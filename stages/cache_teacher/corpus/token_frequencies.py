@@ -18,7 +18,8 @@ import numpy.typing as npt
 from cache_format.tables.vocabulary_ranks import RankTable
 
 ENOUGH_TOKENS = 1 << 18
-"""Tokens that are counted; twice as many make ids smaller by about 1 %."""
+"""Tokens of a corpus that are looked at before its first shard is begun; twice as many make ids
+smaller by about 1 %."""
 REACH = 16
 """How far before it an id is looked for."""
 

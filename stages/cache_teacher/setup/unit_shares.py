@@ -12,11 +12,10 @@ from cache_format.metadata.interleaving import interleaving
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.corpus import LONGEST_PERIOD
 from stages.cache_teacher.corpus.corpora import Corpora
+from stages.cache_teacher.corpus.token_frequencies import ENOUGH_TOKENS
 from stages.cache_teacher.corpus.unit_reader import Tokenizers, UnitReader
 from stages.cache_teacher.corpus.units import Corpus
 
-ENOUGH_TOKENS = 1 << 18
-"""Tokens of each corpus that are looked at, in whole units."""
 _MOST_UNITS = 64
 
 

@@ -93,6 +93,8 @@ def test_a_sweep_has_a_line_for_each_run(tmp_path: Path) -> None:
         ("base/seed=1", "failed"),
         ("base/seed=2", "not begun"),
     ]
+    log_of(out, "base/seed=2").write_text("$ now pipeline train-student\nError: no space left\n")
+    assert Watcher(out).look().has_ended
     assert watched.runs[1].error == "no space left"
     assert look(out / "base/seed=2").outcome == "not begun"
     log = log_of(out, "base/seed=2")

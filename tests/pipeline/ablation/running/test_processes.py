@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.ablation.running.failed_run import failure_text
-from pipeline.ablation.running.processes import LocalProcesses, visible_gpus
+from pipeline.ablation.running.failed_run import error_text, failure_text
+from pipeline.ablation.running.processes import Job, LocalProcesses, visible_gpus
 from tests.support import ROOT
 
 _PROGRAM = """
@@ -91,3 +91,18 @@ def test_why_a_run_failed(tmp_path: Path, text: str, code: int, expected: str) -
 
 def test_a_log_that_is_not_there_is_no_failure_of_the_sweep(tmp_path: Path) -> None:
     assert "its log cannot be read" in failure_text(tmp_path / "log", 1)
+
+
+def test_a_command_begins_a_line_where_the_last_one_left_half_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the error of the last command would be taken for that of the new one."""
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: None)
+    job = Job(name="base", arguments=("x",), out=tmp_path / "base", log=tmp_path / "base.log")
+    launch = LocalProcesses(num_slots=1)
+    launch(job, 0)
+    assert job.log.read_text().startswith("$ ")
+    with job.log.open("a") as log:
+        log.write("Error: old\nended in the mid")
+    launch(job, 0)
+    assert error_text(job.log) == ""
