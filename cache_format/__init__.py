@@ -36,7 +36,7 @@ def open(
     Of a cache at a URL, shards are copied into ``local_directory`` (default: ``xlstm-distill`` in
     ``$XDG_CACHE_HOME`` or ``~/.cache``) as they are read, ``local_bytes`` of them at most (20 GiB).
     """
-    from cache_format.reader import open_cache
+    from cache_format.opening import open_cache
     from cache_format.storage.base import LocalSpace
 
     default = LocalSpace()

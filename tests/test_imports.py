@@ -47,7 +47,10 @@ def test_the_two_stages_do_not_import_each_other() -> None:
     assert crossing == []
 
 
-_CACHE_LAYERS = "errors storage coding metadata tables codec threads shard reader writer tools"
+_CACHE_LAYERS = (
+    "errors storage coding metadata tables codec threads shard shard_batches reader opening writer "
+    "tools"
+)
 _STAGE_ONE_LAYERS = (
     "target_settings corpus_settings config worker_share corpus targets reporting teacher setup "
     "engine preflight plan run estimate"

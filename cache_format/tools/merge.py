@@ -25,7 +25,8 @@ from cache_format.metadata.manifest import ShardEntry, require_agreement
 from cache_format.metadata.receipt import Receipt, read_receipt, receipt_from_bytes
 from cache_format.metadata.recipe_file import read_recipe
 from cache_format.metadata.spec import differences
-from cache_format.reader import Cache, open_cache
+from cache_format.opening import open_cache
+from cache_format.reader import Cache
 from cache_format.storage.base import Storage, checked_chunks, read_file
 from cache_format.storage.open import storage_at
 from cache_format.threads import in_threads

@@ -79,7 +79,7 @@ def test_concurrent_writers_of_the_same_caches_write_the_same_bytes(tmp_path: Pa
         ("cache_format.errors", {"numpy", "pyarrow"}),
         ("cache_format.metadata.spec", {"numpy", "pyarrow"}),
         ("cache_format.storage.atomic", {"numpy", "pyarrow"}),
-        ("cache_format.reader", {"pyarrow"}),
+        ("cache_format.opening", {"pyarrow"}),
         ("cache_format.writer", {"torch", "click"}),
     ],
 )

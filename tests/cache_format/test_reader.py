@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cache_format
-from cache_format import reader
+from cache_format import shard_batches
 from cache_format.errors import (
     Action,
     CorruptShardError,
@@ -111,7 +111,7 @@ def test_many_threads_read_the_same_rows(tmp_path: Path, monkeypatch: pytest.Mon
             rows = [sample_row(100 * unit + i, SPEC) for i in range(6)]
             writer.write_unit(unit, rows, num_documents=1)
     writer.publish_manifest(0, complete=True)
-    monkeypatch.setattr(reader, "_BATCHES_KEPT", 2)
+    monkeypatch.setattr(shard_batches, "_BATCHES_KEPT", 2)
     cache = cache_format.open(tmp_path)
     num_rows = cache.num_rows("train")
     expected = [row for _, row in cache_format.open(tmp_path).iter_rows("train")]

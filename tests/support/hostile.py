@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_format.metadata.receipt import teacher_receipt_bytes
-from cache_format.reader import open_cache
+from cache_format.opening import open_cache
 from tests.support.sample_cache import reseal
 
 TEMPLATE = (

@@ -57,7 +57,7 @@ def run_costs(run: RecordedRun) -> RunCosts:
 
 def run_data(run: RecordedRun) -> "RunData | None":
     """How much a pass of ``run`` reads."""
-    from cache_format.reader import open_cache
+    from cache_format.opening import open_cache
     from stages.train_student.checkpoints.run_record import RunData
 
     if run.record is None:

@@ -151,7 +151,7 @@ def test_every_row_is_read_with_room_for_two_local_shards(written: str, tmp_path
 def test_local_shards_evicted_while_they_are_read_stay_readable(
     written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cache_format.reader._BATCHES_KEPT", 0)
+    monkeypatch.setattr("cache_format.shard_batches._BATCHES_KEPT", 0)
     cache = cache_format.open(written, local_directory=tmp_path)
     directory = tmp_path / cache.cache_id / "shards"
     rows = cache.iter_rows("train")

@@ -291,7 +291,7 @@ class TestReading:
     @pytest.fixture(autouse=True)
     def without_batch_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Every row is read from its file."""
-        monkeypatch.setattr("cache_format.reader._BATCHES_KEPT", 0)
+        monkeypatch.setattr("cache_format.shard_batches._BATCHES_KEPT", 0)
 
     def test_every_row_is_read_through_a_bound_smaller_than_the_cache(
         self, url: str, tmp_path: Path

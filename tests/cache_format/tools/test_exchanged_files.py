@@ -285,7 +285,7 @@ def test_files_changed_under_an_open_cache_never_give_wrong_rows(root: Path, wha
 def test_a_changed_shard_is_an_error_once_its_rows_leave_memory(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cache_format.reader._BATCHES_KEPT", 1)
+    monkeypatch.setattr("cache_format.shard_batches._BATCHES_KEPT", 1)
     cache = cache_format.open(root)
     _read(cache)
     path = shard_path(root, 1)
