@@ -138,6 +138,10 @@ def target_bytes(cache: Cache) -> float:
     """Bytes of the targets' columns, per token."""
     columns = kind_of(cache.spec).COLUMNS
     shards = cache.shards("train")
+    if not shards:
+        raise click.ClickException(
+            "all that is cached is validation: raise cache_teacher.num_tokens"
+        )
     num_bytes = sum(shard.statistics.column_bytes[name] for shard in shards for name in columns)
     return num_bytes / sum(shard.num_tokens for shard in shards)
 

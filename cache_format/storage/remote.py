@@ -193,6 +193,10 @@ class RemoteStorage:
                 return action()
             except PermissionError as error:
                 raise failed(error) from error
+            except FileNotFoundError as error:
+                if (cause := error.__cause__) is not None and _says_nothing(cause):
+                    raise OSError(str(cause) or type(cause).__name__) from cause
+                raise
 
         return retrying(attempt, _WAITS_SECONDS, may_pass=_may_pass, given_up=failed)
 
@@ -200,6 +204,14 @@ class RemoteStorage:
 def _may_pass(error: Exception) -> bool:
     """All but verdicts: each driver has errors of its own, and they have no common base."""
     return not isinstance(error, (*_VERDICTS, StorageError))
+
+
+def _says_nothing(cause: BaseException) -> bool:
+    """Whether a file was called missing because nobody could be asked, as the driver for http does:
+    no connection, or an answer that is not about the file."""
+    is_network = isinstance(cause, OSError) and not isinstance(cause, _VERDICTS)
+    status = getattr(cause, "status", None)
+    return is_network or (isinstance(status, int) and status not in (404, 410))
 
 
 def _connect(url: str) -> tuple[Any, str]:
