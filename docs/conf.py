@@ -7,9 +7,14 @@ build nor by a reader's browser.
 
 import json
 import re
+import sys
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from error_page import with_messages
 
 if TYPE_CHECKING:
     from docutils.nodes import document
@@ -101,6 +106,8 @@ def _read(app: "Sphinx", name: str, source: list[str]) -> None:
     if app.env.doc2path(name).suffix == ".ipynb":
         source[0] = markdown_of(source[0])
         return
+    if name == "docs/error-messages":
+        source[0] = with_messages(source[0], Path(app.srcdir))
     source[0] = _COMMANDS.sub("```bash\n", source[0])
     if name == root_doc:
         source[0] += "\n" + navigation(source[0])
