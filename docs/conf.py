@@ -38,8 +38,9 @@ python_maximum_signature_line_length = 88
 
 html_theme = "furo"
 html_title = project
-html_static_path = ["site.css"]
+html_static_path = ["site.css", "pasted_messages.js"]
 html_css_files = ["site.css"]
+html_js_files = [("pasted_messages.js", {"defer": "defer"})]
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False

@@ -1,6 +1,6 @@
 """The page of all error messages: what ``error_messages`` finds, below the headings of the page.
 
-Each heading has a marker that names packages; a message goes to the closest one that has it.
+Each heading has a block that names packages; a message goes to the closest one that has it.
 """
 
 import re
@@ -10,16 +10,16 @@ from pathlib import Path
 
 from error_messages import HOLE, Message, Source, has_words
 
-_MARKER = re.compile(r"^<!-- messages: ([^>]+) -->$", re.MULTILINE)
+_BLOCK = re.compile(r"^```\{error-messages\}\n([^`]+)\n```$", re.MULTILINE)
 _MOST_STEPS = 4
 """Where the same words have more next steps, they are left to the message."""
 _FEW_WORDS = 4
 
 
 def with_messages(page: str, root: Path) -> str:
-    """The page with a list of messages in place of each marker."""
+    """The page with a list of messages in place of each block."""
     source = Source(root)
-    groups = [marker.split() for marker in _MARKER.findall(page)]
+    groups = [block.split() for block in _BLOCK.findall(page)]
     by_prefix = {prefix: index for index, group in enumerate(groups) for prefix in group}
     lists: list[dict[tuple[str, str], list[str]]] = [{} for _ in groups]
     for message in listed(source.messages()):
@@ -29,7 +29,7 @@ def with_messages(page: str, root: Path) -> str:
         if message.next_step.strip(HOLE) and message.next_step not in steps:
             steps.append(message.next_step)
     parts = iter(lists)
-    return _MARKER.sub(lambda _: "\n".join(_item(*said) for said in next(parts).items()), page)
+    return _BLOCK.sub(lambda _: "\n".join(_item(*said) for said in next(parts).items()), page)
 
 
 def listed(messages: list[Message]) -> Iterator[Message]:

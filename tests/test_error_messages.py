@@ -1,7 +1,10 @@
 """The pages about errors: every message is found in the source, every class has a line."""
 
+import json
 import re
 import runpy
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,9 @@ def written(tmp_path: Path, code: str) -> str:
     for package in ("cache_format", "stages", "pipeline"):
         (tmp_path / package).mkdir()
     (tmp_path / "stages" / "one.py").write_text(code, encoding="utf-8")
-    return str(_PAGE_OF("# T\n\n<!-- messages: pipeline\ncache_format stages -->\n", tmp_path))
+    return str(
+        _PAGE_OF("# T\n\n```{error-messages}\npipeline\ncache_format stages\n```\n", tmp_path)
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,3 +120,33 @@ def test_every_class_of_errors_has_a_line(source: Any) -> None:
     section = text.partition("## Kinds of errors\n")[2].partition("\n## ")[0]
     lines = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
     assert sorted(lines) == sorted(source.error_classes)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node, to run the site's script")
+def test_the_search_finds_a_pasted_message_among_all(page: str) -> None:
+    script = (ROOT / "docs" / "pasted_messages.js").read_text(encoding="utf-8")
+    index = {"docnames": ["docs/a", "docs/error-messages"], "titleterms": {"merg": [0, 1]}}
+    index["terms"] = {"cach": [0, 1], "train": 1, "process": 1, "student": 0}
+    asked = {
+        "/runs/7: another process is training into it": ["process", "train"],
+        "another topic of students in other words": None,
+        "merge caches": None,
+    }
+    terms = [["7", "process", "train"], ["topic", "student"], ["merg", "cach"]]
+    messages = re.findall(r"^- .*$", page, re.MULTILINE)
+    calls = f"""
+        globalThis.document = {{ getElementById: () => null }};
+        {script}
+        const asked = {json.dumps(list(zip(asked, terms, strict=True)))};
+        const index = {json.dumps(index)};
+        const pasted = "/runs/7: another process is training into it. Wait for it.";
+        console.log(JSON.stringify([
+          asked.map(([query, terms]) => termsOfMessage(query, new Set(terms), index)),
+          closest(pasted, {json.dumps(messages)}), closest("merge caches", ["merge caches"]),
+        ]));
+    """
+    ran = subprocess.run(["node", "-"], input=calls, capture_output=True, text=True, check=True)
+    found, nearest, too_short = json.loads(ran.stdout)
+    assert found == list(asked.values())
+    assert messages[nearest] == "- `…: another process is training into it.` (`AdvisedError`)"
+    assert too_short == -1
