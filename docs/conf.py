@@ -7,9 +7,14 @@ build nor by a reader's browser.
 
 import json
 import re
+import sys
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from error_page import with_messages
 
 if TYPE_CHECKING:
     from docutils.nodes import document
@@ -33,8 +38,9 @@ python_maximum_signature_line_length = 88
 
 html_theme = "furo"
 html_title = project
-html_static_path = ["site.css"]
+html_static_path = ["site.css", "pasted_messages.js"]
 html_css_files = ["site.css"]
+html_js_files = [("pasted_messages.js", {"defer": "defer"})]
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
@@ -101,6 +107,8 @@ def _read(app: "Sphinx", name: str, source: list[str]) -> None:
     if app.env.doc2path(name).suffix == ".ipynb":
         source[0] = markdown_of(source[0])
         return
+    if name == "docs/error-messages":
+        source[0] = with_messages(source[0], Path(app.srcdir))
     source[0] = _COMMANDS.sub("```bash\n", source[0])
     if name == root_doc:
         source[0] += "\n" + navigation(source[0])

@@ -81,7 +81,10 @@ def common_set(
                 "the outcome."
             )
     if not teacher:
-        raise ValueError("the result files hold no benchmark with a score.")
+        raise ValueError(
+            "the teacher's results hold no benchmark with a score. Evaluate teacher and student on "
+            "a suite first, with `pipeline evaluate --tasks`."
+        )
     return BenchmarkSet(name="all in the files", metrics=dict.fromkeys(teacher), num_fewshot={})
 
 

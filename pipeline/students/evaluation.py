@@ -53,7 +53,10 @@ def evaluate_student(
     num_rows = cache.num_rows("validation")
     model, objective = _load(run, cache, extent.device)
     if num_rows == 0:
-        raise ValueError(f"{cache.path}: its validation split is empty")
+        raise ValueError(
+            f"{cache.path}: its validation split is empty, so there is nothing to evaluate on. Use "
+            "another cache of the same teacher, or cache more tokens."
+        )
     num_chosen = min(extent.num_rows or num_rows, num_rows)
     counted = _Counted(num_chosen, report)
     parts = {

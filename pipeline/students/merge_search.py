@@ -52,7 +52,10 @@ class MergeScorer:
         for cache in caches:
             require_same_teacher(str(parents[0].directory), parents[0].config.teacher, cache)
             if cache.num_rows("validation") == 0:
-                raise ValueError(f"{cache.path}: its validation split is empty")
+                raise ValueError(
+                    f"{cache.path}: its validation split is empty, so there is nothing to search "
+                    "by. Give another cache of the same teacher."
+                )
         device = choose_device(extent.device)
         self._parents, self._caches, self._extent = parents, caches, extent
         self._model: Any = load_student_model(parents[0].directory).to(device)

@@ -77,15 +77,15 @@ def _layers_of(spec: CacheSpec) -> tuple[int, ...]:
     chosen = spec.sketch.hidden_states
     if spec.sketch.num_states > 1:
         raise ValueError(
-            f"sketch.hidden_states: the cache has {chosen!r}, several layers, each by itself, "
-            "which no term of a teacher in the loop takes. Set train_student.beta_start and "
-            "beta_end to 0."
+            f"cache_teacher.hidden_states: the cache has {chosen!r}, several layers, each by "
+            "itself, which no term of a teacher in the loop takes. Set train_student.beta_start "
+            "and beta_end to 0."
         )
     if chosen.startswith("random_layers"):
         raise ValueError(
-            f"sketch.hidden_states: the cache has {chosen!r}, other layers in every unit, which a "
-            "teacher in the loop does not support. Set train_student.beta_start and beta_end to 0, "
-            "or make a cache with cache_teacher.hidden_states=mean_over_layers."
+            f"cache_teacher.hidden_states: the cache has {chosen!r}, other layers in every unit, "
+            "which a teacher in the loop does not support. Set train_student.beta_start and "
+            "beta_end to 0, or make a cache with cache_teacher.hidden_states=mean_over_layers."
         )
     return chosen_layers(chosen, spec.teacher.num_layers, spec.seed, unit=0)
 

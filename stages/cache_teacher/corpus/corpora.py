@@ -106,7 +106,9 @@ def open_corpora(config: CacheTeacherConfig) -> Iterator[Corpora]:
         ):
             if not corpus.has_unit(0):
                 called = "" if name is None else f" ({name})"
-                raise ValueError(f"corpus {settings.corpus!r}{called}: holds no documents")
+                raise ValueError(
+                    f"corpus {settings.corpus!r}{called}: holds no documents. Give one with text."
+                )
         yield corpora
 
 

@@ -42,22 +42,25 @@ def require_mixable(mixture: CacheMixture, needs: CacheNeeds) -> None:
 
 
 def _relied_on(cache: Cache, needs: CacheNeeds) -> Iterator[tuple[str, object]]:
-    """What caches that are mixed must have in common, by the names that the spec has for it."""
+    """What caches that are mixed must have in common, by the names that a recipe has for it."""
     spec = cache.spec
     yield from ((f"teacher.{name}", getattr(spec.teacher, name)) for name in _TEACHER)
     files = cache.attachments()
     for name in _FILES:
         yield f"the SHA-256 of teacher/{name}", files[name][1] if name in files else None
-    yield "sequence_length", spec.sequence_length
-    yield "targets.kind", spec.targets.kind
+    yield "cache_teacher.sequence_length", spec.sequence_length
+    yield "cache_teacher.targets", spec.targets.kind
     kept, draws, moment = spec.targets.kept, spec.targets.draws, spec.targets.moment
-    for name in ("top_k", "keep_mass", "inverse_temperatures"):
-        yield f"targets.kept.{name}", getattr(kept, name, None)
-    for name in ("num_draws", "inverse_temperature"):
-        yield f"targets.draws.{name}", getattr(draws, name, None)
+    yield "cache_teacher.top_k", kept and kept.top_k
+    yield "cache_teacher.top_p", kept and kept.keep_mass
+    yield "cache_teacher.inverse_temperatures", kept and kept.inverse_temperatures
+    yield "cache_teacher.num_samples", draws and draws.num_draws
+    yield "cache_teacher.sampling_temperature", draws and 1 / draws.inverse_temperature
     # The loss computes with these, not only with what is decoded by them.
-    for name in ("dim", "transform_sha256"):
-        yield f"targets.moment.{name}", getattr(moment, name, None)
+    yield "cache_teacher.tail_moment_dim", moment and moment.dim
+    yield "the SHA-256 of the transform of moments", moment and moment.transform_sha256
     if needs.reads_sketch:
-        for name in ("kind", "hidden_states", "dim", "projection_sha256"):
-            yield f"sketch.{name}", getattr(spec.sketch, name)
+        yield "cache_teacher.hidden_projection", spec.sketch.kind
+        yield "cache_teacher.hidden_states", spec.sketch.hidden_states
+        yield "cache_teacher.hidden_projection_dim", spec.sketch.dim
+        yield "the SHA-256 of the projection", spec.sketch.projection_sha256

@@ -167,7 +167,10 @@ def measure(
         num_scored += batch.num_scored
     model.train(was_training)
     if num_scored == 0:
-        raise ValueError(f"{name}: no position has a label of its own document")
+        raise ValueError(
+            f"{name}: no position has a label of its own document, so there is nothing to score. "
+            "Read more validation rows, or cache longer documents."
+        )
     return Measured(metrics, num_scored, name)
 
 

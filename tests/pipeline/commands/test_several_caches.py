@@ -103,7 +103,7 @@ def test_caches_of_other_targets_are_refused_by_name(root: Path, tmp_path: Path)
     words = command(root, tmp_path / "run", "web", str(tmp_path / "hidden"))
     refused = run(*words)
     assert refused.exit_code == 1
-    assert "one student cannot learn from both: targets.kind is " in refused.stderr
+    assert "one student cannot learn from both: cache_teacher.targets is " in refused.stderr
     for place in (root / "web", tmp_path / "hidden"):
         assert str(place) in refused.stderr
     assert not (tmp_path / "run").exists()

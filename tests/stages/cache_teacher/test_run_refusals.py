@@ -103,7 +103,7 @@ def test_nan_logits_are_refused_naming_unit_and_row(bench: Bench, sketch: str) -
 
 def test_a_corpus_without_documents_is_refused(bench: Bench) -> None:
     bench.corpus = write_fineweb_parquet(bench.root / "empty.parquet", [])
-    with pytest.raises(ValueError, match="holds no documents"):
+    with pytest.raises(ValueError, match=r"holds no documents\. Give one"):
         bench.run()
     assert not (bench.root / "cache").exists()
 

@@ -38,10 +38,16 @@ def build_student(
                 f"found {tuple(tensor.shape)}. Make the cache again from an intact teacher."
             )
     if vocab_size > head_rows:
-        raise ValueError(f"vocab_size = {vocab_size} is more than the {head_rows} rows of the head")
+        raise ValueError(
+            f"teacher: vocab_size = {vocab_size} is more than the {head_rows} rows of the head. "
+            "Make the cache again from an intact teacher."
+        )
     frozen_dtype = torch.float32 if embedding is None else embedding.dtype
     if head is not None and head.dtype != frozen_dtype:
-        raise ValueError(f"teacher's head is {head.dtype}, its embedding {frozen_dtype}")
+        raise ValueError(
+            f"teacher's head is {head.dtype}, its embedding {frozen_dtype}: expected the same. "
+            "Make the cache again from an intact teacher."
+        )
     student_config = DistilXLSTMConfig(
         vocab_size=vocab_size,
         head_rows=head_rows,

@@ -59,7 +59,8 @@ def build_student(
     )
     if vocab_size > config.head_rows:
         raise ValueError(
-            f"vocab_size = {vocab_size} is more than the {config.head_rows} rows of the head"
+            f"teacher: vocab_size = {vocab_size} is more than the {config.head_rows} rows of the "
+            "head. Make the cache again from an intact teacher."
         )
     with torch.device("meta"):
         student = HybridXLSTMForCausalLM(config)

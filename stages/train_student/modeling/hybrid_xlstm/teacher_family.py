@@ -44,6 +44,7 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Those whose angles depend on the position alone, not on the length of the row."""
 
 _STEP = "Choose a teacher without it."
+_DOWNLOAD = "Download the teacher again, or choose another."
 
 
 def teacher_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,14 +85,14 @@ def family_model(config: Any) -> Any:
     try:
         return FAMILIES[config.model_type][1](config)
     except KeyError as error:  # of the rotary embedding's function
-        raise ValueError(f"teacher: rope_parameters: {error} is missing") from error
+        raise ValueError(f"teacher: rope_parameters: {error} is missing. {_DOWNLOAD}") from error
 
 
 def _make(model_type: str, fields: Mapping[str, Any]) -> Any:
     try:
         return FAMILIES[model_type][0](**fields)
     except Exception as error:  # of a type that only transformers knows
-        raise ValueError(f"teacher: config.json: {error}") from error
+        raise ValueError(f"teacher: config.json: {error}. {_DOWNLOAD}") from error
 
 
 def _require_computable(config: Any) -> None:
@@ -115,5 +116,6 @@ def _require_computable(config: Any) -> None:
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     if heads % groups:
         raise ValueError(
-            f"teacher: num_key_value_heads: {groups} does not divide the {heads} heads of queries"
+            f"teacher: num_key_value_heads: {groups} does not divide the {heads} heads of queries. "
+            f"{_DOWNLOAD}"
         )

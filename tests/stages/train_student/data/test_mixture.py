@@ -105,12 +105,16 @@ class TestMixable:
     @pytest.mark.parametrize(
         ("targets", "changes", "named"),
         [
-            (None, {"sequence_length": 14}, "sequence_length is 1[24] and 1[24]"),
-            (drawn_targets(), {}, "targets.kind is 'top_k"),
-            (top_k_targets(top_k=4), {}, "targets.kept.top_k is [45] and [45]"),
-            (top_k_targets(keep_mass=0.8), {}, "targets.kept.keep_mass is"),
-            (top_k_targets(inverse_temperatures=(0.5, 1.0)), {}, "kept.inverse_temperatures is"),
-            (with_moment(top_k_targets()), {}, "targets.moment.dim is"),
+            (None, {"sequence_length": 14}, "cache_teacher.sequence_length is 1[24] and 1[24]"),
+            (drawn_targets(), {}, "cache_teacher.targets is 'top_k"),
+            (top_k_targets(top_k=4), {}, "cache_teacher.top_k is [45] and [45]"),
+            (top_k_targets(keep_mass=0.8), {}, "cache_teacher.top_p is"),
+            (
+                top_k_targets(inverse_temperatures=(0.5, 1.0)),
+                {},
+                "cache_teacher.inverse_temperatures is",
+            ),
+            (with_moment(top_k_targets()), {}, "cache_teacher.tail_moment_dim is"),
             *(
                 (None, {"teacher": {name: value}}, f"teacher.{name} is ")
                 for name, value in {
@@ -144,9 +148,12 @@ class TestMixable:
     @pytest.mark.parametrize(
         ("sketch", "named"),
         [
-            (SketchSpec(kind="rademacher", dim=4), "sketch.dim is"),
-            (SketchSpec(kind="rademacher", dim=8, hidden_states="last"), "sketch.hidden_states is"),
-            (SketchSpec(kind="none", dim=0), "sketch.kind is"),
+            (SketchSpec(kind="rademacher", dim=4), "cache_teacher.hidden_projection_dim is"),
+            (
+                SketchSpec(kind="rademacher", dim=8, hidden_states="last"),
+                "cache_teacher.hidden_states is",
+            ),
+            (SketchSpec(kind="none", dim=0), "cache_teacher.hidden_projection is"),
         ],
     )
     def test_projections_must_be_alike_where_the_loss_needs_them(

@@ -53,7 +53,7 @@ def test_older_fields_of_rotation_are_understood() -> None:
             "sliding_att|layer",
         ),
         ("llama", {"quantization_config": {"bits": 4}}, "weights are quantized"),
-        ("llama", {"num_key_value_heads": 3}, "3 does not divide the 4 heads"),
+        ("llama", {"num_key_value_heads": 3}, "3 does not divide the 4 heads of queries. Download"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
