@@ -306,9 +306,11 @@ def _publish_known(storage: Storage, name: str, data: bytes, next_step: str) -> 
         storage.publish(name, data)
 
 
-def require_same_spec(storage: Storage, expected: CacheSpec, found: CacheSpec) -> None:
-    """Raise SpecMismatchError naming every field in which the two differ."""
-    fields = differences(expected, found)
+def require_same_spec(
+    storage: Storage, expected: CacheSpec, found: CacheSpec, called: Callable[[str], str] = str
+) -> None:
+    """Raise SpecMismatchError naming every field in which the two differ, as it is ``called``."""
+    fields = differences(expected, found, called)
     if fields:
         raise SpecMismatchError(
             f"{storage.root}: this cache was made from another recipe, teacher or corpus:\n  "

@@ -5,7 +5,7 @@ spec's parts before anything else is loaded.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -251,11 +251,14 @@ class CacheSpec:
         return "validation" if is_validation else "train"
 
 
-def differences(expected: CacheSpec, found: CacheSpec) -> list[str]:
-    """Every field in which two specs differ, as ``teacher.dtype: expected 'a', found 'b'``."""
+def differences(
+    expected: CacheSpec, found: CacheSpec, called: Callable[[str], str] = str
+) -> list[str]:
+    """Every field in which two specs differ, as ``teacher.dtype: expected 'a', found 'b'``, or
+    under the name that it is ``called``."""
     ours, theirs = (dict(_leaves(spec.to_json())) for spec in (expected, found))
     return [
-        f"{name}: expected {ours.get(name)!r}, found {theirs.get(name)!r}"
+        f"{called(name)}: expected {ours.get(name)!r}, found {theirs.get(name)!r}"
         for name in ours | theirs
         if ours.get(name) != theirs.get(name)
     ]

@@ -10,13 +10,14 @@ from pathlib import Path
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.corpus import CorpusSpec
 from cache_format.storage.open import storage_at
-from cache_format.writer import begun_spec, require_same_spec
+from cache_format.writer import begun_spec
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.corpora import Described
 from stages.cache_teacher.corpus.units import check_local_corpora
 from stages.cache_teacher.corpus_settings import token_shares
 from stages.cache_teacher.setup.fitted import as_fitted
 from stages.cache_teacher.setup.identity import make_spec
+from stages.cache_teacher.setup.setting_names import require_same_settings
 from stages.cache_teacher.target_settings import NOT_FITTED
 from stages.cache_teacher.teacher.locate import local_directory
 
@@ -34,7 +35,7 @@ def check_early(config: CacheTeacherConfig, out: Path | str | None = None) -> No
     begun = begun_spec(storage)
     # Where there are more corpora or fewer, the stage says what differs.
     if begun is not None and len(begun.each_corpus) == len(config.each_corpus):
-        require_same_spec(storage, _asked_for(config, begun), begun)
+        require_same_settings(storage, _asked_for(config, begun), begun)
 
 
 def _asked_for(config: CacheTeacherConfig, begun: CacheSpec) -> CacheSpec:

@@ -27,13 +27,14 @@ from cache_format.tables.shared_files import (
     read_transform,
 )
 from cache_format.tables.vocabulary_ranks import RankTable
-from cache_format.writer import begun_spec, require_same_spec
+from cache_format.writer import begun_spec
 from stages.cache_teacher.config import CacheTeacherConfig
 from stages.cache_teacher.corpus.corpora import Corpora, Described
 from stages.cache_teacher.corpus.packing import IntArray
 from stages.cache_teacher.corpus.token_frequencies import ENOUGH_TOKENS, rank_table
 from stages.cache_teacher.corpus.unit_reader import iter_token_ids
 from stages.cache_teacher.setup.fitted import Fit, as_fitted, fit_all
+from stages.cache_teacher.setup.setting_names import require_same_settings
 from stages.cache_teacher.setup.unit_shares import unit_shares
 from stages.cache_teacher.target_settings import NOT_FITTED, SETTINGS_OF_KINDS
 
@@ -71,7 +72,7 @@ def identify(
         return Identity(spec=spec, shared=shared)
     spec = make_spec(config, source.spec, corpora.described(), begun.ranks_sha256)
     spec = as_fitted(spec, begun)
-    require_same_spec(storage, spec, begun)
+    require_same_settings(storage, spec, begun)
     ranks = _ranks_of(storage, spec, corpora, source)
     return Identity(spec=spec, shared=_shared_of(storage, spec, ranks, fit))
 

@@ -18,11 +18,11 @@ from tests.support.stage_one_runs import TEXTS, Bench, Watch, rows_by_unit, shar
 from tests.support.tiny import write_fineweb_parquet
 
 OTHER_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
-    "top_k": ({"top_k": 13}, "targets.kept.top_k"),
+    "top_k": ({"top_k": 13}, "cache_teacher.top_k"),
     "seed": ({"seed": 1}, "seed"),
-    "dtype": ({"teacher_dtype": "bfloat16"}, "teacher.dtype"),
-    "sketch": ({"hidden_projection": "none"}, "sketch.kind"),
-    "units": ({"documents_per_unit": 9}, "corpus.documents_per_unit"),
+    "dtype": ({"teacher_dtype": "bfloat16"}, "cache_teacher.teacher_dtype"),
+    "sketch": ({"hidden_projection": "none"}, "cache_teacher.hidden_projection"),
+    "units": ({"documents_per_unit": 9}, "cache_teacher.documents_per_unit"),
 }
 
 

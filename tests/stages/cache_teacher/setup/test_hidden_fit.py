@@ -199,5 +199,5 @@ def test_a_run_begins_continues_and_repairs_a_cache_with_one_transform(bench: Be
 
 def test_another_kl_is_another_cache(bench: Bench) -> None:
     bench.run(targets="hidden", hidden_kl=0.03, documents_per_unit=20)
-    with pytest.raises(SpecMismatchError, match=r"targets\.hidden\.max_kl: expected 0\.1, found"):
+    with pytest.raises(SpecMismatchError, match=r"cache_teacher\.hidden_kl: expected 0\.1, found"):
         bench.run(targets="hidden", hidden_kl=0.1, documents_per_unit=20)

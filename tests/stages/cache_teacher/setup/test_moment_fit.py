@@ -195,7 +195,7 @@ def test_without_moments_a_cache_has_the_bytes_of_one_that_never_knew_them(bench
 def test_another_dimension_is_another_cache(bench: Bench) -> None:
     bench.run(tail_moment_dim=3)
     for dim in (0, 1, 4):
-        with pytest.raises(SpecMismatchError, match=r"targets\.moment\.dim: expected"):
+        with pytest.raises(SpecMismatchError, match=r"cache_teacher\.tail_moment_dim: expected"):
             bench.run(tail_moment_dim=dim)
 
 

@@ -65,7 +65,7 @@ def test_a_cache_keeps_its_dtype_on_every_machine(
     more = bench.run(num_tokens=1000, **auto)
     assert more.spec.teacher.dtype == "float32"
     assert len(more.shards) > 1
-    with pytest.raises(SpecMismatchError, match=r"teacher\.dtype"):
+    with pytest.raises(SpecMismatchError, match=r"cache_teacher\.teacher_dtype: expected"):
         bench.run(num_tokens=1000, **(auto | {"teacher_dtype": "bfloat16"}))
 
 
