@@ -52,7 +52,10 @@ if (typeof Search !== "undefined") {
   const found = pasted ? closest(pasted, items.map((item) => item.textContent)) : -1;
   if (found >= 0) {
     items[found].classList.add("pasted-message");
-    items[found].scrollIntoView({ block: "center" });
+    // At once, and when the page is laid out: a smooth scroll is cancelled by what else scrolls.
+    const show = () => items[found].scrollIntoView({ block: "center", behavior: "instant" });
+    show();
+    window.addEventListener("load", show);
   }
   sessionStorage.removeItem("pasted-message");
 }

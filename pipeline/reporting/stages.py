@@ -25,7 +25,7 @@ _OF_CACHE = ("validation/loss", "validation/kl")
 _PHASES = {
     "resolving": "resolving the teacher and the corpus",
     "loading teacher": "loading the teacher",
-    "fitting": "fitting to the hidden states of the first unit",
+    "fitting": "fitting to the hidden states of the first unit of text",
     "waiting for workers": "waiting for the cluster's workers to load the teacher",
     "corpus ended": "the corpus ended before the token budget was reached",
 }

@@ -150,8 +150,9 @@ class Filling:
             return ""
         name, num_units = ended
         own = [entry.num_tokens for entry in finished.values() if entry.corpus == name]
+        units = "1 unit" if num_units == 1 else f"{num_units:,} units"
         return (
-            f"corpus {name} has ended after {num_units:,} units with {sum(own):,} tokens, and with "
+            f"corpus {name} has ended after {units} with {sum(own):,} tokens, and with "
             f"it the cache: it holds {num_held:,} of {self._num_tokens:,} tokens. For more, give "
             f"another cache more documents of {name}, or less weight to it"
         )

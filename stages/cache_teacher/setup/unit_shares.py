@@ -6,9 +6,11 @@ units of each are read and packed to see how many tokens one has. That is a pure
 corpora and the tokenizer, and done once: from then on the order is in the cache's spec.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from cache_format.metadata.interleaving import interleaving
+from cache_format.metadata.interleaving import Interleaving, interleaving
 from cache_format.metadata.spec import CacheSpec
 from cache_format.metadata.spec_parts.corpus import LONGEST_PERIOD
 from stages.cache_teacher.corpus.corpora import Corpora
@@ -21,23 +23,35 @@ _MOST_UNITS = 64
 
 def unit_shares(corpora: Corpora, tokenizers: Tokenizers, spec: CacheSpec) -> tuple[int, ...]:
     """Units of each corpus in one period, as near to the shares of tokens as ``LONGEST_PERIOD``
-    units allow. Raises ValueError where a corpus fills no row, or would hardly ever have its turn.
+    units allow. Raises ValueError where a corpus fills no row, would hardly ever have its turn, or
+    would have none before another one ends.
     """
     reader = UnitReader(corpora, tokenizers, spec)
-    sizes = [
-        _tokens_per_unit(str(name), corpus, reader, spec) for name, corpus in corpora.each.items()
-    ]
-    weights = [weight / size for weight, size in zip(corpora.weights, sizes, strict=True)]
-    _require_turns(list(map(str, corpora.each)), weights, sizes)
-    return interleaving(weights, LONGEST_PERIOD).shares
+    looks = [_look(str(name), corpus, reader, spec) for name, corpus in corpora.each.items()]
+    weights = [weight / look.mean for weight, look in zip(corpora.weights, looks, strict=True)]
+    _require_turns(weights, looks)
+    order = interleaving(weights, LONGEST_PERIOD)
+    _require_turn_before_any_ends(order, looks)
+    return order.shares
 
 
-def _tokens_per_unit(name: str, corpus: Corpus, reader: UnitReader, spec: CacheSpec) -> float:
-    """A mean over its first units."""
+class _Look(NamedTuple):
+    """What the first units of a corpus tell of it."""
+
+    name: str
+    mean: float
+    """Tokens of a unit."""
+    num_units: int | None
+    """All that there are; None where not all were looked at."""
+
+
+def _look(name: str, corpus: Corpus, reader: UnitReader, spec: CacheSpec) -> _Look:
     num_tokens = num_units = 0
+    has_ended = False
     while num_tokens < ENOUGH_TOKENS and num_units < _MOST_UNITS:
         documents = corpus.read_unit(num_units)
         if documents is None:
+            has_ended = True
             break
         num_tokens += reader.prepare(num_units, documents, corpus.spec).num_tokens
         num_units += 1
@@ -47,14 +61,35 @@ def _tokens_per_unit(name: str, corpus: Corpus, reader: UnitReader, spec: CacheS
             f"{spec.sequence_length} tokens, so its share cannot be kept. Raise its "
             "documents_per_unit, or lower sequence_length."
         )
-    return num_tokens / num_units
+    return _Look(name, num_tokens / num_units, num_units if has_ended else None)
 
 
-def _require_turns(names: Sequence[str], weights: Sequence[float], sizes: Sequence[float]) -> None:
-    for name, weight, size in zip(names, weights, sizes, strict=True):
+def _require_turns(weights: Sequence[float], looks: Sequence[_Look]) -> None:
+    for weight, look in zip(weights, looks, strict=True):
         if weight * LONGEST_PERIOD < sum(weights):
             raise ValueError(
-                f"corpora: {name}: so little of it is asked for that less than 1 in "
-                f"{LONGEST_PERIOD:,} units would be of it, which has {size:,.0f} tokens a unit. "
-                "Lower its documents_per_unit, or raise its share."
+                f"corpora: {look.name}: so little of it is asked for that less than 1 in "
+                f"{LONGEST_PERIOD:,} units would be of it, which has {look.mean:,.0f} tokens a "
+                "unit. Lower its documents_per_unit, or raise its share."
             )
+
+
+def _require_turn_before_any_ends(order: Interleaving, looks: Sequence[_Look]) -> None:
+    """The cache ends where the first corpus lacks a unit: by then, there must be some of each."""
+    for number, look in enumerate(looks):
+        if look.num_units is None:
+            continue
+        last = (look.num_units + 1) * sum(order.shares)  # it has a turn in every period
+
+        def num_turns(place: int, number: int = number) -> int:
+            return order.counts(place + 1)[number]
+
+        end = bisect_right(range(last), look.num_units, key=num_turns)
+        for other, count in zip(looks, order.counts(end), strict=True):
+            if not count:
+                few = "only 1 unit" if look.num_units == 1 else f"only {look.num_units} units"
+                raise ValueError(
+                    f"corpora: {look.name}: has {few} of {look.mean:,.0f} tokens, and the cache "
+                    f"would end with it before the first unit of {other.name}. Give it more "
+                    "documents, or a smaller share."
+                )

@@ -198,6 +198,17 @@ def test_a_corpus_that_would_have_no_turn_is_named(
         run(bench, corpora=(corpora[0], rare))
 
 
+def test_a_corpus_that_ends_before_another_s_turn_is_named(
+    bench: Bench, corpora: tuple[CorpusSettings, ...], tmp_path: Path
+) -> None:
+    write_fineweb_parquet(tmp_path / "web.parquet", tiny_texts(8))
+    with pytest.raises(
+        ValueError, match=r"corpora: web: has only 1 unit of .*before the first unit of math\. Give"
+    ):
+        run(bench, corpora=corpora)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_what_is_fitted_is_fitted_to_all_corpora_by_their_shares(
     bench: Bench, corpora: tuple[CorpusSettings, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
