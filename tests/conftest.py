@@ -1,4 +1,4 @@
-"""One thread, no Hub, no network: set before any test imports torch or transformers."""
+"""One thread, no fork, no Hub, no network: set before any test imports torch or transformers."""
 
 import os
 
@@ -8,6 +8,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_DATASETS_OFFLINE="1",
     TRANSFORMERS_VERBOSITY="error",
+    DISABLE_MULTIPROC="1",  # lm-eval forks; with threads of other tests, a fork may never end
 )
 if os.environ.get("XLSTM_DISTILL_GPU_TESTS") != "cuda":  # `make gpu` alone is shown GPUs
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

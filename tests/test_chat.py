@@ -214,7 +214,7 @@ class TestIdentity:
         config = tiny_cache_config(
             bench.teacher, bench.root / "corpus.parquet", **(settings | changes)
         )
-        with pytest.raises(SpecMismatchError, match=r"corpus\.chat\."):
+        with pytest.raises(SpecMismatchError, match=rf"cache_teacher\.{next(iter(changes))}: "):
             check_early(config, bench.root / "cache")
 
     def test_another_template_is_another_cache(self, bench: Bench, tmp_path: Path) -> None:

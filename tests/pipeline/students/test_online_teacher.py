@@ -306,6 +306,8 @@ class TestRefused:
         self, root: Path, hidden_states: str
     ) -> None:
         cache = cache_format.open(make_cache(root, top_k=8, hidden_states=hidden_states))
-        with pytest.raises(ValueError, match=r"sketch\.hidden_states.*beta_start and beta_end"):
+        with pytest.raises(
+            ValueError, match=r"cache_teacher\.hidden_states.*beta_start and beta_end"
+        ):
             load_online_teacher(cache, CPU, with_mean=True)
         assert load_online_teacher(cache, CPU, with_mean=False)
