@@ -19,6 +19,7 @@ from benchmarks.gpu.kernels import kernels
 from benchmarks.gpu.report import gpu_report
 from benchmarks.gpu.slstm import slstm
 from benchmarks.hybrid import hybrid
+from benchmarks.hybrid_students import hybrid_students
 from benchmarks.kept_ids import kept_ids
 from benchmarks.loader import loader
 from benchmarks.loss import loss
@@ -54,6 +55,7 @@ main.add_command(kernels)
 main.add_command(inputs)
 main.add_command(sampled_softmax)
 main.add_command(hybrid)
+main.add_command(hybrid_students)
 main.add_command(kept_ids)
 main.add_command(slstm)
 main.add_command(loader)

@@ -8,17 +8,15 @@ scored on validation rows of both caches: loss in nats per token.
 """
 
 import json
-import subprocess
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
 from benchmarks.quick import quick_option, show
-from cache_format.storage.atomic import publish_bytes
+from benchmarks.typed_commands import require_same_options, type_command
 from pipeline.demo.corpus import documents
 from pipeline.demo.run import TEACHER
 
@@ -59,7 +57,6 @@ def experts(
     with ExitStack() as stack:
         if work is None:
             work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        work.mkdir(parents=True, exist_ok=True)
         require_same_options(
             work,
             {
@@ -83,20 +80,6 @@ def experts(
             for student in ("base", *DOMAINS, "merged", "generalist")
         }
     show(figures, as_json, _table)
-
-
-def require_same_options(work: Path, options: Mapping[str, object]) -> None:
-    """Keep ``options`` in ``work``, or raise UsageError where it was made with others."""
-    kept = work / "options.json"
-    if not kept.exists():
-        publish_bytes(kept, json.dumps(options).encode())
-        return
-    found: dict[str, object] = json.loads(kept.read_text())
-    if found != options:
-        differing = ", ".join(key for key in options if options[key] != found.get(key))
-        raise click.UsageError(
-            f"--work {work}: what it has is of other options ({differing}). Take another directory."
-        )
 
 
 def make_cache(work: Path, domain: str, tokens: int) -> None:
@@ -159,13 +142,6 @@ def losses_of(work: Path, student: str, rows: int) -> dict[str, float]:
     found = json.loads(type_command(*command))
     losses = (of_cache["student"]["loss"] for of_cache in found["caches"])
     return dict(zip(DOMAINS, losses, strict=True))
-
-
-def type_command(*words: object) -> str:
-    """Run a command of the pipeline in a process of its own."""
-    command = [sys.executable, "-m", "pipeline", *map(str, words)]
-    click.echo(f"$ pipeline {' '.join(command[3:])}", err=True)
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def _table(figures: dict[str, dict[str, float]]) -> str:

@@ -1,0 +1,42 @@
+"""The pipeline's own commands, typed by a benchmark into a directory that it can go on from."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from cache_format.storage.atomic import publish_bytes
+
+
+def type_command(*words: object) -> str:
+    """Run a command of the pipeline in a process of its own; returns its stdout.
+
+    Raises ClickException where it fails, which has said why.
+    """
+    command = [sys.executable, "-m", "pipeline", *map(str, words)]
+    click.echo(f"$ pipeline {' '.join(command[3:])}", err=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise click.ClickException(
+            f"pipeline {words[0]} ended with status {done.returncode}; what was made is kept in "
+            "--work. Run the same command again to go on."
+        )
+    return done.stdout
+
+
+def require_same_options(work: Path, options: Mapping[str, object]) -> None:
+    """Keep ``options`` in ``work``, or raise UsageError where it was made with others."""
+    work.mkdir(parents=True, exist_ok=True)
+    kept = work / "options.json"
+    if not kept.exists():
+        publish_bytes(kept, json.dumps(options).encode())
+        return
+    found: dict[str, object] = json.loads(kept.read_text())
+    if found != options:
+        differing = ", ".join(key for key in options if options[key] != found.get(key))
+        raise click.UsageError(
+            f"--work {work}: what it has is of other options ({differing}). Take another directory."
+        )
