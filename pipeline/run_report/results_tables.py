@@ -11,15 +11,16 @@ from pipeline.run_report.recorded.settings import ABSENT
 from pipeline.run_report.table import SHOWN_OF_HASH, Cell, Table, spread_text
 from stages.train_student.tracking.metric_labels import VALIDATION, cache_labels, of_cache
 
+GRADIENT_NORM = "train/gradient_norm"
 _LEFT_OUT = ("validation/teacher_loss",)
 _OF_CACHE = ("validation/loss", "validation/kl", "validation/agreement", "validation/accuracy")
 _COLUMNS = {
     label.key: (label.column or label.progress or "", label.format)
     for label in VALIDATION
     if label.key not in _LEFT_OUT
-}
+} | {GRADIENT_NORM: ("gradient norm", ".2f")}
 _HIGHER_IS_BETTER = ("validation/agreement", "validation/accuracy")
-_NEITHER = ("validation/mlstm_share",)
+_NEITHER = ("validation/mlstm_share", GRADIENT_NORM)
 PAIRED = ("validation/loss", "validation/kl", "validation/agreement")
 """What is compared seed by seed."""
 
@@ -168,7 +169,9 @@ def _results_note(found: ComparableGroups) -> str:
     repeats = ""
     if any(group.has_repeats for group in found.groups):
         repeats = " Runs of one seed are repeats or copies, over which there is no ±."
+    has_norms = any(group.final(GRADIENT_NORM) for group in found.groups)
+    norms = " Gradient norms are medians over steps, before clipping." if has_norms else ""
     return (
         f"Last validation on cache {found.cache_id}{rows}. ± is the sample standard deviation "
-        f"over seeds.{repeats}{teacher if losses else ''}"
+        f"over seeds.{repeats}{teacher if losses else ''}{norms}"
     )

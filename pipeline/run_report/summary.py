@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.run_report.recorded.paired_differences import paired_difference
 from pipeline.run_report.recorded.recorded_run import RecordedRun
-from pipeline.run_report.recorded.seed_groups import SeedGroup, Spread
+from pipeline.run_report.recorded.seed_groups import SeedGroup, Spread, final_figure
 from pipeline.run_report.recorded.settings import SEED
 from pipeline.run_report.report import Report
 from pipeline.run_report.results_tables import PAIRED, paired_with, result_columns
@@ -72,7 +72,7 @@ def _row(
 def _run(
     run: RecordedRun, group: SeedGroup, columns: Mapping[str, tuple[str, str]]
 ) -> dict[str, Any]:
-    figures = {_key(key): run.metrics.last(key) for key in columns}
+    figures = {_key(key): final_figure(run, key) for key in columns}
     seed = run.identity.get(SEED)
     return {"name": run.name, "recipe": group.name, "seed": seed, "state": run.state, **figures}
 

@@ -16,6 +16,7 @@ from pipeline.run_report.recorded.recorded_run import RecordedRun, count_of
 from pipeline.run_report.recorded.settings import SEED, deciding_settings
 
 _INITIAL_WEIGHTS = "initial_weights_sha256"
+_MEDIAN = ("train/gradient_norm",)
 _SEED_IN_NAME = re.compile(r"(^|[\W_]+)(seed|s)?[\W_]*$", re.IGNORECASE)
 
 
@@ -80,8 +81,16 @@ class SeedGroup:
         )
 
     def final(self, metric: str) -> Spread | None:
-        """The newest value of ``metric``."""
-        return self.spread(lambda run: run.metrics.last(metric))
+        """The newest value of ``metric``; of a norm, whose steps differ by chance, the median."""
+        return self.spread(lambda run: final_figure(run, metric))
+
+
+def final_figure(run: RecordedRun, metric: str) -> float | None:
+    """What ``run`` came to: see ``SeedGroup.final``."""
+    newest = run.metrics.last(metric)
+    if newest is None or metric not in _MEDIAN:
+        return newest
+    return statistics.median(run.metrics.of(metric).values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """What the tables say of recipes that are nearly equal, and of figures that not all runs have."""
 
+import json
 from pathlib import Path
 
 from pipeline.run_report.recorded.find_runs import find_runs
@@ -147,3 +148,15 @@ def test_figures_of_each_of_several_caches_have_a_table(tmp_path: Path) -> None:
 def test_a_run_of_one_cache_has_no_table_by_cache(tmp_path: Path) -> None:
     write_run(tmp_path / "one")
     assert len(make_report(find_runs([tmp_path]), "loss").results) == 1
+
+
+def test_a_gradient_norm_is_the_median_of_its_steps(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    norms = [0.9, 0.4, 0.5]  # the newest is neither
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in lines if "gradient_norm" not in line]
+    kept += [json.dumps({"step": n, "train/gradient_norm": norm}) for n, norm in enumerate(norms)]
+    (run / "metrics.jsonl").write_text("\n".join([*kept, ""]))
+    table, row = results(tmp_path)
+    assert row["gradient norm"] == "0.50"
+    assert "medians over steps" in table.note
