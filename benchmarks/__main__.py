@@ -18,8 +18,8 @@ from benchmarks.gpu.inputs import inputs
 from benchmarks.gpu.kernels import kernels
 from benchmarks.gpu.report import gpu_report
 from benchmarks.gpu.slstm import slstm
-from benchmarks.hybrid import hybrid
-from benchmarks.hybrid_students import hybrid_students
+from benchmarks.hybrid.speed import hybrid
+from benchmarks.hybrid.students import hybrid_students
 from benchmarks.kept_ids import kept_ids
 from benchmarks.loader import loader
 from benchmarks.loss import loss

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import hybrid_students, typed_commands
+from benchmarks import typed_commands
 from benchmarks.__main__ import main
+from benchmarks.hybrid import students
 from benchmarks.result_files import block
 from pipeline.run_report.recorded.metric_series import MetricSeries
 from pipeline.run_report.recorded.recorded_run import RecordedRun
@@ -33,10 +34,10 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands; nothing is run."""
     commands: list[list[str]] = []
     monkeypatch.setattr(
-        hybrid_students, "type_command", lambda *words: commands.append(list(map(str, words)))
+        students, "type_command", lambda *words: commands.append(list(map(str, words)))
     )
-    monkeypatch.setattr(hybrid_students, "read_run", recorded)
-    monkeypatch.setattr(hybrid_students, "write_parquet", lambda *_: None)
+    monkeypatch.setattr(students, "read_run", recorded)
+    monkeypatch.setattr(students, "write_parquet", lambda *_: None)
     return commands
 
 
@@ -52,7 +53,7 @@ def test_every_student_is_aligned_and_distilled_from_there(
     cached, *trained = typed
     assert cached[0] == "cache-teacher"
     out = {command[command.index("--out") + 1]: command for command in trained}
-    assert len(out) == len(trained) == 2 * (2 * len(hybrid_students.MIXERS) - 1)
+    assert len(out) == len(trained) == 2 * (2 * len(students.MIXERS) - 1)
     for path, command in out.items():
         phase, student = Path(path).parts[-2:]
         assert ("--init" in command) == (phase == "distilled" and "mlstm" in student)

@@ -50,9 +50,9 @@ FAMILIES = ("llama", "mistral", "olmo2", "qwen2", "qwen3")
 def hybrid(as_json: bool, teacher: Path | None, device: str, precision: str, **sizes: Any) -> None:
     import torch
 
-    from benchmarks.hybrid_generation import TOKENS_PER_REPEAT, generation
-    from benchmarks.hybrid_models import Place, make_teacher, read_teacher
-    from benchmarks.hybrid_training import training
+    from benchmarks.hybrid.generation import TOKENS_PER_REPEAT, generation
+    from benchmarks.hybrid.models import Place, make_teacher, read_teacher
+    from benchmarks.hybrid.training import training
     from benchmarks.progress import Progress
     from stages.compute.device import choose_device
     from stages.train_student.modeling.hybrid_xlstm.settings import HybridXLSTMSettings

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.alternating import median_seconds, peak_allocated_bytes
-from benchmarks.hybrid_models import Place, convert
+from benchmarks.hybrid.models import Place, convert
 from benchmarks.loss import Size, make_inputs
 from benchmarks.progress import Done
 from stages.train_student.losses.sparse_kl import SparseDistillationLoss

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.alternating import median_seconds
-from benchmarks.hybrid_models import Place, convert
+from benchmarks.hybrid.models import Place, convert
 from benchmarks.progress import Done
 from stages.train_student.modeling.hybrid_xlstm.settings import HybridXLSTMSettings
 
