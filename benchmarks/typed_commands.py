@@ -21,8 +21,8 @@ def type_command(*words: object) -> str:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise click.ClickException(
-            f"pipeline {words[0]} ended with status {done.returncode}; what was made is kept in "
-            "--work. Run the same command again to go on."
+            f"pipeline {words[0]} ended with status {done.returncode}; it said why. With --work, "
+            "the same command goes on from what was made."
         )
     return done.stdout
 

@@ -9,17 +9,15 @@ is there from the same options is taken, so that it may be stopped.
 """
 
 import json
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import click
 
+from benchmarks.hybrid.student_results import results
 from benchmarks.online import CORPUS_CHARS
 from benchmarks.progress import Progress
 from benchmarks.quick import quick_option, show
@@ -37,8 +35,6 @@ MIXERS: Mapping[str, Sequence[str]] = {
 }
 """Settings of the student, in place of the recipes'; the first is the whole mixer."""
 _WITHOUT_MLSTM = "window and sinks"
-_WHOLE = next(iter(MIXERS))
-_FIGURES = {"loss": ("loss", ".4f"), "kl": ("KL", ".4f")}
 
 
 @click.command("hybrid-students", help=__doc__)
@@ -143,66 +139,3 @@ class _Trainings:
                 *(w for each in (*of_both, *own) for w in ("--set", f"train_student.{each}")),
             )
         return read_run(out, name)
-
-
-def results(found: Mapping[str, Sequence[Mapping[str, RecordedRun]]]) -> dict[str, Any]:
-    """The trainings of each mixer, in order of seeds, as a file of results."""
-    figures = {mixer: [_figures(runs) for runs in seeds] for mixer, seeds in found.items()}
-    columns = {
-        f"{phase}_{key}": {"heading": f"{phase}: {heading}", "format": form}
-        for phase in ("untrained", "aligned", "distilled")
-        for key, (heading, form) in _FIGURES.items()
-    }
-    run = found[_WHOLE][0]["distilled"]
-    environment = (run.record and run.record.environment) or {}
-    return {
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "environment": ", ".join(
-            f"{key} {environment[key]}"
-            for key in ("device", "threads", "torch", "commit")
-            if key in environment
-        ),
-        "rows_are": "mixer",
-        "columns": columns
-        | {
-            f"{key}_difference": {"heading": f"distilled: {heading}, to the whole", "format": form}
-            for key, (heading, form) in _FIGURES.items()
-        },
-        "rows": [
-            *(_row(mixer, seeds, figures[_WHOLE]) for mixer, seeds in figures.items()),
-            {"name": "teacher", "untrained_loss": run.metrics.last("validation/teacher_loss")},
-        ],
-        "students": figures,
-    }
-
-
-def _row(
-    mixer: str, seeds: Sequence[Mapping[str, float]], whole: Sequence[Mapping[str, float]]
-) -> dict[str, Any]:
-    row = {"name": mixer} | {key: _spread([each[key] for each in seeds]) for key in seeds[0]}
-    if mixer == _WHOLE:
-        return row
-    return row | {
-        f"{key}_difference": _spread(
-            [
-                own[f"distilled_{key}"] - other[f"distilled_{key}"]
-                for own, other in zip(seeds, whole, strict=True)
-            ]
-        )
-        for key in _FIGURES
-    }
-
-
-def _figures(runs: Mapping[str, RecordedRun]) -> dict[str, float]:
-    """Of one student: before its first training, and after each."""
-    first = next(iter(runs.values()))
-    found = {f"untrained_{key}": first.metrics.of(f"validation/{key}")[0] for key in _FIGURES}
-    for phase, run in runs.items():
-        curves = {key: run.metrics.of(f"validation/{key}") for key in _FIGURES}
-        found |= {f"{phase}_{key}": curve[max(curve)] for key, curve in curves.items()}
-    return found
-
-
-def _spread(values: Sequence[float]) -> dict[str, float | None]:
-    return {"mean": mean(values), "deviation": stdev(values) if len(values) > 1 else None}

@@ -26,6 +26,7 @@ def recorded(path: Path, name: str) -> RecordedRun:
     curves = {"loss": {0: loss + 1, 4: loss}, "kl": {0: loss / 2 + 1, 4: loss / 2}}
     series = {f"validation/{key}": curve for key, curve in curves.items()}
     series["validation/teacher_loss"] = {0: 1.5}
+    series["validation/output_gate_layer_01"] = {0: 0.1, 4: 0.3}
     return RecordedRun(path=path, name=name, state="finished", metrics=MetricSeries(by_name=series))
 
 
@@ -79,6 +80,7 @@ def test_differences_are_to_the_whole_mixer_in_the_same_seed(
     assert rows[_WINDOW]["loss_difference"]["mean"] == pytest.approx(0.5)
     assert rows[_WINDOW]["loss_difference"]["deviation"] == pytest.approx(0, abs=1e-12)
     assert "loss_difference" not in rows[_WHOLE]
+    assert result["output_gates"] == {"01": {"mean": 0.3, "deviation": 0.0}}
     assert rows["teacher"] == {"name": "teacher", "untrained_loss": 1.5}
     assert "| window and sinks | 2.5050 ±0.0071 |" in block(result)
 

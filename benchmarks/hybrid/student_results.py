@@ -1,0 +1,92 @@
+"""The trainings of hybrid students as a file of results: a row for each mixer, means over seeds."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from statistics import mean, stdev
+from typing import Any
+
+from pipeline.run_report.recorded.recorded_run import RecordedRun
+
+Trainings = Mapping[str, RecordedRun]
+"""Of one student, by what they make of it: aligned, distilled."""
+_FIGURES = {"loss": ("loss", ".4f"), "kl": ("KL", ".4f")}
+_GATE = "validation/output_gate_layer_"
+
+
+def results(found: Mapping[str, Sequence[Trainings]]) -> dict[str, Any]:
+    """``found`` has the students of each mixer, in order of seeds; the first is the whole mixer."""
+    whole = next(iter(found))
+    figures = {mixer: [_figures(runs) for runs in seeds] for mixer, seeds in found.items()}
+    columns = {
+        f"{phase}_{key}": {"heading": f"{phase}: {heading}", "format": form}
+        for phase in ("untrained", "aligned", "distilled")
+        for key, (heading, form) in _FIGURES.items()
+    }
+    run = found[whole][0]["distilled"]
+    environment = (run.record and run.record.environment) or {}
+    return {
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "environment": ", ".join(
+            f"{key} {environment[key]}"
+            for key in ("device", "threads", "torch", "commit")
+            if key in environment
+        ),
+        "rows_are": "mixer",
+        "columns": columns
+        | {
+            f"{key}_difference": {"heading": f"distilled: {heading}, to the whole", "format": form}
+            for key, (heading, form) in _FIGURES.items()
+        },
+        "rows": [
+            *(_row(mixer, seeds, figures[whole]) for mixer, seeds in figures.items()),
+            {"name": "teacher", "untrained_loss": run.metrics.last("validation/teacher_loss")},
+        ],
+        "students": figures,
+        "output_gates": _output_gates([each["aligned"] for each in found[whole]]),
+    }
+
+
+def _row(
+    mixer: str, seeds: Sequence[Mapping[str, float]], whole: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    row = {"name": mixer} | {key: _spread([each[key] for each in seeds]) for key in seeds[0]}
+    if seeds is whole:
+        return row
+    return row | {
+        f"{key}_difference": _spread(
+            [
+                own[f"distilled_{key}"] - other[f"distilled_{key}"]
+                for own, other in zip(seeds, whole, strict=True)
+            ]
+        )
+        for key in _FIGURES
+    }
+
+
+def _figures(runs: Trainings) -> dict[str, float]:
+    """Of one student: before its first training, and after each."""
+    first = next(iter(runs.values()))
+    found = {f"untrained_{key}": first.metrics.of(f"validation/{key}")[0] for key in _FIGURES}
+    for phase, run in runs.items():
+        for key in _FIGURES:
+            found[f"{phase}_{key}"] = _last(run.metrics.of(f"validation/{key}"))
+    return found
+
+
+def _output_gates(runs: Sequence[RecordedRun]) -> dict[str, dict[str, float | None]]:
+    """Of each layer after the alignment: 0 is the window alone, 1 the mLSTM alone."""
+    names = sorted(name for name in runs[0].metrics.by_name if name.startswith(_GATE))
+    return {
+        name.removeprefix(_GATE): _spread([_last(run.metrics.of(name)) for run in runs])
+        for name in names
+    }
+
+
+def _last(curve: Mapping[int, float]) -> float:
+    return curve[max(curve)]
+
+
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    return {"mean": mean(values), "deviation": stdev(values) if len(values) > 1 else None}
