@@ -12,7 +12,7 @@ from typing import Literal
 
 from cache_format.errors import AdvisedError
 from cache_format.reader import Cache
-from cache_format.storage.atomic import is_temporary, lock_unless_held
+from cache_format.storage.atomic import is_temporary
 from pipeline.ablation.planning.planned_runs import Plan, PlannedRun, Problems
 from pipeline.ablation.planning.run_size import RunSize, run_size
 from pipeline.ablation.planning.sweep_copy import SWEEP_FILE
@@ -66,14 +66,6 @@ def check_runs(
 def is_finished(place: Path) -> bool:
     """Whether there is a run at ``place`` that has reached its last step and has a model."""
     return (place / RUN_FILE).is_file() and read_run(place, place.name).state == "finished"
-
-
-def is_held(place: Path) -> bool:
-    """Whether a process is training into ``place``."""
-    if not place.is_dir():
-        return False
-    with lock_unless_held(place) as is_ours:
-        return not is_ours
 
 
 def left_over(plan: Plan, out: Path) -> list[str]:

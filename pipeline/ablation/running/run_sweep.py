@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cache_format.errors import AdvisedError
 from cache_format.storage.atomic import lock_unless_held, make_directory
-from pipeline.ablation.planning.checks import is_finished, is_held
+from pipeline.ablation.planning.checks import is_finished
 from pipeline.ablation.planning.overview import Overview
 from pipeline.ablation.planning.planned_runs import PlannedRun
 from pipeline.ablation.planning.run_size import bytes_below
@@ -21,6 +21,7 @@ from pipeline.ablation.running.processes import Job, Launch, Started
 from pipeline.ablation.running.progress import Send, SweepProgress
 from pipeline.ablation.running.run_pool import PoolEvents, RunPool, State
 from pipeline.reporting.lines import size
+from pipeline.run_report.recorded.recorded_run import is_held
 
 
 @contextmanager

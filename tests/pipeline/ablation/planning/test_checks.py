@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 import cache_format
-from pipeline.ablation.planning.checks import CheckedRun, check_runs, is_held, left_over
+from pipeline.ablation.planning.checks import CheckedRun, check_runs, left_over
 from pipeline.ablation.planning.planned_runs import Plan, Problems
 from pipeline.ablation.planning.sweep_copy import write_copy
 from pipeline.ablation.planning.train_command import TrainCommand
+from pipeline.run_report.recorded.recorded_run import is_held
 from stages.train_student.checkpoints.run_record import read_record, write_record
 from stages.train_student.trainer.run_directory import held
 from tests.support.sweeps import planned

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.ablation.planning.checks import is_held
 from pipeline.ablation.running.ray_places import ray_places
+from pipeline.run_report.recorded.recorded_run import is_held
 from tests.support import ROOT
 from tests.support.command_line import done, run
 from tests.support.ray_cluster import local_cluster, workers

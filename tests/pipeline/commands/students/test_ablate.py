@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import Result
 
-from pipeline.ablation.planning.checks import is_held
+from pipeline.run_report.recorded.recorded_run import is_held
 from tests.support import ROOT
 from tests.support.command_line import done, run
 from tests.support.forked_jobs import forked_jobs
