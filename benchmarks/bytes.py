@@ -4,16 +4,16 @@ The demo's teacher is cached once for each of the compared settings. Students of
 take equal steps over the same rows in the same order: from each cache, with the teacher in the loop
 and on labels alone, once for every seed, each in a process of its own. Loss and KL are means over
 validation rows, KL over the whole vocabulary against the teacher itself, at temperature 1. `gain`
-is the share of what the teacher in the loop gains over labels alone, of the loss; ± is the standard
-deviation over seeds. With --work, what is there from the same options is taken, so that it may be
-stopped.
+is the share of what the teacher in the loop gains over labels alone, in percent; gains and
+differences are of students of one seed, and ± is the standard deviation over seeds. With --work,
+what is there from the same options is taken, so that it may be stopped.
 """
 
 import hashlib
 import json
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,15 @@ import click
 import cache_format
 from benchmarks import online
 from benchmarks.bytes_plot import name_of, save_plot
+from benchmarks.bytes_result import results
 from benchmarks.compare_option import compare_option, compared_texts
 from benchmarks.progress import Progress, caching_bar
 from benchmarks.quick import after_quick, quick_option, show
+from benchmarks.result_files import block
 from benchmarks.trainings import Way
 from cache_format.codec.targets.kinds import kind_of
 from cache_format.reader import Cache
+from cache_format.shard import SKETCH_COLUMNS
 
 COMPARED: tuple[Mapping[str, Any], ...] = (
     {"targets": "top_k", "top_k": 32},
@@ -62,7 +65,9 @@ COMPARED: tuple[Mapping[str, Any], ...] = (
 @click.option(
     "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write the curve as SVG or PNG."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object, in the form of a results file."
+)
 def bytes_against_students(
     steps: int,
     seeds: int,
@@ -91,7 +96,8 @@ def bytes_against_students(
                 progress.done(f"{name_of(row)}, seed {seed}")
     if plot is not None:
         save_plot(rows, plot)
-    show({"steps": steps, "rows": rows}, as_json, lambda figures: _table(figures["rows"]))
+    result = results(rows, steps)
+    show(result, as_json, lambda _: block(result))
 
 
 class _Bench:
@@ -104,8 +110,11 @@ class _Bench:
     def row(self, way: Way, compared: Mapping[str, Any]) -> dict[str, Any]:
         """A row without students; makes its cache."""
         cache = self._cache(compared)
-        num_bytes = None if way != "cache" else round(target_bytes(cache), 1)
-        return {"way": way, "settings": compared, "bytes_per_token": num_bytes, "students": []}
+        row: dict[str, Any] = {"way": way, "settings": compared, "students": []}
+        if way == "cache":
+            row["bytes_per_token"] = target_bytes(cache)
+            row["state_bytes_per_token"] = column_bytes(cache, SKETCH_COLUMNS)
+        return row
 
     def student(self, way: Way, compared: Mapping[str, Any], seed: int) -> dict[str, float]:
         """The figures of ``online.train``."""
@@ -136,40 +145,27 @@ class _Bench:
 
 def target_bytes(cache: Cache) -> float:
     """Bytes of the targets' columns, per token."""
-    columns = kind_of(cache.spec).COLUMNS
+    return column_bytes(cache, kind_of(cache.spec).COLUMNS)
+
+
+def column_bytes(cache: Cache, columns: Iterable[str]) -> float:
+    """Per token; a column that the cache lacks has none."""
     shards = cache.shards("train")
     if not shards:
         raise click.ClickException(
             "all that is cached is validation: raise cache_teacher.num_tokens"
         )
-    num_bytes = sum(shard.statistics.column_bytes[name] for shard in shards for name in columns)
-    return num_bytes / sum(shard.num_tokens for shard in shards)
+    sizes = [shard.statistics.column_bytes for shard in shards]
+    num_bytes = sum(size.get(name, 0) for size in sizes for name in columns)
+    return round(num_bytes / sum(shard.num_tokens for shard in shards), 1)
 
 
 def _line(row: Mapping[str, Any]) -> str:
     name = name_of(row)
-    num_bytes = "" if row["bytes_per_token"] is None else f"{row['bytes_per_token']:.1f}"
+    num_bytes = f"{row['bytes_per_token']:.1f}" if "bytes_per_token" in row else ""
     cells = [f"{name:32}{num_bytes:>8}"]
     for figure in ("validation_loss", "validation_kl"):
         values = [student[figure] for student in row["students"]]
         spread = f" ±{statistics.stdev(values):.4f}" if len(values) > 1 else ""
         cells.append(f"{statistics.mean(values):.4f}{spread}".rjust(18))
     return "".join(cells)
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [f"{'':32}{'B/token':>8}{'loss':>18}{'KL':>18}{'gain':>12}"]
-    for row in rows:
-        gains = gains_by_seed(row, rows)
-        spread = f" ±{100 * statistics.stdev(gains):.0f}" if len(gains) > 1 else ""
-        lines.append(f"{_line(row)}{f'{statistics.mean(gains):.0%}{spread}':>12}")
-    return "\n".join(lines)
-
-
-def gains_by_seed(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[float]:
-    """(labels − this) / (labels − online), of the losses of students of one seed."""
-    losses = ([one["validation_loss"] for one in each["students"]] for each in (*rows[:2], row))
-    return [
-        (of_labels - own) / (of_labels - of_online)
-        for of_online, of_labels, own in zip(*losses, strict=True)
-    ]

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_WITHOUT_CACHE = {"online": "teacher in the loop", "labels": "labels alone"}
+WITHOUT_CACHE = {"online": "teacher in the loop", "labels": "labels alone"}
 _COLORS = {"top_k": "tab:orange", "hidden": "tab:blue", "top_k+hidden": "tab:purple"}
 
 
 def name_of(row: Mapping[str, Any]) -> str:
     """What a row is called: the way, or the values of its settings."""
     name = ", ".join(str(value) for value in row["settings"].values())
-    return _WITHOUT_CACHE.get(row["way"], name)
+    return WITHOUT_CACHE.get(row["way"], name)
 
 
 def save_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -31,7 +31,7 @@ def save_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         losses = [student["validation_loss"] for student in row["students"]]
         mean = statistics.mean(losses)
         spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
-        if row["way"] in _WITHOUT_CACHE:
+        if row["way"] in WITHOUT_CACHE:
             axes.axhline(mean, color="0.5", linestyle="--" if row["way"] == "online" else ":")
             axes.axhspan(mean - spread, mean + spread, color="0.5", alpha=0.15, linewidth=0)
             axes.annotate(
@@ -46,6 +46,6 @@ def save_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         )
     axes.set_xlabel("bytes per token of the targets")
     axes.set_ylabel("validation loss of the student, nats")
-    most = max(row["bytes_per_token"] or 0.0 for row in rows)
+    most = max(row.get("bytes_per_token", 0.0) for row in rows)
     axes.set_xlim(0, 1.25 * most)  # with room for the last name
     figure.savefig(path)

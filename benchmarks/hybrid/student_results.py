@@ -1,11 +1,9 @@
 """The trainings of hybrid students as a file of results: a row for each mixer, means over seeds."""
 
-import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.new_result import differences, made_by, spread
 from pipeline.run_report.recorded.recorded_run import RecordedRun
 
 Trainings = Mapping[str, RecordedRun]
@@ -26,13 +24,7 @@ def results(found: Mapping[str, Sequence[Trainings]]) -> dict[str, Any]:
     run = found[whole][0]["distilled"]
     environment = (run.record and run.record.environment) or {}
     return {
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "environment": ", ".join(
-            f"{key} {environment[key]}"
-            for key in ("device", "threads", "torch", "commit")
-            if key in environment
-        ),
+        **made_by(environment),
         "rows_are": "mixer",
         "columns": columns
         | {
@@ -51,15 +43,12 @@ def results(found: Mapping[str, Sequence[Trainings]]) -> dict[str, Any]:
 def _row(
     mixer: str, seeds: Sequence[Mapping[str, float]], whole: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
-    row = {"name": mixer} | {key: _spread([each[key] for each in seeds]) for key in seeds[0]}
+    row = {"name": mixer} | {key: spread([each[key] for each in seeds]) for key in seeds[0]}
     if seeds is whole:
         return row
     return row | {
-        f"{key}_difference": _spread(
-            [
-                own[f"distilled_{key}"] - other[f"distilled_{key}"]
-                for own, other in zip(seeds, whole, strict=True)
-            ]
+        f"{key}_difference": differences(
+            *([one[f"distilled_{key}"] for one in students] for students in (seeds, whole))
         )
         for key in _FIGURES
     }
@@ -79,14 +68,10 @@ def _output_gates(runs: Sequence[RecordedRun]) -> dict[str, dict[str, float | No
     """Of each layer after the alignment: 0 is the window alone, 1 the mLSTM alone."""
     names = sorted(name for name in runs[0].metrics.by_name if name.startswith(_GATE))
     return {
-        name.removeprefix(_GATE): _spread([_last(run.metrics.of(name)) for run in runs])
+        name.removeprefix(_GATE): spread([_last(run.metrics.of(name)) for run in runs])
         for name in names
     }
 
 
 def _last(curve: Mapping[int, float]) -> float:
     return curve[max(curve)]
-
-
-def _spread(values: Sequence[float]) -> dict[str, float | None]:
-    return {"mean": mean(values), "deviation": stdev(values) if len(values) > 1 else None}

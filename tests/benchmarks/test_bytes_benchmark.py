@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -10,7 +9,7 @@ from click.testing import CliRunner
 import cache_format
 from benchmarks import online
 from benchmarks.__main__ import main
-from benchmarks.bytes import COMPARED, target_bytes
+from benchmarks.bytes import COMPARED, column_bytes, target_bytes
 from tests.support.golden_cache import GOLDEN
 
 _LOSSES = {"online": 3.0, "labels": 4.0, "cache": 3.25}
@@ -42,39 +41,62 @@ def run(work: Path, *arguments: str) -> str:
 def test_every_kind_has_a_student_for_every_seed(
     tmp_path: Path, trained: list[tuple[str, list[str]]]
 ) -> None:
-    figures = json.loads(run(tmp_path, "--seeds", "2", "--json"))
-    rows: list[dict[str, Any]] = figures["rows"]
-    assert [row["way"] for row in rows] == ["online", "labels"] + ["cache"] * len(COMPARED)
-    assert [row["settings"] for row in rows[2:]] == list(COMPARED)
-    assert all(len(row["students"]) == 2 for row in rows)
-    assert rows[0]["bytes_per_token"] is None
-    assert rows[2]["bytes_per_token"] > 0
+    students = json.loads(run(tmp_path, "--seeds", "2", "--json"))["students"]
+    assert [row["way"] for row in students] == ["online", "labels"] + ["cache"] * len(COMPARED)
+    assert [row["settings"] for row in students[2:]] == list(COMPARED)
+    assert all(len(row["students"]) == 2 for row in students)
+    assert "bytes_per_token" not in students[0]
+    assert students[2]["bytes_per_token"] > 0
     # All kinds have one student before any has two.
     seeds = [settings[-1] for _, settings in trained]
     assert seeds == sorted(seeds)
 
 
-def test_gain_is_the_share_of_what_the_teacher_in_the_loop_gains(
+def test_rows_are_ranked_and_compared_with_the_teacher_in_the_loop_in_the_same_seed(
     tmp_path: Path, trained: list[tuple[str, list[str]]]
 ) -> None:
+    result = json.loads(run(tmp_path, "--seeds", "2", "--json"))
+    first, *between, last = result["rows"]
+    assert first["name"] == "teacher in the loop"
+    assert (first["gain"], last["gain"]) == (100, 0)
+    assert last["name"] == "labels alone"
+    assert last["loss_difference"]["mean"] == pytest.approx(1)
+    assert [row["name"] for row in between][:2] == [
+        "`top_k`, `top_k` 32",
+        "`top_k`, `top_k` 32, `tail_moment_dim` 16",
+    ]
+    for row in between:
+        assert row["loss"]["mean"] == pytest.approx(3.3)
+        assert row["loss"]["deviation"] == pytest.approx(0.1 / 2**0.5)
+        for name in ("loss_difference", "kl_difference"):
+            assert row[name] == {"mean": pytest.approx(0.25), "deviation": pytest.approx(0)}
+        for name in ("gain", "kl_gain"):
+            assert row[name] == {"mean": pytest.approx(75), "deviation": pytest.approx(0)}
     lines = run(tmp_path, "--seeds", "2").splitlines()
-    assert lines[1].startswith("teacher in the loop")
-    assert lines[1].endswith("100% ±0")
-    assert lines[2].endswith(" 0% ±0")
-    assert all(line.endswith("75% ±0") for line in lines[3:])
+    assert lines[0].startswith("| targets | bytes/token |")
+    assert lines[2].startswith("| teacher in the loop |")
     assert "3.3000 ±0.0707" in lines[3]
+    assert "75 % ±0" in lines[3]
+
+
+def test_a_single_seed_has_no_deviation(
+    tmp_path: Path, trained: list[tuple[str, list[str]]]
+) -> None:
+    assert "±" not in run(tmp_path, "--seeds", "1")
 
 
 def test_compared_settings_may_be_given(
     tmp_path: Path, trained: list[tuple[str, list[str]]]
 ) -> None:
     kinds = ["--compare", "targets=top_k,top_k=8", "--compare", "targets=hidden,hidden_kl=0.1"]
-    figures = json.loads(run(tmp_path, "--seeds", "1", "--json", *kinds))
-    settings = [row["settings"] for row in figures["rows"][2:]]
+    result = json.loads(run(tmp_path, "--seeds", "1", "--json", *kinds))
+    settings = [row["settings"] for row in result["students"][2:]]
     assert settings == [
         {"targets": "top_k", "top_k": "8"},
         {"targets": "hidden", "hidden_kl": "0.1"},
     ]
+    names = [row["name"] for row in result["rows"][1:-1]]
+    assert names == ["`top_k`, `top_k` 8", "`hidden`, `hidden_kl` 0.1"]
     assert "cache_teacher.hidden_kl=0.1" in trained[-1][1]
 
 
@@ -110,4 +132,10 @@ def test_bytes_are_those_of_the_targets_alone() -> None:
     sizes = [shard.statistics.column_bytes for shard in shards]
     columns = ("num_kept", "kept", "tail_log_mass", "next_logprob")
     expected = sum(size[name] for size in sizes for name in columns)
-    assert target_bytes(cache) == expected / sum(shard.num_tokens for shard in shards)
+    num_tokens = sum(shard.num_tokens for shard in shards)
+    assert target_bytes(cache) == round(expected / num_tokens, 1)
+
+
+def test_a_column_that_a_cache_lacks_has_no_bytes() -> None:
+    cache = cache_format.open(GOLDEN / "top_k")
+    assert column_bytes(cache, ["no such column"]) == 0
