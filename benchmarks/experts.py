@@ -4,24 +4,37 @@ The demo's documents are of two domains: docstrings of modules, and pages of doc
 cached by the demo's recipe; students are half as deep as the demo's, and read half as many rows a
 step. One student learns from both; two experts begin with its weights and learn from one each;
 their weights are averaged. A generalist goes on from both for as many steps as one expert. Each is
-scored on validation rows of both caches: loss in nats per token.
+scored on validation rows of both caches: loss in nats per token. All that is once for every seed; ±
+is the standard deviation over seeds, and differences are to the merge in the same seed. With
+--work, what is there from the same options is taken, so that it may be stopped.
 """
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import click
 
+from benchmarks.new_result import differences, made_by, spread
+from benchmarks.progress import Progress
 from benchmarks.quick import quick_option, show
+from benchmarks.result_files import block
 from benchmarks.typed_commands import require_same_options, type_command
 from pipeline.demo.corpus import documents
 from pipeline.demo.run import TEACHER
 
 _CHARS_PER_TOKEN = 8  # more than the demo's tokenizer needs, so that corpora do not end early
 DOMAINS = ("modules", "pages")
+STUDENTS = {
+    "base": "the student they begin with",
+    **{domain: f"expert: {domain}" for domain in DOMAINS},
+    "merged": "merged, ½ each",
+    "generalist": "generalist, from both caches",
+}
+"""What they are called in the table."""
 _SMALL = (
     *("train_student.student.num_blocks=2", "train_student.student.slstm_at=[0]"),
     *("train_student.batch_size=8", "train_student.validation_rows=16"),
@@ -29,7 +42,7 @@ _SMALL = (
 
 
 @click.command("experts", help=__doc__)
-@quick_option(tokens=80_000, steps=6, expert_steps=3, rows=8)
+@quick_option(tokens=80_000, steps=6, expert_steps=3, rows=8, seeds=1)
 @click.option("--tokens", default=200_000, show_default=True, help="Of each cache.")
 @click.option("--steps", default=120, show_default=True, help="Of the student they begin with.")
 @click.option("--expert-steps", default=60, show_default=True, help="Of each expert.")
@@ -37,19 +50,19 @@ _SMALL = (
     "--learning-rate", default=1e-3, show_default=True, help="Peak, of experts and generalist."
 )
 @click.option("--rows", default=64, show_default=True, help="Of each cache, to score students on.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--set", "settings", multiple=True, help="As train-student takes it, for all.")
+@click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Keeps everything.")
 @click.option(
-    "--work",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Keeps corpora, caches and students; what is there is taken, and is of the same options.",
+    "--json", "as_json", is_flag=True, help="Print one JSON object, in the form of a results file."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def experts(
     tokens: int,
     steps: int,
     expert_steps: int,
     learning_rate: float,
     rows: int,
+    seeds: int,
     settings: Sequence[str],
     work: Path | None,
     as_json: bool,
@@ -67,19 +80,37 @@ def experts(
                 "settings": list(settings),
             },
         )
+        progress = stack.enter_context(Progress("experts", seeds, unit=" seeds"))
         for domain in DOMAINS:
             make_cache(work, domain, tokens)
-        own = [f"train_student.learning_rate={learning_rate}", *settings]
-        train(work, "base", DOMAINS, steps, settings)
-        train(work, "generalist", DOMAINS, expert_steps, own, init="base")
-        for domain in DOMAINS:
-            train(work, domain, (domain,), expert_steps, own, init="base")
-        merge(work)
-        figures = {
-            student: losses_of(work, student, rows)
-            for student in ("base", *DOMAINS, "merged", "generalist")
-        }
-    show(figures, as_json, _table)
+        progress.start()
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in STUDENTS}
+        for seed in range(seeds):
+            own = [f"train_student.seed={seed}", *settings]
+            make_students(work, seed, steps, expert_steps, learning_rate, own)
+            for name, of_seeds in found.items():
+                of_seeds.append(losses_of(work, f"{name}-{seed}", rows))
+            progress.done(f"seed {seed}")
+    result = results(found)
+    show(result, as_json, lambda _: block(result))
+
+
+def make_students(
+    work: Path,
+    seed: int,
+    steps: int,
+    expert_steps: int,
+    learning_rate: float,
+    settings: Sequence[str],
+) -> None:
+    """All of one seed, unless they are there."""
+    own = [f"train_student.learning_rate={learning_rate}", *settings]
+    base = f"base-{seed}"
+    train(work, base, DOMAINS, steps, settings)
+    train(work, f"generalist-{seed}", DOMAINS, expert_steps, own, init=base)
+    for domain in DOMAINS:
+        train(work, f"{domain}-{seed}", (domain,), expert_steps, own, init=base)
+    merge(work, seed)
 
 
 def make_cache(work: Path, domain: str, tokens: int) -> None:
@@ -128,11 +159,12 @@ def train(
     )
 
 
-def merge(work: Path) -> None:
+def merge(work: Path, seed: int) -> None:
     """The mean of the two experts' weights."""
-    if not (work / "merged").exists():
-        shares = [f"{work / domain}={1 / len(DOMAINS)}" for domain in DOMAINS]
-        type_command("merge-students", *shares, "--out", work / "merged")
+    out = work / f"merged-{seed}"
+    if not out.exists():
+        shares = [f"{work / f'{domain}-{seed}'}={1 / len(DOMAINS)}" for domain in DOMAINS]
+        type_command("merge-students", *shares, "--out", out)
 
 
 def losses_of(work: Path, student: str, rows: int) -> dict[str, float]:
@@ -144,10 +176,31 @@ def losses_of(work: Path, student: str, rows: int) -> dict[str, float]:
     return dict(zip(DOMAINS, losses, strict=True))
 
 
-def _table(figures: dict[str, dict[str, float]]) -> str:
-    lines = [f"{'':20}{''.join(f'{domain:>10}' for domain in DOMAINS)}{'mean':>10}"]
-    for student, losses in figures.items():
-        name = f"expert: {student}" if student in DOMAINS else student
-        values = [*losses.values(), sum(losses.values()) / len(losses)]
-        lines.append(f"{name:20}{''.join(f'{value:>10.4f}' for value in values)}")
-    return "\n".join(lines)
+def results(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+    """A file of results; ``found`` has the losses of each student, in order of seeds."""
+    from stages.compute.device import choose_device
+    from stages.train_student.tracking.environment import run_environment
+
+    columns: dict[str, dict[str, str]] = {}
+    for domain in DOMAINS:
+        columns[domain] = {"heading": f"loss on {domain}", "format": ".4f"}
+        columns[f"{domain}_difference"] = {"heading": "to merged", "format": ".4f"}
+    return {
+        **made_by(run_environment(choose_device("auto"), 1)),
+        "rows_are": "student",
+        "columns": columns,
+        "rows": [_row(name, found) for name in found],
+        "students": found,
+    }
+
+
+def _row(name: str, found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": STUDENTS[name]}
+    for domain in DOMAINS:
+        own, merged = (
+            [losses[domain] for losses in students] for students in (found[name], found["merged"])
+        )
+        row[domain] = spread(own)
+        if name != "merged":
+            row[f"{domain}_difference"] = differences(own, merged)
+    return row
