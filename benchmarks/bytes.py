@@ -32,6 +32,8 @@ from benchmarks.trainings import Way
 from cache_format.codec.targets.kinds import kind_of
 from cache_format.reader import Cache
 from cache_format.shard import SKETCH_COLUMNS
+from stages.compute.device import choose_device
+from stages.train_student.tracking.environment import run_environment
 
 COMPARED: tuple[Mapping[str, Any], ...] = (
     {"targets": "top_k", "top_k": 32},
@@ -113,18 +115,21 @@ class _Bench:
         row: dict[str, Any] = {"way": way, "settings": compared, "students": []}
         if way == "cache":
             row["bytes_per_token"] = target_bytes(cache)
-            row["state_bytes_per_token"] = column_bytes(cache, SKETCH_COLUMNS)
+            row["state_bytes_per_token"] = state_bytes(cache)
         return row
 
-    def student(self, way: Way, compared: Mapping[str, Any], seed: int) -> dict[str, float]:
-        """The figures of ``online.train``."""
+    def student(self, way: Way, compared: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        """The figures of ``online.train``, and the environment that they are of."""
         settings = [*self._of(compared), f"train_student.seed={seed}"]
         key = hashlib.sha256(json.dumps([way, self._steps, settings]).encode()).hexdigest()[:16]
         kept = self._work / "students" / f"{key}.json"
         if kept.exists():
-            found: dict[str, float] = json.loads(kept.read_text())
+            found: dict[str, Any] = json.loads(kept.read_text())
             return found
-        found = online.in_new_process(way, self._at(compared), self._steps, settings)
+        found = {
+            **online.in_new_process(way, self._at(compared), self._steps, settings),
+            "environment": run_environment(choose_device("auto"), 1),
+        }
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(found))
         return found
@@ -144,20 +149,24 @@ class _Bench:
 
 
 def target_bytes(cache: Cache) -> float:
-    """Bytes of the targets' columns, per token."""
-    return column_bytes(cache, kind_of(cache.spec).COLUMNS)
+    """Bytes of the targets' columns, per token of training rows."""
+    return _column_bytes(cache, kind_of(cache.spec).COLUMNS)
 
 
-def column_bytes(cache: Cache, columns: Iterable[str]) -> float:
-    """Per token; a column that the cache lacks has none."""
+def state_bytes(cache: Cache) -> float:
+    """Those of projected hidden states, which a cache may lack."""
+    sketch = cache.spec.sketch
+    return _column_bytes(cache, SKETCH_COLUMNS) if sketch.dim else 0.0
+
+
+def _column_bytes(cache: Cache, columns: Iterable[str]) -> float:
     shards = cache.shards("train")
     if not shards:
         raise click.ClickException(
             "all that is cached is validation: raise cache_teacher.num_tokens"
         )
-    sizes = [shard.statistics.column_bytes for shard in shards]
-    num_bytes = sum(size.get(name, 0) for size in sizes for name in columns)
-    return round(num_bytes / sum(shard.num_tokens for shard in shards), 1)
+    num_bytes = sum(shard.statistics.column_bytes[name] for shard in shards for name in columns)
+    return num_bytes / sum(shard.num_tokens for shard in shards)
 
 
 def _line(row: Mapping[str, Any]) -> str:

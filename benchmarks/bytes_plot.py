@@ -6,17 +6,27 @@ the standard deviation over seeds, and lines for students of the teacher in the 
 
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-WITHOUT_CACHE = {"online": "teacher in the loop", "labels": "labels alone"}
+_WITHOUT_CACHE = {"online": "teacher in the loop", "labels": "labels alone"}
 _COLORS = {"top_k": "tab:orange", "hidden": "tab:blue", "top_k+hidden": "tab:purple"}
 
 
 def name_of(row: Mapping[str, Any]) -> str:
-    """What a row is called: the way, or the values of its settings."""
-    name = ", ".join(str(value) for value in row["settings"].values())
-    return WITHOUT_CACHE.get(row["way"], name)
+    """What a row is called: the way, or its settings, numbers with the names of theirs."""
+    if row["way"] in _WITHOUT_CACHE:
+        return _WITHOUT_CACHE[row["way"]]
+    settings = {key: str(value) for key, value in row["settings"].items()}
+    words = [_words(key, value) for key, value in settings.items() if value not in settings]
+    return ", ".join(words)
+
+
+def _words(key: str, value: str) -> str:
+    with suppress(ValueError):
+        return f"{key} {float(value):g}"
+    return value
 
 
 def save_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -31,7 +41,7 @@ def save_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         losses = [student["validation_loss"] for student in row["students"]]
         mean = statistics.mean(losses)
         spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
-        if row["way"] in WITHOUT_CACHE:
+        if row["way"] in _WITHOUT_CACHE:
             axes.axhline(mean, color="0.5", linestyle="--" if row["way"] == "online" else ":")
             axes.axhspan(mean - spread, mean + spread, color="0.5", alpha=0.15, linewidth=0)
             axes.annotate(

@@ -6,10 +6,9 @@ alone.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
-from benchmarks.bytes_plot import WITHOUT_CACHE
+from benchmarks.bytes_plot import name_of
 from benchmarks.new_result import differences, made_by, spread
 
 _COLUMNS = {
@@ -26,13 +25,10 @@ _COLUMNS = {
 
 def results(rows: Sequence[Mapping[str, Any]], steps: int) -> dict[str, Any]:
     """``rows`` begins with the teacher in the loop and labels alone; all have the same seeds."""
-    from stages.compute.device import choose_device
-    from stages.train_student.tracking.environment import run_environment
-
     online, labels, *_ = rows
     found = [_row(row, online, labels) for row in rows]
     return {
-        **made_by(run_environment(choose_device("auto"), 1)),
+        **made_by(student["environment"] for row in rows for student in row["students"]),
         "steps": steps,
         "rows_are": "targets",
         "columns": _COLUMNS,
@@ -44,7 +40,7 @@ def results(rows: Sequence[Mapping[str, Any]], steps: int) -> dict[str, Any]:
 def _row(
     row: Mapping[str, Any], online: Mapping[str, Any], labels: Mapping[str, Any]
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": _name(row)}
+    found: dict[str, Any] = {"name": name_of(row)}
     if row["way"] == "cache":
         found |= {"bytes": row["bytes_per_token"], "state_bytes": row["state_bytes_per_token"]}
     for key in ("loss", "kl"):
@@ -69,16 +65,3 @@ def _gains(
     """Percent of what the teacher in the loop gains, in each seed."""
     each = zip(own, of_online, of_labels, strict=True)
     return [100 * (without - value) / (without - whole) for value, whole, without in each]
-
-
-def _name(row: Mapping[str, Any]) -> str:
-    """What tells it from the others: texts alone, numbers with the names of their settings."""
-    if row["way"] in WITHOUT_CACHE:
-        return WITHOUT_CACHE[row["way"]]
-    return ", ".join(_words(key, str(value)) for key, value in row["settings"].items())
-
-
-def _words(key: str, value: str) -> str:
-    with suppress(ValueError):
-        return f"`{key}` {float(value):g}"
-    return f"`{value}`"

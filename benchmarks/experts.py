@@ -18,13 +18,14 @@ from typing import Any
 
 import click
 
-from benchmarks.new_result import differences, made_by, spread
+from benchmarks.new_result import differences, environment_of, made_by, spread
 from benchmarks.progress import Progress
 from benchmarks.quick import quick_option, show
 from benchmarks.result_files import block
 from benchmarks.typed_commands import require_same_options, type_command
 from pipeline.demo.corpus import documents
 from pipeline.demo.run import TEACHER
+from pipeline.run_report.recorded.recorded_run import read_run
 
 _CHARS_PER_TOKEN = 8  # more than the demo's tokenizer needs, so that corpora do not end early
 DOMAINS = ("modules", "pages")
@@ -35,6 +36,7 @@ STUDENTS = {
     "generalist": "generalist, from both caches",
 }
 """What they are called in the table."""
+_TRAINED = ("base", *DOMAINS, "generalist")
 _SMALL = (
     *("train_student.student.num_blocks=2", "train_student.student.slstm_at=[0]"),
     *("train_student.batch_size=8", "train_student.validation_rows=16"),
@@ -91,7 +93,8 @@ def experts(
             for name, of_seeds in found.items():
                 of_seeds.append(losses_of(work, f"{name}-{seed}", rows))
             progress.done(f"seed {seed}")
-    result = results(found)
+        names = [f"{name}-{seed}" for name in _TRAINED for seed in range(seeds)]
+        result = results(found, [environment_of(read_run(work / name, name)) for name in names])
     show(result, as_json, lambda _: block(result))
 
 
@@ -176,17 +179,16 @@ def losses_of(work: Path, student: str, rows: int) -> dict[str, float]:
     return dict(zip(DOMAINS, losses, strict=True))
 
 
-def results(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+def results(
+    found: Mapping[str, Sequence[Mapping[str, float]]], environments: Sequence[Mapping[str, str]]
+) -> dict[str, Any]:
     """A file of results; ``found`` has the losses of each student, in order of seeds."""
-    from stages.compute.device import choose_device
-    from stages.train_student.tracking.environment import run_environment
-
     columns: dict[str, dict[str, str]] = {}
     for domain in DOMAINS:
         columns[domain] = {"heading": f"loss on {domain}", "format": ".4f"}
         columns[f"{domain}_difference"] = {"heading": "to merged", "format": ".4f"}
     return {
-        **made_by(run_environment(choose_device("auto"), 1)),
+        **made_by(environments),
         "rows_are": "student",
         "columns": columns,
         "rows": [_row(name, found) for name in found],

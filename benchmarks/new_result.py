@@ -6,21 +6,34 @@ In: figures of students. Out: the entries that each file has, and figures with t
 import shlex
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+
+from pipeline.run_report.recorded.recorded_run import RecordedRun
 
 _ENVIRONMENT = ("device", "threads", "torch", "commit")
 
 
-def made_by(environment: Mapping[str, str]) -> dict[str, str]:
-    """The command that is running, today's date, and what is in ``environment`` as one text."""
+def made_by(environments: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """The command that is running, the day of its output, and where its students were trained.
+
+    Of a command that was stopped and went on elsewhere, every device and commit that it had.
+    """
+    found: dict[str, list[str]] = {}
+    for environment in environments:
+        for key in _ENVIRONMENT:
+            if key in environment and environment[key] not in found.setdefault(key, []):
+                found[key].append(environment[key])
     return {
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "environment": ", ".join(
-            f"{key} {environment[key]}" for key in _ENVIRONMENT if key in environment
-        ),
+        "environment": ", ".join(f"{key} {' and '.join(texts)}" for key, texts in found.items()),
     }
+
+
+def environment_of(run: RecordedRun) -> Mapping[str, str]:
+    """What the run recorded of where it was trained."""
+    return (run.record and run.record.environment) or {}
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:

@@ -36,7 +36,8 @@ def require_same_options(work: Path, options: Mapping[str, object]) -> None:
         return
     found: dict[str, object] = json.loads(kept.read_text())
     if found != options:
-        differing = ", ".join(key for key in options if options[key] != found.get(key))
+        keys = [*options, *(key for key in found if key not in options)]
+        differing = ", ".join(key for key in keys if options.get(key) != found.get(key))
         raise click.UsageError(
             f"--work {work}: what it has is of other options ({differing}). Take another directory."
         )

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.new_result import differences, made_by, spread
+import click
+
+from benchmarks.new_result import differences, environment_of, made_by, spread
 from pipeline.run_report.recorded.recorded_run import RecordedRun
 
 Trainings = Mapping[str, RecordedRun]
@@ -21,10 +23,9 @@ def results(found: Mapping[str, Sequence[Trainings]]) -> dict[str, Any]:
         for phase in ("untrained", "aligned", "distilled")
         for key, (heading, form) in _FIGURES.items()
     }
-    run = found[whole][0]["distilled"]
-    environment = (run.record and run.record.environment) or {}
+    runs = [run for seeds in found.values() for of_seed in seeds for run in of_seed.values()]
     return {
-        **made_by(environment),
+        **made_by(map(environment_of, runs)),
         "rows_are": "mixer",
         "columns": columns
         | {
@@ -33,7 +34,7 @@ def results(found: Mapping[str, Sequence[Trainings]]) -> dict[str, Any]:
         },
         "rows": [
             *(_row(mixer, seeds, figures[whole]) for mixer, seeds in figures.items()),
-            {"name": "teacher", "untrained_loss": run.metrics.last("validation/teacher_loss")},
+            {"name": "teacher", "untrained_loss": _last(runs[0], "validation/teacher_loss")},
         ],
         "students": figures,
         "output_gates": _output_gates([each["aligned"] for each in found[whole]]),
@@ -60,18 +61,21 @@ def _figures(runs: Trainings) -> dict[str, float]:
     found = {f"untrained_{key}": first.metrics.of(f"validation/{key}")[0] for key in _FIGURES}
     for phase, run in runs.items():
         for key in _FIGURES:
-            found[f"{phase}_{key}"] = _last(run.metrics.of(f"validation/{key}"))
+            found[f"{phase}_{key}"] = _last(run, f"validation/{key}")
     return found
 
 
 def _output_gates(runs: Sequence[RecordedRun]) -> dict[str, dict[str, float | None]]:
     """Of each layer after the alignment: 0 is the window alone, 1 the mLSTM alone."""
     names = sorted(name for name in runs[0].metrics.by_name if name.startswith(_GATE))
-    return {
-        name.removeprefix(_GATE): spread([_last(run.metrics.of(name)) for run in runs])
-        for name in names
-    }
+    return {name.removeprefix(_GATE): spread([_last(run, name) for run in runs]) for name in names}
 
 
-def _last(curve: Mapping[int, float]) -> float:
-    return curve[max(curve)]
+def _last(run: RecordedRun, name: str) -> float:
+    value = run.metrics.last(name)
+    if value is None:
+        raise click.ClickException(
+            f"{run.path}: its metrics do not end with a {name}. Remove this run; the same command "
+            "trains it again."
+        )
+    return value

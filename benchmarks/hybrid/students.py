@@ -34,7 +34,6 @@ MIXERS: Mapping[str, Sequence[str]] = {
     "mLSTM": ("pattern=mlstm",),
 }
 """Settings of the student, in place of the recipes'; the first is the whole mixer."""
-_WITHOUT_MLSTM = "window and sinks"
 
 
 @click.command("hybrid-students", help=__doc__)
@@ -74,7 +73,7 @@ def hybrid_students(
         kept = {"teacher": str(teacher), "corpus": str(corpus), "tokens": tokens, **options}
         require_same_options(work, kept)
         trainings = _Trainings(work, options)
-        num_trainings = seeds * (2 * len(MIXERS) - 1)
+        num_trainings = seeds * sum(1 + _has_mlstm(mixer) for mixer in MIXERS)
         progress = stack.enter_context(
             Progress("hybrid-students", num_trainings, unit=" trainings")
         )
@@ -88,6 +87,11 @@ def hybrid_students(
                 progress.done(f"{mixer}, seed {seed}", len(runs))
     result = results(found)
     show(result, as_json, lambda _: block(result))
+
+
+def _has_mlstm(mixer: str) -> bool:
+    """Without one, there is nothing to align."""
+    return "pattern=window" not in MIXERS[mixer]
 
 
 class _Trainings:
@@ -121,7 +125,7 @@ class _Trainings:
         own += [f"student.window={self._options['window']}", f"seed={seed}"]
         runs: dict[str, RecordedRun] = {}
         begin: list[object] = []
-        if mixer != _WITHOUT_MLSTM:
+        if _has_mlstm(mixer):
             runs["aligned"] = self._train(f"aligned/{name}", "align", own)
             begin = ["--init", self._work / "aligned" / name]
         own += [f"learning_rate={self._options['learning_rate']}"]

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 import cache_format
 from benchmarks import online
 from benchmarks.__main__ import main
-from benchmarks.bytes import COMPARED, column_bytes, target_bytes
+from benchmarks.bytes import COMPARED, state_bytes, target_bytes
 from tests.support.golden_cache import GOLDEN
 
 _LOSSES = {"online": 3.0, "labels": 4.0, "cache": 3.25}
@@ -46,7 +46,8 @@ def test_every_kind_has_a_student_for_every_seed(
     assert [row["settings"] for row in students[2:]] == list(COMPARED)
     assert all(len(row["students"]) == 2 for row in students)
     assert "bytes_per_token" not in students[0]
-    assert students[2]["bytes_per_token"] > 0
+    assert students[2]["bytes_per_token"] > students[2]["state_bytes_per_token"] > 0
+    assert "commit" in students[2]["students"][1]["environment"]
     # All kinds have one student before any has two.
     seeds = [settings[-1] for _, settings in trained]
     assert seeds == sorted(seeds)
@@ -62,8 +63,8 @@ def test_rows_are_ranked_and_compared_with_the_teacher_in_the_loop_in_the_same_s
     assert last["name"] == "labels alone"
     assert last["loss_difference"]["mean"] == pytest.approx(1)
     assert [row["name"] for row in between][:2] == [
-        "`top_k`, `top_k` 32",
-        "`top_k`, `top_k` 32, `tail_moment_dim` 16",
+        "top_k 32",
+        "top_k 32, tail_moment_dim 16",
     ]
     for row in between:
         assert row["loss"]["mean"] == pytest.approx(3.3)
@@ -96,7 +97,7 @@ def test_compared_settings_may_be_given(
         {"targets": "hidden", "hidden_kl": "0.1"},
     ]
     names = [row["name"] for row in result["rows"][1:-1]]
-    assert names == ["`top_k`, `top_k` 8", "`hidden`, `hidden_kl` 0.1"]
+    assert names == ["top_k 8", "hidden, hidden_kl 0.1"]
     assert "cache_teacher.hidden_kl=0.1" in trained[-1][1]
 
 
@@ -111,7 +112,10 @@ def test_the_plot_names_all_rows(tmp_path: Path, trained: list[tuple[str, list[s
     picture = tmp_path / "curve.svg"
     run(tmp_path / "work", "--seeds", "2", "--plot", str(picture))
     drawn = picture.read_text()
-    for name in ("teacher in the loop", "labels alone", "hidden, 0.05, nearest", "top_k, 32"):
+    for name in (
+        *("teacher in the loop", "labels alone", "top_k 32"),
+        "hidden, hidden_kl 0.05, nearest",
+    ):
         assert name in drawn
 
 
@@ -126,16 +130,13 @@ def test_what_was_trained_before_is_not_trained_again(
     assert len(trained) == 2 * num_students
 
 
-def test_bytes_are_those_of_the_targets_alone() -> None:
+def test_bytes_are_those_of_the_targets_and_of_hidden_states() -> None:
     cache = cache_format.open(GOLDEN / "top_k")
     shards = cache.shards("train")
-    sizes = [shard.statistics.column_bytes for shard in shards]
-    columns = ("num_kept", "kept", "tail_log_mass", "next_logprob")
-    expected = sum(size[name] for size in sizes for name in columns)
     num_tokens = sum(shard.num_tokens for shard in shards)
-    assert target_bytes(cache) == round(expected / num_tokens, 1)
-
-
-def test_a_column_that_a_cache_lacks_has_no_bytes() -> None:
-    cache = cache_format.open(GOLDEN / "top_k")
-    assert column_bytes(cache, ["no such column"]) == 0
+    for found, columns in (
+        (target_bytes(cache), ("num_kept", "kept", "tail_log_mass", "next_logprob")),
+        (state_bytes(cache), ("sketch", "sketch_scale")),
+    ):
+        sizes = [shard.statistics.column_bytes for shard in shards]
+        assert found == sum(size[name] for size in sizes for name in columns) / num_tokens > 0

@@ -9,6 +9,9 @@ import click
 import pytest
 
 from benchmarks.__main__ import main as benchmarks
+from benchmarks.compare_option import compared_settings
+from pipeline.ablation.planning.planned_runs import Problems, plan_runs
+from pipeline.ablation.planning.sweep import load_sweep
 from pipeline.cli import main as pipeline
 from pipeline.recipes.recipe import load_recipe, parse_override
 from tests.support import ROOT
@@ -56,6 +59,10 @@ def test_commands_are_accepted(text: str, tmp_path: Path, monkeypatch: pytest.Mo
     command = {"benchmarks": benchmarks, "pipeline": pipeline}[own].commands[name]
     if words == ["--help"]:
         return
-    context: click.Context = command.make_context(name, words)
+    context: click.Context = command.make_context(name, words.copy())
     settings = [parse_override(setting) for setting in context.params.get("settings", ())]
     load_recipe(context.params.get("recipe_name", "demo"), settings)
+    compared_settings(context.params.get("compared", ()))
+    if baseline := context.params.get("baseline"):
+        (sweep,) = (ROOT / "benchmarks/experiments").glob(f"{Path(words[0]).name}.toml")
+        assert baseline in {point.name for point in plan_runs(load_sweep(sweep), Problems()).points}

@@ -16,7 +16,7 @@ _LOSSES = {"base": 4.0, "modules": 3.5, "pages": 3.6, "merged": 3.4, "generalist
 def loss_of(student: str) -> float:
     """On modules; seeds change it, and the difference to the merge."""
     name, _, seed = Path(student).name.rpartition("-")
-    return _LOSSES[name] + (0.0 if name == "merged" else 0.1 * int(seed))
+    return _LOSSES[name] + (0.3 if name == "merged" else 0.1) * int(seed)
 
 
 @pytest.fixture
@@ -34,6 +34,8 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     found = [(f"a{n}.{end}#0", f"text {n}") for n in range(4) for end in ("py", "md")]
     monkeypatch.setattr(experts, "documents", lambda side: iter(found))
     monkeypatch.setattr(experts, "type_command", type_command)
+    monkeypatch.setattr(experts, "read_run", lambda path, _: path)
+    monkeypatch.setattr(experts, "environment_of", lambda path: {"commit": path.name[-1]})
     return commands
 
 
@@ -76,9 +78,11 @@ def test_differences_are_to_the_merge_of_the_same_seed(
     assert list(rows) == list(experts.STUDENTS.values())
     own = rows["expert: pages"]
     assert own["modules"] == {"mean": pytest.approx(3.65), "deviation": pytest.approx(0.0707, 1e-3)}
-    assert own["pages_difference"]["mean"] == pytest.approx(3.65 - 3.4)
+    assert own["pages_difference"]["mean"] == pytest.approx(3.65 - 3.55)
+    assert own["pages_difference"]["deviation"] == pytest.approx(0.2 / 2**0.5)
+    assert result["environment"] == "commit 0 and 1"
     assert "pages_difference" not in rows["merged, ½ each"]
-    assert "| expert: pages | 3.6500 ±0.0707 | 0.2500 ±0.0707 |" in block(result)
+    assert "| expert: pages | 3.6500 ±0.0707 | 0.1000 ±0.1414 |" in block(result)
 
 
 def test_students_of_other_options_are_not_taken(tmp_path: Path, typed: list[list[str]]) -> None:

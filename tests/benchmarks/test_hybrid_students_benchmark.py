@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import typed_commands
 from benchmarks.__main__ import main
 from benchmarks.hybrid import students
 from benchmarks.result_files import block
@@ -102,5 +101,15 @@ def test_a_command_that_fails_is_named_and_can_be_repeated(tmp_path: Path) -> No
     assert "--work" in refused.stderr
 
 
-def test_typed_commands_return_what_they_print() -> None:
-    assert typed_commands.type_command("--version").startswith("pipeline")
+def test_a_damaged_end_of_the_metrics_is_not_replaced_by_an_older_one(
+    tmp_path: Path, typed: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(path: Path, name: str) -> RecordedRun:
+        run = recorded(path, name)
+        run.metrics.damaged["validation/kl"] = 9
+        return run
+
+    monkeypatch.setattr(students, "read_run", damaged)
+    refused = run("--work", str(tmp_path), "--json")
+    assert refused.exit_code == 1
+    assert "do not end with a validation/kl" in refused.stderr

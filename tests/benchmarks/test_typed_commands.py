@@ -1,0 +1,30 @@
+"""Commands that benchmarks type, and the options that a directory of theirs keeps."""
+
+from pathlib import Path
+
+import click
+import pytest
+
+from benchmarks.typed_commands import require_same_options, type_command
+
+
+def test_what_a_command_prints_is_returned() -> None:
+    assert type_command("--version").startswith("pipeline")
+
+
+def test_a_command_that_fails_is_named() -> None:
+    with pytest.raises(click.ClickException, match="pipeline inspect ended with status"):
+        type_command("inspect", "no-such-cache")
+
+
+@pytest.mark.parametrize(
+    ("options", "differing"),
+    [({"a": 2, "b": 1}, "a"), ({"a": 1}, "b"), ({"a": 1, "b": 1, "c": 3}, "c")],
+)
+def test_a_directory_keeps_its_options(
+    options: dict[str, int], differing: str, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        require_same_options(tmp_path, {"a": 1, "b": 1})
+    with pytest.raises(click.UsageError, match=rf"of other options \({differing}\)"):
+        require_same_options(tmp_path, options)
