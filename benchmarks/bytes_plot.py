@@ -7,11 +7,15 @@ the standard deviation over seeds, and lines for students of the teacher in the 
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 _WITHOUT_CACHE = {"online": "teacher in the loop", "labels": "labels alone"}
 _COLORS = {"top_k": "tab:orange", "hidden": "tab:blue", "top_k+hidden": "tab:purple"}
+
+
+_MARKERS = "osD^vPX*"
 
 
 def name_of(row: Mapping[str, Any]) -> str:
@@ -35,27 +39,24 @@ def save_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.fonttype"] = "none"  # text stays text
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    figure = Figure(figsize=(7.5, 5.2), layout="constrained")
     axes = figure.subplots()
+    markers = cycle(_MARKERS)
     for row in rows:
         losses = [student["validation_loss"] for student in row["students"]]
         mean = statistics.mean(losses)
         spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
+        name = name_of(row)
         if row["way"] in _WITHOUT_CACHE:
-            axes.axhline(mean, color="0.5", linestyle="--" if row["way"] == "online" else ":")
+            style = "--" if row["way"] == "online" else ":"
+            axes.axhline(mean, color="0.5", linestyle=style, label=name)
             axes.axhspan(mean - spread, mean + spread, color="0.5", alpha=0.15, linewidth=0)
-            axes.annotate(
-                name_of(row), (1, mean), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-            )
             continue
-        color = _COLORS.get(str(row["settings"]["targets"]), "tab:green")
-        x = row["bytes_per_token"]
-        axes.errorbar(x, mean, yerr=spread, fmt="o", capsize=3, color=color)
-        axes.annotate(
-            name_of(row), (x, mean), xytext=(6, 4), textcoords="offset points", fontsize=8
-        )
+        color = _COLORS.get(str(row["settings"].get("targets")), "tab:green")
+        x, marker = row["bytes_per_token"], next(markers)
+        axes.errorbar(x, mean, yerr=spread, fmt=marker, capsize=3, color=color, label=name)
     axes.set_xlabel("bytes per token of the targets")
     axes.set_ylabel("validation loss of the student, nats")
-    most = max(row.get("bytes_per_token", 0.0) for row in rows)
-    axes.set_xlim(0, 1.25 * most)  # with room for the last name
+    axes.set_xlim(left=0)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # points may be close together
     figure.savefig(path)

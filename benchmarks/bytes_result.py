@@ -16,10 +16,10 @@ _COLUMNS = {
     "state_bytes": {"heading": "bytes/token of hidden states", "format": ".1f"},
     "loss": {"heading": "loss", "format": ".4f"},
     "loss_difference": {"heading": "loss, to teacher in the loop", "format": ".4f"},
-    "gain": {"heading": "gain", "format": ".0f", "unit": " %"},
+    "gain": {"heading": "gain", "format": ".1f", "unit": " %"},
     "kl": {"heading": "KL", "format": ".4f"},
     "kl_difference": {"heading": "KL, to teacher in the loop", "format": ".4f"},
-    "kl_gain": {"heading": "gain of KL", "format": ".0f", "unit": " %"},
+    "kl_gain": {"heading": "gain of KL", "format": ".1f", "unit": " %"},
 }
 
 

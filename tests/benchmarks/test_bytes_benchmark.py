@@ -77,7 +77,7 @@ def test_rows_are_ranked_and_compared_with_the_teacher_in_the_loop_in_the_same_s
     assert lines[0].startswith("| targets | bytes/token |")
     assert lines[2].startswith("| teacher in the loop |")
     assert "3.3000 ±0.0707" in lines[3]
-    assert "75 % ±0" in lines[3]
+    assert "75.0 % ±0.0" in lines[3]
 
 
 def test_a_single_seed_has_no_deviation(
