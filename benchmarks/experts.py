@@ -22,7 +22,7 @@ from benchmarks.new_result import differences, environment_of, made_by, spread
 from benchmarks.progress import Progress
 from benchmarks.quick import quick_option, show
 from benchmarks.result_files import block
-from benchmarks.typed_commands import require_same_options, type_command
+from benchmarks.typed_commands import compile_option, require_same_options, type_command
 from pipeline.demo.corpus import documents
 from pipeline.demo.run import TEACHER
 from pipeline.run_report.recorded.recorded_run import read_run
@@ -44,7 +44,7 @@ _SMALL = (
 
 
 @click.command("experts", help=__doc__)
-@quick_option(tokens=80_000, steps=6, expert_steps=3, rows=8, seeds=1)
+@quick_option(tokens=50_000, steps=4, expert_steps=2, rows=4, seeds=1, compile="off")
 @click.option("--tokens", default=200_000, show_default=True, help="Of each cache.")
 @click.option("--steps", default=120, show_default=True, help="Of the student they begin with.")
 @click.option("--expert-steps", default=60, show_default=True, help="Of each expert.")
@@ -52,6 +52,7 @@ _SMALL = (
     "--learning-rate", default=1e-3, show_default=True, help="Peak, of experts and generalist."
 )
 @click.option("--rows", default=64, show_default=True, help="Of each cache, to score students on.")
+@compile_option
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--set", "settings", multiple=True, help="As train-student takes it, for all.")
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Keeps everything.")
@@ -64,6 +65,7 @@ def experts(
     expert_steps: int,
     learning_rate: float,
     rows: int,
+    compile: str,
     seeds: int,
     settings: Sequence[str],
     work: Path | None,
@@ -79,16 +81,17 @@ def experts(
                 "steps": steps,
                 "expert_steps": expert_steps,
                 "learning_rate": learning_rate,
+                "compile": compile,
                 "settings": list(settings),
             },
         )
         progress = stack.enter_context(Progress("experts", seeds, unit=" seeds"))
         for domain in DOMAINS:
-            make_cache(work, domain, tokens)
+            make_cache(work, domain, tokens, compile)
         progress.start()
         found: dict[str, list[dict[str, float]]] = {name: [] for name in STUDENTS}
         for seed in range(seeds):
-            own = [f"train_student.seed={seed}", *settings]
+            own = [f"train_student.seed={seed}", f"train_student.compile={compile}", *settings]
             make_students(work, seed, steps, expert_steps, learning_rate, own)
             for name, of_seeds in found.items():
                 of_seeds.append(losses_of(work, f"{name}-{seed}", rows))
@@ -116,7 +119,7 @@ def make_students(
     merge(work, seed)
 
 
-def make_cache(work: Path, domain: str, tokens: int) -> None:
+def make_cache(work: Path, domain: str, tokens: int, compile: str) -> None:
     """The documents of ``domain`` and their cache, unless they are there."""
     corpus = work / f"{domain}.jsonl"
     if not corpus.exists():
@@ -130,7 +133,7 @@ def make_cache(work: Path, domain: str, tokens: int) -> None:
         *("cache-teacher", "--recipe", "demo", "--out", work / f"{domain}-cache"),
         *("--set", f"cache_teacher.teacher={json.dumps(str(TEACHER))}"),
         *("--set", f"cache_teacher.corpus={json.dumps(str(corpus.resolve()))}"),
-        *("--tokens", tokens),
+        *("--set", f"cache_teacher.compile={compile}", "--tokens", tokens),
     )
 
 

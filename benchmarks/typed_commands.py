@@ -10,6 +10,14 @@ import click
 
 from cache_format.storage.atomic import publish_bytes
 
+compile_option = click.option(
+    "--compile",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Of both stages, as recipes have it.",
+)
+
 
 def type_command(*words: object) -> str:
     """Run a command of the pipeline in a process of its own; returns its stdout.

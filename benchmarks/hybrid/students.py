@@ -22,7 +22,7 @@ from benchmarks.online import CORPUS_CHARS
 from benchmarks.progress import Progress
 from benchmarks.quick import quick_option, show
 from benchmarks.result_files import block
-from benchmarks.typed_commands import require_same_options, type_command
+from benchmarks.typed_commands import compile_option, require_same_options, type_command
 from pipeline.demo.corpus import write_parquet
 from pipeline.demo.run import TEACHER
 from pipeline.run_report.recorded.recorded_run import RecordedRun, read_run
@@ -37,7 +37,7 @@ MIXERS: Mapping[str, Sequence[str]] = {
 
 
 @click.command("hybrid-students", help=__doc__)
-@quick_option(tokens=60_000, align_steps=4, distill_steps=2, rows=8, seeds=1)
+@quick_option(tokens=50_000, align_steps=2, distill_steps=2, rows=4, seeds=1, compile="off")
 @click.option(
     "--teacher",
     type=click.Path(file_okay=False, exists=True, path_type=Path),
@@ -53,6 +53,7 @@ MIXERS: Mapping[str, Sequence[str]] = {
     "--learning-rate", default=1e-4, show_default=True, help="Of the distillation, constant."
 )
 @click.option("--rows", default=96, show_default=True, help="Of a validation.")
+@compile_option
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Keeps everything.")
 @click.option(
@@ -115,7 +116,7 @@ class _Trainings:
                 for word in ("--set", f"cache_teacher.{key}={json.dumps(str(place.resolve()))}")
             ),
             *("--set", f"cache_teacher.sequence_length={self._options['length']}"),
-            *("--tokens", tokens),
+            *("--set", f"cache_teacher.compile={self._options['compile']}", "--tokens", tokens),
         )
 
     def student(self, mixer: str, seed: int) -> dict[str, RecordedRun]:
@@ -123,6 +124,7 @@ class _Trainings:
         name = f"{mixer.replace(', ', '-').replace(' ', '-').lower()}-{seed}"
         own = [f"student.{setting}" for setting in MIXERS[mixer]]
         own += [f"student.window={self._options['window']}", f"seed={seed}"]
+        own += [f"compile={self._options['compile']}"]
         runs: dict[str, RecordedRun] = {}
         begin: list[object] = []
         if _has_mlstm(mixer):
