@@ -91,7 +91,7 @@ def test_students_of_other_options_are_not_taken(tmp_path: Path, typed: list[lis
     typed.clear()
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 2
-    expected = "what it has is of other options (tokens, steps, expert_steps)"
+    expected = "what it has is of other options (tokens, steps, expert_steps, compile)"
     assert expected in " ".join(result.stderr.split())
     assert not typed
     assert CliRunner().invoke(main, [*words, "--quick"]).exit_code == 0
