@@ -22,8 +22,8 @@ import click
 
 import cache_format
 from benchmarks import online
-from benchmarks.bytes_plot import name_of, save_plot
-from benchmarks.bytes_result import results
+from benchmarks.bytes_plot import save_plot
+from benchmarks.bytes_result import name_of, results
 from benchmarks.compare_option import compare_option, compared_texts
 from benchmarks.progress import Progress, caching_bar
 from benchmarks.quick import after_quick, quick_option, show
@@ -32,6 +32,7 @@ from benchmarks.trainings import Way
 from cache_format.codec.targets.kinds import kind_of
 from cache_format.reader import Cache
 from cache_format.shard import SKETCH_COLUMNS
+from cache_format.storage.atomic import publish_bytes
 from stages.compute.device import choose_device
 from stages.train_student.tracking.environment import run_environment
 
@@ -131,7 +132,7 @@ class _Bench:
             "environment": run_environment(choose_device("auto"), 1),
         }
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(found))
+        publish_bytes(kept, json.dumps(found).encode())
         return found
 
     def _cache(self, compared: Mapping[str, Any]) -> Cache:

@@ -6,31 +6,14 @@ the standard deviation over seeds, and lines for students of the teacher in the 
 
 import statistics
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-_WITHOUT_CACHE = {"online": "teacher in the loop", "labels": "labels alone"}
+from benchmarks.bytes_result import name_of
+
 _COLORS = {"top_k": "tab:orange", "hidden": "tab:blue", "top_k+hidden": "tab:purple"}
-
-
 _MARKERS = "osD^vPX*"
-
-
-def name_of(row: Mapping[str, Any]) -> str:
-    """What a row is called: the way, or its settings, numbers with the names of theirs."""
-    if row["way"] in _WITHOUT_CACHE:
-        return _WITHOUT_CACHE[row["way"]]
-    settings = {key: str(value) for key, value in row["settings"].items()}
-    words = [_words(key, value) for key, value in settings.items() if value not in settings]
-    return ", ".join(words)
-
-
-def _words(key: str, value: str) -> str:
-    with suppress(ValueError):
-        return f"{key} {float(value):g}"
-    return value
 
 
 def save_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -47,7 +30,7 @@ def save_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         mean = statistics.mean(losses)
         spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
         name = name_of(row)
-        if row["way"] in _WITHOUT_CACHE:
+        if row["way"] != "cache":
             style = "--" if row["way"] == "online" else ":"
             axes.axhline(mean, color="0.5", linestyle=style, label=name)
             axes.axhspan(mean - spread, mean + spread, color="0.5", alpha=0.15, linewidth=0)

@@ -6,11 +6,12 @@ alone.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from benchmarks.bytes_plot import name_of
 from benchmarks.new_result import differences, made_by, spread
 
+_WITHOUT_CACHE = {"online": "teacher in the loop", "labels": "labels alone"}
 _COLUMNS = {
     "bytes": {"heading": "bytes/token", "format": ".1f"},
     "state_bytes": {"heading": "bytes/token of hidden states", "format": ".1f"},
@@ -28,13 +29,26 @@ def results(rows: Sequence[Mapping[str, Any]], steps: int) -> dict[str, Any]:
     online, labels, *_ = rows
     found = [_row(row, online, labels) for row in rows]
     return {
-        **made_by(student["environment"] for row in rows for student in row["students"]),
+        **made_by(
+            student.get("environment", {})  # without one, of an older version
+            for row in rows
+            for student in row["students"]
+        ),
         "steps": steps,
         "rows_are": "targets",
         "columns": _COLUMNS,
         "rows": sorted(found, key=lambda row: row["loss"]["mean"]),
         "students": list(rows),
     }
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """What a row is called: the way, or its settings, numbers with the names of theirs."""
+    if row["way"] in _WITHOUT_CACHE:
+        return _WITHOUT_CACHE[row["way"]]
+    settings = {key: str(value) for key, value in row["settings"].items()}
+    words = [_words(key, value) for key, value in settings.items() if value not in settings]
+    return ", ".join(words)
 
 
 def _row(
@@ -65,3 +79,9 @@ def _gains(
     """Percent of what the teacher in the loop gains, in each seed."""
     each = zip(own, of_online, of_labels, strict=True)
     return [100 * (without - value) / (without - whole) for value, whole, without in each]
+
+
+def _words(key: str, value: str) -> str:
+    with suppress(ValueError):
+        return f"{key} {float(value):g}"
+    return value

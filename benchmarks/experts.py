@@ -22,7 +22,13 @@ from benchmarks.new_result import differences, environment_of, made_by, spread
 from benchmarks.progress import Progress
 from benchmarks.quick import quick_option, show
 from benchmarks.result_files import block
-from benchmarks.typed_commands import compile_option, require_same_options, type_command
+from benchmarks.typed_commands import (
+    compile_option,
+    require_same_options,
+    type_command,
+    type_here,
+)
+from cache_format.storage.atomic import atomic_file
 from pipeline.demo.corpus import documents
 from pipeline.demo.run import TEACHER
 from pipeline.run_report.recorded.recorded_run import read_run
@@ -44,7 +50,7 @@ _SMALL = (
 
 
 @click.command("experts", help=__doc__)
-@quick_option(tokens=50_000, steps=4, expert_steps=2, rows=4, seeds=1, compile="off")
+@quick_option(tokens=30_000, steps=4, expert_steps=2, rows=4, seeds=1, compile="off")
 @click.option("--tokens", default=200_000, show_default=True, help="Of each cache.")
 @click.option("--steps", default=120, show_default=True, help="Of the student they begin with.")
 @click.option("--expert-steps", default=60, show_default=True, help="Of each expert.")
@@ -125,9 +131,9 @@ def make_cache(work: Path, domain: str, tokens: int, compile: str) -> None:
     if not corpus.exists():
         num_chars = 0
         own = (text for name, text in documents("demo") if domain_of(name) == domain)
-        with corpus.open("w", encoding="utf-8") as sink:
+        with atomic_file(corpus) as sink:
             while num_chars < _CHARS_PER_TOKEN * tokens and (text := next(own, None)):
-                sink.write(json.dumps({"text": text}) + "\n")
+                sink.write(f"{json.dumps({'text': text})}\n".encode())
                 num_chars += len(text)
     type_command(
         *("cache-teacher", "--recipe", "demo", "--out", work / f"{domain}-cache"),
@@ -170,14 +176,14 @@ def merge(work: Path, seed: int) -> None:
     out = work / f"merged-{seed}"
     if not out.exists():
         shares = [f"{work / f'{domain}-{seed}'}={1 / len(DOMAINS)}" for domain in DOMAINS]
-        type_command("merge-students", *shares, "--out", out)
+        type_here("merge-students", *shares, "--out", out)
 
 
 def losses_of(work: Path, student: str, rows: int) -> dict[str, float]:
     """Of ``student`` on so many validation rows of each domain."""
     caches = [word for domain in DOMAINS for word in ("--cache", work / f"{domain}-cache")]
     command = ("evaluate", work / student, *caches, "--rows", rows, "--json")
-    found = json.loads(type_command(*command))
+    found = json.loads(type_here(*command))
     losses = (of_cache["student"]["loss"] for of_cache in found["caches"])
     return dict(zip(DOMAINS, losses, strict=True))
 

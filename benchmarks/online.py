@@ -28,13 +28,13 @@ import torch
 
 import cache_format
 from benchmarks.break_even import RunCosts, cost_table, pays_off
+from benchmarks.demo_text import make_demo_text
 from benchmarks.progress import Progress, caching_bar
 from benchmarks.quick import after_quick, quick_option, show
 from benchmarks.timed_cache import timed
 from benchmarks.trainings import WAYS, Training, Way
 from cache_format.metadata.manifest import Manifest
 from cache_format.reader import Cache
-from pipeline.demo.corpus import write_parquet
 from pipeline.demo.run import TEACHER
 from pipeline.recipes.recipe import Recipe, load_recipe, parse_override
 from pipeline.students.online_teacher import load_online_teacher
@@ -47,7 +47,6 @@ from stages.train_student.tracking.throughput import peak_bytes
 if TYPE_CHECKING:
     from stages.cache_teacher.reporting.progress import CacheProgress
 
-CORPUS_CHARS = 9_000_000
 QUICK_SETTINGS = (
     "cache_teacher.num_tokens=30k",
     "cache_teacher.documents_per_unit=4",
@@ -129,10 +128,7 @@ def make_cache(
     """
     from stages.cache_teacher.run import cache_teacher
 
-    corpus = Path(recipe.cache_teacher.corpus)
-    if not corpus.exists():
-        corpus.mkdir(parents=True)
-        write_parquet(corpus / "python-documentation.parquet", "demo", CORPUS_CHARS)
+    make_demo_text(Path(recipe.cache_teacher.corpus))
     last: list[CacheProgress] = []
 
     def keep(progress: "CacheProgress") -> None:

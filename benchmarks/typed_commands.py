@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import click
 
 from cache_format.storage.atomic import publish_bytes
+from pipeline.cli import main
 
 compile_option = click.option(
     "--compile",
@@ -24,15 +27,33 @@ def type_command(*words: object) -> str:
 
     Raises ClickException where it fails, which has said why.
     """
-    command = [sys.executable, "-m", "pipeline", *map(str, words)]
-    click.echo(f"$ pipeline {' '.join(command[3:])}", err=True)
+    typed = _typed(words)
+    command = [sys.executable, "-m", "pipeline", *typed]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise click.ClickException(
-            f"pipeline {words[0]} ended with status {done.returncode}; it said why. With --work, "
-            "the same command goes on from what was made."
-        )
+    _require_success(typed, done.returncode)
     return done.stdout
+
+
+def type_here(*words: object) -> str:
+    """As ``type_command``, in this process: for commands shorter than PyTorch takes to import."""
+    typed = _typed(words)
+    with redirect_stdout(StringIO()) as printed:
+        _require_success(typed, main.main(typed, "pipeline", standalone_mode=False))
+    return printed.getvalue()
+
+
+def _typed(words: Iterable[object]) -> list[str]:
+    typed = list(map(str, words))
+    click.echo(f"$ pipeline {' '.join(typed)}", err=True)
+    return typed
+
+
+def _require_success(typed: Sequence[str], status: int | None) -> None:
+    if status:
+        raise click.ClickException(
+            f"pipeline {typed[0]} ended with status {status}; it said why. With --work, the same "
+            "command goes on from what was made."
+        )
 
 
 def require_same_options(work: Path, options: Mapping[str, object]) -> None:

@@ -17,13 +17,12 @@ from typing import Any
 
 import click
 
+from benchmarks.demo_text import make_demo_text
 from benchmarks.hybrid.student_results import results
-from benchmarks.online import CORPUS_CHARS
 from benchmarks.progress import Progress
 from benchmarks.quick import quick_option, show
 from benchmarks.result_files import block
 from benchmarks.typed_commands import compile_option, require_same_options, type_command
-from pipeline.demo.corpus import write_parquet
 from pipeline.demo.run import TEACHER
 from pipeline.run_report.recorded.recorded_run import RecordedRun, read_run
 
@@ -104,9 +103,7 @@ class _Trainings:
     def make_cache(self, teacher: Path, corpus: Path | None, tokens: int) -> None:
         if corpus is None:
             corpus = self._work / "corpus"
-            if not corpus.exists():
-                corpus.mkdir()
-                write_parquet(corpus / "python-documentation.parquet", "demo", CORPUS_CHARS)
+            make_demo_text(corpus, tokens)
         places = {"teacher": teacher, "corpus": corpus}
         type_command(
             *("cache-teacher", "--recipe", "demo-hybrid-align", "--out", self._work / "cache"),

@@ -34,6 +34,7 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     found = [(f"a{n}.{end}#0", f"text {n}") for n in range(4) for end in ("py", "md")]
     monkeypatch.setattr(experts, "documents", lambda side: iter(found))
     monkeypatch.setattr(experts, "type_command", type_command)
+    monkeypatch.setattr(experts, "type_here", type_command)
     monkeypatch.setattr(experts, "read_run", lambda path, _: path)
     monkeypatch.setattr(experts, "environment_of", lambda path: {"commit": path.name[-1]})
     return commands

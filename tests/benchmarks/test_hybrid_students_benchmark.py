@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from benchmarks import demo_text
 from benchmarks.__main__ import main
 from benchmarks.hybrid import students
 from benchmarks.result_files import block
@@ -37,7 +38,7 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         students, "type_command", lambda *words: commands.append(list(map(str, words)))
     )
     monkeypatch.setattr(students, "read_run", recorded)
-    monkeypatch.setattr(students, "write_parquet", lambda *_: None)
+    monkeypatch.setattr(demo_text, "write_parquet", lambda *_: None)
     return commands
 
 

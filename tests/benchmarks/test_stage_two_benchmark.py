@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 import cache_format
-from benchmarks import online, stage_one, stage_two
+from benchmarks import demo_text, online, stage_one, stage_two
 from benchmarks.__main__ import main
 from benchmarks.trainings import WAYS
 from pipeline.recipes.recipe import load_recipe, parse_override
@@ -92,7 +92,7 @@ def write_tiny_corpus(target: Path, side: str, num_chars: int) -> None:
 def test_three_students_train_on_the_demo_with_the_same_settings(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(online, "write_parquet", write_tiny_corpus)
+    monkeypatch.setattr(demo_text, "write_parquet", write_tiny_corpus)
     monkeypatch.setattr(online, "TEACHER", save_tiny_teacher(tmp_path / "teacher"))
     trained: dict[str, Any] = {}
 

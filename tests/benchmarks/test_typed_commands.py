@@ -1,20 +1,24 @@
 """Commands that benchmarks type, and the options that a directory of theirs keeps."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
 
-from benchmarks.typed_commands import require_same_options, type_command
+from benchmarks.typed_commands import require_same_options, type_command, type_here
 
 
-def test_what_a_command_prints_is_returned() -> None:
-    assert type_command("--version").startswith("pipeline")
+@pytest.mark.parametrize("type_it", [type_command, type_here])
+def test_what_a_command_prints_is_returned(type_it: Callable[..., str]) -> None:
+    assert type_it("recipes", "demo").startswith("description = ")
+    assert "distil-xlstm" in type_it("recipes")
 
 
-def test_a_command_that_fails_is_named() -> None:
-    with pytest.raises(click.ClickException, match="pipeline inspect ended with status"):
-        type_command("inspect", "no-such-cache")
+@pytest.mark.parametrize("type_it", [type_command, type_here])
+def test_a_command_that_fails_is_named(type_it: Callable[..., str], tmp_path: Path) -> None:
+    with pytest.raises(click.ClickException, match="pipeline inspect ended with status 1"):
+        type_it("inspect", tmp_path)
 
 
 @pytest.mark.parametrize(
